@@ -1,0 +1,67 @@
+"""Exact kernels of infinitely wide neural networks: NTK, CNTK and NNGP.
+
+>>> import widelimit as wl
+>>> k = wl.kernel(wl.cntk_gap(depth=11), images)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from widelimit._version import __version__
+from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
+from widelimit.gram import kernel
+from widelimit.network import (
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAvgPool,
+    LocalAvgPool,
+    Network,
+    ReLU,
+)
+
+if TYPE_CHECKING:
+    from widelimit.data import Dataset, load_dataset
+    from widelimit.estimators import NTKClassifier, NTKRegressor
+
+__all__ = [
+    "Conv",
+    "Dataset",
+    "Dense",
+    "Flatten",
+    "GlobalAvgPool",
+    "LocalAvgPool",
+    "NTKClassifier",
+    "NTKRegressor",
+    "Network",
+    "ReLU",
+    "__version__",
+    "cntk_gap",
+    "cntk_vanilla",
+    "kernel",
+    "load_dataset",
+    "ntk_dense",
+]
+
+# Imported when first used: scikit-learn takes longer to import than many kernels to compute.
+_LAZY = {
+    "NTKClassifier": "widelimit.estimators",
+    "NTKRegressor": "widelimit.estimators",
+    "Dataset": "widelimit.data",
+    "load_dataset": "widelimit.data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'widelimit' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

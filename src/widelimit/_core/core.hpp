@@ -1,0 +1,77 @@
+// The data that crosses from the bindings to the instruction-set specific kernels: plain structs only.
+//
+// kernels.cpp is compiled once per instruction set. It includes no standard header that emits inline
+// code: a template compiled for AVX-512 must never be the copy the linker keeps for an older machine.
+#pragma once
+#include <cstdint>
+
+namespace widelimit {
+
+constexpr int kMaxLanes = 16;
+
+// One convolution and, if `relu`, the activation after it, on a slice (DESIGN section 1, general form).
+struct Step {
+  int32_t filter_size;  // odd
+  int32_t relu;         // 1: activation follows; 0: linear layer
+  int32_t is_signed;    // sigma may be negative here (no activation before this one)
+  int32_t trainable;    // Theta' gains box(K) + bias
+  int32_t theta_in;     // a tangent kernel that is not identically zero enters
+  int32_t k_out;        // covariance needed after this step
+  int32_t theta_out;    // tangent kernel needed after this step
+  int32_t biased;       // b_std != 0
+  double out_scale;     // 1/q^2 of the step that follows, 1 after the last one
+};
+
+// A readout: sum over slices and pixels of row_weight * column_weight * field after step `layer`.
+struct Tap {
+  int32_t layer;                // 0: the input covariance
+  int32_t want_k, want_theta;
+  const double* row_weights;    // [2h-1][h]: displacement di + h-1, row of the slice
+  const double* column_weights; // [2w-1][w]
+};
+
+struct Plan {
+  int32_t h, w, c;
+  int32_t n_steps, n_taps;
+  const Step* steps;
+  const Tap* taps;
+  double in_scale;  // 1/q^2 of the first step, 1 if there is none
+};
+
+// Images and profiles of a batch; T is float or double.
+template <class T>
+struct Batch {
+  const T* images;         // [n][h][w][c]
+  const T* profiles;       // [n][n_steps][h][w]: X of each activation
+  const T* biases;         // [n][n_steps]
+  const int64_t* identity; // [n]: equal numbers mean identical images
+  const double* diagonal;  // [n][n_taps][2]: contribution of the slice d = 0 to k(x, x)
+};
+
+// Sums of one lane group: rows[i] against the images lanes[0..n_lanes), or, if `rows` has one entry a lane
+// (pairs), rows[l] against lanes[l].
+template <class T>
+struct Job {
+  const Plan* plan;
+  const Batch<T>* x;
+  const Batch<T>* z;
+  const int64_t* rows;
+  int64_t n_rows;
+  const int64_t* lanes;
+  int32_t n_lanes;
+  int32_t pairs;
+  double* out;          // [n_taps][2] values at out[(tap*2 + field)*field_stride + row*row_stride + lane*lane_stride]
+  int64_t field_stride, row_stride, lane_stride;
+  unsigned char* workspace;
+  const int32_t* cancel;  // non-zero: return early
+};
+
+struct Backend {
+  int32_t lanes32, lanes64;
+  int64_t (*workspace32)(const Plan&, bool pairs);
+  int64_t (*workspace64)(const Plan&, bool pairs);
+  void (*run32)(const Job<float>&);
+  void (*run64)(const Job<double>&);
+};
+
+}  // namespace widelimit

@@ -1,0 +1,599 @@
+// The slice engine. Compiled once per instruction set with -DWL_ISA=<name>; see core.hpp for the rule on headers.
+//
+// One slice (DESIGN section 2) is swept from top to bottom by all layers together. A layer keeps the few rows
+// that its box filter needs in a ring; two rows at a time go through box filter, dual activation and back to
+// the ring of the next layer, so a slice of any size needs O(layers * width) memory.
+#include "core.hpp"
+#include "dual_coefficients.hpp"
+#include "simd.hpp"
+
+#define WL_CONCAT_(a, b) a##b
+#define WL_CONCAT(a, b) WL_CONCAT_(a, b)
+
+namespace widelimit {
+namespace {
+
+// ---------------------------------------------------------------------------------------------------------
+// Coefficients of the dual activation for one layer, scaled by the layer's out_scale and the factors of
+// `ratio`, ready to be loaded as vectors.
+
+template <class T>
+struct Dual;
+template <>
+struct Dual<float> {
+  static constexpr int nA = sizeof(kA32) / sizeof(kA32[0]), nB = sizeof(kB32) / sizeof(kB32[0]);
+  static constexpr const float* A = kA32;
+  static constexpr const float* B = kB32;
+  static constexpr float tiny = 1e-36f;
+};
+template <>
+struct Dual<double> {
+  static constexpr int nA = sizeof(kA64) / sizeof(kA64[0]), nB = sizeof(kB64) / sizeof(kB64[0]);
+  static constexpr const double* A = kA64;
+  static constexpr const double* B = kB64;
+  static constexpr double tiny = 1e-290;
+};
+
+template <class T>
+struct Constants {
+  static constexpr int L = Vec<T>::lanes;
+  alignas(64) T a[Dual<T>::nA][L];  // kappa0 = scale - t * A(v)
+  alignas(64) T b[Dual<T>::nB][L];  // signed layer: K = scale * max(s, 0) + e t B(v)
+  alignas(64) T scale[L];
+  alignas(64) T scale_over_pi[L];
+  alignas(64) T bias[L];
+};
+
+template <class T>
+void fill(T* row, T value) {
+  for (int l = 0; l < Vec<T>::lanes; ++l) row[l] = value;
+}
+
+template <class T>
+void set_constants(Constants<T>& k, double scale) {
+  const double r = 1.0 / double(ratio_scale<T>());  // `ratio` returns t / r
+  double f = scale * r;
+  for (int i = 0; i < Dual<T>::nA; ++i, f *= r * r) fill(k.a[i], T(f * double(Dual<T>::A[i])));
+  f = scale * r;
+  for (int i = 0; i < Dual<T>::nB; ++i, f *= r * r) fill(k.b[i], T(f * double(Dual<T>::B[i])));
+  fill(k.scale, T(scale));
+  fill(k.scale_over_pi, T(scale * r * 0.318309886183790671538));
+  fill(k.bias, T(0));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Two rows (or one) of one layer.
+
+// What a step does, as bits: the common combinations are compiled with the bits known.
+enum : int {
+  kRelu = 1,
+  kSigned = 2,
+  kThetaOwn = 4,   // Theta has its own ring; otherwise it is zero on entry
+  kTrain = 8,      // Theta' += sigma
+  kOutK = 16,
+  kOutTheta = 32,
+  kBias = 64,
+  kDynamic = -1,
+};
+
+// A cell of a ring holds the lanes of K, then the lanes of Theta. Cell `width` of every row is zero.
+template <class T>
+struct Rows {
+  const T* in[4];  // rows r-1, r, r+1, r+2 of the input (filter 3), or r, r+1 of box sums (any other filter)
+  T* out[2];
+  const T* x[2];   // profile of x, at the pixels p of the rows
+  const T* z[2];   // profile of the lanes' images, at p + d
+  const Constants<T>* k;
+  int width;
+  int flags;
+};
+
+template <class T, int N>
+WL_INLINE Vec<T> horner(const T (*c)[Vec<T>::lanes], Vec<T> v) {
+  Vec<T> r = load(c[N - 1]);
+#pragma GCC unroll 32
+  for (int i = N - 2; i >= 0; --i) r = fma(r, v, load(c[i]));
+  return r;
+}
+
+template <class T, int Flags, int R, bool Fused, bool Pairs>
+void rows_kernel(const Rows<T>& a) {
+  using V = Vec<T>;
+  constexpr int L = V::lanes, Cell = 2 * L;
+  const int flags = Flags == kDynamic ? a.flags : Flags;
+  const bool relu = flags & kRelu, is_signed = flags & kSigned, own = flags & kThetaOwn, train = flags & kTrain;
+  const bool out_k = flags & kOutK, out_theta = flags & kOutTheta, biased = flags & kBias;
+  const Constants<T>& k = *a.k;
+  const V zero = broadcast(T(0)), tiny = broadcast(Dual<T>::tiny);
+  const V scale = load(k.scale), scale_over_pi = load(k.scale_over_pi), bias = load(k.bias);
+
+  // Vertical sums of the input rows at cell j, for each output row: field 0 is K, field 1 Theta.
+  auto column = [&](int j, int field, V* v) {
+    const int o = j * Cell + field * L;
+    const V b = load(a.in[1] + o), c = load(a.in[2] + o), bc = add(b, c);
+    v[0] = add(load(a.in[0] + o), bc);
+    if (R == 2) v[1] = add(bc, load(a.in[3] + o));
+  };
+  V pair_k[2] = {zero, zero}, last_k[2] = {zero, zero};  // column j-1 + column j, column j
+  V pair_t[2] = {zero, zero}, last_t[2] = {zero, zero};
+  if (Fused) {
+    column(0, 0, last_k);
+    if (own) column(0, 1, last_t);
+    for (int r = 0; r < R; ++r) {
+      pair_k[r] = last_k[r];
+      pair_t[r] = last_t[r];
+    }
+  }
+  for (int j = 0; j < a.width; ++j) {
+    V s[2] = {zero, zero}, th[2] = {zero, zero}, m[2], e[2], p[2], t[2], v[2], g[2];
+    if (Fused) {
+      V next[2];
+      column(j + 1, 0, next);
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) {
+        s[r] = add(pair_k[r], next[r]);
+        pair_k[r] = add(last_k[r], next[r]);
+        last_k[r] = next[r];
+      }
+      if (own) {
+        column(j + 1, 1, next);
+#pragma GCC unroll 2
+        for (int r = 0; r < R; ++r) {
+          th[r] = add(pair_t[r], next[r]);
+          pair_t[r] = add(last_t[r], next[r]);
+          last_t[r] = next[r];
+        }
+      }
+    } else {
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) {
+        s[r] = load(a.in[r] + j * Cell);
+        if (own) th[r] = load(a.in[r] + j * Cell + L);
+      }
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+      if (biased) s[r] = add(s[r], bias);
+      if (train) th[r] = own ? add(th[r], s[r]) : s[r];
+      T* out = a.out[r] + j * Cell;
+      if (!relu) {
+        if (out_k) store(out, mul(s[r], scale));
+        if (out_theta) store(out + L, mul(th[r], scale));
+        continue;
+      }
+      const V x = Pairs ? load(a.x[r] + j * L) : broadcast(a.x[r][j]);
+      m[r] = mul(x, load(a.z[r] + j * L));
+      const V size = is_signed ? abs(s[r]) : s[r];
+      e[r] = max(sub(m[r], size), zero);
+      p[r] = add(m[r], size);
+      t[r] = ratio(e[r], fma(p[r], e[r], tiny));
+      v[r] = mul(t[r], t[r]);
+      g[r] = horner<T, Dual<T>::nA>(k.a, v[r]);
+      V kappa0 = fnma(t[r], g[r], scale);
+      if (is_signed) kappa0 = where_negative(s[r], mul(t[r], g[r]), kappa0);
+      if (out_k) {
+        V kk;
+        if (is_signed)
+          kk = fma(mul(e[r], t[r]), horner<T, Dual<T>::nB>(k.b, v[r]), mul(max(s[r], zero), scale));
+        else
+          kk = fma(p[r], mul(t[r], scale_over_pi), mul(s[r], kappa0));
+        store(out, kk);
+      }
+      if (out_theta) store(out + L, mul(th[r], kappa0));
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    store(a.out[r] + a.width * Cell, zero);
+    store(a.out[r] + a.width * Cell + L, zero);
+  }
+}
+
+template <class T>
+using Kernel = void (*)(const Rows<T>&);
+
+template <class T, bool Fused, bool Pairs>
+Kernel<T> choose_kernel(int flags, int rows) {
+#define WL_CASE(f)                                                                             \
+  case (f):                                                                                    \
+    return rows == 2 ? rows_kernel<T, (f), 2, Fused, Pairs> : rows_kernel<T, (f), 1, Fused, Pairs>
+  if (Fused) {
+    switch (flags) {
+      WL_CASE(kRelu | kThetaOwn | kTrain | kOutK | kOutTheta);  // inner layers
+      WL_CASE(kRelu | kThetaOwn | kTrain | kOutTheta);          // last layer, readout not trained
+      WL_CASE(kRelu | kTrain | kOutK | kOutTheta);              // first trained layer
+      WL_CASE(kRelu | kTrain | kOutTheta);                      // both
+      WL_CASE(kRelu | kSigned | kOutK);                         // first layer, not trained
+      WL_CASE(kRelu | kSigned | kTrain | kOutK | kOutTheta);    // first layer
+      WL_CASE(kRelu | kOutK);                                   // NNGP alone
+    }
+  }
+#undef WL_CASE
+  return rows == 2 ? rows_kernel<T, kDynamic, 2, Fused, Pairs> : rows_kernel<T, kDynamic, 1, Fused, Pairs>;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Rows of the input covariance, sum_c x z.
+
+template <class T, int C, bool Pairs>
+void input_row(const T* x, const T* z, int channels, int width, Vec<T> scale, T* out) {
+  using V = Vec<T>;
+  constexpr int L = V::lanes;
+  const int n = C > 0 ? C : channels;
+  for (int j = 0; j < width; ++j) {
+    V s = broadcast(T(0));
+    for (int c = 0; c < n; ++c) {
+      const V xv = Pairs ? load(x + (j * n + c) * L) : broadcast(x[j * n + c]);
+      s = fma(xv, load(z + (j * n + c) * L), s);
+    }
+    store(out + j * 2 * L, mul(s, scale));
+  }
+  store(out + width * 2 * L, broadcast(T(0)));
+}
+
+// Box sums of K and, if there is one, Theta for filters other than 3: rows[0..q) are input rows.
+template <class T>
+void box_row(const T* const* rows, int q, int width, bool own, T* scratch, T* out) {
+  using V = Vec<T>;
+  constexpr int L = V::lanes, Cell = 2 * L;
+  const int r = q / 2;
+  for (int field = 0; field <= int(own); ++field) {
+    // scratch: r zero cells, `width` vertical sums, r zero cells
+    for (int j = 0; j < r; ++j) {
+      store(scratch + j * L, broadcast(T(0)));
+      store(scratch + (r + width + j) * L, broadcast(T(0)));
+    }
+    for (int j = 0; j < width; ++j) {
+      V v = load(rows[0] + j * Cell + field * L);
+      for (int i = 1; i < q; ++i) v = add(v, load(rows[i] + j * Cell + field * L));
+      store(scratch + (r + j) * L, v);
+    }
+    for (int j = 0; j < width; ++j) {
+      V v = load(scratch + j * L);
+      for (int i = 1; i < q; ++i) v = add(v, load(scratch + (j + i) * L));
+      store(out + j * Cell + field * L, v);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Memory of one call.
+
+template <class T>
+struct Layout {
+  static constexpr int L = Vec<T>::lanes;
+  int64_t row, ring_rows_total, bytes;
+  int max_filter;
+
+  Layout(const Plan& p, bool pairs) {
+    row = int64_t(p.w + 1) * 2 * L;
+    ring_rows_total = 0;
+    max_filter = 1;
+    for (int l = 0; l <= p.n_steps; ++l) ring_rows_total += ring_rows(p, l);
+    for (int l = 0; l < p.n_steps; ++l)
+      if (p.steps[l].filter_size > max_filter) max_filter = p.steps[l].filter_size;
+    const int64_t image = int64_t(p.h) * p.w * p.c * L, profile = int64_t(p.n_steps) * p.h * p.w * L;
+    int64_t n = 0;                                   // in T
+    n += (image + profile + p.n_steps * L) * (pairs ? 2 : 1);
+    n += row * (ring_rows_total + 1);                // rings and the row of zeros
+    n += row * 2;                                    // box sums
+    n += int64_t(p.w + max_filter) * L;              // vertical sums
+    int64_t b = n * int64_t(sizeof(T));
+    b += int64_t(p.n_steps + 1) * int64_t(sizeof(Constants<T>));
+    b += int64_t(2) * p.h * p.w * 12;                                 // displacements
+    b += int64_t(p.n_taps) * 2 * L * 4 * int64_t(sizeof(double));
+    b += int64_t(p.n_steps + 1) * 128 + int64_t(max_filter + 1) * 8;  // levels and the filter's window
+    bytes = b + 64 * (24 + p.n_steps);                                // alignment of each part
+  }
+  // Pairs of rows on either side of an output pair that a filter reaches.
+  static int reach(const Plan& p, int step) { return (p.steps[step].filter_size / 2 + 1) / 2; }
+  static int ring_rows(const Plan& p, int layer) {
+    return layer == p.n_steps ? 2 : 2 * (2 * reach(p, layer) + 1);
+  }
+};
+
+template <class T>
+struct Bump {
+  unsigned char* at;
+  template <class U>
+  U* take(int64_t n) {
+    at = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(at) + 63) & ~uintptr_t(63));
+    U* r = reinterpret_cast<U*>(at);
+    at += n * int64_t(sizeof(U));
+    return r;
+  }
+};
+
+template <class T>
+struct Level {   // output of layer l: a ring of rows; for l >= 1 also how it is computed
+  T* ring;
+  int ring_rows;
+  int lag;       // in pairs of rows behind the input
+  int reach;
+  Kernel<T> kernel[3];
+  int flags;
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// Denormal numbers cost a hundred times a normal one and carry no information here.
+struct FlushDenormals {
+#if defined(__SSE__) && !defined(WL_PLAIN)
+  unsigned saved;
+  FlushDenormals() : saved(_mm_getcsr()) { _mm_setcsr(saved | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(saved); }
+#endif
+};
+
+struct Displacement {
+  int i, j, depth;
+};
+
+template <class T, bool Pairs>
+struct Engine {
+  static constexpr int L = Vec<T>::lanes, Cell = 2 * L;
+  const Job<T>& job;
+  const Plan& plan;
+  Layout<T> layout;
+  T *z_image, *z_profile, *z_bias, *x_image, *x_profile, *x_bias;
+  T *zero_row, *box_rows, *scratch;
+  Constants<T>* constants;
+  Level<T>* levels;
+  const T** window;
+  Displacement* active;
+  int n_active, depth_at_zero;
+  double *slice_sum, *opposite, *at_zero, *total;  // [tap][field][lane]
+
+  explicit Engine(const Job<T>& j) : job(j), plan(*j.plan), layout(plan, Pairs) {
+    Bump<T> b{job.workspace};
+    const int64_t image = int64_t(plan.h) * plan.w * plan.c * L, profile = int64_t(plan.n_steps) * plan.h * plan.w * L;
+    z_image = b.template take<T>(image);
+    z_profile = b.template take<T>(profile);
+    z_bias = b.template take<T>(plan.n_steps * L);
+    if (Pairs) {
+      x_image = b.template take<T>(image);
+      x_profile = b.template take<T>(profile);
+      x_bias = b.template take<T>(plan.n_steps * L);
+    }
+    zero_row = b.template take<T>(layout.row);
+    box_rows = b.template take<T>(2 * layout.row);
+    scratch = b.template take<T>(int64_t(plan.w + layout.max_filter) * L);
+    constants = b.template take<Constants<T>>(plan.n_steps);
+    levels = b.template take<Level<T>>(plan.n_steps + 1);
+    window = b.template take<const T*>(layout.max_filter + 1);
+    active = b.template take<Displacement>(int64_t(2) * plan.h * plan.w);
+    slice_sum = b.template take<double>(plan.n_taps * 2 * L);
+    opposite = b.template take<double>(plan.n_taps * 2 * L);
+    total = b.template take<double>(plan.n_taps * 2 * L);
+    at_zero = b.template take<double>(plan.n_taps * 2 * L);
+    for (int64_t i = 0; i < layout.row; ++i) zero_row[i] = 0;
+    for (int64_t i = 0; i < 2 * layout.row; ++i) box_rows[i] = 0;
+    int lag = 0;
+    for (int l = 0; l <= plan.n_steps; ++l) {
+      Level<T>& v = levels[l];
+      v.ring_rows = Layout<T>::ring_rows(plan, l);
+      v.ring = b.template take<T>(layout.row * v.ring_rows);
+      for (int64_t i = 0; i < layout.row * v.ring_rows; ++i) v.ring[i] = 0;
+      v.reach = 0;
+      if (l > 0) {
+        const Step& s = plan.steps[l - 1];
+        v.reach = Layout<T>::reach(plan, l - 1);
+        lag += v.reach;
+        v.flags = (s.relu ? kRelu : 0) | (s.is_signed ? kSigned : 0) | (s.theta_in ? kThetaOwn : 0) |
+                  (s.trainable && s.theta_out ? kTrain : 0) | (s.k_out ? kOutK : 0) |
+                  (s.theta_out ? kOutTheta : 0) | (s.biased ? kBias : 0);
+        for (int r = 1; r <= 2; ++r)
+          v.kernel[r] = s.filter_size == 3 ? choose_kernel<T, true, Pairs>(v.flags, r)
+                                           : choose_kernel<T, false, Pairs>(v.flags, r);
+        set_constants(constants[l - 1], s.out_scale);
+      }
+      v.lag = lag;
+    }
+    depth_at_zero = depth_of(0, 0);
+    list_displacements();
+  }
+
+  void interleave(const T* source, int64_t size, const int64_t* index, T* out) {
+    // [lane][size] -> [size][lane], a block at a time so that the lines of all lanes stay in L1
+    constexpr int64_t block = 64;
+    for (int64_t i0 = 0; i0 < size; i0 += block) {
+      const int64_t n = size - i0 < block ? size - i0 : block;
+      for (int l = 0; l < L; ++l) {
+        T* o = out + i0 * L + l;
+        if (l < job.n_lanes) {
+          const T* s = source + index[l] * size + i0;
+          for (int64_t i = 0; i < n; ++i) o[i * L] = s[i];
+        } else {
+          for (int64_t i = 0; i < n; ++i) o[i * L] = 0;
+        }
+      }
+    }
+  }
+
+  void pack(const Batch<T>& batch, const int64_t* index, T* image, T* profile, T* bias) {
+    interleave(batch.images, int64_t(plan.h) * plan.w * plan.c, index, image);
+    interleave(batch.profiles, int64_t(plan.n_steps) * plan.h * plan.w, index, profile);
+    interleave(batch.biases, plan.n_steps, index, bias);
+  }
+
+  bool cancelled() const { return *static_cast<const volatile int32_t*>(job.cancel) != 0; }
+
+  const T* row_of(const Level<T>& v, int r, int height) const {
+    return r < 0 || r >= height ? zero_row : v.ring + (r % v.ring_rows) * layout.row;
+  }
+
+  static const double* weights(const double* table, int extent, int d) { return table + int64_t(d + extent - 1) * extent; }
+
+  // Add rows [r, r + n) of the output of layer l to the sums of its readouts.
+  void read_out(int layer, int r, int n, int height, int width, int di, int dj) {
+    for (int i = 0; i < plan.n_taps; ++i) {
+      const Tap& tap = plan.taps[i];
+      if (tap.layer != layer) continue;
+      const double* rw = weights(tap.row_weights, plan.h, di);
+      const double* cw = weights(tap.column_weights, plan.w, dj);
+      for (int field = 0; field < 2; ++field) {
+        if (!(field ? tap.want_theta : tap.want_k)) continue;
+        double* sum = slice_sum + (i * 2 + field) * L;
+        for (int q = r; q < r + n; ++q) {
+          if (rw[q] == 0) continue;
+          const T* row = row_of(levels[layer], q, height) + field * L;
+          Vec<T> a = broadcast(T(0));
+          for (int j = 0; j < width; ++j) a = fma(load(row + j * Cell), broadcast(T(cw[j])), a);
+          alignas(64) T lanes[L];
+          store(lanes, a);
+          for (int l = 0; l < L; ++l) sum[l] += rw[q] * double(lanes[l]);
+        }
+      }
+    }
+  }
+
+  // The slice of displacement (di, dj) through all layers up to `depth`; sums go to slice_sum.
+  void slice(const T* x_img, const T* x_prof, int di, int dj, int depth) {
+    constexpr int XL = Pairs ? L : 1;
+    const int h = plan.h, w = plan.w, c = plan.c;
+    const int height = h - (di < 0 ? -di : di), width = w - (dj < 0 ? -dj : dj);
+    const int xi = di < 0 ? -di : 0, xj = dj < 0 ? -dj : 0, zi = di > 0 ? di : 0, zj = dj > 0 ? dj : 0;
+    const int pairs = (height + 1) / 2;
+    const Vec<T> in_scale = broadcast(T(plan.in_scale));
+    for (int step = 0; step < pairs + levels[depth].lag; ++step) {
+      for (int l = 0; l <= depth; ++l) {
+        Level<T>& out = levels[l];
+        const int pair = step - out.lag;
+        if (pair < 0) break;
+        if (pair >= pairs) continue;
+        const int r = 2 * pair, n = r + 1 < height ? 2 : 1;
+        if (l == 0) {
+          for (int i = r; i < r + n; ++i) {
+            const T* xr = x_img + (int64_t(xi + i) * w + xj) * c * XL;
+            const T* zr = z_image + (int64_t(zi + i) * w + zj) * c * L;
+            T* o = const_cast<T*>(row_of(out, i, height));
+            if (c == 3)
+              input_row<T, 3, Pairs>(xr, zr, c, width, in_scale, o);
+            else if (c == 1)
+              input_row<T, 1, Pairs>(xr, zr, c, width, in_scale, o);
+            else
+              input_row<T, 0, Pairs>(xr, zr, c, width, in_scale, o);
+          }
+        } else {
+          const Level<T>& in = levels[l - 1];
+          const int q = plan.steps[l - 1].filter_size;
+          Rows<T> a;
+          if (q == 3) {
+            for (int i = 0; i < 4; ++i) a.in[i] = row_of(in, r - 1 + i, height);
+          } else {
+            for (int i = 0; i < n; ++i) {
+              for (int k = 0; k < q; ++k) window[k] = row_of(in, r + i - q / 2 + k, height);
+              T* o = box_rows + i * layout.row;
+              box_row<T>(window, q, width, out.flags & kThetaOwn, scratch, o);
+              a.in[i] = o;
+            }
+          }
+          for (int i = 0; i < n; ++i) {
+            a.out[i] = const_cast<T*>(row_of(out, r + i, height));
+            a.x[i] = x_prof + ((int64_t(l - 1) * h + xi + r + i) * w + xj) * XL;
+            a.z[i] = z_profile + ((int64_t(l - 1) * h + zi + r + i) * w + zj) * L;
+          }
+          a.k = constants + (l - 1);
+          a.width = width;
+          a.flags = out.flags;
+          out.kernel[n](a);
+        }
+        read_out(l, r, n, height, width, di, dj);
+      }
+    }
+  }
+
+  // The deepest layer that a readout with weight on this displacement reads, -1 if there is none.
+  int depth_of(int di, int dj) const {
+    int depth = -1;
+    for (int i = 0; i < plan.n_taps; ++i) {
+      const Tap& tap = plan.taps[i];
+      if (tap.layer <= depth) continue;
+      const double* rw = weights(tap.row_weights, plan.h, di);
+      const double* cw = weights(tap.column_weights, plan.w, dj);
+      bool rows = false, columns = false;
+      for (int r = 0; r < plan.h - (di < 0 ? -di : di); ++r) rows = rows || rw[r] != 0;
+      for (int r = 0; r < plan.w - (dj < 0 ? -dj : dj); ++r) columns = columns || cw[r] != 0;
+      if (rows && columns) depth = tap.layer;
+    }
+    return depth;
+  }
+
+  // One half plane of displacements, without 0; weights are even in d.
+  void list_displacements() {
+    n_active = 0;
+    for (int di = 0; di < plan.h; ++di)
+      for (int dj = di == 0 ? 1 : 1 - plan.w; dj < plan.w; ++dj) {
+        const int depth = depth_of(di, dj);
+        if (depth >= 0) active[n_active++] = {di, dj, depth};
+      }
+  }
+
+  void sum_slice(const T* x_img, const T* x_prof, int di, int dj, int depth) {
+    for (int i = 0; i < plan.n_taps * 2 * L; ++i) slice_sum[i] = 0;
+    if (depth >= 0) slice(x_img, x_prof, di, dj, depth);
+  }
+
+  // All slices of one lane group. d and -d are added before they join the total, so that k(x, z) and k(z, x)
+  // agree to the last bit.
+  bool group(const T* x_img, const T* x_prof) {
+    const int n = plan.n_taps * 2 * L;
+    sum_slice(x_img, x_prof, 0, 0, depth_at_zero);
+    for (int i = 0; i < n; ++i) {
+      at_zero[i] = slice_sum[i];
+      total[i] = 0;
+    }
+    for (int a = 0; a < n_active; ++a) {
+      if (cancelled()) return false;
+      const Displacement d = active[a];
+      sum_slice(x_img, x_prof, d.i, d.j, d.depth);
+      for (int i = 0; i < n; ++i) opposite[i] = slice_sum[i];
+      sum_slice(x_img, x_prof, -d.i, -d.j, d.depth);
+      for (int i = 0; i < n; ++i) total[i] += opposite[i] + slice_sum[i];
+    }
+    return !cancelled();
+  }
+
+  void run() {
+    FlushDenormals flush;
+    (void)flush;
+    pack(*job.z, job.lanes, z_image, z_profile, z_bias);
+    if (Pairs) pack(*job.x, job.rows, x_image, x_profile, x_bias);
+    const int64_t image = int64_t(plan.h) * plan.w * plan.c, profile = int64_t(plan.n_steps) * plan.h * plan.w;
+    for (int64_t i = 0; i < (Pairs ? 1 : job.n_rows); ++i) {
+      const int64_t row = job.rows[i];
+      const T* bias = job.x->biases + row * plan.n_steps;
+      for (int s = 0; s < plan.n_steps; ++s)
+        for (int l = 0; l < L; ++l)
+          constants[s].bias[l] = (Pairs ? x_bias[s * L + l] : bias[s]) * z_bias[s * L + l];
+      if (!group(Pairs ? x_image : job.x->images + row * image, Pairs ? x_profile : job.x->profiles + row * profile)) return;
+      for (int l = 0; l < job.n_lanes; ++l) {
+        const int64_t xr = job.rows[Pairs ? l : i], zr = job.lanes[l];
+        const bool same = job.x->identity[xr] == job.z->identity[zr];
+        for (int f = 0; f < plan.n_taps * 2; ++f) {
+          const double zero = same ? job.x->diagonal[xr * plan.n_taps * 2 + f] : at_zero[f * L + l];
+          job.out[f * job.field_stride + (Pairs ? 0 : i * job.row_stride) + l * job.lane_stride] = zero + total[f * L + l];
+        }
+      }
+    }
+  }
+};
+
+template <class T>
+int64_t workspace(const Plan& plan, bool pairs) {
+  return Layout<T>(plan, pairs).bytes;
+}
+
+template <class T>
+void run(const Job<T>& job) {
+  if (job.pairs)
+    Engine<T, true>(job).run();
+  else
+    Engine<T, false>(job).run();
+}
+
+}  // namespace
+
+extern const Backend WL_CONCAT(backend_, WL_ISA);
+const Backend WL_CONCAT(backend_, WL_ISA) = {Vec<float>::lanes, Vec<double>::lanes, workspace<float>, workspace<double>,
+                                             run<float>,        run<double>};
+
+}  // namespace widelimit

@@ -1,0 +1,104 @@
+// Profiles: what one image contributes to every pair it takes part in, computed once, in double.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "core.hpp"
+
+namespace widelimit {
+
+// out = box_q(in) on one (h, w) field, zero outside. Plain sums, no running difference: zeros stay zeros.
+inline void box_filter(const double* in, double* out, double* scratch, int h, int w, int q) {
+  const int r = q / 2;
+  for (int i = 0; i < h; ++i)
+    for (int j = 0; j < w; ++j) {
+      double s = 0;
+      for (int k = (i - r < 0 ? 0 : i - r); k <= (i + r >= h ? h - 1 : i + r); ++k) s += in[k * w + j];
+      scratch[i * w + j] = s;
+    }
+  for (int i = 0; i < h; ++i)
+    for (int j = 0; j < w; ++j) {
+      double s = 0;
+      for (int k = (j - r < 0 ? 0 : j - r); k <= (j + r >= w ? w - 1 : j + r); ++k) s += scratch[i * w + k];
+      out[i * w + j] = s;
+    }
+}
+
+// The power of two at or below |v|, 1 for 0.
+inline double power_of_two(double v) {
+  if (v == 0) return 1;
+  int e;
+  std::frexp(v, &e);
+  return std::ldexp(1.0, e - 1);
+}
+
+// Each image is divided by a power of two, `scale`, so that its largest profile lies in [1, 2): networks
+// without bias are homogeneous, a bias is divided alike. The diagonal is the slice d = 0 of k(x, x), where lambda = 1.
+template <class T>
+void make_profiles(const Plan& p, const double* x, int64_t n, const double* bias, T* images, T* profiles, T* biases,
+                   double* scale, double* diagonal) {
+  const int hw = p.h * p.w;
+  std::vector<double> image(size_t(hw) * p.c), var(hw), theta(hw), boxed(hw), scratch(hw), prof(size_t(p.n_steps) * hw),
+      b(p.n_steps);
+  for (int64_t i = 0; i < n; ++i, x += size_t(hw) * p.c) {
+    double largest = 0;
+    for (int k = 0; k < hw * p.c; ++k) largest = std::fmax(largest, std::fabs(x[k]));
+    for (int s = 0; s < p.n_steps; ++s) largest = std::fmax(largest, bias[s]);
+    const double s0 = power_of_two(largest);
+    largest = 0;
+    double* diag = diagonal + i * p.n_taps * 2;
+    auto read_out = [&](int layer) {
+      for (int t = 0; t < p.n_taps; ++t) {
+        const Tap& tap = p.taps[t];
+        if (tap.layer != layer) continue;
+        const double *rw = tap.row_weights + int64_t(p.h - 1) * p.h, *cw = tap.column_weights + int64_t(p.w - 1) * p.w;
+        double k = 0, th = 0;
+        for (int r = 0; r < p.h; ++r)
+          for (int c = 0; c < p.w; ++c) {
+            k += rw[r] * cw[c] * var[r * p.w + c];
+            th += rw[r] * cw[c] * theta[r * p.w + c];
+          }
+        diag[2 * t] = tap.want_k ? k : 0;
+        diag[2 * t + 1] = tap.want_theta ? th : 0;
+      }
+    };
+    for (int k = 0; k < hw; ++k) {
+      double v = 0;
+      for (int c = 0; c < p.c; ++c) {
+        const double u = image[size_t(k) * p.c + c] = x[size_t(k) * p.c + c] / s0;
+        v += u * u;
+      }
+      largest = std::fmax(largest, v);
+      var[k] = p.in_scale * v;
+      theta[k] = 0;
+    }
+    read_out(0);
+    for (int s = 0; s < p.n_steps; ++s) {
+      const Step& step = p.steps[s];
+      b[s] = bias[s] / s0;
+      box_filter(var.data(), boxed.data(), scratch.data(), p.h, p.w, step.filter_size);
+      for (int k = 0; k < hw; ++k) {
+        const double v = boxed[k] + b[s] * b[s];
+        var[k] = v;
+        prof[size_t(s) * hw + k] = std::sqrt(v);
+        largest = std::fmax(largest, v);
+      }
+      box_filter(theta.data(), boxed.data(), scratch.data(), p.h, p.w, step.filter_size);
+      for (int k = 0; k < hw; ++k) {
+        theta[k] = step.out_scale * (boxed[k] + (step.trainable ? var[k] : 0));
+        var[k] *= step.out_scale;
+      }
+      read_out(s + 1);
+    }
+    const double s1 = power_of_two(std::sqrt(largest));
+    scale[i] = s0 * s1;
+    for (int k = 0; k < hw * p.c; ++k) images[size_t(i) * hw * p.c + k] = T(image[k] / s1);
+    for (int k = 0; k < p.n_steps * hw; ++k) profiles[size_t(i) * p.n_steps * hw + k] = T(prof[k] / s1);
+    for (int s = 0; s < p.n_steps; ++s) biases[i * p.n_steps + s] = T(b[s] / s1);
+    for (int t = 0; t < p.n_taps * 2; ++t) diag[t] /= s1 * s1;
+  }
+}
+
+}  // namespace widelimit

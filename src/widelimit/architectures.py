@@ -1,0 +1,110 @@
+"""The networks of Arora et al., *On Exact Computation with an Infinitely Wide Neural Net*.
+
+A `Network` divides a weight by sqrt(fan-in) where the paper multiplies by ``c/q^2`` after the
+ReLU. The scales below move that factor, so that kernels have the paper's values, scale included:
+``w_std = q`` turns ``w^2/q^2 box_q`` into the plain patch sum of Sigma_0, ``w_std = sqrt(2)``
+carries the ``c = 2`` of the ReLU before it, and the last layer the ``c/q^2`` of K_L.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, Layer, Network, ReLU
+
+__all__ = ["cntk_gap", "cntk_vanilla", "ntk_dense"]
+
+_SQRT_C = 2**0.5  # c = 2 for the ReLU (its square differs from 2 by one rounding, 2e-16 relative)
+
+
+def cntk_gap(depth: int = 11, filter_size: int = 3) -> Network:
+    """CNTK-GAP: convolutions, global average pooling, first and last layer not trained.
+
+    ``Theta_0 = 0``, ``Theta_L = K'_L * Theta_{L-1}``, value: mean over ``(p,p')`` (Section H).
+
+    Parameters
+    ----------
+    depth : int
+        Number of convolutions L plus one, at least 2. Table 1 has 3, 4, 6, 11 and 21.
+    filter_size : int
+        q, the side of the filters: odd.
+
+    Returns
+    -------
+    Network
+        ``depth - 1`` times ``Conv ReLU``, then ``GlobalAvgPool Dense``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If depth or filter_size is not an integer, or is outside its range.
+    """
+    convs = _convs(depth, filter_size, train_first=False)
+    last = Dense(w_std=_SQRT_C / filter_size, trainable=False)
+    return Network([*convs, GlobalAvgPool(), last], scaling="paper")
+
+
+def cntk_vanilla(depth: int = 11, filter_size: int = 3) -> Network:
+    """CNTK-V: convolutions and a dense layer on all pixels, every layer trained.
+
+    ``Theta_0 = Sigma_0``, ``Theta_L = K'_L * Theta_{L-1} + K_L``, value: ``sum_p Theta_L(p,p)``
+    (Section 4).
+
+    Parameters
+    ----------
+    depth, filter_size : int
+        As for `cntk_gap`.
+
+    Returns
+    -------
+    Network
+        ``depth - 1`` times ``Conv ReLU``, then ``Flatten Dense``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If depth or filter_size is not an integer, or is outside its range.
+    """
+    convs = _convs(depth, filter_size, train_first=True)
+    return Network([*convs, Flatten(), Dense(w_std=_SQRT_C / filter_size)], scaling="paper")
+
+
+def ntk_dense(depth: int = 3) -> Network:
+    """NTK of a fully connected network (Eq. 7-9), on vectors or flattened images.
+
+    ``Sigma^(0) = Theta^(0) = x.z``, ``Theta^(h) = Theta^(h-1) * Sigma'^(h) + Sigma^(h)``, value:
+    ``Theta^(L)``.
+
+    Parameters
+    ----------
+    depth : int
+        Number of hidden layers L, at least 1.
+
+    Returns
+    -------
+    Network
+        ``depth`` times ``Dense ReLU``, then ``Dense``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If depth is not an integer, or is less than 1.
+    """
+    n_hidden = _depth(depth, 1, "hidden layers")
+    hidden = [ReLU(), Dense(w_std=_SQRT_C)] * n_hidden
+    return Network([Dense(w_std=1.0), *hidden], scaling="paper")
+
+
+def _convs(depth: int, filter_size: int, *, train_first: bool) -> list[Layer]:
+    n_conv = _depth(depth, 2, "convolutions plus one") - 1
+    first = Conv(filter_size, w_std=filter_size, trainable=train_first)
+    other = Conv(filter_size, w_std=_SQRT_C)
+    return [first, ReLU(), *([other, ReLU()] * (n_conv - 1))]
+
+
+def _depth(depth: object, smallest: int, meaning: str) -> int:
+    if isinstance(depth, bool) or not isinstance(depth, Integral):
+        raise TypeError(f"depth must be an integer, got {depth!r} ({type(depth).__name__})")
+    if int(depth) < smallest:
+        raise ValueError(f"depth (number of {meaning}) must be at least {smallest}, got {depth}")
+    return int(depth)

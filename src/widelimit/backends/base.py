@@ -1,0 +1,113 @@
+"""What a backend is: profiles of images, and sums over slices for tiles of the Gram matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.program import Program
+
+__all__ = ["Backend", "Cancelled", "Dtype", "Profile", "Tile"]
+
+Dtype: TypeAlias = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """Entries of a Gram matrix that are computed by one call.
+
+    Parameters
+    ----------
+    rows, columns : ndarray of int64, 1-D
+        Samples of the left and of the right profile.
+    pairwise : bool
+        True: the entries ``(rows[i], columns[i])``; False: all ``(rows[i], columns[j])``.
+    """
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    pairwise: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tile's values."""
+        n = len(self.rows)
+        return (n,) if self.pairwise else (n, len(self.columns))
+
+
+class Profile(Protocol):
+    """What single images contribute to every pair they take part in."""
+
+    def __len__(self) -> int: ...
+
+
+class Cancelled(Exception):
+    """The computation was told to stop; what it had computed is incomplete."""
+
+
+class Backend(Protocol):
+    """An implementation of `profile` and `tile` for programs of convolutional networks.
+
+    The values of a tile must not depend on the other entries of the tile, to the last bit, and
+    ``k(x, z)`` must equal ``k(z, x)`` to the last bit.
+    """
+
+    name: str
+
+    def lanes(self, dtype: Dtype) -> int:
+        """Return the number of images that fill the innermost axis; tiles are best its multiples."""
+        ...
+
+    def profile_bytes(self, program: Program, dtype: Dtype) -> int:
+        """Return the memory that the profile of one image takes."""
+        ...
+
+    def tile_bytes(self, program: Program, dtype: Dtype) -> int:
+        """Return the scratch memory that one call of `tile` takes, without its result."""
+        ...
+
+    def profile(
+        self,
+        program: Program,
+        images: NDArray[np.float64],
+        identity: NDArray[np.int64],
+        dtype: Dtype,
+    ) -> Profile:
+        """Compute profiles of a batch.
+
+        Parameters
+        ----------
+        program : Program
+        images : ndarray of float64, shape (n, h, w, c), C-contiguous
+        identity : ndarray of int64, shape (n,)
+            Equal numbers mean identical images, also between the two profiles of a tile.
+        dtype : {"float32", "float64"}
+            Precision of the slices; profiles are always computed in float64.
+        """
+        ...
+
+    def tile(
+        self,
+        program: Program,
+        left: Profile,
+        right: Profile,
+        tile: Tile,
+        cancel: NDArray[np.int32],
+    ) -> NDArray[np.float64]:
+        """Sum the fields over slices, for every tap and entry.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_taps, 2, *tile.shape)
+            Plain weighted sums of K (index 0) and Theta (index 1) for `Readout.apply`; a field
+            that no kernel needs is 0.
+
+        Raises
+        ------
+        Cancelled
+            If ``cancel[0]`` became non-zero on the way.
+        """
+        ...

@@ -1,0 +1,205 @@
+"""The compiled slice engine, for the best instruction set that the processor has."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit._core import _engine
+from widelimit.backends.base import Cancelled, Dtype, Profile, Tile
+from widelimit.program import Program
+
+__all__ = ["ISA_VARIABLE", "CpuBackend", "instruction_sets"]
+
+ISA_VARIABLE = "WIDELIMIT_ISA"  # forces one instruction set
+
+Float = NDArray[np.float64]
+
+
+def instruction_sets() -> dict[str, bool]:
+    """Return the compiled instruction sets, best first, and whether this processor has each."""
+    return {name: supported for name, supported, *_ in _engine.levels()}
+
+
+def chosen_instruction_set() -> str:
+    """Return the instruction set in use: the best one, or what ``WIDELIMIT_ISA`` names.
+
+    Raises
+    ------
+    ValueError
+        If the variable names one that is unknown here or that the processor lacks.
+    """
+    available = instruction_sets()
+    forced = os.environ.get(ISA_VARIABLE)
+    if not forced:
+        return next(name for name, supported in available.items() if supported)
+    if not available.get(forced, False):
+        usable = ", ".join(name for name, supported in available.items() if supported)
+        raise ValueError(f"{ISA_VARIABLE} must name one of {usable}, got {forced!r}: unset it")
+    return forced
+
+
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """The engine's units, in which no number of a pass leaves the range of float32.
+
+    Without biases a kernel is homogeneous, so gains are taken out: the engine computes
+    ``Sigma = box(F) + beta^2``, ``F = scale * m kappa1`` with powers of two for scales that keep a
+    constant image constant. The true fields are ``gain[layer]`` times the engine's.
+    """
+
+    in_scale: float
+    out_scales: tuple[float, ...]
+    biases: Float  # beta
+    gains: tuple[float, ...]  # for each layer, the input (0) included
+
+
+def _units(program: Program) -> _Units:
+    h, w, _ = program.shape
+    gain = program.input_scale
+    gains, biases, scales = [gain], [], []
+    image = np.ones((h, w))  # a constant image, to choose the scales by
+    for step in program.steps:
+        r = step.filter_size // 2
+        rows, columns = (np.minimum(np.arange(n) + r, n - 1) for n in (h, w))
+        top, left = (np.maximum(np.arange(n) - r, 0) for n in (h, w))
+        total = np.pad(image.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        image = (
+            total[np.ix_(rows + 1, columns + 1)]
+            - total[np.ix_(top, columns + 1)]
+            - total[np.ix_(rows + 1, left)]
+            + total[np.ix_(top, left)]
+        )
+        scale = 2.0 ** -round(math.log2(image.max()))
+        image = image * scale
+        scales.append(scale)
+        gains[-1] /= scale  # the field is stored times `scale`
+        gain *= step.weight_variance / (step.filter_size**2 * scale)
+        biases.append(math.sqrt(step.bias_variance / gain))
+        if step.relu:
+            gain /= 2  # E[s(u) s(v)] = m kappa1 / 2
+        gains.append(gain)
+    in_scale, *out_scales = [*scales, 1.0]
+    return _Units(in_scale, tuple(out_scales), np.array(biases, float), tuple(gains))
+
+
+@dataclass(frozen=True, eq=False)
+class _Compiled:
+    plan: Any
+    units: _Units
+    factors: Float  # (n_taps,): from the engine's sums to true sums
+
+
+@lru_cache(maxsize=64)
+def _compile(program: Program) -> _Compiled:
+    h, w, c = program.shape
+    units = _units(program)
+    wanted_below = [
+        max((tap.layer for tap in program.taps if tap.want_theta), default=-1),
+        max(tap.layer for tap in program.taps),
+    ]
+    steps: list[tuple[Any, ...]] = []
+    theta = False
+    for layer, (step, scale) in enumerate(zip(program.steps, units.out_scales, strict=True), 1):
+        enters, theta = theta, theta or step.trainable
+        here = any(tap.layer == layer and tap.want_sigma for tap in program.taps)
+        k_out = layer < wanted_below[1] or here
+        theta_out = theta and layer <= wanted_below[0]
+        biased = step.bias_variance > 0
+        steps.append(
+            (step.filter_size, step.relu, step.signed, step.trainable, enters and theta_out)
+            + (k_out, theta_out, biased, scale)
+        )
+    taps = [
+        (tap.layer, tap.want_sigma, tap.want_theta, tap.weights(h), tap.weights(w))
+        for tap in program.taps
+    ]
+    plan = _engine.Plan(h, w, c, units.in_scale, steps, taps)
+    return _Compiled(plan, units, np.array([units.gains[tap.layer] for tap in program.taps]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Profile:
+    batch: Any
+    scale: Float  # (n,): images were divided by it
+    dtype: Dtype
+
+    def __len__(self) -> int:
+        return len(self.scale)
+
+
+class CpuBackend:
+    """The compiled engine. One object holds no state but the name of its instruction set.
+
+    Parameters
+    ----------
+    isa : str or None
+        One of `instruction_sets`; None takes `chosen_instruction_set`.
+    """
+
+    name = "cpu"
+
+    def __init__(self, isa: str | None = None) -> None:
+        self.isa = chosen_instruction_set() if isa is None else isa
+        self._lanes = {name: lanes for name, _, *lanes in _engine.levels()}[self.isa]
+
+    def lanes(self, dtype: Dtype) -> int:
+        """Return the numbers in one vector register."""
+        return self._lanes[0 if dtype == "float32" else 1]
+
+    def profile_bytes(self, program: Program, dtype: Dtype) -> int:
+        """Return the bytes of one image and its profile."""
+        h, w, c = program.shape
+        return (4 if dtype == "float32" else 8) * h * w * (c + len(program.steps))
+
+    def tile_bytes(self, program: Program, dtype: Dtype) -> int:
+        """Return the bytes that the engine allocates for one call."""
+        plan = _compile(program).plan
+        return _engine.workspace_bytes(self.isa, plan, dtype == "float32", True)
+
+    def profile(
+        self, program: Program, images: Float, identity: NDArray[np.int64], dtype: Dtype
+    ) -> Profile:
+        """Compute profiles in float64 and store them, scaled, in `dtype`."""
+        compiled = _compile(program)
+        n, h, w, c = images.shape
+        shapes = ((n, h, w, c), (n, len(program.steps), h, w), (n, len(program.steps)))
+        stored = [np.empty(shape, dtype) for shape in shapes]
+        scale, diagonal = np.empty(n), np.empty((n, len(program.taps), 2))
+        single = dtype == "float32"
+        fill = _engine.profile32 if single else _engine.profile64
+        fill(compiled.plan, images, compiled.units.biases, *stored, scale, diagonal)
+        make = _engine.Batch32 if single else _engine.Batch64
+        return _Profile(make(compiled.plan, *stored, identity, diagonal), scale, dtype)
+
+    def tile(
+        self,
+        program: Program,
+        left: Profile,
+        right: Profile,
+        tile: Tile,
+        cancel: NDArray[np.int32],
+    ) -> Float:
+        """Run the engine on lane groups of the tile's columns; see `Backend.tile`."""
+        assert isinstance(left, _Profile)
+        assert isinstance(right, _Profile)
+        compiled = _compile(program)
+        result = np.empty((len(program.taps), 2, *tile.shape))
+        run = _engine.run32 if left.dtype == "float32" else _engine.run64
+        rows, columns = tile.rows, tile.columns
+        arguments = (rows, columns, tile.pairwise, result, cancel)
+        run(self.isa, compiled.plan, left.batch, right.batch, *arguments)
+        if cancel[0]:
+            raise Cancelled
+        if not tile.pairwise:
+            rows, columns = rows[:, None], columns[None, :]
+        # One product of the two scales first: k(x, z) and k(z, x) must agree to the last bit.
+        factors = compiled.factors.reshape(-1, *([1] * (result.ndim - 1)))
+        result *= factors * (left.scale[rows] * right.scale[columns])
+        return result

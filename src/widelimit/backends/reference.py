@@ -1,0 +1,125 @@
+"""The reference: float64 NumPy, to be read beside Section 1 of the design and Section 4 of the paper.
+
+One slice at a time, all pairs of a tile at once. Slow, and meant to be obviously right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.backends.base import Cancelled, Dtype, Profile, Tile
+from widelimit.dual import relu_dual
+from widelimit.program import Program
+
+__all__ = ["ReferenceBackend"]
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Profile:
+    images: Float  # (n, h, w, c)
+    identity: NDArray[np.int64]  # (n,)
+    x: tuple[Float, ...]  # for each step: X(p) = sqrt(Sigma_xx(p, p)), shape (n, h, w)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def box(field: Float, q: int) -> Float:
+    """Sum over the q x q window around each entry of the last two axes, zero outside."""
+    r = q // 2
+    h, w = field.shape[-2:]
+    padded = np.pad(field, [(0, 0)] * (field.ndim - 2) + [(r, r), (r, r)])
+    rows = sum((padded[..., a : a + h, :] for a in range(q)), start=np.zeros(1))
+    return sum((rows[..., a : a + w] for a in range(q)), start=np.zeros(1))
+
+
+class ReferenceBackend:
+    """Slices in float64 NumPy; `dtype` is ignored."""
+
+    name = "reference"
+
+    def lanes(self, dtype: Dtype) -> int:
+        """Return 16: any number does."""
+        return 16
+
+    def profile_bytes(self, program: Program, dtype: Dtype) -> int:
+        """Return the bytes of one image and its profile."""
+        h, w, c = program.shape
+        return 8 * h * w * (c + len(program.steps))
+
+    def tile_bytes(self, program: Program, dtype: Dtype) -> int:
+        """Return the bytes of the fields of 16 x 16 pairs, about ten at a time."""
+        h, w, c = program.shape
+        return 8 * h * w * (10 + c) * 256
+
+    def profile(
+        self, program: Program, images: Float, identity: NDArray[np.int64], dtype: Dtype
+    ) -> Profile:
+        """Compute ``X`` of each step; ``kappa1(1) = 1`` makes a ReLU a factor of 1/2."""
+        variance = program.input_scale * np.sum(images * images, axis=-1)
+        x: list[Float] = []
+        for step in program.steps:
+            q = step.filter_size
+            variance = step.weight_variance / q**2 * box(variance, q) + step.bias_variance
+            x.append(np.sqrt(variance))
+            if step.relu:
+                variance = variance / 2
+        return _Profile(images, identity, tuple(x))
+
+    def tile(
+        self,
+        program: Program,
+        left: Profile,
+        right: Profile,
+        tile: Tile,
+        cancel: NDArray[np.int32],
+    ) -> Float:
+        """Sum every slice that has a weight; see `Backend.tile`."""
+        assert isinstance(left, _Profile)
+        assert isinstance(right, _Profile)
+        rows, columns = tile.rows, tile.columns
+        if not tile.pairwise:
+            rows, columns = rows[:, None], columns[None, :]
+        same = (left.identity[rows] == right.identity[columns])[..., None, None]
+        result = np.zeros((len(program.taps), 2, *tile.shape))
+        h, w, _ = program.shape
+        weights = [(tap.weights(h), tap.weights(w)) for tap in program.taps]
+
+        for (di, dj), deepest in program.displacements.items():
+            if cancel[0]:
+                raise Cancelled
+            # p runs over the pixels of x for which p' = p + d lies inside z.
+            p = np.s_[max(0, -di) : h - max(0, di), max(0, -dj) : w - max(0, dj)]
+            p_prime = np.s_[max(0, di) : h + min(0, di), max(0, dj) : w + min(0, dj)]
+            x, z = left.images[rows][..., *p, :], right.images[columns][..., *p_prime, :]
+            k = program.input_scale * np.sum(x * z, axis=-1)
+            theta = np.zeros_like(k)
+            for layer in range(deepest + 1):
+                if layer > 0:
+                    step = program.steps[layer - 1]
+                    q, t = step.filter_size, float(step.trainable)
+                    w_q = step.weight_variance / q**2
+                    sigma = w_q * box(k, q) + step.bias_variance
+                    theta = w_q * box(theta + t * k, q) + t * step.bias_variance
+                    k = sigma
+                    if step.relu:
+                        # Eq. 11, 12, 37-40 without c/q^2
+                        xz = left.x[layer - 1][rows][..., *p] * right.x[layer - 1][columns][..., *p_prime]
+                        if di == dj == 0:
+                            sigma = np.where(same, xz, sigma)  # lambda = 1 exactly
+                        kappa1, kappa0 = relu_dual(sigma, xz)
+                        k, theta = kappa1 / 2, kappa0 * theta / 2
+                for index, tap in enumerate(program.taps):
+                    if tap.layer == layer:
+                        by_row = weights[index][0][di + h - 1, : h - abs(di)]
+                        by_column = weights[index][1][dj + w - 1, : w - abs(dj)]
+                        for field, value in enumerate((k, theta)):
+                            result[index, field] += np.einsum(
+                                "...ij,i,j->...", value, by_row, by_column
+                            )
+        return result

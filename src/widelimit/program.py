@@ -1,0 +1,352 @@
+"""A network compiled for one input shape: what a backend executes, and what it costs.
+
+Networks that share their first layers form a *family* and become one program: one pass over a
+slice serves every depth, every readout, and both kernels (DESIGN Section 2, point 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.dual import relu_dual
+from widelimit.network import (
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAvgPool,
+    Layer,
+    LocalAvgPool,
+    Network,
+    ReLU,
+)
+
+__all__ = ["Kind", "Program", "Readout", "Step", "Tap", "compile_family", "compile_networks"]
+
+Kind: TypeAlias = Literal["ntk", "nngp"]
+Float: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One convolution and, if `relu`, the activation after it.
+
+    ``Sigma = weight_variance / q^2 * box_q(K) + bias_variance``, and alike for Theta.
+    """
+
+    filter_size: int
+    weight_variance: float
+    bias_variance: float
+    trainable: bool
+    relu: bool
+    signed: bool  # sigma may be negative: no activation has come before
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """Where and how fields are summed: after `layer` steps, over pixels and displacements."""
+
+    layer: int
+    pooling: Flatten | GlobalAvgPool | LocalAvgPool
+    want_sigma: bool
+    want_theta: bool
+
+    def weights(self, extent: int) -> Float:
+        """Weight of each entry of each slice along one axis: separable, even in the displacement.
+
+        Parameters
+        ----------
+        extent : int
+            Height or width of the image.
+
+        Returns
+        -------
+        ndarray of shape (2 * extent - 1, extent)
+            Row ``d + extent - 1`` belongs to displacement d, column i to entry i of the slice, i.e.
+            to the pixels i and i + |d| of the two images. For local average pooling: the number of
+            window centres inside the image that cover both (DESIGN Section 2, point 1).
+        """
+        d = np.abs(np.arange(1 - extent, extent))[:, None]
+        i = np.arange(extent)[None, :]
+        inside = i + d < extent
+        match self.pooling:
+            case GlobalAvgPool():
+                count = np.ones((2 * extent - 1, extent))
+            case Flatten():
+                count = np.broadcast_to(d == 0, (2 * extent - 1, extent)).astype(float)
+            case LocalAvgPool(half_width):
+                first = np.maximum(0, i + d - half_width)
+                last = np.minimum(extent - 1, i + half_width)
+                count = np.maximum(0, last - first + 1).astype(float)
+        return np.where(inside, count, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """From the sums of one tap to the kernels of one network."""
+
+    tap: int
+    scale: float  # what a plain sum is multiplied with to become the mean (or sum) over pixels
+    head: tuple[Layer, ...]  # Dense, possibly (ReLU, Dense) pairs after it
+
+    @property
+    def needs_variance(self) -> bool:
+        """Whether ``k(x, x)`` must be known to compute ``k(x, z)``: an activation follows."""
+        return any(isinstance(layer, ReLU) for layer in self.head)
+
+    def apply(
+        self,
+        sigma: Float,
+        theta: Float,
+        variance1: Float | None = None,
+        variance2: Float | None = None,
+        same: NDArray[np.bool_] | None = None,
+    ) -> tuple[Float, Float]:
+        """Run the head on the sums of a tap.
+
+        Parameters
+        ----------
+        sigma, theta : ndarray of shape (n1, n2)
+            Sums of the tap.
+        variance1, variance2 : ndarray of shape (n1, 1) and (1, n2), or None
+            Sums of the tap for ``k(x, x)`` and ``k(z, z)``; required if `needs_variance`.
+        same : ndarray of bool of shape (n1, n2), or None
+            Pairs of identical inputs: there lambda is 1 exactly, whatever the rounding.
+
+        Returns
+        -------
+        nngp, ntk : ndarray of shape (n1, n2)
+        """
+        k, th = sigma * self.scale, theta * self.scale
+        v1 = None if variance1 is None else variance1 * self.scale
+        v2 = None if variance2 is None else variance2 * self.scale
+        for layer in self.head:
+            match layer:
+                case Dense(w_std, b_std, trainable):
+                    w, b, t = w_std**2, b_std**2, float(trainable)
+                    k, th = w * k + b, w * (th + t * k) + t * b
+                    v1 = None if v1 is None else w * v1 + b
+                    v2 = None if v2 is None else w * v2 + b
+                case ReLU():
+                    if v1 is None or v2 is None:
+                        raise ValueError("an activation in the head needs variance1 and variance2")
+                    xz = np.sqrt(v1) * np.sqrt(v2)
+                    k, kappa0 = relu_dual(k if same is None else np.where(same, xz, k), xz)
+                    # E[s(u) s(v)] = X Z kappa1 / 2, E[s'(u) s'(v)] = kappa0 / 2 (Eq. 37-40)
+                    k, th, v1, v2 = k / 2, kappa0 * th / 2, v1 / 2, v2 / 2
+                case _:
+                    raise TypeError(f"the head of a network cannot hold {layer!r}")
+        return k, th
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps that all networks of a family share, and where each network leaves.
+
+    A dense network has no steps: its one tap is the inner product of its inputs.
+    """
+
+    networks: tuple[Network, ...]
+    kinds: tuple[Kind, ...]
+    shape: tuple[int, ...]  # (h, w, c), or (d,) for dense networks
+    input_scale: float  # 1/C, or 1 with scaling="paper"
+    steps: tuple[Step, ...]
+    taps: tuple[Tap, ...]
+    readouts: tuple[Readout, ...]  # one for each network
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the program is one inner product (a GEMM) and a head, without slices."""
+        return len(self.shape) == 1
+
+    @cached_property
+    def displacements(self) -> dict[tuple[int, int], int]:
+        """Displacement of every slice that a readout weighs -> number of steps it goes through."""
+        if self.is_dense:
+            return {}
+        h, w, _ = self.shape
+        deepest: dict[tuple[int, int], int] = {}
+        for tap in self.taps:
+            rows = np.flatnonzero(tap.weights(h).any(axis=1)) - (h - 1)
+            columns = np.flatnonzero(tap.weights(w).any(axis=1)) - (w - 1)
+            for di in rows.tolist():
+                for dj in columns.tolist():
+                    deepest[di, dj] = max(tap.layer, deepest.get((di, dj), 0))
+        return deepest
+
+    @cached_property
+    def element_layers(self) -> int:
+        """Cost of one pair: entries of all slices, times the steps each goes through."""
+        if self.is_dense:
+            return 0
+        h, w, _ = self.shape
+        slices = self.displacements.items()
+        return sum((h - abs(di)) * (w - abs(dj)) * steps for (di, dj), steps in slices)
+
+    def explain(self) -> str:
+        """Say in words what will be computed, and at what cost."""
+        lines = [f"input {'x'.join(map(str, self.shape))}, kernels {', '.join(self.kinds)}"]
+        lines += [f"  {network}" for network in self.networks]
+        if self.is_dense:
+            lines.append("one matrix product in float64, then an element-wise recursion")
+            return "\n".join(lines)
+        h, w, c = self.shape
+        lines.append(f"{'step':>4}  {'layer':<14}{'trained':<9}{'bias':<6}tangent kernel on entry")
+        theta = False
+        for index, step in enumerate(self.steps, start=1):
+            name = f"Conv({step.filter_size})" + (" ReLU" if step.relu else "")
+            state = "own field" if theta else "zero"
+            bias = "yes" if step.bias_variance else "no"
+            trained = "yes" if step.trainable else "no"
+            lines.append(f"{index:>4}  {name:<14}{trained:<9}{bias:<6}{state}")
+            theta = theta or step.trainable
+        for tap in self.taps:
+            wanted = " and ".join(
+                name for name, want in (("K", tap.want_sigma), ("Theta", tap.want_theta)) if want
+            )
+            lines.append(f"read out {wanted or 'nothing'} after step {tap.layer}: {tap.pooling}")
+        total = (2 * h - 1) * (2 * w - 1)
+        gap = (h * w) ** 2 * max(1, len(self.steps))
+        lines.append(
+            f"slices: {len(self.displacements)} of {total}; element-layers a pair: "
+            f"{self.element_layers:,} ({self.element_layers / gap:.2%} of all)"
+        )
+        profile = len(self.steps) * h * w
+        lines.append(
+            f"profile of an image: {profile * 4 / 1024:.1f} KiB in float32, "
+            f"image {h * w * c * 4 / 1024:.1f} KiB"
+        )
+        return "\n".join(lines)
+
+
+def compile_networks(
+    networks: Sequence[Network], shape: Sequence[int], kinds: Sequence[Kind]
+) -> list[tuple[Program, tuple[int, ...]]]:
+    """Group networks into families and compile each.
+
+    Parameters
+    ----------
+    networks : sequence of Network
+    shape : sequence of int
+        ``(h, w, c)`` of an image, or ``(d,)`` of a vector if every network is dense.
+    kinds : sequence of {"ntk", "nngp"}
+        The kernels that will be read.
+
+    Returns
+    -------
+    list of (Program, positions)
+        Each program with the positions of its networks in `networks`. A network joins the first
+        family whose steps begin with its own.
+
+    Raises
+    ------
+    ValueError
+        If a network cannot take inputs of this shape.
+    """
+    families: list[list[int]] = []
+    for index in sorted(range(len(networks)), key=lambda i: -networks[i].n_conv):
+        networks[index].output_shapes(shape)
+        for family in families:
+            if _is_prefix(networks[index], networks[family[0]], shape, kinds):
+                family.append(index)
+                break
+        else:
+            families.append([index])
+    return [
+        (compile_family([networks[i] for i in family], shape, kinds), tuple(family))
+        for family in families
+    ]
+
+
+def compile_family(
+    networks: Sequence[Network], shape: Sequence[int], kinds: Sequence[Kind]
+) -> Program:
+    """Compile networks whose steps are prefixes of those of the first; see `compile_networks`."""
+    shape = tuple(int(s) for s in shape)
+    dense = networks[0].is_dense
+    if dense:
+        shape = (math.prod(shape),)
+    steps = _steps(networks[0], kinds)
+    taps: list[Tap] = []
+    readouts: list[Readout] = []
+    for network in networks:
+        own = _steps(network, kinds)
+        if own != steps[: len(own)]:
+            raise ValueError(f"{network} does not begin like {networks[0]}: not one family")
+        layers = network.layers
+        position = next((i for i, x in enumerate(layers) if not isinstance(x, Conv | ReLU)), 0)
+        pooling: Flatten | GlobalAvgPool | LocalAvgPool = Flatten()
+        start = 0
+        if not isinstance(layers[position], Dense):
+            pooling = cast("Flatten | GlobalAvgPool | LocalAvgPool", layers[position])
+            start = position + (2 if isinstance(pooling, LocalAvgPool) else 1)
+        head = tuple(layers[start:])
+        if pooling == LocalAvgPool(0):
+            pooling = Flatten()  # the same weights; one tap serves both
+        tap = Tap(len(own), pooling, "nngp" in kinds or _reads_sigma(head), "ntk" in kinds)
+        place = next(
+            (i for i, t in enumerate(taps) if (t.layer, t.pooling) == (tap.layer, pooling)), None
+        )
+        if place is None:
+            place = len(taps)
+            taps.append(tap)
+        elif tap.want_sigma:
+            taps[place] = replace(taps[place], want_sigma=True)
+        scale = 1.0 if dense else _pixel_scale(pooling, shape, network)
+        readouts.append(Readout(place, scale, head))
+    fan_in = shape[-1]
+    input_scale = 1.0 if networks[0].scaling == "paper" else 1.0 / fan_in
+    return Program(
+        tuple(networks), tuple(kinds), shape, input_scale, steps, tuple(taps), tuple(readouts)
+    )
+
+
+def _steps(network: Network, kinds: Sequence[Kind]) -> tuple[Step, ...]:
+    # The NNGP kernel trains nothing: networks that differ in this alone share a pass.
+    any_trained = "ntk" in kinds
+    layers = network.layers
+    steps: list[Step] = []
+    signed = True
+    for layer, following in zip(layers, [*layers[1:], None], strict=True):
+        if isinstance(layer, Conv):
+            relu = isinstance(following, ReLU)
+            weight, bias = layer.w_std**2, layer.b_std**2
+            trainable = layer.trainable and any_trained
+            steps.append(Step(layer.filter_size, weight, bias, trainable, relu, signed))
+            signed = signed and not relu
+    return tuple(steps)
+
+
+def _is_prefix(
+    network: Network, longest: Network, shape: Sequence[int], kinds: Sequence[Kind]
+) -> bool:
+    own, other = _steps(network, kinds), _steps(longest, kinds)
+    same_input = network.scaling == longest.scaling and network.is_dense == longest.is_dense
+    return same_input and own == other[: len(own)]
+
+
+def _reads_sigma(head: Sequence[Layer]) -> bool:
+    """Whether the tangent kernel needs K at the readout: trained, or an activation follows."""
+    return any(
+        isinstance(layer, ReLU) or (isinstance(layer, Dense) and layer.trainable) for layer in head
+    )
+
+
+def _pixel_scale(
+    pooling: Flatten | GlobalAvgPool | LocalAvgPool, shape: tuple[int, ...], network: Network
+) -> float:
+    pixels = shape[0] * shape[1]
+    flat = 1.0 if network.scaling == "paper" else 1.0 / pixels
+    match pooling:
+        case GlobalAvgPool():
+            return 1.0 / pixels**2
+        case Flatten():
+            return flat
+        case LocalAvgPool(half_width):
+            return flat / (2 * half_width + 1) ** 4

@@ -1,0 +1,125 @@
+"""What every solver asks of its input, and the errors when it does not get it."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from widelimit.solvers.solution import FloatArray
+
+__all__ = ["check_gram", "check_ridge", "check_targets", "epsilon"]
+
+# Rows looked at together: the temporary arrays hold this many rows of k in float64.
+_BLOCK_ROWS = 128
+# |k - k.T| up to this many roundings of max |k| is arithmetic, say of x @ z.T; more is a mistake.
+_MAX_ASYMMETRY = 1000
+
+
+def epsilon(dtype: np.dtype[Any]) -> float:
+    """Relative rounding of entries given in a dtype: that of float64 at best."""
+    return max(float(np.finfo(dtype).eps) if dtype.kind == "f" else 0.0, 2.0**-52)
+
+
+def check_ridge(ridge: object) -> float:
+    """Return the relative ridge, which multiplies ``trace(k)/n``, as a float >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not a number, or is negative, infinite or NaN.
+    """
+    if isinstance(ridge, bool) or not isinstance(ridge, Real):
+        raise TypeError(f"ridge must be a number, got {ridge!r} ({type(ridge).__name__})")
+    if not 0 <= float(ridge) < math.inf:  # also false for nan
+        raise ValueError(
+            f"ridge must be finite and >= 0, got {ridge!r}: it is relative, it multiplies "
+            "trace(k)/n; use 0 for none, or a small number such as 1e-6"
+        )
+    return float(ridge)
+
+
+def check_targets(y: ArrayLike, n: int) -> FloatArray:
+    """Return y as a new (n, targets) array of float64, columns first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If y is not real, is not (n,) or (n, targets) with targets >= 1, or is not finite.
+    """
+    array = _real_array("y", y)
+    if array.ndim not in (1, 2) or array.shape[0] != n or array.size == 0:
+        raise ValueError(
+            f"y must have shape ({n},) or ({n}, targets) because k is ({n}, {n}), got shape "
+            f"{array.shape}: give one row of y per row of k"
+        )
+    if not np.all(np.isfinite(array)):
+        row = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise ValueError(
+            f"y must be finite, got NaN or infinity first in row {row}: drop or mend such samples"
+        )
+    return np.array(array.reshape(n, -1), dtype=np.float64, order="F")
+
+
+def check_gram(k: ArrayLike) -> tuple[NDArray[Any], FloatArray]:
+    """Return k as an array, without a copy, and the sums of ``|k|`` over its rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If k is not real, square, finite and symmetric, or n = 0.
+
+    Notes
+    -----
+    One pass over k; temporary arrays of ``3 * 8 * 128 * n`` bytes.
+    """
+    matrix = _real_array("k", k)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
+        raise ValueError(
+            f"k must be a square Gram matrix (n, n) with n >= 1, got shape {matrix.shape}: "
+            "give the kernel of the training samples with themselves"
+        )
+    n = matrix.shape[0]
+    row_sums = np.empty(n)
+    largest = asymmetry = 0.0
+    i = j = 0
+    for start in range(0, n, _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, n)
+        block = matrix[start:stop].astype(np.float64)
+        if not np.all(np.isfinite(block)):
+            row, column = np.argwhere(~np.isfinite(block))[0]
+            raise ValueError(
+                f"k must be finite, got k[{start + row}, {column}] = {block[row, column]}: look "
+                "for NaN, infinity or huge values in the samples of that row and column"
+            )
+        gap = block[:, start:] - matrix[start:, start:stop].T
+        np.abs(gap, out=gap)
+        row, column = np.unravel_index(int(gap.argmax()), gap.shape)
+        if gap[row, column] > asymmetry:
+            asymmetry = float(gap[row, column])
+            i, j = start + int(row), start + int(column)
+        del gap
+        np.abs(block, out=block)
+        row_sums[start:stop] = block.sum(axis=1)
+        largest = max(largest, float(block.max()))
+    allowed = _MAX_ASYMMETRY * epsilon(matrix.dtype) * largest
+    if asymmetry > allowed:
+        raise ValueError(
+            f"k must be symmetric up to rounding ({allowed:.1e}), got k[{i}, {j}] = "
+            f"{matrix[i, j]:.9g} and k[{j}, {i}] = {matrix[j, i]:.9g}: give the kernel of the "
+            "training samples with themselves, in one order; if this is rounding after all, "
+            "give (k + k.T) / 2"
+        )
+    return matrix, row_sums
+
+
+def _real_array(name: str, value: ArrayLike) -> NDArray[Any]:
+    array: NDArray[Any] = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(
+            f"{name} must hold real numbers, got dtype {array.dtype}: convert it to float64"
+        )
+    return array
