@@ -131,19 +131,24 @@ void make_batch(BatchArrays<T>* self, const OwnedPlan& plan, Array<const T> imag
   new (self) BatchArrays<T>{images, profiles, biases, identity, diagonal, int64_t(n)};
 }
 
-// Scratch memory that is zero pages until touched, in 2 MB pages where the system has them.
+// Scratch memory, in 2 MB pages where the system has them.
 struct Workspace {
-  unsigned char* data;
-  size_t bytes;
-  explicit Workspace(size_t n) : bytes((n + (size_t(2) << 20) - 1) & ~((size_t(2) << 20) - 1)) {
-    data = static_cast<unsigned char*>(std::aligned_alloc(size_t(2) << 20, bytes));
+  unsigned char* data = nullptr;
+  size_t bytes = 0;
+  void reserve(size_t n) {
+    if (n <= bytes) return;
+    std::free(data);
+    data = nullptr;
+    bytes = 0;
+    const size_t page = size_t(2) << 20, rounded = (n + page - 1) & ~(page - 1);
+    data = static_cast<unsigned char*>(std::aligned_alloc(page, rounded));
     if (!data) throw std::bad_alloc();
+    bytes = rounded;
 #ifdef MADV_HUGEPAGE
     madvise(data, bytes, MADV_HUGEPAGE);
 #endif
   }
   ~Workspace() { std::free(data); }
-  Workspace(const Workspace&) = delete;
 };
 
 void check_indices(const Indices& index, int64_t n) {
@@ -173,7 +178,9 @@ void run(const std::string& isa, const OwnedPlan& plan, const BatchArrays<T>& x,
   const Batch<T> xv = x.view(), zv = z.view();
   nb::gil_scoped_release release;
   const size_t bytes = size_t(sizeof(T) == 4 ? b.workspace32(plan.plan, pairs) : b.workspace64(plan.plan, pairs));
-  Workspace w(bytes);
+  // One a thread, kept: fresh pages are zeroed by the system, which costs as much as a small tile.
+  thread_local Workspace w;
+  w.reserve(bytes);
   for (int64_t start = 0; start < n_lanes; start += width) {
     const int64_t n = n_lanes - start < width ? n_lanes - start : width;
     Job<T> job{&plan.plan, &xv, &zv, rows.data() + (pairs ? start : 0), pairs ? n : n_rows, lanes.data() + start, int32_t(n),

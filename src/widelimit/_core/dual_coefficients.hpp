@@ -15,40 +15,37 @@
 
 namespace widelimit {
 
-// A: degree 8, error 4.04e-08.
+// A: degree 7, error 1.08e-07.
 WIDELIMIT_TABLE float kA32[] = {
     0x1.45f306p-1f,
-    -0x1.b2981cp-3f,
-    0x1.04a46ap-3f,
-    -0x1.721d32p-4f,
-    0x1.149eap-4f,
-    -0x1.842ce4p-5f,
-    0x1.b67d7ep-6f,
-    -0x1.477ffcp-7f,
-    0x1.cd3676p-10f,
+    -0x1.b2959ap-3f,
+    0x1.0464ecp-3f,
+    -0x1.6dd902p-4f,
+    0x1.0330fep-4f,
+    -0x1.37f594p-5f,
+    0x1.fe7bfcp-7f,
+    -0x1.8c726ap-9f,
 };
 
-// A: degree 18, error 1.70e-16.
+// A: degree 16, error 6.28e-15.
 WIDELIMIT_TABLE double kA64[] = {
-    0x1.45f306dc9c882p-1,
-    -0x1.b2995e7b7ac12p-3,
-    0x1.04c26be35fe74p-3,
-    -0x1.7483756ee5841p-4,
-    0x1.21bb9114ca6b1p-4,
-    -0x1.da1b44cb1fcdap-5,
-    0x1.9126c17306ce9p-5,
-    -0x1.5b8cf77ef5368p-5,
-    0x1.320f91b14ffe6p-5,
-    -0x1.0f79c9044389ap-5,
-    0x1.dd1ad92c41672p-6,
-    -0x1.934d9078a84d6p-6,
-    0x1.3a3efd0953c58p-6,
-    -0x1.acc8a7bd993c8p-7,
-    0x1.e477214b2ec45p-8,
-    -0x1.aa1b09f9ddeefp-9,
-    0x1.0db15207f8a1fp-10,
-    -0x1.b103bc06ad4eap-13,
-    0x1.49213e4d39a69p-16,
+    0x1.45f306dc9c85fp-1,
+    -0x1.b2995e7b6687bp-3,
+    0x1.04c26bdb9b816p-3,
+    -0x1.7483731188499p-4,
+    0x1.21bb607d4972p-4,
+    -0x1.da16864dbcdb6p-5,
+    0x1.90ff8b235826p-5,
+    -0x1.5aaacd5b1683bp-5,
+    0x1.2e6074c37b069p-5,
+    -0x1.041b44f4ee5adp-5,
+    0x1.a86ca4d2ce024p-6,
+    -0x1.370cf356c031p-6,
+    0x1.805a4d88ced79p-7,
+    -0x1.754c53267af66p-8,
+    0x1.05c1706cba62cp-9,
+    -0x1.d13375cd97e04p-12,
+    0x1.8622f8d1732aep-15,
 };
 
 // B: degree 8, error 2.25e-08.

@@ -88,12 +88,19 @@ struct Rows {
   int flags;
 };
 
+// Horner's scheme; for the long polynomials of double one for the even and one for the odd powers, which halves
+// the chain of dependent operations.
 template <class T, int N>
-WL_INLINE Vec<T> horner(const T (*c)[Vec<T>::lanes], Vec<T> v) {
-  Vec<T> r = load(c[N - 1]);
+WL_INLINE Vec<T> polynomial(const Vec<T> (&c)[N], Vec<T> v) {
+  constexpr int stride = sizeof(T) == 8 ? 2 : 1;
+  const Vec<T> power = stride == 2 ? mul(v, v) : v;
+  Vec<T> r = c[N - 1], other = c[N - stride];
 #pragma GCC unroll 32
-  for (int i = N - 2; i >= 0; --i) r = fma(r, v, load(c[i]));
-  return r;
+  for (int i = N - 1 - stride; i >= 0; i -= stride) r = fma(r, power, c[i]);
+  if (stride == 1) return r;
+#pragma GCC unroll 32
+  for (int i = N - 2 - stride; i >= 0; i -= stride) other = fma(other, power, c[i]);
+  return N % 2 ? fma(other, v, r) : fma(r, v, other);
 }
 
 template <class T, int Flags, int R, bool Fused, bool Pairs>
@@ -107,12 +114,21 @@ void rows_kernel(const Rows<T>& a) {
   const V zero = broadcast(T(0)), tiny = broadcast(Dual<T>::tiny);
   const V scale = load(k.scale), scale_over_pi = load(k.scale_over_pi), bias = load(k.bias);
 
+  // Local copies: a store to a row must not make the compiler fetch these again.
+  V ca[Dual<T>::nA], cb[Dual<T>::nB];
+  for (int i = 0; i < Dual<T>::nA; ++i) ca[i] = load(k.a[i]);
+  for (int i = 0; i < Dual<T>::nB; ++i) cb[i] = is_signed ? load(k.b[i]) : zero;
+  const T *const in0 = a.in[0], *const in1 = a.in[1], *const in2 = a.in[2], *const in3 = a.in[3];
+  const T *const xs[2] = {a.x[0], a.x[1]}, *const zs[2] = {a.z[0], a.z[1]};
+  T* const outs[2] = {a.out[0], a.out[1]};
+  const int width = a.width;
+
   // Vertical sums of the input rows at cell j, for each output row: field 0 is K, field 1 Theta.
   auto column = [&](int j, int field, V* v) {
     const int o = j * Cell + field * L;
-    const V b = load(a.in[1] + o), c = load(a.in[2] + o), bc = add(b, c);
-    v[0] = add(load(a.in[0] + o), bc);
-    if (R == 2) v[1] = add(bc, load(a.in[3] + o));
+    const V b = load(in1 + o), c = load(in2 + o), bc = add(b, c);
+    v[0] = add(load(in0 + o), bc);
+    if (R == 2) v[1] = add(bc, load(in3 + o));
   };
   V pair_k[2] = {zero, zero}, last_k[2] = {zero, zero};  // column j-1 + column j, column j
   V pair_t[2] = {zero, zero}, last_t[2] = {zero, zero};
@@ -124,14 +140,16 @@ void rows_kernel(const Rows<T>& a) {
       pair_t[r] = last_t[r];
     }
   }
-  for (int j = 0; j < a.width; ++j) {
-    V s[2] = {zero, zero}, th[2] = {zero, zero}, m[2], e[2], p[2], t[2], v[2], g[2];
+  struct Entry {  // one column on its way: its activation is finished while the next column is fetched
+    V s[2], th[2], e[2], p[2];
+  };
+  auto fetch = [&](int j, Entry& n) {
     if (Fused) {
       V next[2];
       column(j + 1, 0, next);
 #pragma GCC unroll 2
       for (int r = 0; r < R; ++r) {
-        s[r] = add(pair_k[r], next[r]);
+        n.s[r] = add(pair_k[r], next[r]);
         pair_k[r] = add(last_k[r], next[r]);
         last_k[r] = next[r];
       }
@@ -139,7 +157,7 @@ void rows_kernel(const Rows<T>& a) {
         column(j + 1, 1, next);
 #pragma GCC unroll 2
         for (int r = 0; r < R; ++r) {
-          th[r] = add(pair_t[r], next[r]);
+          n.th[r] = add(pair_t[r], next[r]);
           pair_t[r] = add(last_t[r], next[r]);
           last_t[r] = next[r];
         }
@@ -147,44 +165,55 @@ void rows_kernel(const Rows<T>& a) {
     } else {
 #pragma GCC unroll 2
       for (int r = 0; r < R; ++r) {
-        s[r] = load(a.in[r] + j * Cell);
-        if (own) th[r] = load(a.in[r] + j * Cell + L);
+        n.s[r] = load((r ? in1 : in0) + j * Cell);
+        if (own) n.th[r] = load((r ? in1 : in0) + j * Cell + L);
       }
     }
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {
-      if (biased) s[r] = add(s[r], bias);
-      if (train) th[r] = own ? add(th[r], s[r]) : s[r];
-      T* out = a.out[r] + j * Cell;
+      if (biased) n.s[r] = add(n.s[r], bias);
+      if (train) n.th[r] = own ? add(n.th[r], n.s[r]) : n.s[r];
+      if (!train && !own) n.th[r] = zero;
+      if (relu) {
+        const V x = Pairs ? load(xs[r] + j * L) : broadcast(xs[r][j]);
+        const V m = mul(x, load(zs[r] + j * L));
+        const V size = is_signed ? abs(n.s[r]) : n.s[r];
+        n.e[r] = max(sub(m, size), zero);
+        n.p[r] = add(m, size);
+      }
+    }
+  };
+  auto finish = [&](int j, const Entry& n) {
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+      T* out = outs[r] + j * Cell;
       if (!relu) {
-        if (out_k) store(out, mul(s[r], scale));
-        if (out_theta) store(out + L, mul(th[r], scale));
+        if (out_k) store(out, mul(n.s[r], scale));
+        if (out_theta) store(out + L, mul(n.th[r], scale));
         continue;
       }
-      const V x = Pairs ? load(a.x[r] + j * L) : broadcast(a.x[r][j]);
-      m[r] = mul(x, load(a.z[r] + j * L));
-      const V size = is_signed ? abs(s[r]) : s[r];
-      e[r] = max(sub(m[r], size), zero);
-      p[r] = add(m[r], size);
-      t[r] = ratio(e[r], fma(p[r], e[r], tiny));
-      v[r] = mul(t[r], t[r]);
-      g[r] = horner<T, Dual<T>::nA>(k.a, v[r]);
-      V kappa0 = fnma(t[r], g[r], scale);
-      if (is_signed) kappa0 = where_negative(s[r], mul(t[r], g[r]), kappa0);
+      const V t = ratio(n.e[r], fma(n.p[r], n.e[r], tiny)), v = mul(t, t), g = polynomial<T>(ca, v);
+      V kappa0 = fnma(t, g, scale);
+      if (is_signed) kappa0 = where_negative(n.s[r], mul(t, g), kappa0);
       if (out_k) {
         V kk;
         if (is_signed)
-          kk = fma(mul(e[r], t[r]), horner<T, Dual<T>::nB>(k.b, v[r]), mul(max(s[r], zero), scale));
+          kk = fma(mul(n.e[r], t), polynomial<T>(cb, v), mul(max(n.s[r], zero), scale));
         else
-          kk = fma(p[r], mul(t[r], scale_over_pi), mul(s[r], kappa0));
+          kk = fma(n.p[r], mul(t, scale_over_pi), mul(n.s[r], kappa0));
         store(out, kk);
       }
-      if (out_theta) store(out + L, mul(th[r], kappa0));
+      if (out_theta) store(out + L, mul(n.th[r], kappa0));
     }
+  };
+  for (int j = 0; j < width; ++j) {
+    Entry now;
+    fetch(j, now);
+    finish(j, now);
   }
   for (int r = 0; r < R; ++r) {
-    store(a.out[r] + a.width * Cell, zero);
-    store(a.out[r] + a.width * Cell + L, zero);
+    store(outs[r] + width * Cell, zero);
+    store(outs[r] + width * Cell + L, zero);
   }
 }
 
@@ -268,7 +297,7 @@ struct Layout {
     row = int64_t(p.w + 1) * 2 * L;
     ring_rows_total = 0;
     max_filter = 1;
-    for (int l = 0; l <= p.n_steps; ++l) ring_rows_total += ring_rows(p, l);
+    for (int l = 0; l <= p.n_steps; ++l) ring_rows_total += 2 * ring_pairs(p, l);
     for (int l = 0; l < p.n_steps; ++l)
       if (p.steps[l].filter_size > max_filter) max_filter = p.steps[l].filter_size;
     const int64_t image = int64_t(p.h) * p.w * p.c * L, profile = int64_t(p.n_steps) * p.h * p.w * L;
@@ -286,9 +315,7 @@ struct Layout {
   }
   // Pairs of rows on either side of an output pair that a filter reaches.
   static int reach(const Plan& p, int step) { return (p.steps[step].filter_size / 2 + 1) / 2; }
-  static int ring_rows(const Plan& p, int layer) {
-    return layer == p.n_steps ? 2 : 2 * (2 * reach(p, layer) + 1);
-  }
+  static int ring_pairs(const Plan& p, int layer) { return layer == p.n_steps ? 1 : 2 * reach(p, layer) + 1; }
 };
 
 template <class T>
@@ -304,9 +331,10 @@ struct Bump {
 };
 
 template <class T>
-struct Level {   // output of layer l: a ring of rows; for l >= 1 also how it is computed
+struct Level {   // output of layer l: a ring of pairs of rows; for l >= 1 also how it is computed
   T* ring;
-  int ring_rows;
+  int ring_pairs;
+  int slot;      // where in the ring the next pair goes
   int lag;       // in pairs of rows behind the input
   int reach;
   Kernel<T> kernel[3];
@@ -369,9 +397,9 @@ struct Engine {
     int lag = 0;
     for (int l = 0; l <= plan.n_steps; ++l) {
       Level<T>& v = levels[l];
-      v.ring_rows = Layout<T>::ring_rows(plan, l);
-      v.ring = b.template take<T>(layout.row * v.ring_rows);
-      for (int64_t i = 0; i < layout.row * v.ring_rows; ++i) v.ring[i] = 0;
+      v.ring_pairs = Layout<T>::ring_pairs(plan, l);
+      v.ring = b.template take<T>(layout.row * 2 * v.ring_pairs);
+      for (int64_t i = 0; i < layout.row * 2 * v.ring_pairs; ++i) v.ring[i] = 0;
       v.reach = 0;
       if (l > 0) {
         const Step& s = plan.steps[l - 1];
@@ -416,29 +444,42 @@ struct Engine {
 
   bool cancelled() const { return *static_cast<const volatile int32_t*>(job.cancel) != 0; }
 
-  const T* row_of(const Level<T>& v, int r, int height) const {
-    return r < 0 || r >= height ? zero_row : v.ring + (r % v.ring_rows) * layout.row;
+  // Row r of what a level has in its ring, given the slot of the pair that holds row `origin` (even).
+  const T* row_of(const Level<T>& v, int r, int origin, int slot, int height) const {
+    if (r < 0 || r >= height) return zero_row;
+    const int away = r - origin;
+    slot += away >= 0 ? away / 2 : -((1 - away) / 2);
+    if (slot < 0) slot += v.ring_pairs;
+    if (slot >= v.ring_pairs) slot -= v.ring_pairs;
+    return v.ring + (2 * slot + (r & 1)) * layout.row;
   }
 
   static const double* weights(const double* table, int extent, int d) { return table + int64_t(d + extent - 1) * extent; }
 
-  // Add rows [r, r + n) of the output of layer l to the sums of its readouts.
-  void read_out(int layer, int r, int n, int height, int width, int di, int dj) {
+  // Add rows [r, r + n) of the output of a layer, `row` and the one after it, to the sums of its readouts.
+  void read_out(int layer, const T* row, int r, int n, int width, int di, int dj) {
     for (int i = 0; i < plan.n_taps; ++i) {
       const Tap& tap = plan.taps[i];
       if (tap.layer != layer) continue;
-      const double* rw = weights(tap.row_weights, plan.h, di);
+      const double* rw = weights(tap.row_weights, plan.h, di) + r;
       const double* cw = weights(tap.column_weights, plan.w, dj);
+      if (rw[0] == 0 && (n == 1 || rw[1] == 0)) continue;
       for (int field = 0; field < 2; ++field) {
         if (!(field ? tap.want_theta : tap.want_k)) continue;
+        // Four sums, by row and by parity of the column: one alone would wait for itself.
+        const T* f = row + field * L;
+        Vec<T> a[4];
+        for (int q = 0; q < 4; ++q) a[q] = broadcast(T(0));
+        int j = 0;
+        for (; j + 1 < width; j += 2)
+          for (int q = 0; q < 4; ++q)
+            a[q] = fma(load(f + (q >> 1) * layout.row + (j + (q & 1)) * Cell), broadcast(T(cw[j + (q & 1)])), a[q]);
+        if (j < width)
+          for (int q = 0; q < 4; q += 2) a[q] = fma(load(f + (q >> 1) * layout.row + j * Cell), broadcast(T(cw[j])), a[q]);
         double* sum = slice_sum + (i * 2 + field) * L;
-        for (int q = r; q < r + n; ++q) {
-          if (rw[q] == 0) continue;
-          const T* row = row_of(levels[layer], q, height) + field * L;
-          Vec<T> a = broadcast(T(0));
-          for (int j = 0; j < width; ++j) a = fma(load(row + j * Cell), broadcast(T(cw[j])), a);
+        for (int q = 0; q < n; ++q) {
           alignas(64) T lanes[L];
-          store(lanes, a);
+          store(lanes, add(a[2 * q], a[2 * q + 1]));
           for (int l = 0; l < L; ++l) sum[l] += rw[q] * double(lanes[l]);
         }
       }
@@ -453,6 +494,7 @@ struct Engine {
     const int xi = di < 0 ? -di : 0, xj = dj < 0 ? -dj : 0, zi = di > 0 ? di : 0, zj = dj > 0 ? dj : 0;
     const int pairs = (height + 1) / 2;
     const Vec<T> in_scale = broadcast(T(plan.in_scale));
+    for (int l = 0; l <= depth; ++l) levels[l].slot = 0;
     for (int step = 0; step < pairs + levels[depth].lag; ++step) {
       for (int l = 0; l <= depth; ++l) {
         Level<T>& out = levels[l];
@@ -460,11 +502,12 @@ struct Engine {
         if (pair < 0) break;
         if (pair >= pairs) continue;
         const int r = 2 * pair, n = r + 1 < height ? 2 : 1;
+        T* row = out.ring + 2 * out.slot * layout.row;
         if (l == 0) {
-          for (int i = r; i < r + n; ++i) {
-            const T* xr = x_img + (int64_t(xi + i) * w + xj) * c * XL;
-            const T* zr = z_image + (int64_t(zi + i) * w + zj) * c * L;
-            T* o = const_cast<T*>(row_of(out, i, height));
+          for (int i = 0; i < n; ++i) {
+            const T* xr = x_img + (int64_t(xi + r + i) * w + xj) * c * XL;
+            const T* zr = z_image + (int64_t(zi + r + i) * w + zj) * c * L;
+            T* o = row + i * layout.row;
             if (c == 3)
               input_row<T, 3, Pairs>(xr, zr, c, width, in_scale, o);
             else if (c == 1)
@@ -474,20 +517,24 @@ struct Engine {
           }
         } else {
           const Level<T>& in = levels[l - 1];
+          // The input's next slot holds the pair that comes `reach` after this one, plus one.
+          int slot = in.slot - 1 - out.reach;
+          if (pair + out.reach >= pairs) slot += pair + out.reach - pairs + 1;
+          if (slot < 0) slot += in.ring_pairs;
           const int q = plan.steps[l - 1].filter_size;
           Rows<T> a;
           if (q == 3) {
-            for (int i = 0; i < 4; ++i) a.in[i] = row_of(in, r - 1 + i, height);
+            for (int i = 0; i < 4; ++i) a.in[i] = row_of(in, r - 1 + i, r, slot, height);
           } else {
             for (int i = 0; i < n; ++i) {
-              for (int k = 0; k < q; ++k) window[k] = row_of(in, r + i - q / 2 + k, height);
+              for (int k = 0; k < q; ++k) window[k] = row_of(in, r + i - q / 2 + k, r, slot, height);
               T* o = box_rows + i * layout.row;
               box_row<T>(window, q, width, out.flags & kThetaOwn, scratch, o);
               a.in[i] = o;
             }
           }
-          for (int i = 0; i < n; ++i) {
-            a.out[i] = const_cast<T*>(row_of(out, r + i, height));
+          for (int i = 0; i < 2; ++i) {
+            a.out[i] = row + i * layout.row;
             a.x[i] = x_prof + ((int64_t(l - 1) * h + xi + r + i) * w + xj) * XL;
             a.z[i] = z_profile + ((int64_t(l - 1) * h + zi + r + i) * w + zj) * L;
           }
@@ -496,7 +543,8 @@ struct Engine {
           a.flags = out.flags;
           out.kernel[n](a);
         }
-        read_out(l, r, n, height, width, di, dj);
+        read_out(l, row, r, n, width, di, dj);
+        if (++out.slot == out.ring_pairs) out.slot = 0;
       }
     }
   }
