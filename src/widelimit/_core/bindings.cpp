@@ -17,6 +17,7 @@
 #endif
 
 #include "core.hpp"
+#include "microbench.hpp"
 #include "profile.hpp"
 
 namespace nb = nanobind;
@@ -221,6 +222,19 @@ NB_MODULE(_engine, m) {
     for (const Level& l : kLevels) r.emplace_back(l.name, l.supported(), l.backend->lanes32, l.backend->lanes64);
     return r;
   }, "(name, supported by this processor, float32 lanes, float64 lanes), best first");
+  // What the processor can do at most, for `widelimit bench`.
+  m.def("fma_peak", [](const std::string& isa, double seconds) {
+    nb::gil_scoped_release release;
+    return fma_peak(*level(isa).backend, seconds);
+  }, "Floating-point operations per second of one core, float32 and float64");
+  m.def("mixed_peak", [](const std::string& isa, double seconds) {
+    nb::gil_scoped_release release;
+    return mixed_peak(*level(isa).backend, seconds);
+  }, "Vector instructions per second of one core, two FMA to one addition");
+  m.def("read_bandwidth", [](const std::string& isa, int64_t bytes, double seconds) {
+    nb::gil_scoped_release release;
+    return read_bandwidth(*level(isa).backend, bytes, seconds);
+  }, "Bytes per second that one core reads from a buffer of `bytes`");
   m.def("workspace_bytes", [](const std::string& isa, const OwnedPlan& plan, bool float32, bool pairs) {
     const Backend& b = *level(isa).backend;
     return float32 ? b.workspace32(plan.plan, pairs) : b.workspace64(plan.plan, pairs);

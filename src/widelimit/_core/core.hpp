@@ -72,6 +72,13 @@ struct Backend {
   int64_t (*workspace64)(const Plan&, bool pairs);
   void (*run32)(const Job<float>&);
   void (*run64)(const Job<double>&);
+  // Loops for micro-benchmarks (peak.hpp).
+  int32_t peak_operations;
+  double (*fma32)(int64_t);
+  double (*fma64)(int64_t);
+  double (*mixed32)(int64_t);
+  double (*mixed64)(int64_t);
+  double (*read32)(const float*, int64_t);
 };
 
 }  // namespace widelimit

@@ -5,6 +5,7 @@
 // the ring of the next layer, so a slice of any size needs O(layers * width) memory.
 #include "core.hpp"
 #include "dual_coefficients.hpp"
+#include "peak.hpp"
 #include "simd.hpp"
 
 #define WL_CONCAT_(a, b) a##b
@@ -641,7 +642,9 @@ void run(const Job<T>& job) {
 }  // namespace
 
 extern const Backend WL_CONCAT(backend_, WL_ISA);
-const Backend WL_CONCAT(backend_, WL_ISA) = {Vec<float>::lanes, Vec<double>::lanes, workspace<float>, workspace<double>,
-                                             run<float>,        run<double>};
+const Backend WL_CONCAT(backend_, WL_ISA) = {
+    Vec<float>::lanes, Vec<double>::lanes, workspace<float>, workspace<double>,  run<float>,         run<double>,
+    kPeakOperations,   fma_loop<float>,    fma_loop<double>, mixed_loop<float>, mixed_loop<double>, read_loop<float>,
+};
 
 }  // namespace widelimit

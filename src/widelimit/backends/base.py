@@ -58,7 +58,7 @@ class Backend(Protocol):
     name: str
 
     def lanes(self, dtype: Dtype) -> int:
-        """Return the number of images that fill the innermost axis; tiles are best its multiples."""
+        """Return the number of images in one vector; tiles are best multiples of it."""
         ...
 
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:

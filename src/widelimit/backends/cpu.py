@@ -63,7 +63,9 @@ class _Units:
 def _units(program: Program) -> _Units:
     h, w, _ = program.shape
     gain = program.input_scale
-    gains, biases, scales = [gain], [], []
+    gains: list[float] = [gain]
+    biases: list[float] = []
+    scales: list[float] = []
     image = np.ones((h, w))  # a constant image, to choose the scales by
     for step in program.steps:
         r = step.filter_size // 2
@@ -112,10 +114,9 @@ def _compile(program: Program) -> _Compiled:
         k_out = layer < wanted_below[1] or here
         theta_out = theta and layer <= wanted_below[0]
         biased = step.bias_variance > 0
-        steps.append(
-            (step.filter_size, step.relu, step.signed, step.trainable, enters and theta_out)
-            + (k_out, theta_out, biased, scale)
-        )
+        needed = (k_out, theta_out, biased, scale)
+        flags = (step.relu, step.signed, step.trainable, enters and theta_out)
+        steps.append((step.filter_size, *flags, *needed))
     taps = [
         (tap.layer, tap.want_sigma, tap.want_theta, tap.weights(h), tap.weights(w))
         for tap in program.taps

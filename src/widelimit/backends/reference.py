@@ -1,4 +1,4 @@
-"""The reference: float64 NumPy, to be read beside Section 1 of the design and Section 4 of the paper.
+"""The reference: float64 NumPy, to be read beside Section 4 and Section H of the paper.
 
 One slice at a time, all pairs of a tile at once. Slow, and meant to be obviously right.
 """
@@ -109,7 +109,9 @@ class ReferenceBackend:
                     k = sigma
                     if step.relu:
                         # Eq. 11, 12, 37-40 without c/q^2
-                        xz = left.x[layer - 1][rows][..., *p] * right.x[layer - 1][columns][..., *p_prime]
+                        x_p = left.x[layer - 1][rows][..., *p]
+                        z_p = right.x[layer - 1][columns][..., *p_prime]
+                        xz = x_p * z_p
                         if di == dj == 0:
                             sigma = np.where(same, xz, sigma)  # lambda = 1 exactly
                         kappa1, kappa0 = relu_dual(sigma, xz)

@@ -1,4 +1,4 @@
-"""Running the tiles of a Gram matrix on threads, with progress, cancellation and declared memory."""
+"""Running the tiles of a Gram matrix on threads, with progress and cancellation."""
 
 from __future__ import annotations
 
@@ -165,7 +165,8 @@ class _Work:
         cancel: NDArray[np.int32],
     ) -> None:
         self.program, self.positions = program, positions
-        self.backend, self.dtype = backend, dtype
+        self.backend = backend
+        self.dtype: Dtype = dtype
         self.out, self.symmetric, self.cancel = out, symmetric, cancel
 
     def tasks(self, left: Samples, right: Samples | None) -> Iterator[Callable[[], int]]:

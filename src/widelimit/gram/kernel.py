@@ -42,8 +42,8 @@ def kernel(
     net: Network | Sequence[Network],
     x1: ArrayLike,
     x2: ArrayLike | None = None,
-    kind: Sequence[Kind] = ...,
     *,
+    kind: list[Kind] | tuple[Kind, ...],
     backend: BackendName = "auto",
     dtype: Dtype = "float32",
     threads: int | None = None,
@@ -55,7 +55,7 @@ def kernel(
     net: Network | Sequence[Network],
     x1: ArrayLike,
     x2: ArrayLike | None = None,
-    kind: Kind | Sequence[Kind] = "ntk",
+    kind: Kind | list[Kind] | tuple[Kind, ...] = "ntk",
     *,
     backend: BackendName = "auto",
     dtype: Dtype = "float32",
@@ -112,15 +112,11 @@ def kernel(
     kinds = _kinds(kind)
     if dtype not in get_args(Dtype):
         raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
-        raise TypeError(f"threads must be an integer or None, got {threads!r}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+    workers = _threads(threads)
     engine = get_backend(backend)
     left, right = _samples(networks, x1, x2)
     programs = compile_networks(networks, left.values.shape[1:], kinds)
     shape = (len(networks), len(kinds), len(left), len(left if right is None else right))
-    workers = default_threads() if threads is None else threads
 
     needed = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
     for program, _ in programs:
@@ -173,7 +169,10 @@ class _progress:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            "kernel", BarColumn(), TaskProgressColumn(), TimeRemainingColumn(elapsed_when_finished=True)
+            "kernel",
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
         )
         self._bar.start()
         task = self._bar.add_task("kernel", total=1.0)
@@ -200,11 +199,21 @@ def _listed(net: Any) -> list[Any]:
     return list(net)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
-def _kinds(kind: Kind | Sequence[Kind]) -> tuple[Kind, ...]:
+def _kinds(kind: Kind | list[Kind] | tuple[Kind, ...]) -> tuple[Kind, ...]:
     kinds: tuple[Any, ...] = (kind,) if isinstance(kind, str) else tuple(kind)
     if not kinds or any(k not in get_args(Kind) for k in kinds) or len(set(kinds)) < len(kinds):
         raise ValueError(f'kind must be "ntk", "nngp" or a tuple of both, got {kind!r}')
     return kinds
+
+
+def _threads(threads: Any) -> int:
+    if threads is None:
+        return default_threads()
+    if isinstance(threads, bool) or not isinstance(threads, int):
+        raise TypeError(f"threads must be an integer or None, got {threads!r}")
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    return threads
 
 
 def _samples(
