@@ -1,6 +1,7 @@
 // Profiles: what one image contributes to every pair it takes part in, computed once, in double.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -9,21 +10,22 @@
 
 namespace widelimit {
 
-// out = box_q(in) on one (h, w) field, zero outside. Plain sums, no running difference: zeros stay zeros.
+// out = box_q(in) on one (h, w) field, zero outside; scratch holds w + q numbers. Plain sums, no running difference:
+// zeros stay zeros.
 inline void box_filter(const double* in, double* out, double* scratch, int h, int w, int q) {
   const int r = q / 2;
-  for (int i = 0; i < h; ++i)
-    for (int j = 0; j < w; ++j) {
-      double s = 0;
-      for (int k = (i - r < 0 ? 0 : i - r); k <= (i + r >= h ? h - 1 : i + r); ++k) s += in[k * w + j];
-      scratch[i * w + j] = s;
-    }
-  for (int i = 0; i < h; ++i)
-    for (int j = 0; j < w; ++j) {
-      double s = 0;
-      for (int k = (j - r < 0 ? 0 : j - r); k <= (j + r >= w ? w - 1 : j + r); ++k) s += scratch[i * w + k];
-      out[i * w + j] = s;
-    }
+  for (int j = 0; j < w + 2 * r; ++j) scratch[j] = 0;
+  double* sums = scratch + r;  // of the q rows around row i; r zeros on either side
+  for (int i = 0; i < h; ++i) {
+    const int first = i - r < 0 ? 0 : i - r, last = i + r >= h ? h - 1 : i + r;
+    for (int j = 0; j < w; ++j) sums[j] = in[first * w + j];
+    for (int k = first + 1; k <= last; ++k)
+      for (int j = 0; j < w; ++j) sums[j] += in[k * w + j];
+    double* o = out + i * w;
+    for (int j = 0; j < w; ++j) o[j] = scratch[j];
+    for (int k = 1; k < q; ++k)
+      for (int j = 0; j < w; ++j) o[j] += scratch[j + k];
+  }
 }
 
 // The power of two at or below |v|, 1 for 0.
@@ -40,11 +42,14 @@ template <class T>
 void make_profiles(const Plan& p, const double* x, int64_t n, const double* bias, T* images, T* profiles, T* biases,
                    double* scale, double* diagonal) {
   const int hw = p.h * p.w;
-  std::vector<double> image(size_t(hw) * p.c), var(hw), theta(hw), boxed(hw), scratch(hw), prof(size_t(p.n_steps) * hw),
+  std::vector<double> image(size_t(hw) * p.c), var(hw), theta(hw), boxed(hw), scratch(p.w), prof(size_t(p.n_steps) * hw),
       b(p.n_steps);
+  bool want_theta = false;
+  for (int t = 0; t < p.n_taps; ++t) want_theta = want_theta || p.taps[t].want_theta;
+  for (int s = 0; s < p.n_steps; ++s) scratch.resize(std::max(scratch.size(), size_t(p.w + p.steps[s].filter_size)));
   for (int64_t i = 0; i < n; ++i, x += size_t(hw) * p.c) {
     double largest = 0;
-    for (int k = 0; k < hw * p.c; ++k) largest = std::fmax(largest, std::fabs(x[k]));
+    for (int k = 0; k < hw * p.c; ++k) largest = std::fabs(x[k]) > largest ? std::fabs(x[k]) : largest;
     for (int s = 0; s < p.n_steps; ++s) largest = std::fmax(largest, bias[s]);
     const double s0 = power_of_two(largest);
     largest = 0;
@@ -70,7 +75,7 @@ void make_profiles(const Plan& p, const double* x, int64_t n, const double* bias
         const double u = image[size_t(k) * p.c + c] = x[size_t(k) * p.c + c] / s0;
         v += u * u;
       }
-      largest = std::fmax(largest, v);
+      largest = v > largest ? v : largest;
       var[k] = p.in_scale * v;
       theta[k] = 0;
     }
@@ -79,25 +84,28 @@ void make_profiles(const Plan& p, const double* x, int64_t n, const double* bias
       const Step& step = p.steps[s];
       b[s] = bias[s] / s0;
       box_filter(var.data(), boxed.data(), scratch.data(), p.h, p.w, step.filter_size);
+      const double b2 = b[s] * b[s];
+      double* x_of_step = prof.data() + size_t(s) * hw;
       for (int k = 0; k < hw; ++k) {
-        const double v = boxed[k] + b[s] * b[s];
-        var[k] = v;
-        prof[size_t(s) * hw + k] = std::sqrt(v);
-        largest = std::fmax(largest, v);
+        var[k] = boxed[k] + b2;
+        x_of_step[k] = std::sqrt(var[k]);
       }
-      box_filter(theta.data(), boxed.data(), scratch.data(), p.h, p.w, step.filter_size);
-      for (int k = 0; k < hw; ++k) {
-        theta[k] = step.out_scale * (boxed[k] + (step.trainable ? var[k] : 0));
-        var[k] *= step.out_scale;
+      for (int k = 0; k < hw; ++k) largest = var[k] > largest ? var[k] : largest;
+      if (want_theta) {
+        box_filter(theta.data(), boxed.data(), scratch.data(), p.h, p.w, step.filter_size);
+        const double trained = step.trainable ? 1 : 0;
+        for (int k = 0; k < hw; ++k) theta[k] = step.out_scale * (boxed[k] + trained * var[k]);
       }
+      for (int k = 0; k < hw; ++k) var[k] *= step.out_scale;
       read_out(s + 1);
     }
     const double s1 = power_of_two(std::sqrt(largest));
+    const double inverse = 1 / s1;  // exact
     scale[i] = s0 * s1;
-    for (int k = 0; k < hw * p.c; ++k) images[size_t(i) * hw * p.c + k] = T(image[k] / s1);
-    for (int k = 0; k < p.n_steps * hw; ++k) profiles[size_t(i) * p.n_steps * hw + k] = T(prof[k] / s1);
-    for (int s = 0; s < p.n_steps; ++s) biases[i * p.n_steps + s] = T(b[s] / s1);
-    for (int t = 0; t < p.n_taps * 2; ++t) diag[t] /= s1 * s1;
+    for (int k = 0; k < hw * p.c; ++k) images[size_t(i) * hw * p.c + k] = T(image[k] * inverse);
+    for (int k = 0; k < p.n_steps * hw; ++k) profiles[size_t(i) * p.n_steps * hw + k] = T(prof[k] * inverse);
+    for (int s = 0; s < p.n_steps; ++s) biases[i * p.n_steps + s] = T(b[s] * inverse);
+    for (int t = 0; t < p.n_taps * 2; ++t) diag[t] *= inverse * inverse;
   }
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, overload
 
@@ -221,20 +220,18 @@ def _samples(
 ) -> tuple[Samples, Samples | None]:
     """Check both inputs and give equal samples equal numbers."""
     dense = all(network.is_dense for network in networks)
-    known: dict[bytes, int] = {}
+    numbering = _Numbering()
     values1 = _checked("x1", x1, dense)
     if x2 is None:
-        return Samples(values1, _identify("x1", values1, known)), None
+        return Samples(values1, numbering.number("x1", values1)), None
     values2 = _checked("x2", x2, dense)
     if values1.shape[1:] != values2.shape[1:]:
         raise ValueError(
             f"x1 and x2 must hold inputs of one shape, got {values1.shape[1:]} and "
             f"{values2.shape[1:]}: resize or reshape one of them"
         )
-    identity1, identity2 = (
-        _identify(name, values, known) for name, values in (("x1", values1), ("x2", values2))
-    )
-    return Samples(values1, identity1), Samples(values2, identity2)
+    left = Samples(values1, numbering.number("x1", values1))
+    return left, Samples(values2, numbering.number("x2", values2))
 
 
 def _checked(name: str, x: ArrayLike, dense: bool) -> NDArray[Any]:
@@ -254,30 +251,49 @@ def _checked(name: str, x: ArrayLike, dense: bool) -> NDArray[Any]:
     return values
 
 
-def _identify(name: str, values: NDArray[Any], known: dict[bytes, int]) -> NDArray[np.int64]:
-    """Number the samples by content; refuse those that cannot be computed with."""
-    identity = np.empty(len(values), np.int64)
-    for start in range(0, len(values), _CHUNK):
-        # + 0.0 makes -0.0 and 0.0 one number, which they are to the kernel
-        part = np.ascontiguousarray(values[start : start + _CHUNK], np.float64) + 0.0
-        part = part.reshape(len(part), -1)
-        largest = np.abs(part).max(axis=1)
-        bad = ~np.isfinite(largest)
-        if bad.any():
-            first = start + int(np.argmax(bad))
-            raise ValueError(
-                f"{name} must be finite, got NaN or infinity in {int(bad.sum())} of the samples "
-                f"{start} to {start + len(part) - 1}, the first is {name}[{first}]: remove or "
-                "replace them"
-            )
-        outside = (largest > 0) & ((largest < _SMALLEST) | (largest > _LARGEST))
-        if outside.any():
-            first = int(np.argmax(outside))
-            raise ValueError(
-                f"{name} must have its largest entries between {_SMALLEST} and {_LARGEST}, got "
-                f"{largest[first]:.1e} in {name}[{start + first}]: rescale the inputs"
-            )
-        for offset, row in enumerate(part):
-            digest = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
-            identity[start + offset] = known.setdefault(digest, len(known))
-    return identity
+class _Numbering:
+    """Gives equal samples equal numbers: a hash finds candidates, a comparison decides."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, list[tuple[NDArray[Any], int, int]]] = {}
+        self._next = 0
+
+    def number(self, name: str, values: NDArray[Any]) -> NDArray[np.int64]:
+        """Number samples by content; refuse those that cannot be computed with."""
+        numbers = np.empty(len(values), np.int64)
+        for start in range(0, len(values), _CHUNK):
+            # + 0.0 makes -0.0 and 0.0 one number, which they are to the kernel
+            part = np.ascontiguousarray(values[start : start + _CHUNK], np.float64) + 0.0
+            _check_entries(name, part.reshape(len(part), -1), start)
+            for index, row in enumerate(part, start):
+                numbers[index] = self._find(row, values, index)
+        return numbers
+
+    def _find(self, row: NDArray[np.float64], values: NDArray[Any], index: int) -> int:
+        candidates = self._known.setdefault(hash(row.tobytes()), [])
+        for others, place, number in candidates:
+            if np.array_equal(others[place], row):
+                return number
+        candidates.append((values, index, self._next))
+        self._next += 1
+        return self._next - 1
+
+
+def _check_entries(name: str, rows: NDArray[np.float64], start: int) -> None:
+    """Refuse entries that are not finite, or too large or small to be squared."""
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    bad = ~np.isfinite(largest)
+    if bad.any():
+        first = start + int(np.argmax(bad))
+        raise ValueError(
+            f"{name} must be finite, got NaN or infinity in {int(bad.sum())} of the samples "
+            f"{start} to {start + len(rows) - 1}, the first is {name}[{first}]: remove or "
+            "replace them"
+        )
+    outside = (largest > 0) & ((largest < _SMALLEST) | (largest > _LARGEST))
+    if outside.any():
+        first = int(np.argmax(outside))
+        raise ValueError(
+            f"{name} must have its largest entries between {_SMALLEST} and {_LARGEST}, got "
+            f"{largest[first]:.1e} in {name}[{start + first}]: rescale the inputs"
+        )
