@@ -289,6 +289,20 @@ void box_row(const T* const* rows, int q, int width, bool own, T* scratch, T* ou
 // Memory of one call.
 
 template <class T>
+struct Level {   // output of layer l: a ring of pairs of rows; for l >= 1 also how it is computed
+  T* ring;
+  int ring_pairs;
+  int slot;      // where in the ring the next pair goes
+  int lag;       // in pairs of rows behind the input
+  int reach;
+  int filter_size;
+  Kernel<T> kernel[3];
+  int flags;
+  bool read;     // by some readout
+  const T *x, *z;  // profiles at the next pair of rows of the slice that is under way
+};
+
+template <class T>
 struct Layout {
   static constexpr int L = Vec<T>::lanes;
   int64_t row, ring_rows_total, bytes;
@@ -311,7 +325,7 @@ struct Layout {
     b += int64_t(p.n_steps + 1) * int64_t(sizeof(Constants<T>));
     b += int64_t(2) * p.h * p.w * 12;                                 // displacements
     b += int64_t(p.n_taps) * 2 * L * 4 * int64_t(sizeof(double));
-    b += int64_t(p.n_steps + 1) * 128 + int64_t(max_filter + 1) * 8;  // levels and the filter's window
+    b += int64_t(p.n_steps + 1) * int64_t(sizeof(Level<T>)) + int64_t(max_filter + 1) * 8;  // levels and the filter's window
     bytes = b + 64 * (24 + p.n_steps);                                // alignment of each part
   }
   // Pairs of rows on either side of an output pair that a filter reaches.
@@ -329,17 +343,6 @@ struct Bump {
     at += n * int64_t(sizeof(U));
     return r;
   }
-};
-
-template <class T>
-struct Level {   // output of layer l: a ring of pairs of rows; for l >= 1 also how it is computed
-  T* ring;
-  int ring_pairs;
-  int slot;      // where in the ring the next pair goes
-  int lag;       // in pairs of rows behind the input
-  int reach;
-  Kernel<T> kernel[3];
-  int flags;
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -402,9 +405,12 @@ struct Engine {
       v.ring = b.template take<T>(layout.row * 2 * v.ring_pairs);
       for (int64_t i = 0; i < layout.row * 2 * v.ring_pairs; ++i) v.ring[i] = 0;
       v.reach = 0;
+      v.read = false;
+      for (int i = 0; i < plan.n_taps; ++i) v.read = v.read || plan.taps[i].layer == l;
       if (l > 0) {
         const Step& s = plan.steps[l - 1];
         v.reach = Layout<T>::reach(plan, l - 1);
+        v.filter_size = s.filter_size;
         lag += v.reach;
         v.flags = (s.relu ? kRelu : 0) | (s.is_signed ? kSigned : 0) | (s.theta_in ? kThetaOwn : 0) |
                   (s.trainable && s.theta_out ? kTrain : 0) | (s.k_out ? kOutK : 0) |
@@ -495,7 +501,14 @@ struct Engine {
     const int xi = di < 0 ? -di : 0, xj = dj < 0 ? -dj : 0, zi = di > 0 ? di : 0, zj = dj > 0 ? dj : 0;
     const int pairs = (height + 1) / 2;
     const Vec<T> in_scale = broadcast(T(plan.in_scale));
-    for (int l = 0; l <= depth; ++l) levels[l].slot = 0;
+    const int64_t at_x = (int64_t(xi) * w + xj) * XL, at_z = (int64_t(zi) * w + zj) * L, field = int64_t(h) * w;
+    const T *x_row = x_img + at_x * c, *z_row = z_image + at_z * c;  // images at the next row
+    for (int l = 0; l <= depth; ++l) {
+      levels[l].slot = 0;
+      if (l == 0) continue;
+      levels[l].x = x_prof + (l - 1) * field * XL + at_x;
+      levels[l].z = z_profile + (l - 1) * field * L + at_z;
+    }
     for (int step = 0; step < pairs + levels[depth].lag; ++step) {
       for (int l = 0; l <= depth; ++l) {
         Level<T>& out = levels[l];
@@ -506,15 +519,15 @@ struct Engine {
         T* row = out.ring + 2 * out.slot * layout.row;
         if (l == 0) {
           for (int i = 0; i < n; ++i) {
-            const T* xr = x_img + (int64_t(xi + r + i) * w + xj) * c * XL;
-            const T* zr = z_image + (int64_t(zi + r + i) * w + zj) * c * L;
             T* o = row + i * layout.row;
             if (c == 3)
-              input_row<T, 3, Pairs>(xr, zr, c, width, in_scale, o);
+              input_row<T, 3, Pairs>(x_row, z_row, c, width, in_scale, o);
             else if (c == 1)
-              input_row<T, 1, Pairs>(xr, zr, c, width, in_scale, o);
+              input_row<T, 1, Pairs>(x_row, z_row, c, width, in_scale, o);
             else
-              input_row<T, 0, Pairs>(xr, zr, c, width, in_scale, o);
+              input_row<T, 0, Pairs>(x_row, z_row, c, width, in_scale, o);
+            x_row += w * c * XL;
+            z_row += w * c * L;
           }
         } else {
           const Level<T>& in = levels[l - 1];
@@ -522,11 +535,16 @@ struct Engine {
           int slot = in.slot - 1 - out.reach;
           if (pair + out.reach >= pairs) slot += pair + out.reach - pairs + 1;
           if (slot < 0) slot += in.ring_pairs;
-          const int q = plan.steps[l - 1].filter_size;
           Rows<T> a;
-          if (q == 3) {
-            for (int i = 0; i < 4; ++i) a.in[i] = row_of(in, r - 1 + i, r, slot, height);
+          if (out.filter_size == 3) {
+            const T* pair_rows = in.ring + 2 * slot * layout.row;
+            const int before = slot == 0 ? in.ring_pairs - 1 : slot - 1, after = slot + 1 == in.ring_pairs ? 0 : slot + 1;
+            a.in[0] = r == 0 ? zero_row : in.ring + (2 * before + 1) * layout.row;
+            a.in[1] = pair_rows;
+            a.in[2] = n == 2 ? pair_rows + layout.row : zero_row;
+            a.in[3] = r + 2 < height ? in.ring + 2 * after * layout.row : zero_row;
           } else {
+            const int q = out.filter_size;
             for (int i = 0; i < n; ++i) {
               for (int k = 0; k < q; ++k) window[k] = row_of(in, r + i - q / 2 + k, r, slot, height);
               T* o = box_rows + i * layout.row;
@@ -536,15 +554,17 @@ struct Engine {
           }
           for (int i = 0; i < 2; ++i) {
             a.out[i] = row + i * layout.row;
-            a.x[i] = x_prof + ((int64_t(l - 1) * h + xi + r + i) * w + xj) * XL;
-            a.z[i] = z_profile + ((int64_t(l - 1) * h + zi + r + i) * w + zj) * L;
+            a.x[i] = out.x + i * w * XL;
+            a.z[i] = out.z + i * w * L;
           }
+          out.x += 2 * w * XL;
+          out.z += 2 * w * L;
           a.k = constants + (l - 1);
           a.width = width;
           a.flags = out.flags;
           out.kernel[n](a);
         }
-        read_out(l, row, r, n, width, di, dj);
+        if (out.read) read_out(l, row, r, n, width, di, dj);
         if (++out.slot == out.ring_pairs) out.slot = 0;
       }
     }

@@ -24,7 +24,7 @@ Output = NDArray[Any]  # (n_networks, n_kinds, n1, n2) in the dtype of the user
 
 _BLOCK = 512  # samples whose profiles are held at a time, on either side
 _TILE_COST = 1e8  # element-layers of one tile: a tenth of a second or less
-_DENSE_BLOCK = 256  # samples of one matrix product; see `_inner_products`
+_DENSE_BLOCK = 128  # samples of one matrix product; see `_inner_products`
 
 
 def default_threads() -> int:
