@@ -226,16 +226,14 @@ Kernel<T> choose_kernel(int flags, int rows) {
 #define WL_CASE(f)                                                                             \
   case (f):                                                                                    \
     return rows == 2 ? rows_kernel<T, (f), 2, Fused, Pairs> : rows_kernel<T, (f), 1, Fused, Pairs>
-  if (Fused) {
-    switch (flags) {
-      WL_CASE(kRelu | kThetaOwn | kTrain | kOutK | kOutTheta);  // inner layers
-      WL_CASE(kRelu | kThetaOwn | kTrain | kOutTheta);          // last layer, readout not trained
-      WL_CASE(kRelu | kTrain | kOutK | kOutTheta);              // first trained layer
-      WL_CASE(kRelu | kTrain | kOutTheta);                      // both
-      WL_CASE(kRelu | kSigned | kOutK);                         // first layer, not trained
-      WL_CASE(kRelu | kSigned | kTrain | kOutK | kOutTheta);    // first layer
-      WL_CASE(kRelu | kOutK);                                   // NNGP alone
-    }
+  switch (flags) {
+    WL_CASE(kRelu | kThetaOwn | kTrain | kOutK | kOutTheta);  // inner layers
+    WL_CASE(kRelu | kThetaOwn | kTrain | kOutTheta);          // last layer, readout not trained
+    WL_CASE(kRelu | kTrain | kOutK | kOutTheta);              // first trained layer
+    WL_CASE(kRelu | kTrain | kOutTheta);                      // both
+    WL_CASE(kRelu | kSigned | kOutK);                         // first layer, not trained
+    WL_CASE(kRelu | kSigned | kTrain | kOutK | kOutTheta);    // first layer
+    WL_CASE(kRelu | kOutK);                                   // NNGP alone
   }
 #undef WL_CASE
   return rows == 2 ? rows_kernel<T, kDynamic, 2, Fused, Pairs> : rows_kernel<T, kDynamic, 1, Fused, Pairs>;
@@ -260,28 +258,35 @@ void input_row(const T* x, const T* z, int channels, int width, Vec<T> scale, T*
   store(out + width * 2 * L, broadcast(T(0)));
 }
 
-// Box sums of K and, if there is one, Theta for filters other than 3: rows[0..q) are input rows.
-template <class T>
-void box_row(const T* const* rows, int q, int width, bool own, T* scratch, T* out) {
+// Box sums of K and, if there is one, Theta for filters other than 3, of two output rows whose windows share all but
+// one row each: rows[0..q] are input rows, out[0] sums the first q of them, out[1] the last q. Q = 0: any filter.
+template <class T, int Q>
+void box_rows(const T* const* rows, int filter_size, int width, bool own, T* scratch, T* const* out) {
   using V = Vec<T>;
   constexpr int L = V::lanes, Cell = 2 * L;
-  const int r = q / 2;
-  for (int field = 0; field <= int(own); ++field) {
-    // scratch: r zero cells, `width` vertical sums, r zero cells
+  const int q = Q > 0 ? Q : filter_size, r = q / 2, stride = (width + 2 * r) * L;
+  for (int i = 0; i < 2; ++i)  // vertical sums of either row between r zero cells on both sides
     for (int j = 0; j < r; ++j) {
-      store(scratch + j * L, broadcast(T(0)));
-      store(scratch + (r + width + j) * L, broadcast(T(0)));
+      store(scratch + i * stride + j * L, broadcast(T(0)));
+      store(scratch + i * stride + (r + width + j) * L, broadcast(T(0)));
     }
+  for (int field = 0; field <= int(own); ++field) {
     for (int j = 0; j < width; ++j) {
-      V v = load(rows[0] + j * Cell + field * L);
-      for (int i = 1; i < q; ++i) v = add(v, load(rows[i] + j * Cell + field * L));
-      store(scratch + (r + j) * L, v);
+      const int o = j * Cell + field * L;
+      V v = load(rows[1] + o);
+#pragma GCC unroll 8
+      for (int i = 2; i < q; ++i) v = add(v, load(rows[i] + o));
+      store(scratch + (r + j) * L, add(load(rows[0] + o), v));
+      store(scratch + stride + (r + j) * L, add(v, load(rows[q] + o)));
     }
-    for (int j = 0; j < width; ++j) {
-      V v = load(scratch + j * L);
-      for (int i = 1; i < q; ++i) v = add(v, load(scratch + (j + i) * L));
-      store(out + j * Cell + field * L, v);
-    }
+    for (int i = 0; i < 2; ++i)
+      for (int j = 0; j < width; ++j) {
+        const T* from = scratch + i * stride + j * L;
+        V v = load(from);
+#pragma GCC unroll 8
+        for (int k = 1; k < q; ++k) v = add(v, load(from + k * L));
+        store(out[i] + j * Cell + field * L, v);
+      }
   }
 }
 
@@ -320,12 +325,12 @@ struct Layout {
     n += (image + profile + p.n_steps * L) * (pairs ? 2 : 1);
     n += row * (ring_rows_total + 1);                // rings and the row of zeros
     n += row * 2;                                    // box sums
-    n += int64_t(p.w + max_filter) * L;              // vertical sums
+    n += int64_t(p.w + max_filter) * L * 2;          // vertical sums
     int64_t b = n * int64_t(sizeof(T));
     b += int64_t(p.n_steps + 1) * int64_t(sizeof(Constants<T>));
     b += int64_t(2) * p.h * p.w * 12;                                 // displacements
     b += int64_t(p.n_taps) * 2 * L * 4 * int64_t(sizeof(double));
-    b += int64_t(p.n_steps + 1) * int64_t(sizeof(Level<T>)) + int64_t(max_filter + 1) * 8;  // levels and the filter's window
+    b += int64_t(p.n_steps + 1) * int64_t(sizeof(Level<T>)) + int64_t(max_filter + 2) * 8;  // levels and the filter's window
     bytes = b + 64 * (24 + p.n_steps);                                // alignment of each part
   }
   // Pairs of rows on either side of an output pair that a filter reaches.
@@ -366,7 +371,7 @@ struct Engine {
   const Plan& plan;
   Layout<T> layout;
   T *z_image, *z_profile, *z_bias, *x_image, *x_profile, *x_bias;
-  T *zero_row, *box_rows, *scratch;
+  T *zero_row, *box_sums, *scratch;
   Constants<T>* constants;
   Level<T>* levels;
   const T** window;
@@ -386,18 +391,18 @@ struct Engine {
       x_bias = b.template take<T>(plan.n_steps * L);
     }
     zero_row = b.template take<T>(layout.row);
-    box_rows = b.template take<T>(2 * layout.row);
-    scratch = b.template take<T>(int64_t(plan.w + layout.max_filter) * L);
+    box_sums = b.template take<T>(2 * layout.row);
+    scratch = b.template take<T>(int64_t(plan.w + layout.max_filter) * L * 2);
     constants = b.template take<Constants<T>>(plan.n_steps);
     levels = b.template take<Level<T>>(plan.n_steps + 1);
-    window = b.template take<const T*>(layout.max_filter + 1);
+    window = b.template take<const T*>(layout.max_filter + 2);
     active = b.template take<Displacement>(int64_t(2) * plan.h * plan.w);
     slice_sum = b.template take<double>(plan.n_taps * 2 * L);
     opposite = b.template take<double>(plan.n_taps * 2 * L);
     total = b.template take<double>(plan.n_taps * 2 * L);
     at_zero = b.template take<double>(plan.n_taps * 2 * L);
     for (int64_t i = 0; i < layout.row; ++i) zero_row[i] = 0;
-    for (int64_t i = 0; i < 2 * layout.row; ++i) box_rows[i] = 0;
+    for (int64_t i = 0; i < 2 * layout.row; ++i) box_sums[i] = 0;
     int lag = 0;
     for (int l = 0; l <= plan.n_steps; ++l) {
       Level<T>& v = levels[l];
@@ -503,9 +508,9 @@ struct Engine {
     const Vec<T> in_scale = broadcast(T(plan.in_scale));
     const int64_t at_x = (int64_t(xi) * w + xj) * XL, at_z = (int64_t(zi) * w + zj) * L, field = int64_t(h) * w;
     const T *x_row = x_img + at_x * c, *z_row = z_image + at_z * c;  // images at the next row
-    for (int l = 0; l <= depth; ++l) {
+    levels[0].slot = 0;
+    for (int l = 1; l <= depth; ++l) {
       levels[l].slot = 0;
-      if (l == 0) continue;
       levels[l].x = x_prof + (l - 1) * field * XL + at_x;
       levels[l].z = z_profile + (l - 1) * field * L + at_z;
     }
@@ -545,12 +550,16 @@ struct Engine {
             a.in[3] = r + 2 < height ? in.ring + 2 * after * layout.row : zero_row;
           } else {
             const int q = out.filter_size;
-            for (int i = 0; i < n; ++i) {
-              for (int k = 0; k < q; ++k) window[k] = row_of(in, r + i - q / 2 + k, r, slot, height);
-              T* o = box_rows + i * layout.row;
-              box_row<T>(window, q, width, out.flags & kThetaOwn, scratch, o);
-              a.in[i] = o;
-            }
+            for (int k = 0; k <= q; ++k) window[k] = row_of(in, r - q / 2 + k, r, slot, height);
+            T* const sums[2] = {box_sums, box_sums + layout.row};
+            const bool own = out.flags & kThetaOwn;
+            for (int i = 0; i < 2; ++i) a.in[i] = q == 1 ? window[i] : sums[i];
+            if (q == 5)
+              box_rows<T, 5>(window, q, width, own, scratch, sums);
+            else if (q == 7)
+              box_rows<T, 7>(window, q, width, own, scratch, sums);
+            else if (q > 1)
+              box_rows<T, 0>(window, q, width, own, scratch, sums);
           }
           for (int i = 0; i < 2; ++i) {
             a.out[i] = row + i * layout.row;
