@@ -26,10 +26,15 @@ def hook(event, args):
         writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
         if set(args[1] or "") & set("wax+") or (args[2] or 0) & writes:
             events.append(f"open for writing: {args[0]}")
-    elif event.startswith(("_thread.start", "subprocess.", "socket.", "os.system", "os.fork",
-                           "os.mkdir", "os.putenv", "tempfile.")):
+    elif event.startswith(("subprocess.", "socket.", "os.system", "os.fork", "os.mkdir",
+                           "os.putenv", "tempfile.")):
         events.append(event)
 
+def start(thread, run=threading.Thread.start):  # Python 3.11 has no audit event for it
+    events.append(f"thread started: {thread.name}")
+    run(thread)
+
+threading.Thread.start = start
 before = count_threads()
 sys.addaudithook(hook)
 import widelimit
@@ -61,7 +66,7 @@ def test_import_has_no_side_effect() -> None:
     ("statement", "event"),
     [
         ("import tempfile; tempfile.TemporaryFile('w').close()", "open for writing"),
-        ("import threading; t = threading.Thread(target=print); t.start()", "_thread.start"),
+        ("import threading; t = threading.Thread(target=print); t.start()", "thread started"),
         ("import subprocess, sys; subprocess.run([sys.executable, '-c', ''])", "subprocess.Popen"),
     ],
 )

@@ -24,6 +24,9 @@ _dsymm: Callable[..., FloatArray] = _blas.dsymm
 _dtrsv: Callable[..., FloatArray] = _blas.dtrsv
 
 _EPSILON = 2.0**-52
+# Roundings that a pivot must exceed: n by the error bound of Cholesky, and for small n those of
+# the entries of k, which are sums of products themselves.
+_MIN_ROUNDINGS = 100
 # A pivot below -1e-3 trace(k)/n is no rounding, not even that of a float32 kernel.
 _MAX_ROUNDING_PIVOT = 1e-3
 
@@ -66,8 +69,8 @@ def solve_cholesky(
         If k is not square, symmetric and finite, y does not fit k, or ridge is negative.
     numpy.linalg.LinAlgError
         If ``k + ridge trace(k)/n I`` is not positive definite to the rounding of float64: a pivot
-        is below ``n 2.2e-16`` times the diagonal. The message gives the pivot, the sample it
-        belongs to, and what to do.
+        is below ``max(n, 100) 2.2e-16`` times the diagonal. The message gives the pivot, the
+        sample it belongs to, and what to do.
 
     Notes
     -----
@@ -98,9 +101,9 @@ def solve_cholesky(
     weakest = info - 1
     if info == 0:
         # Whether Cholesky gets through a singular k is luck, and the value is then noise: it
-        # cannot tell a pivot below n roundings of the diagonal from zero.
+        # cannot tell a pivot of some roundings of the diagonal from zero.
         pivots = np.diagonal(factor) ** 2 / diagonal
-        if pivots.min() < n * _EPSILON:
+        if pivots.min() < max(n, _MIN_ROUNDINGS) * _EPSILON:
             weakest = int(pivots.argmin())
     if weakest >= 0:
         raise np.linalg.LinAlgError(
