@@ -249,12 +249,13 @@ class _Work:
 def _check_range(value: Float, dtype: np.dtype[Any]) -> None:
     """Refuse values that the dtype of the result cannot hold."""
     limits = np.finfo(dtype)
+    least, most = float(limits.smallest_normal), float(limits.max)
     largest = float(np.max(np.abs(value)))
-    if not largest <= limits.max or 0 < largest < limits.smallest_normal:
+    if not largest <= most or 0 < largest < least:
         remedy = "use dtype='float64', or" if dtype == np.float32 else "use"
         raise OverflowError(
-            f"kernel values must lie between {limits.smallest_normal:.1e} and {limits.max:.1e} "
-            f"for {dtype}, got {largest:.1e}: {remedy} inputs or w_std of another scale"
+            f"kernel values must lie between {least:.1e} and {most:.1e} for {dtype}, got "
+            f"{largest:.1e}: {remedy} inputs or w_std of another scale"
         )
 
 

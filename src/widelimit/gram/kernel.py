@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widelimit.backends import BackendName, get_backend
+from widelimit.backends import Backend, BackendName, get_backend
 from widelimit.backends.base import Dtype
 from widelimit.gram.engine import Samples, available_memory, default_threads, fill
 from widelimit.network import Network
-from widelimit.program import Kind, compile_networks
+from widelimit.program import Kind, Program, compile_networks
 
 __all__ = ["kernel"]
 
@@ -113,23 +114,13 @@ def kernel(
         raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
     workers = _threads(threads)
     engine = get_backend(backend)
-    left, right = _samples(networks, x1, x2)
-    programs = compile_networks(networks, left.values.shape[1:], kinds)
-    shape = (len(networks), len(kinds), len(left), len(left if right is None else right))
-
-    needed = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
-    for program, _ in programs:
-        if not program.is_dense:
-            scratch = workers * engine.tile_bytes(program, dtype)
-            held = 4 * min(_CHUNK, max(shape[2:])) * engine.profile_bytes(program, dtype)
-            needed = max(needed, needed + scratch + held)
-    free = available_memory()
-    if free is not None and needed > free:
-        raise MemoryError(
-            f"{shape[2]} x {shape[3]} kernel values of {len(networks)} networks and "
-            f"{len(kinds)} kinds need {needed / 2**30:.1f} GiB with work space, "
-            f"{free / 2**30:.1f} GiB are free: compute fewer at a time, or use fewer threads"
-        )
+    values1, values2 = _inputs(networks, x1, x2)
+    programs = compile_networks(networks, values1.shape[1:], kinds)
+    shape = (len(networks), len(kinds), len(values1), len(values1 if values2 is None else values2))
+    _check_memory(shape, dtype, engine, [program for program, _ in programs], workers)
+    numbering = _Numbering()
+    left = Samples(values1, numbering.number("x1", values1))
+    right = None if values2 is None else Samples(values2, numbering.number("x2", values2))
 
     out = np.empty(shape, dtype)
     with _progress(progress) as report:
@@ -215,23 +206,44 @@ def _threads(threads: Any) -> int:
     return threads
 
 
-def _samples(
+def _inputs(
     networks: list[Network], x1: ArrayLike, x2: ArrayLike | None
-) -> tuple[Samples, Samples | None]:
-    """Check both inputs and give equal samples equal numbers."""
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
     dense = all(network.is_dense for network in networks)
-    numbering = _Numbering()
     values1 = _checked("x1", x1, dense)
     if x2 is None:
-        return Samples(values1, numbering.number("x1", values1)), None
+        return values1, None
     values2 = _checked("x2", x2, dense)
     if values1.shape[1:] != values2.shape[1:]:
         raise ValueError(
             f"x1 and x2 must hold inputs of one shape, got {values1.shape[1:]} and "
             f"{values2.shape[1:]}: resize or reshape one of them"
         )
-    left = Samples(values1, numbering.number("x1", values1))
-    return left, Samples(values2, numbering.number("x2", values2))
+    return values1, values2
+
+
+def _check_memory(
+    shape: tuple[int, int, int, int],
+    dtype: Dtype,
+    engine: Backend,
+    programs: Sequence[Program],
+    workers: int,
+) -> None:
+    """Refuse what will not fit, before any work is done."""
+    result = math.prod(shape) * np.dtype(dtype).itemsize
+    work = 0
+    for program in programs:
+        if not program.is_dense:
+            scratch = workers * engine.tile_bytes(program, dtype)
+            held = 4 * min(_CHUNK, max(shape[2:])) * engine.profile_bytes(program, dtype)
+            work = max(work, scratch + held)
+    free = available_memory()
+    if free is not None and result + work > free:
+        raise MemoryError(
+            f"{shape[2]} x {shape[3]} kernel values of {shape[0]} networks and {shape[1]} kinds "
+            f"need {result / 2**30:.1f} GiB, and {work / 2**30:.1f} GiB of work space; "
+            f"{free / 2**30:.1f} GiB are free: compute fewer at a time, or use fewer threads"
+        )
 
 
 def _checked(name: str, x: ArrayLike, dense: bool) -> NDArray[Any]:
