@@ -32,7 +32,9 @@ LAYERS = [
     "experiments",
     "report",
     "bench",
+    "job",
     "cli",
+    "__main__",
     "testing",
 ]
 

@@ -19,6 +19,8 @@ __all__ = ["ISA_VARIABLE", "CpuBackend", "instruction_sets"]
 
 ISA_VARIABLE = "WIDELIMIT_ISA"  # forces one instruction set
 
+_PROFILE_CHUNK = 32  # images at a time: between two chunks Python takes notice of Ctrl-C
+
 Float = NDArray[np.float64]
 
 
@@ -175,7 +177,10 @@ class CpuBackend:
         scale, diagonal = np.empty(n), np.empty((n, len(program.taps), 2))
         single = dtype == "float32"
         fill = _engine.profile32 if single else _engine.profile64
-        fill(compiled.plan, images, compiled.units.biases, *stored, scale, diagonal)
+        for start in range(0, n, _PROFILE_CHUNK):
+            part = slice(start, start + _PROFILE_CHUNK)
+            outputs = (array[part] for array in (*stored, scale, diagonal))
+            fill(compiled.plan, images[part], compiled.units.biases, *outputs)
         make = _engine.Batch32 if single else _engine.Batch64
         return _Profile(make(compiled.plan, *stored, identity, diagonal), scale, dtype)
 

@@ -1,0 +1,227 @@
+"""The command line. Each command checks its options, then calls the module that does the work.
+
+Nothing heavy is imported before a command runs, so that ``widelimit --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130  # the exit code of a shell for Ctrl-C
+WRONG_INPUT = 2  # that of a wrong option
+NETWORK_HELP = "cntk_gap:DEPTH, cntk_vanilla:DEPTH, ntk_dense:DEPTH, or a JSON file of a network."
+
+app = typer.Typer(
+    name="widelimit",
+    help="Exact kernels of infinitely wide neural networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def exits() -> Generator[None]:
+    """End the command with one line, instead of a traceback, where the user can do something."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _complain("interrupted, nothing was written")
+        raise typer.Exit(INTERRUPTED) from None
+    except MemoryError as error:
+        _complain(f"out of memory: {error}" if str(error) else "out of memory")
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def user_input() -> Generator[None]:
+    """End the command with one line where what the user gave is at fault."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        _complain(_one_line(error))
+        raise typer.Exit(WRONG_INPUT) from None
+
+
+def _one_line(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"widelimit: {message}", err=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from widelimit._version import __version__
+
+        typer.echo(f"widelimit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Exact kernels of infinitely wide neural networks (NTK, CNTK, NNGP)."""
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits, fashion-mnist, cifar10, a folder of images by class, or an .npz file."
+        ),
+    ] = "digits",
+    out: Annotated[str, typer.Option(help="Folder for the report.")] = "out",
+    draws: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training sets of each size.", show_default="5; quick: 2"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1e5,
+            help="Time to plan for, on two modern processors: more minutes, more images.",
+            show_default="2.5; quick: 0.05",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and draws.")] = False,
+) -> None:
+    """Learn from few images: exact kernels against an SVM and logistic regression.
+
+    Shows the accuracy with more and more training images; writes a report for the browser.
+    """
+    with exits():
+        from rich.console import Console
+
+        from widelimit.report.demo import Demo
+
+        with user_input():
+            job = Demo.prepare(
+                data,
+                out,
+                draws=draws,
+                seed=seed,
+                minutes=minutes,
+                threads=threads,
+                quick=quick,
+            )
+        job.run(Console())
+
+
+@app.command()
+def doctor() -> None:
+    """Show what was found on this machine and what is used of it; test every instruction set."""
+    from widelimit.doctor import examine, render
+
+    diagnosis = examine()
+    typer.echo(render(diagnosis))
+    if diagnosis.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    networks: Annotated[list[str], typer.Argument(help=NETWORK_HELP, metavar="NETWORK...")],
+    shape: Annotated[str, typer.Option(help="Of one input: 32x32x3, or 784.")] = "32x32x3",
+    kind: Annotated[list[str] | None, typer.Option(help="ntk or nngp; may be repeated.")] = None,
+) -> None:
+    """Say what would be computed for a network, or for several in one pass, and at what cost."""
+    from widelimit.job import explain_networks, read_network, read_shape
+
+    with user_input():
+        parsed = [read_network(text) for text in networks]
+        typer.echo(explain_networks(parsed, read_shape(shape), kind or ["ntk"]))
+
+
+@app.command()
+def kernel(
+    inputs: Annotated[Path, typer.Argument(help="Images (n, h, w, c) or rows (n, d): .npy, .npz.")],
+    out: Annotated[Path, typer.Argument(help="The kernel: an .npy file.")],
+    net: Annotated[str, typer.Option(help=NETWORK_HELP)],
+    columns: Annotated[
+        Path | None,
+        typer.Option(help="The other inputs.", show_default="the same: a symmetric matrix"),
+    ] = None,
+    array: Annotated[str | None, typer.Option(help="Which array of an .npz file.")] = None,
+    kind: Annotated[str, typer.Option(help="ntk or nngp.")] = "ntk",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
+    ] = None,
+) -> None:
+    """Compute the kernel of a network between all pairs of inputs and write it to a file."""
+    with exits(), user_input():
+        from widelimit.job import Job, read_network
+
+        job = Job.prepare(inputs, out, read_network(net), columns, array, kind, dtype, threads)
+        job.run(progress=sys.stdout.isatty())
+    typer.echo(f"{out}: {job.shape[0]} x {job.shape[1]}, {dtype}")
+
+
+@app.command()
+def bench(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="One group of measurements; may be repeated.", show_default="all"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the JSON record goes.")] = Path("bench.json"),
+    images: Annotated[
+        Path | None,
+        typer.Option(help="An .npz file with X_train.", show_default="random images"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random images.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One short round, to see that it works.")
+    ] = False,
+) -> None:
+    """Measure this machine next to what it should reach; takes minutes, and wants it idle.
+
+    Fails if a target is missed by more than 10 %.
+    """
+    with exits():
+        from widelimit.bench import Setting, choose_groups, exit_code, render, run, write_json
+
+        with user_input():
+            groups = choose_groups(only)
+            setting = Setting.prepare(images, seed, quick=quick)
+            out.parent.mkdir(parents=True, exist_ok=True)
+        record = run(setting, groups, lambda line: typer.echo(line, err=True))
+        write_json(record, out)
+        typer.echo(render(record))
+        typer.echo(f"record: {out}")
+        if exit_code(record):
+            raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""`Dataset`, what every loader returns, and the preprocessing that belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "MAX_VALUES",
+    "Dataset",
+    "FloatArray",
+    "IntArray",
+    "check_size",
+    "split_by_class",
+    "standardise",
+    "to_unit_interval",
+]
+
+FloatArray: TypeAlias = NDArray[np.float64]
+IntArray: TypeAlias = NDArray[np.int64]
+
+MAX_VALUES = 2**28
+"""Most pixel values that a loader reads: 2 GiB in float64 (CIFAR-10 has 1.8e8)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Dataset:
+    """Images with labels, in a training and a test set; checked when built, read-only.
+
+    Parameters
+    ----------
+    name : str
+        Short name, for titles.
+    x_train, x_test : ndarray of float64, shape (n, h, w, c)
+        Images, channels last, pixels in [0, 1].
+    y_train, y_test : ndarray of int64, shape (n,)
+        Labels: places in class_names.
+    class_names : tuple of str
+        At least two, distinct.
+    provenance : str
+        Where the data come from: one or two sentences.
+    split : {"given", "drawn"}
+        "given": the data came with their test set. "drawn": `load_dataset` drew it, so that
+        another division into training and test images is as good.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an array has another type or shape, a pixel is outside [0, 1], a label names no class,
+        a set is empty, or there are fewer than two classes.
+    """
+
+    name: str
+    x_train: FloatArray
+    y_train: IntArray
+    x_test: FloatArray
+    y_test: IntArray
+    class_names: tuple[str, ...]
+    provenance: str
+    split: Literal["given", "drawn"] = "given"
+
+    def __post_init__(self) -> None:
+        n_classes = len(self.class_names)
+        if n_classes < 2 or len(set(self.class_names)) < n_classes:
+            raise ValueError(
+                f"{self.name}: class_names must be at least 2 distinct names, got "
+                f"{_shortened(self.class_names)}"
+            )
+        if self.split not in ("given", "drawn"):
+            raise ValueError(f'{self.name}: split must be "given" or "drawn", got {self.split!r}')
+        for part in ("train", "test"):
+            x: NDArray[Any] = getattr(self, f"x_{part}")
+            y: NDArray[Any] = getattr(self, f"y_{part}")
+            _check_images(f"{self.name}: x_{part}", x)
+            _check_labels(f"{self.name}: y_{part}", y, x.shape[0], n_classes)
+        if self.x_train.shape[1:] != self.x_test.shape[1:]:
+            raise ValueError(
+                f"{self.name}: training and test images must have one shape (h, w, c), got "
+                f"{self.x_train.shape[1:]} and {self.x_test.shape[1:]}"
+            )
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            view: NDArray[Any] = getattr(self, name).view()
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(h, w, c)`` of one image."""
+        _, h, w, c = self.x_train.shape
+        return h, w, c
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def __repr__(self) -> str:
+        h, w, c = self.image_shape
+        return (
+            f"Dataset({self.name!r}, {len(self.y_train)} + {len(self.y_test)} images of "
+            f"{h} x {w} x {c}, {self.n_classes} classes)"
+        )
+
+
+def to_unit_interval(x: ArrayLike, name: str = "images") -> FloatArray:
+    """Pixels as float64 in [0, 1]: integers are divided by the largest value of their type.
+
+    Parameters
+    ----------
+    x : array-like of real numbers, any shape
+        uint8 is divided by 255, uint16 by 65535, booleans become 0 and 1. Other integers must
+        be from 0 to 255, and are divided by 255. Floats must be in [0, 1] already.
+    name : str
+        What the error message calls x.
+
+    Returns
+    -------
+    ndarray of float64, the shape of x
+
+    Raises
+    ------
+    TypeError
+        If x does not hold real numbers.
+    ValueError
+        If a value is not finite, or outside the range above.
+    """
+    array: NDArray[Any] = np.asarray(x)
+    kind = array.dtype.kind
+    if kind not in "buif":
+        raise TypeError(f"{name} must hold numbers, got dtype {array.dtype}: save pixels as uint8")
+    if kind == "b":
+        return array.astype(np.float64)
+    if kind == "u" and array.dtype.itemsize <= 2:
+        return np.divide(array, float(np.iinfo(array.dtype).max), dtype=np.float64)
+    if array.size == 0:
+        return array.astype(np.float64)
+    low, high = float(array.min()), float(array.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(
+            f"{name} must be finite, got {array[place]} at {list(place)}: mend or drop such images"
+        )
+    limit = 1.0 if kind == "f" else 255.0
+    if low < 0 or high > limit:
+        remedy = (
+            "divide by the largest value that a pixel can have (say 255), or save as uint8"
+            if kind == "f"
+            else "save as uint8 or uint16, or as floats in [0, 1]"
+        )
+        raise ValueError(
+            f"{name} of dtype {array.dtype} must be from 0 to {limit:g}, got {low:g} to {high:g}: "
+            f"{remedy}"
+        )
+    return np.divide(array, limit, dtype=np.float64)
+
+
+def standardise(x_train: ArrayLike, *others: ArrayLike) -> tuple[FloatArray, ...]:
+    """Subtract the mean and divide by the standard deviation of the training images, per channel.
+
+    Parameters
+    ----------
+    x_train : array-like of shape (n, h, w, c)
+        Images from which mean and standard deviation are taken, one of each per channel.
+    *others : array-like of shape (m, h, w, c)
+        Images that are treated with the same numbers, say the test images.
+
+    Returns
+    -------
+    tuple of ndarray of float64
+        The training images, then the others. A constant channel becomes 0.
+
+    Raises
+    ------
+    ValueError
+        If an array is not (n, h, w, c) with one number of channels, or x_train is empty.
+    """
+    first = np.asarray(x_train, dtype=np.float64)
+    arrays = [first, *(np.asarray(x, dtype=np.float64) for x in others)]
+    for array in arrays:
+        if array.ndim != 4 or first.size == 0 or array.shape[-1] != first.shape[-1]:
+            raise ValueError(
+                "standardise needs images (n, h, w, c), n >= 1, with the same c, got shapes "
+                f"{', '.join(str(a.shape) for a in arrays)}: a grey image is (h, w, 1)"
+            )
+    mean = first.mean(axis=(0, 1, 2))
+    std = first.std(axis=(0, 1, 2))
+    # The mean of equal numbers may be one rounding off, and their deviation then is not 0.
+    constant = std <= 1e-12 * np.abs(mean)
+    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std))
+    return tuple((array - mean) * scale for array in arrays)
+
+
+def split_by_class(
+    labels: ArrayLike, *, train_per_class: int | None = None, seed: int = 0
+) -> tuple[IntArray, IntArray]:
+    """Divide images at random, class by class, into a training and a test set.
+
+    Parameters
+    ----------
+    labels : array-like of int, shape (n,)
+        Class of each image.
+    train_per_class : int, optional
+        Training images of every class. By default four fifths of each class, rounded down, and
+        at least one.
+    seed : int
+        Seed of ``numpy.random.default_rng``.
+
+    Returns
+    -------
+    train, test : ndarray of int64
+        Places in labels, in ascending order. Every class is in both.
+
+    Raises
+    ------
+    ValueError
+        If a class has no image left for the test set.
+    """
+    y = np.asarray(labels)
+    rng = np.random.default_rng(seed)
+    train = np.zeros(y.size, dtype=np.bool_)
+    for label in np.unique(y):
+        members = np.flatnonzero(y == label)
+        count = max(1, members.size * 4 // 5) if train_per_class is None else train_per_class
+        if count >= members.size:
+            raise ValueError(
+                f"class {label} must have at least {count + 1} images to be divided into "
+                f"{count} for training and the rest for testing, got {members.size}: add images, "
+                "or leave the class out"
+            )
+        train[rng.permutation(members)[:count]] = True
+    return np.flatnonzero(train), np.flatnonzero(~train)
+
+
+def check_size(shape: Sequence[int], name: str) -> None:
+    """Refuse images that would take too much memory, before they are read.
+
+    Raises
+    ------
+    ValueError
+        If shape holds more than `MAX_VALUES` values.
+    """
+    values = 1
+    for size in shape:
+        values *= int(size)
+    if values > MAX_VALUES:
+        raise ValueError(
+            f"{name} must hold at most {MAX_VALUES:,} pixel values ({MAX_VALUES * 8 / 2**30:g} GiB "
+            f"in float64), got {' x '.join(map(str, shape))} = {values:,}: use fewer or smaller "
+            "images"
+        )
+
+
+def _check_images(name: str, x: NDArray[Any]) -> None:
+    if not isinstance(x, np.ndarray) or x.dtype != np.float64:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{name} must be an array of float64, got {_kind(x)}: use to_unit_interval")
+    if x.ndim != 4 or x.size == 0:
+        raise ValueError(
+            f"{name} must have shape (n, h, w, c), none of them 0, got {x.shape}: a grey image "
+            "is (h, w, 1)"
+        )
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0.0 and high <= 1.0):  # refuses nan, too
+        raise ValueError(f"{name} must be in [0, 1], got {low:g} to {high:g}: use to_unit_interval")
+
+
+def _check_labels(name: str, y: NDArray[Any], n: int, n_classes: int) -> None:
+    if not isinstance(y, np.ndarray) or y.dtype != np.int64:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{name} must be an array of int64, got {_kind(y)}")
+    if y.shape != (n,):
+        raise ValueError(f"{name} must hold one label for each of {n} images, got shape {y.shape}")
+    if int(y.min()) < 0 or int(y.max()) >= n_classes:
+        raise ValueError(
+            f"{name} must be from 0 to {n_classes - 1}, places in class_names, got {y.min()} to "
+            f"{y.max()}"
+        )
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} of {getattr(value, 'dtype', 'no dtype')}"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    text = repr(list(names))
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,224 @@
+"""Images in an ``.npz`` file, which a stranger may have made: nothing in it is believed or run.
+
+Sizes are read from the directory of the archive and from the header of each array before anything
+is unpacked, and arrays of Python objects, which are pickles, are refused.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.data.dataset import (
+    MAX_VALUES,
+    Dataset,
+    FloatArray,
+    check_size,
+    split_by_class,
+    to_unit_interval,
+)
+
+__all__ = ["load_npz"]
+
+_IMAGES, _LABELS = "images", "labels"
+# Names of the same thing, compared in lower case.
+_NAMES = {
+    (_IMAGES, "train"): ("x_train", "train_images", "x", "images"),
+    (_LABELS, "train"): ("y_train", "train_labels", "y", "labels"),
+    (_IMAGES, "test"): ("x_test", "test_images"),
+    (_LABELS, "test"): ("y_test", "test_labels"),
+}
+_MAX_BYTES = 8 * MAX_VALUES
+_MAX_NAME = 256  # characters of a class name
+
+
+def load_npz(path: Path, *, seed: int = 0) -> Dataset:
+    """Read images and labels from an ``.npz`` file.
+
+    Parameters
+    ----------
+    path : Path
+        With arrays ``x_train`` and ``y_train``, and perhaps ``x_test`` and ``y_test``; capital
+        letters do not matter, and ``x, y`` and ``images, labels`` are understood, too. Images
+        are (n, h, w) or (n, h, w, c), in the ranges of `to_unit_interval`. Labels are (n,), whole
+        numbers or strings.
+    seed : int
+        Of the test set that is drawn if the file has none (`split_by_class`).
+
+    Returns
+    -------
+    Dataset
+        Classes in the order of their labels.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If it is no ``.npz`` file, is damaged or too large, lacks an array, or holds one that is
+        no set of images or labels.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = _read_arrays(archive, path)
+    # zipfile: RuntimeError for an encrypted member, NotImplementedError for unknown compression
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        RuntimeError,
+    ) as error:
+        raise ValueError(
+            f"{path} is no readable .npz file ({error}): make it with numpy.savez"
+        ) from error
+
+    x_train = _images(arrays[_IMAGES, "train"], path, "training images")
+    labels = _labels(arrays[_LABELS, "train"], len(x_train), path, "training labels")
+    classes = np.unique(labels)
+    names = tuple(str(name)[:_MAX_NAME] for name in classes)
+    y_train = np.searchsorted(classes, labels).astype(np.int64)
+    title = path.stem
+    if (_IMAGES, "test") not in arrays:
+        train, test = split_by_class(y_train, seed=seed)
+        return Dataset(
+            name=title,
+            x_train=x_train[train],
+            y_train=y_train[train],
+            x_test=x_train[test],
+            y_test=y_train[test],
+            class_names=names,
+            provenance=f"{path.name}, a file without a test set of its own.",
+            split="drawn",
+        )
+    x_test = _images(arrays[_IMAGES, "test"], path, "test images")
+    test_labels = _labels(arrays[_LABELS, "test"], len(x_test), path, "test labels")
+    if test_labels.dtype.kind != labels.dtype.kind:
+        raise ValueError(f"{path}: training and test labels must be of one kind, numbers or text")
+    if unknown := sorted(set(test_labels.tolist()) - set(classes.tolist()))[:5]:
+        raise ValueError(
+            f"{path}: test labels must be among the {len(classes)} training labels, got also "
+            f"{unknown}: drop their images"
+        )
+    return Dataset(
+        name=title,
+        x_train=x_train,
+        y_train=y_train,
+        x_test=x_test,
+        y_test=np.searchsorted(classes, test_labels).astype(np.int64),
+        class_names=names,
+        provenance=f"{path.name}, a file with a test set.",
+    )
+
+
+def _read_arrays(archive: zipfile.ZipFile, path: Path) -> dict[tuple[str, str], NDArray[Any]]:
+    """Find the four arrays by name, check that they fit in memory together, then read them."""
+    members = {info.filename.lower().removesuffix(".npy"): info for info in archive.infolist()}
+    wanted = {
+        key: members[name]
+        for key, names in _NAMES.items()
+        if (name := next((n for n in names if n in members), None)) is not None
+    }
+    for key, names in _NAMES.items():
+        required = key[1] == "train" or any(part == "test" for _, part in wanted)
+        if required and key not in wanted:
+            raise ValueError(
+                f"{path} must hold {names[0]} (or {', '.join(names[1:])}), got "
+                f"{', '.join(sorted(members)[:8]) or 'no arrays'}: save as "
+                "numpy.savez(file, x_train=..., y_train=...)"
+            )
+    total = sum(info.file_size for info in wanted.values())
+    if total > _MAX_BYTES:
+        raise ValueError(
+            f"{path} must unpack to at most {_MAX_BYTES:,} bytes, got {total:,}: use fewer or "
+            "smaller images, or save them as uint8"
+        )
+    arrays: dict[tuple[str, str], NDArray[Any]] = {}
+    for key, info in wanted.items():
+        with archive.open(info) as member:
+            arrays[key] = _read_array(member, info.file_size, f"{path}: {info.filename}")
+    return arrays
+
+
+def _read_array(member: IO[bytes], size: int, name: str) -> NDArray[Any]:
+    """Read one array whose header agrees with the size of its member."""
+    try:
+        version = np.lib.format.read_magic(member)
+        if version == (1, 0):
+            header = np.lib.format.read_array_header_1_0(member)
+        elif version == (2, 0):
+            header = np.lib.format.read_array_header_2_0(member)
+        else:
+            raise ValueError(f"version {version} of the format is for named fields")
+    except ValueError as error:
+        raise ValueError(f"{name} is no array of numpy ({str(error)[:200]})") from error
+    shape, fortran, dtype = header
+    if dtype.kind not in "buifUS":
+        raise ValueError(
+            f"{name} must hold numbers or text, got dtype {dtype}"
+            + (", a pickle, which is never read" if dtype.hasobject else "")
+            + ": save it with a plain dtype"
+        )
+    if any(extent < 0 for extent in shape):
+        raise ValueError(f"{name} has the impossible shape {shape}")
+    expected = math.prod(shape) * dtype.itemsize
+    if expected != size - member.tell():
+        raise ValueError(
+            f"{name} of shape {shape} and dtype {dtype} must hold {expected:,} bytes, got "
+            f"{size - member.tell():,}: save it again"
+        )
+    content = member.read(expected)
+    if len(content) != expected:
+        raise ValueError(f"{name} ends after {len(content):,} of {expected:,} bytes: save it again")
+    member.read(1)  # the end of the member, where zipfile compares the checksum
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _images(array: NDArray[Any], path: Path, what: str) -> FloatArray:
+    name = f"{path}: {what}"
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.size == 0:
+        raise ValueError(
+            f"{name} must have shape (n, h, w) or (n, h, w, c), got {array.shape}: reshape rows "
+            "to images before saving, as in x.reshape(-1, 28, 28)"
+        )
+    if array.shape[1] in (1, 3) and array.shape[3] > 4:
+        raise ValueError(
+            f"{name} must have their channels last, (n, h, w, c), got {array.shape}: save "
+            "x.transpose(0, 2, 3, 1)"
+        )
+    check_size(array.shape, name)
+    return to_unit_interval(array, name)
+
+
+def _labels(array: NDArray[Any], n: int, path: Path, what: str) -> NDArray[Any]:
+    name = f"{path}: {what}"
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim == 2:
+        raise ValueError(
+            f"{name} must have shape ({n},), got {array.shape}: save y.argmax(axis=1) if every "
+            "row marks one class"
+        )
+    if array.shape != (n,):
+        raise ValueError(
+            f"{name} must have shape ({n},), one for each image, got {array.shape}: save images "
+            "and labels together"
+        )
+    kind = array.dtype.kind
+    if kind == "S":
+        return np.char.decode(array, "utf-8", "replace")
+    if kind == "f":
+        whole = np.isfinite(array) & (array == np.round(array)) & (np.abs(array) < 2**53)
+        if not np.all(whole):
+            raise ValueError(
+                f"{name} must be whole numbers or text, got {array[np.argmin(whole)]}: this is "
+                "classification"
+            )
+    return array if kind == "U" else array.astype(np.int64)

@@ -1,0 +1,301 @@
+"""What ``widelimit doctor`` shows: the machine, what was found and chosen, and whether it works.
+
+`examine` looks and tests, `render` writes the page; only the first touches the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit._version import __version__
+from widelimit.architectures import cntk_gap, cntk_vanilla
+from widelimit.backends.base import Backend, Dtype, Tile
+from widelimit.backends.reference import ReferenceBackend
+from widelimit.gram.engine import available_memory, default_threads
+from widelimit.network import Conv, Dense, Flatten, LocalAvgPool, Network, ReLU
+from widelimit.program import Program, compile_networks
+
+__all__ = ["Diagnosis", "Level", "Machine", "examine", "find_machine", "render"]
+
+Float = NDArray[np.float64]
+
+_PACKAGES = ("numpy", "scipy", "scikit-learn", "zarr", "torch", "cupy-cuda12x")
+
+# What a self test may differ from the reference by, relative: ten times what is seen.
+_ALLOWED: dict[Dtype, float] = {"float32": 1e-5, "float64": 1e-12}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a record of a run says about the machine.
+
+    Parameters
+    ----------
+    system : str
+        Operating system and architecture.
+    cpu : str
+        Model of the processor, with family, model and stepping where the system tells them.
+    cores_usable, cores : int
+        Processors that this process may use, and that the machine has.
+    memory_free : int or None
+        Bytes that this process can still take.
+    gpu_driver : bool
+        Whether an NVIDIA driver is installed.
+    python : str
+    packages : mapping of str to str or None
+        Version of each package that can play a role; None: not installed.
+    """
+
+    system: str
+    cpu: str
+    cores_usable: int
+    cores: int
+    memory_free: int | None
+    gpu_driver: bool
+    python: str
+    packages: Mapping[str, str | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One compiled instruction set.
+
+    Parameters
+    ----------
+    name : str
+    supported : bool
+        Whether this processor has it.
+    lanes : tuple of int
+        Numbers in one register: float32, float64.
+    errors : mapping of str to float
+        Largest relative error of the self test by dtype; empty if not supported.
+    """
+
+    name: str
+    supported: bool
+    lanes: tuple[int, int]
+    errors: Mapping[Dtype, float]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that the page shows.
+
+    Parameters
+    ----------
+    version : str
+    machine : Machine
+    levels : tuple of Level
+        Best first; empty if the compiled core cannot be loaded.
+    override : str or None
+        Value of ``WIDELIMIT_ISA``.
+    chosen : str or None
+        Instruction set in use; None if there is none.
+    problems : tuple of str
+        What keeps widelimit from working, each with a remedy; empty: all is well.
+    """
+
+    version: str
+    machine: Machine
+    levels: tuple[Level, ...]
+    override: str | None
+    chosen: str | None
+    problems: tuple[str, ...]
+
+
+def parse_cpuinfo(text: str) -> str | None:
+    """Return the name of the processor in the text of ``/proc/cpuinfo``, None if it has none."""
+    found: dict[str, str] = {}
+    for key, value in re.findall(r"^([\w ]+?)\s*:[ \t]*(.+)$", text, re.MULTILINE):
+        found.setdefault(key, value.strip())
+    name = found.get("model name") or found.get("Hardware") or found.get("cpu")
+    numbers = (("family", "cpu family"), ("model", "model"), ("stepping", "stepping"))
+    detail = ", ".join(f"{word} {found[key]}" for word, key in numbers if key in found)
+    return None if name is None else name + (f" ({detail})" if detail else "")
+
+
+def _cpu() -> str:
+    name = None
+    try:
+        name = parse_cpuinfo(Path("/proc/cpuinfo").read_text("utf-8", "replace"))
+        if name is None and sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            name = subprocess.check_output(command, text=True).strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return name or platform.processor() or platform.machine() or "unknown"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def find_machine() -> Machine:
+    """Look at the machine: quick, and without loading any of the packages."""
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=_cpu(),
+        cores_usable=default_threads(),
+        cores=os.cpu_count() or 1,
+        memory_free=available_memory(),
+        gpu_driver=shutil.which("nvidia-smi") is not None,
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        packages={name: _version(name) for name in _PACKAGES},
+    )
+
+
+def _test_programs(shape: tuple[int, int, int]) -> list[Program]:
+    """Programs that between them use every kind of step and readout."""
+    biased = [Conv(5, b_std=0.3), ReLU(), Conv(1), Conv(3, b_std=0.1), ReLU()]
+    networks = [
+        cntk_gap(4),
+        cntk_gap(3),
+        cntk_vanilla(4),
+        Network([*biased, LocalAvgPool(1), Flatten(), Dense()]),
+    ]
+    return [program for program, _ in compile_networks(networks, shape, ("ntk", "nngp"))]
+
+
+def sample_sums(backend: Backend, dtype: Dtype) -> list[Float]:
+    """Compute small kernels by whole tiles and by single pairs: what the self test compares.
+
+    Parameters
+    ----------
+    backend : Backend
+    dtype : {"float32", "float64"}
+
+    Returns
+    -------
+    list of ndarray of float64
+        Sums of every tap, all positive.
+    """
+    n, shape = 6, (7, 6, 3)  # odd and even extents; more images than some lanes, fewer than others
+    images = np.random.default_rng(7).standard_normal((n, *shape))
+    identity = np.arange(n)
+    cancel = np.zeros(1, np.int32)
+    rows, columns = (index.ravel() for index in np.indices((n, n)))
+    tiles = [Tile(np.arange(n), np.arange(n)), Tile(rows, columns, pairwise=True)]
+    sums: list[Float] = []
+    for program in _test_programs(shape):
+        profile = backend.profile(program, images, identity, dtype)
+        sums += [backend.tile(program, profile, profile, tile, cancel) for tile in tiles]
+    return sums
+
+
+def largest_error(got: Sequence[Float], want: Sequence[Float]) -> float:
+    """Return the largest relative difference of two lists of arrays, nan if a value is."""
+    errors = [np.max(np.abs(a - b) / np.abs(b)) for a, b in zip(got, want, strict=True)]
+    return float(np.max(errors))
+
+
+def examine() -> Diagnosis:
+    """Look at the machine and test every instruction set that it has; less than a second."""
+    machine = find_machine()
+    try:
+        from widelimit.backends import cpu
+    except ImportError as error:
+        problem = f"the compiled core cannot be loaded ({error}): install widelimit again"
+        return Diagnosis(__version__, machine, (), None, None, (problem,))
+
+    problems: list[str] = []
+    levels: list[Level] = []
+    want = sample_sums(ReferenceBackend(), "float64")
+    for name, supported in cpu.instruction_sets().items():
+        errors: dict[Dtype, float] = {}
+        lanes = (0, 0)
+        if supported:
+            backend = cpu.CpuBackend(name)
+            lanes = (backend.lanes("float32"), backend.lanes("float64"))
+            errors = {dtype: largest_error(sample_sums(backend, dtype), want) for dtype in _ALLOWED}
+        levels.append(Level(name, supported, lanes, errors))
+        problems += find_faults(name, errors)
+    override = os.environ.get(cpu.ISA_VARIABLE) or None
+    chosen = None
+    try:
+        chosen = cpu.chosen_instruction_set()
+    except ValueError as error:
+        problems.append(str(error))
+    return Diagnosis(__version__, machine, tuple(levels), override, chosen, tuple(problems))
+
+
+def find_faults(name: str, errors: Mapping[Dtype, float]) -> list[str]:
+    """Return a line for each dtype whose self test is further from the reference than allowed.
+
+    Parameters
+    ----------
+    name : str
+        The instruction set.
+    errors : mapping of str to float
+        Largest relative error by dtype; nan is a fault, too.
+    """
+    return [
+        f"self test of {name} in {dtype}: error {error:.1e}, allowed {_ALLOWED[dtype]:.0e}: "
+        "set WIDELIMIT_ISA to another instruction set, and please report this page"
+        for dtype, error in errors.items()
+        if not error <= _ALLOWED[dtype]
+    ]
+
+
+def _size(n: int | None) -> str:
+    return "unknown" if n is None else f"{n / 2**30:.1f} GiB"
+
+
+def render(diagnosis: Diagnosis) -> str:
+    """Write the page as plain text."""
+    machine = diagnosis.machine
+    packages = [f"{name} {version}" for name, version in machine.packages.items() if version]
+    missing = [name for name, version in machine.packages.items() if not version]
+    optional = f"not installed: {', '.join(missing)}" if missing else "all installed"
+    gpu = "NVIDIA driver found" if machine.gpu_driver else "none found"
+    lines = [
+        f"widelimit {diagnosis.version}",
+        f"  Python     {machine.python}",
+        f"  packages   {', '.join(packages)}",
+        f"  optional   {optional}",
+        f"  system     {machine.system}",
+        f"  processor  {machine.cpu}",
+        f"  cores      {machine.cores_usable} usable of {machine.cores}",
+        f"  memory     {_size(machine.memory_free)} free for this process",
+        f"  GPU        {gpu}; this version computes on the CPU",
+        "",
+        f"{'instruction set':<17}{'processor':<11}{'lanes f32/f64':<15}self test, error f32/f64",
+    ]
+    for level in diagnosis.levels:
+        mark = "->" if level.name == diagnosis.chosen else "  "
+        if level.supported:
+            errors = " / ".join(f"{error:.1e}" for error in level.errors.values())
+            state = "FAILED" if find_faults(level.name, level.errors) else "passed"
+            rest = f"{'has it':<11}{level.lanes[0]:>2} /{level.lanes[1]:>2}{'':<8}{state}, {errors}"
+        else:
+            rest = f"{'lacks it':<11}-"
+        lines.append(f"{mark} {level.name:<14}{rest}")
+    lines.append("")
+    if diagnosis.chosen is not None:
+        reason = "the best that the processor has"
+        if diagnosis.override:
+            reason = "forced by WIDELIMIT_ISA"
+        lines.append(f"chosen: {diagnosis.chosen} ({reason})")
+    lines += [f"PROBLEM: {problem}" for problem in diagnosis.problems]
+    if not diagnosis.problems:
+        lines.append("all is well")
+    return "\n".join(lines)

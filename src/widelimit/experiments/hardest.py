@@ -1,0 +1,107 @@
+"""A closer look at CNTK-GAP: its confusion matrix, and the test images that it finds hard."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from widelimit.experiments.fitting import Gram, Result
+from widelimit.experiments.images import Images
+from widelimit.experiments.plan import Plan
+from widelimit.experiments.record import HardImage, Vote
+from widelimit.solvers import solve_cholesky
+
+__all__ = ["find_hardest", "make_confusion"]
+
+_HARDEST = 8
+_VOTES = 7
+
+
+def make_confusion(
+    images: Images, results: list[Result], n_classes: int
+) -> tuple[tuple[int, ...], ...]:
+    """Count test images by class (row) and predicted class (column), summed over draws.
+
+    Parameters
+    ----------
+    images : Images
+    results : list of Result
+        Of a kernel, one for each draw.
+    n_classes : int
+
+    Returns
+    -------
+    tuple of tuple of int
+    """
+    confusion = np.zeros((n_classes, n_classes), dtype=np.int64)
+    for draw, result in zip(images.draws, results, strict=True):
+        assert result.outputs is not None
+        predicted = result.outputs.argmax(axis=1)
+        np.add.at(confusion, (images.y_test[draw.test], predicted), 1)
+    return tuple(tuple(row) for row in confusion.tolist())
+
+
+def find_hardest(
+    gram: Gram, images: Images, plan: Plan, results: list[Result]
+) -> tuple[HardImage, ...]:
+    """Find the test images with the smallest margins, and who weighs most in their predictions.
+
+    Parameters
+    ----------
+    gram : Gram
+        The kernel.
+    images : Images
+    plan : Plan
+    results : list of Result
+        Of this kernel with the largest training sets, one for each draw.
+
+    Returns
+    -------
+    tuple of HardImage
+        By ascending margin. An image that is hard in several draws is shown in its worst.
+    """
+    worst: dict[int, tuple[float, int, int]] = {}  # place of the image: margin, draw, prediction
+    for i, (draw, result) in enumerate(zip(images.draws, results, strict=True)):
+        assert result.outputs is not None
+        labels = images.y_test[draw.test]
+        predicted = result.outputs.argmax(axis=1)
+        own = result.outputs[np.arange(labels.size), labels]
+        others = result.outputs.copy()
+        others[np.arange(labels.size), labels] = -np.inf
+        margins = own - others.max(axis=1)
+        for row, place in enumerate(draw.test.tolist()):
+            candidate = (float(margins[row]), i, int(predicted[row]))
+            worst[place] = min(worst.get(place, candidate), candidate)
+
+    hardest: list[HardImage] = []
+    for place, (margin, i, predicted) in sorted(worst.items(), key=lambda item: item[1]):
+        if len(hardest) == _HARDEST:
+            break
+        weights = _weights(gram, images, i, place, results[i].setting["ridge"])
+        train = images.draws[i].train[-1]
+        labels = images.y_pool[train]
+        largest = np.argsort(-np.abs(weights), kind="stable")[:_VOTES]
+        hardest.append(
+            HardImage(
+                image=int(images.test_numbers[place]),
+                label=int(images.y_test[place]),
+                predicted=predicted,
+                margin=margin,
+                draw=i,
+                totals=tuple(np.bincount(labels, weights, plan.n_classes).tolist()),
+                votes=tuple(
+                    Vote(int(plan.pool[train[t]]), int(labels[t]), float(weights[t]))
+                    for t in largest
+                ),
+            )
+        )
+    return tuple(hardest)
+
+
+def _weights(
+    gram: Gram, images: Images, i: int, place: int, ridge: float
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """``(K + ridge trace(K)/n I)^-1 k(x)``: outputs are these weights times the encoded labels."""
+    train = images.draws[i].train[-1]
+    return solve_cholesky(
+        gram.pool[np.ix_(train, train)], gram.test[place, train].astype(np.float64), ridge
+    ).value

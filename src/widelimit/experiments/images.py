@@ -1,0 +1,78 @@
+"""The images of a plan, and the training and test sets that are drawn from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from widelimit.data.dataset import Dataset, FloatArray, IntArray
+from widelimit.experiments.plan import Plan, draw_training_sets, shrink_images
+
+__all__ = ["Draw", "Images", "take"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draw:
+    """Training sets and test images of one draw.
+
+    Parameters
+    ----------
+    train : list of ndarray of int64
+        Places in the pool, one array for each size, each within the next.
+    test : ndarray of int64
+        Places among the test images of `Images`.
+    """
+
+    train: list[IntArray]
+    test: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Images:
+    """Pool and test images of a plan, with labels.
+
+    Parameters
+    ----------
+    x_pool : ndarray of float64, shape (n, h, w, c)
+    y_pool : ndarray of int64, shape (n,)
+    x_test : ndarray of float64, shape (m, h, w, c)
+        The pool itself if test images are drawn from it.
+    y_test, test_numbers : ndarray of int64, shape (m,)
+        Labels, and numbers as in `Plan`.
+    draws : list of Draw
+    """
+
+    x_pool: FloatArray
+    y_pool: IntArray
+    x_test: FloatArray
+    y_test: IntArray
+    test_numbers: IntArray
+    draws: list[Draw]
+
+    @classmethod
+    def of(cls, dataset: Dataset, plan: Plan) -> Images:
+        """Take the images of a plan from its data set and draw the training sets."""
+        labels = np.concatenate([dataset.y_train, dataset.y_test])
+        x_pool, y_pool = shrink_images(take(dataset, plan.pool), plan.shrink), labels[plan.pool]
+        numbers = plan.pool if plan.test is None else plan.test
+        x_test = x_pool
+        if plan.test is not None:
+            x_test = shrink_images(take(dataset, plan.test), plan.shrink)
+        draws: list[Draw] = []
+        for i in range(plan.draws):
+            rng = np.random.default_rng([plan.seed, 2, i])
+            train = draw_training_sets(y_pool, plan.per_class, rng)
+            test = np.arange(numbers.size)
+            draws.append(Draw(train, np.setdiff1d(test, train[-1]) if plan.test is None else test))
+        return cls(x_pool, y_pool, x_test, labels[numbers], numbers, draws)
+
+
+def take(dataset: Dataset, numbers: IntArray) -> FloatArray:
+    """Images by number: those of the training set first, then those of the test set."""
+    n = dataset.y_train.size
+    images = np.empty((numbers.size, *dataset.image_shape))
+    first = numbers < n
+    images[first] = dataset.x_train[numbers[first]]
+    images[~first] = dataset.x_test[numbers[~first] - n]
+    return images

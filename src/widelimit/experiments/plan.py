@@ -1,0 +1,284 @@
+"""What the learning curve will compute, decided before it starts and without looking at a result.
+
+A plan depends on the data, the seed and the planned time, never on the speed of this machine: the
+same command draws the same images everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from widelimit.architectures import cntk_gap
+from widelimit.data.dataset import Dataset, FloatArray, IntArray
+from widelimit.program import compile_networks
+
+__all__ = ["DEPTH", "Plan", "draw_training_sets", "make_plan", "shrink_images"]
+
+DEPTH = 11  # of both convolutional kernels: the depth at which the paper's Table 1 is best
+MAX_TRAINING = 1280
+_MAX_IMAGES = 4_000  # in the pool, and in the test set: what a Gram matrix in memory allows easily
+# Element-layers a second that are planned with: two processors as of 2024, AVX-512, float32.
+_PLANNED_SPEED = 2 * 2.0e9
+_FLOAT64_COST = 3.0  # of an element-layer, compared with float32
+# Images are made smaller if fewer than these could be compared with each other otherwise.
+_FEWEST_IMAGES = 100
+_FEWEST_PER_CLASS = 20
+_FEWEST_TEST = 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Images, sizes and arithmetic of a learning curve.
+
+    Images have numbers: those of the training set of the `Dataset` first, then its test set.
+
+    Parameters
+    ----------
+    pool : ndarray of int64
+        Numbers of the images that training sets are drawn from, in ascending order.
+    test : ndarray of int64 or None
+        Numbers of the test images. None: in every draw, the images of the pool that are in none
+        of its training sets.
+    per_class : tuple of int
+        Images of each class in the training sets: 1, 2, 4 and so on.
+    n_classes : int
+        Number of classes.
+    shrink : int
+        Images are averaged over blocks of ``shrink x shrink`` pixels.
+    dtype : {"float32", "float64"}
+        Of the CNTK-GAP kernel; the others cost little and are computed in float64.
+    pairs : int
+        Pairs of images in its Gram matrices.
+    element_layers : float
+        Cost of these pairs.
+    seed, draws : int
+        Seed and number of draws of training sets.
+    notes : tuple of str
+        What a reader must know about the choice: sentences.
+    """
+
+    pool: IntArray
+    test: IntArray | None
+    per_class: tuple[int, ...]
+    n_classes: int
+    shrink: int
+    dtype: Literal["float32", "float64"]
+    pairs: int
+    element_layers: float
+    seed: int
+    draws: int
+    notes: tuple[str, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of images in the training sets."""
+        return tuple(count * self.n_classes for count in self.per_class)
+
+
+def make_plan(dataset: Dataset, *, draws: int = 5, seed: int = 0, minutes: float = 2.5) -> Plan:
+    """Choose images, training sizes and dtype so that CNTK-GAP takes about the planned time.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        If its split is "drawn", training and test images are divided anew in every draw.
+    draws : int
+        Training sets of each size, at least 1.
+    seed : int
+        Of everything that is drawn, at least 0.
+    minutes : float
+        Planned time of the CNTK-GAP kernel on two modern processors, more than 0.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError
+        If a parameter is outside its range, a class has too few images, or all images are zero.
+
+    Notes
+    -----
+    CNTK-GAP costs ``(h w)^2`` element-layers for each convolution and pair of images. It is
+    computed in float64 if all images of the data set can be used in half of the planned time.
+    """
+    if draws < 1 or seed < 0 or not 0 < minutes < 1e6:
+        raise ValueError(
+            "expected draws >= 1, seed >= 0 and minutes from 0 to a million, got "
+            f"draws={draws}, seed={seed}, minutes={minutes}"
+        )
+    if not dataset.x_train.any():
+        raise ValueError(f"{dataset.name}: all training images are zero, there is nothing to learn")
+    _check_classes(dataset)
+    rng = np.random.default_rng([seed, 1])
+    budget = minutes * 60 * _PLANNED_SPEED
+
+    notes: list[str] = []
+    h, w, c = dataset.image_shape
+    shrink = _choose_shrink(dataset, budget)
+    if shrink > 1:
+        notes.append(
+            f"Images of {h} x {w} pixels were averaged over blocks of {shrink} x {shrink} to "
+            f"{h // shrink} x {w // shrink}: the exact CNTK-GAP kernel of the full size is too "
+            "expensive for a demo."
+        )
+    cost = _cost_per_pair((h // shrink, w // shrink, c))
+    affordable = budget / cost
+    pool, test, pairs = _choose_images(dataset, affordable, rng)
+    everything = dataset.y_train.size + dataset.y_test.size
+    used = pool.size + (0 if test is None else test.size)
+    if used < everything:
+        share = (
+            f"{used:,}"
+            if test is None
+            else f"{pool.size:,} for training and {test.size:,} for testing"
+        )
+        reason = (
+            f"a pair of images of {h // shrink} x {w // shrink} costs CNTK-GAP {cost / 1e6:.3g} "
+            f"million element-layers, which makes {affordable:,.0f} pairs affordable in the "
+            f"{minutes:g} minutes that are planned (--minutes)"
+            if pairs > affordable / 2
+            else f"training sets end at {MAX_TRAINING:,} images"
+        )
+        notes.append(f"Of {everything:,} images, {share} were drawn: {reason}.")
+    labels = _labels(dataset)[pool]
+    smallest = int(np.bincount(labels).min())
+    # With a test set of its own, the pool is half as large again as the largest training set, so
+    # that draws differ. Without, a fifth of the images of each class must be left for testing.
+    room = smallest if test is not None else max(1, smallest * 4 // 5)
+    most = max(1, min(room, MAX_TRAINING // dataset.n_classes))
+    per_class = tuple(2**j for j in range(most.bit_length()))
+    return Plan(
+        pool=pool,
+        test=test,
+        per_class=per_class,
+        n_classes=dataset.n_classes,
+        shrink=shrink,
+        dtype="float64" if pairs * cost * _FLOAT64_COST <= budget / 2 else "float32",
+        pairs=pairs,
+        element_layers=float(pairs) * cost,
+        seed=seed,
+        draws=draws,
+        notes=tuple(notes),
+    )
+
+
+def draw_training_sets(
+    labels: IntArray, per_class: Sequence[int], rng: np.random.Generator
+) -> list[IntArray]:
+    """Draw one training set of each size, every class alike in number, each within the next.
+
+    Parameters
+    ----------
+    labels : ndarray of int64, shape (n,)
+        Classes, from 0 on, of the images to draw from.
+    per_class : sequence of int
+        Images of each class, ascending.
+    rng : Generator
+        Source of randomness.
+
+    Returns
+    -------
+    list of ndarray of int64
+        Places in labels, ascending.
+
+    Raises
+    ------
+    ValueError
+        If a class has fewer images than the largest training set needs.
+    """
+    orders = [rng.permutation(np.flatnonzero(labels == k)) for k in range(int(labels.max()) + 1)]
+    fewest = min(order.size for order in orders)
+    if fewest < max(per_class):
+        raise ValueError(f"expected {max(per_class)} images of every class, got {fewest} of one")
+    return [np.sort(np.concatenate([order[:m] for order in orders])) for m in per_class]
+
+
+def shrink_images(x: FloatArray, factor: int) -> FloatArray:
+    """Average images (n, h, w, c) over blocks of pixels; what fills no block is cut off."""
+    n, h, w, c = x.shape
+    if factor == 1:
+        return x
+    rows, columns = h // factor, w // factor
+    cut = x[:, : rows * factor, : columns * factor]
+    return cut.reshape(n, rows, factor, columns, factor, c).mean(axis=(2, 4))
+
+
+def _labels(dataset: Dataset) -> IntArray:
+    return np.concatenate([dataset.y_train, dataset.y_test])
+
+
+def _check_classes(dataset: Dataset) -> None:
+    drawn = dataset.split == "drawn"
+    labels = _labels(dataset) if drawn else dataset.y_train
+    counts = np.bincount(labels, minlength=dataset.n_classes)
+    least = 2 if drawn else 1
+    if counts.min() < least:
+        name = dataset.class_names[int(counts.argmin())]
+        raise ValueError(
+            f"{dataset.name}: every class must have at least {least} training "
+            f"image{'s' * drawn}, got {counts.min()} of {name!r}: add some or leave it out"
+        )
+
+
+def _cost_per_pair(shape: tuple[int, int, int]) -> int:
+    ((program, _),) = compile_networks([cntk_gap(DEPTH)], shape, ["ntk"])
+    return program.element_layers
+
+
+def _choose_shrink(dataset: Dataset, budget: float) -> int:
+    h, w, _ = dataset.image_shape
+    n = dataset.y_train.size + dataset.y_test.size
+    fewest = min(n, max(_FEWEST_IMAGES, _FEWEST_PER_CLASS * dataset.n_classes))
+    n_conv = cntk_gap(DEPTH).n_conv
+    shrink = 1
+    while min(h, w) // (shrink + 1) >= 1:
+        size = (h // shrink) * (w // shrink)
+        if _pairs(fewest) * size**2 * n_conv <= budget:
+            break
+        shrink += 1
+    return shrink
+
+
+def _pairs(n: int) -> int:
+    return n * (n + 1) // 2
+
+
+def _choose_images(
+    dataset: Dataset, affordable: float, rng: np.random.Generator
+) -> tuple[IntArray, IntArray | None, int]:
+    """Numbers of the pool and of the test images, and how many pairs they make."""
+    n_train, n_test = dataset.y_train.size, dataset.y_test.size
+    if dataset.split == "drawn":
+        n = n_train + n_test
+        if n <= _MAX_IMAGES and _pairs(n) <= affordable:
+            return np.arange(n), None, _pairs(n)
+        count = min(_MAX_IMAGES, int((2 * affordable) ** 0.5)) // dataset.n_classes
+        pool = _draw_balanced(_labels(dataset), max(2, count), rng)
+        return pool, None, _pairs(pool.size)
+
+    smallest = int(np.bincount(dataset.y_train).min())
+    limit = min(smallest, MAX_TRAINING // dataset.n_classes)
+    for j in reversed(range(max(1, limit).bit_length())):
+        count = min(smallest, 2**j + max(1, 2**j // 2))
+        n_pool = count * dataset.n_classes
+        room = int((affordable - _pairs(n_pool)) / n_pool)
+        if j == 0 or room >= min(n_test, _FEWEST_TEST):
+            break
+    else:
+        raise AssertionError("j = 0 ends the loop")
+    n_kept = min(n_test, _MAX_IMAGES, max(room, dataset.n_classes))
+    pool = _draw_balanced(dataset.y_train, count, rng)
+    test = n_train + np.sort(rng.permutation(n_test)[:n_kept])
+    return pool, test, _pairs(pool.size) + pool.size * test.size
+
+
+def _draw_balanced(labels: IntArray, count: int, rng: np.random.Generator) -> IntArray:
+    """At most ``count`` images of every class, ascending."""
+    members = [np.flatnonzero(labels == k) for k in range(int(labels.max()) + 1)]
+    return np.sort(np.concatenate([rng.permutation(group)[:count] for group in members]))

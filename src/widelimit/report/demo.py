@@ -1,0 +1,191 @@
+"""The demo: data in; live bars, a table in the terminal, a page and its record out."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from widelimit.data import Dataset, load_dataset
+from widelimit.experiments import learning_curve
+from widelimit.experiments.learning_curve import CURVE_STAGE, METHODS, KernelFunction, Plan
+from widelimit.report.files import write_atomically
+from widelimit.report.page import render
+from widelimit.report.terminal import Bars, make_table, show_notes
+
+__all__ = ["Demo"]
+
+_DRAWS, _MINUTES = 5, 2.5
+_QUICK_DRAWS, _QUICK_MINUTES = 2, 0.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Demo:
+    """A demo that is ready to run.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    plan : Plan
+        For this data set.
+    folder : Path
+        Where page and record go; exists and can be written to.
+    minutes : float
+        Planned time of the CNTK-GAP kernel.
+    threads : int or None
+    """
+
+    dataset: Dataset
+    plan: Plan
+    folder: Path
+    minutes: float
+    threads: int | None
+
+    @classmethod
+    def prepare(
+        cls,
+        data: str = "digits",
+        out: str = "out",
+        *,
+        draws: int | None = None,
+        seed: int = 0,
+        minutes: float | None = None,
+        threads: int | None = None,
+        quick: bool = False,
+    ) -> Demo:
+        """Load the data, plan the run and make sure that the result can be written.
+
+        Parameters
+        ----------
+        data : str
+            As for `load_dataset`.
+        out : str
+            Folder for page and record; is made if it does not exist.
+        draws, minutes : int, float, optional
+            As for `make_plan`. None: 5 and 2.5, or 2 and 0.05 if quick.
+        seed : int
+            As for `make_plan`.
+        threads : int, optional
+            None: one for each processor.
+        quick : bool
+            Take fewer images and draws: seconds instead of minutes.
+
+        Returns
+        -------
+        Demo
+
+        Raises
+        ------
+        OSError, ValueError
+            If the data cannot be loaded or are unfit, or the folder cannot be written to. The
+            message says what to do.
+        """
+        planned = minutes if minutes is not None else _QUICK_MINUTES if quick else _MINUTES
+        count = draws if draws is not None else _QUICK_DRAWS if quick else _DRAWS
+        dataset = load_dataset(data, seed=seed)
+        plan = learning_curve.make_plan(dataset, draws=count, seed=seed, minutes=planned)
+        folder = Path(out).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"--out must be a folder that can be written to, got {out!r} ({error.strerror}): "
+                "give another one"
+            ) from error
+        return cls(dataset, plan, folder, planned, threads)
+
+    def run(
+        self,
+        console: Console,
+        *,
+        command: Sequence[str] | None = None,
+        kernel: KernelFunction | None = None,
+    ) -> Path:
+        """Run it, show the table, and write page and record.
+
+        Parameters
+        ----------
+        console : Console
+            Where bars, notes and table go.
+        command, kernel
+            As for `learning_curve.run`.
+
+        Returns
+        -------
+        Path
+            The page. Its record is beside it, with the suffix ``.json``.
+
+        Raises
+        ------
+        OSError
+            If page or record cannot be written.
+        """
+        h, w, c = self.dataset.image_shape
+        n = self.dataset.y_train.size + self.dataset.y_test.size
+        _say(
+            console,
+            f"{self.dataset.name}: {n:,} images of {h} x {w} x {c}, "
+            f"{self.dataset.n_classes} classes",
+        )
+        seconds = learning_curve.estimate_seconds(self.dataset, self.plan, self.threads, kernel)
+        plan, seconds = self._fit_to_machine(seconds)
+        show_notes(console, plan.notes)
+        _say(
+            console,
+            f"CNTK-GAP: {plan.pairs:,} pairs of images, {plan.element_layers:.1e} element-layers "
+            f"in {plan.dtype}, about {_about(seconds)} on this machine",
+        )
+        stages = [method.label for method in METHODS if method.network is not None]
+        with Bars(console, [*stages, CURVE_STAGE]) as bars:
+            record = learning_curve.run(
+                self.dataset,
+                plan=plan,
+                threads=self.threads,
+                progress=bars.update,
+                command=command,
+                kernel=kernel,
+            )
+        console.print(make_table(record))
+        for error in record.errors:
+            _say(console, error)
+
+        name = f"demo-{_slug(self.dataset.name)}"
+        page, values = self.folder / f"{name}.html", self.folder / f"{name}.json"
+        text = render(record, self.dataset, record_name=values.name)
+        write_atomically(values, record.to_json())
+        write_atomically(page, text)
+        _say(console, f"Report: {page}")
+        _say(console, f"Record: {values}")
+        return page
+
+    def _fit_to_machine(self, seconds: float) -> tuple[Plan, float]:
+        """Fall back on float32 where float64 would take much longer than planned."""
+        if self.plan.dtype == "float32" or seconds <= 40.0 * self.minutes:
+            return self.plan, seconds
+        note = (
+            f"CNTK-GAP is computed in float32: in float64 it would take {_about(seconds)} on this "
+            "machine."
+        )
+        return replace(self.plan, dtype="float32", notes=(*self.plan.notes, note)), seconds / 3
+
+
+def _say(console: Console, text: str) -> None:
+    """Print a line as it is: no markup, no colours for numbers, no line breaks within a path."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _about(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.1f} min"
+
+
+def _slug(name: str) -> str:
+    """A name for a file, from any name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "data"

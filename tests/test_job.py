@@ -1,0 +1,203 @@
+"""Kernels from files to files, and the commands that do it."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import widelimit as wl
+from widelimit import job as job_module
+from widelimit.cli import app
+from widelimit.job import Job, explain_networks, read_array, read_network, read_shape
+
+X = np.random.default_rng(0).random((4, 6, 5, 2))
+
+
+def widelimit(*words: str | Path) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    return done.exit_code, done.stdout, done.stderr
+
+
+# ---- networks and shapes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("cntk_gap:11", wl.cntk_gap(11)),
+        ("cntk_vanilla:3", wl.cntk_vanilla(3)),
+        ("ntk_dense:1", wl.ntk_dense(1)),
+    ],
+)
+def test_preset(text: str, network: wl.Network) -> None:
+    assert read_network(text) == network
+
+
+def test_network_of_a_file(tmp_path: Path) -> None:
+    network = wl.Network([wl.Conv(5, b_std=0.1), wl.ReLU(), wl.LocalAvgPool(2), wl.Dense()])
+    path = tmp_path / "net.json"
+    path.write_text(network.to_json())
+    assert read_network(str(path)) == network
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cntk_gap", "cntk_gap:DEPTH, cntk_vanilla:DEPTH, ntk_dense:DEPTH, or a JSON file"),
+        ("cntk_gap:", "needs a depth, as in cntk_gap:11"),
+        ("cntk_gap:-3", "needs a depth"),
+        ("cntk_gap:٣", "needs a depth"),
+        ("cntk_gap:1", "at least 2, got 1"),
+        ("resnet:50", "or a JSON file, got 'resnet:50'"),
+    ],
+)
+def test_no_network(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_network(text)
+
+
+def test_shape() -> None:
+    assert read_shape("32x31x3") == (32, 31, 3)
+    assert read_shape("784") == (784,)
+
+
+@pytest.mark.parametrize("text", ["32x32", "", "axbxc", "-1x2x3", "1x2x3x4", "32X32X3"])
+def test_no_shape(text: str) -> None:
+    with pytest.raises(ValueError, match="as in 32x32x3"):
+        read_shape(text)
+
+
+def test_explain() -> None:
+    networks = [wl.cntk_gap(3), wl.cntk_gap(5), wl.cntk_vanilla(3)]
+    text = explain_networks(networks, (8, 8, 3), ["ntk", "nngp", "ntk"])
+    assert text.count("kernels ntk, nngp") == 2  # two families
+    with pytest.raises(ValueError, match="kind must be ntk or nngp, got 'x'"):
+        explain_networks(networks, (8, 8, 3), ["x"])
+
+
+# ---- arrays ------------------------------------------------------------------------------------
+
+
+def test_read_array(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    np.savez(tmp_path / "one.npz", a=X)
+    np.savez(tmp_path / "two.npz", a=X, b=X[:1])
+    for path, name in (("x.npy", None), ("one.npz", None), ("one.npz", "a"), ("two.npz", "a")):
+        np.testing.assert_array_equal(read_array(tmp_path / path, name), X)
+    for name in (None, "c"):
+        with pytest.raises(ValueError, match=rf"has the arrays a, b, got {name!r}: .* --array"):
+            read_array(tmp_path / "two.npz", name)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no archive", b"\x93NUMPY\x01"])
+def test_no_array(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="file of numbers"):
+        read_array(path)
+
+
+def test_objects_are_not_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="file of numbers"):
+        read_array(tmp_path / "x.npy")
+
+
+# ---- the job -----------------------------------------------------------------------------------
+
+
+def test_job_writes_the_kernel(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "z.npy", X[:3] + 0.1)
+    out = tmp_path / "k.npy"
+    job = Job.prepare(tmp_path / "x.npy", out, wl.cntk_gap(3))
+    job.run()
+    np.testing.assert_array_equal(np.load(out), wl.kernel(wl.cntk_gap(3), X))
+    job = Job.prepare(
+        tmp_path / "x.npy", out, wl.cntk_gap(3), tmp_path / "z.npy", None, "nngp", "float64", 1
+    )
+    job.run()
+    want = wl.kernel(wl.cntk_gap(3), X, X[:3] + 0.1, "nngp", dtype="float64")
+    np.testing.assert_array_equal(np.load(out), want)
+    assert job.shape == want.shape == (4, 3)
+    assert sorted(os.listdir(tmp_path)) == ["k.npy", "x.npy", "z.npy"]
+
+
+def test_wrong_options_are_told_before_the_inputs_are_read(tmp_path: Path) -> None:
+    missing, out = tmp_path / "missing.npy", tmp_path / "k.npy"
+    with pytest.raises(ValueError, match="kind must be ntk or nngp"):
+        Job.prepare(missing, out, wl.cntk_gap(3), kind="x")
+    with pytest.raises(ValueError, match="dtype must be float32 or float64"):
+        Job.prepare(missing, out, wl.cntk_gap(3), dtype="float16")
+    for wrong in (tmp_path / "k.txt", tmp_path / "no" / "k.npy"):
+        with pytest.raises(ValueError, match=r"an \.npy file in a folder that exists"):
+            Job.prepare(missing, wrong, wl.cntk_gap(3))
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "x.npy", X)
+    out = tmp_path / "k.npy"
+    out.write_bytes(b"old")
+
+    def fail(*arguments: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(job_module.os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        Job.prepare(tmp_path / "x.npy", out, wl.cntk_gap(3)).run()
+    assert out.read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["k.npy", "x.npy"]
+
+
+# ---- commands ----------------------------------------------------------------------------------
+
+
+def test_kernel_command(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    out = tmp_path / "k.npy"
+    code, text, _ = widelimit("kernel", tmp_path / "x.npy", out, "--net", "cntk_vanilla:3")
+    assert (code, text) == (0, f"{out}: 4 x 4, float32\n")
+    np.testing.assert_array_equal(np.load(out), wl.kernel(wl.cntk_vanilla(3), X))
+
+
+@pytest.mark.parametrize("content", [X[0], np.array(["a", "b"]), np.full((2, 3, 3, 1), np.nan)])
+def test_inputs_that_are_refused(tmp_path: Path, content: np.ndarray) -> None:
+    np.save(tmp_path / "x.npy", content)
+    out = tmp_path / "k.npy"
+    code, _, error = widelimit("kernel", tmp_path / "x.npy", out, "--net", "cntk_gap:3")
+    assert code == 2
+    assert error.startswith("widelimit: x1 must ")
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_explain_command() -> None:
+    code, text, _ = widelimit("explain", "cntk_gap:3", "--shape", "8x8x1")
+    assert code == 0
+    assert "element-layers a pair: 8,192" in text
+    code, _, error = widelimit("explain", "cntk_gap:3", "--shape", "8x8")
+    assert (code, error.count("\n")) == (2, 1)
+
+
+def test_doctor_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WIDELIMIT_ISA", raising=False)
+    code, text, _ = widelimit("doctor")
+    assert (code, text.splitlines()[-1]) == (0, "all is well")
+    monkeypatch.setenv("WIDELIMIT_ISA", "mmx")
+    code, text, _ = widelimit("doctor")
+    assert code == 1
+    assert "PROBLEM" in text
+
+
+def test_bench_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WIDELIMIT_ISA", raising=False)
+    out = tmp_path / "new" / "bench.json"
+    code, text, _ = widelimit("bench", "--quick", "--only", "sizes", "--out", out)
+    assert code == 0
+    assert "8x8 / 32x32, element-layers/s" in text
+    assert out.exists()
+    code, _, error = widelimit("bench", "--only", "everything")
+    assert code == 2
+    assert "groups of measurements are speed," in error
