@@ -36,7 +36,6 @@ __all__ = [
 
 Results = Mapping[str, Sequence[float]]
 
-_DEPTHS = (3, 11, 21)
 _TABLE_1 = (3, 4, 6, 11, 21)
 _DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
@@ -180,7 +179,7 @@ def _vanilla_sizes(setting: Setting, depth: int, dtype: Dtype) -> tuple[int, int
     """Whole blocks of the engine, and many: what is done once per image must not count much."""
     if setting.quick:
         return 32, 32
-    rows = {3: 1024, 11: 512, 21: 256}[depth]
+    rows = {3: 1024, 4: 1024, 6: 512, 11: 512, 21: 256}[depth]
     return (2 * rows if dtype == "float32" else rows), min(1024, 2 * rows)
 
 
@@ -198,7 +197,7 @@ def _speed(setting: Setting) -> Group:
             value = _maximum(top)
             figures.append(Figure(f"peak, {title} {dtype}", "instructions/s", value))
         for kind in ("V", "GAP", "LAP(4)"):
-            for depth in _DEPTHS:
+            for depth in _TABLE_1:
                 network, sizes = cntk_gap(depth), None
                 if kind == "V":
                     network, sizes = cntk_vanilla(depth), _vanilla_sizes(setting, depth, dtype)
