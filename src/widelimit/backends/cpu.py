@@ -82,9 +82,12 @@ def _units(program: Program) -> _Units:
         )
         scale = 2.0 ** -round(math.log2(image.max()))
         image = image * scale
+        weight = gain * (step.weight_variance / step.filter_size**2)
+        gain = min(max(weight / scale, 1e-140), 1e140)
+        if gain != weight / scale:  # leave to the field what the gain cannot hold
+            scale = min(max(weight / gain, 1e-300), 1e300)
         scales.append(scale)
         gains[-1] /= scale  # the field is stored times `scale`
-        gain *= step.weight_variance / (step.filter_size**2 * scale)
         biases.append(math.sqrt(step.bias_variance / gain))
         if step.relu:
             gain /= 2  # E[s(u) s(v)] = m kappa1 / 2

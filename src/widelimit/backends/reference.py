@@ -82,46 +82,60 @@ class ReferenceBackend:
         """Sum every slice that has a weight; see `Backend.tile`."""
         assert isinstance(left, _Profile)
         assert isinstance(right, _Profile)
-        rows, columns = tile.rows, tile.columns
-        if not tile.pairwise:
-            rows, columns = rows[:, None], columns[None, :]
-        same = (left.identity[rows] == right.identity[columns])[..., None, None]
         result = np.zeros((len(program.taps), 2, *tile.shape))
-        h, w, _ = program.shape
-        weights = [(tap.weights(h), tap.weights(w)) for tap in program.taps]
-
-        for (di, dj), deepest in program.displacements.items():
+        for di, dj in program.displacements:
             if cancel[0]:
                 raise Cancelled
-            # p runs over the pixels of x for which p' = p + d lies inside z.
-            p = np.s_[max(0, -di) : h - max(0, di), max(0, -dj) : w - max(0, dj)]
-            p_prime = np.s_[max(0, di) : h + min(0, di), max(0, dj) : w + min(0, dj)]
-            x, z = left.images[rows][..., *p, :], right.images[columns][..., *p_prime, :]
-            k = program.input_scale * np.sum(x * z, axis=-1)
-            theta = np.zeros_like(k)
-            for layer in range(deepest + 1):
-                if layer > 0:
-                    step = program.steps[layer - 1]
-                    q, t = step.filter_size, float(step.trainable)
-                    w_q = step.weight_variance / q**2
-                    sigma = w_q * box(k, q) + step.bias_variance
-                    theta = w_q * box(theta + t * k, q) + t * step.bias_variance
-                    k = sigma
-                    if step.relu:
-                        # Eq. 11, 12, 37-40 without c/q^2
-                        x_p = left.x[layer - 1][rows][..., *p]
-                        z_p = right.x[layer - 1][columns][..., *p_prime]
-                        xz = x_p * z_p
-                        if di == dj == 0:
-                            sigma = np.where(same, xz, sigma)  # lambda = 1 exactly
-                        kappa1, kappa0 = relu_dual(sigma, xz)
-                        k, theta = kappa1 / 2, kappa0 * theta / 2
-                for index, tap in enumerate(program.taps):
-                    if tap.layer == layer:
-                        by_row = weights[index][0][di + h - 1, : h - abs(di)]
-                        by_column = weights[index][1][dj + w - 1, : w - abs(dj)]
-                        for field, value in enumerate((k, theta)):
-                            result[index, field] += np.einsum(
-                                "...ij,i,j->...", value, by_row, by_column
-                            )
+            if (di, dj) == (0, 0):
+                result += _slice(program, left, right, tile, 0, 0)
+            elif (di, dj) > (0, 0):
+                # The two together, so that k(x, z) and k(z, x) agree to the last bit.
+                result += _slice(program, left, right, tile, di, dj) + _slice(
+                    program, left, right, tile, -di, -dj
+                )
         return result
+
+
+def _slice(
+    program: Program, left: _Profile, right: _Profile, tile: Tile, di: int, dj: int
+) -> Float:
+    """Take the slice of displacement d through all steps; return its weighted sums."""
+    rows, columns = tile.rows, tile.columns
+    if not tile.pairwise:
+        rows, columns = rows[:, None], columns[None, :]
+    same = (left.identity[rows] == right.identity[columns])[..., None, None]
+    h, w, _ = program.shape
+    result = np.zeros((len(program.taps), 2, *tile.shape))
+
+    # p runs over the pixels of x for which p' = p + d lies inside z.
+    p = np.s_[max(0, -di) : h - max(0, di), max(0, -dj) : w - max(0, dj)]
+    p_prime = np.s_[max(0, di) : h + min(0, di), max(0, dj) : w + min(0, dj)]
+    x, z = left.images[rows][..., *p, :], right.images[columns][..., *p_prime, :]
+    k = program.input_scale * np.sum(x * z, axis=-1)
+    theta = np.zeros_like(k)
+    for layer in range(program.displacements[di, dj] + 1):
+        if layer > 0:
+            step = program.steps[layer - 1]
+            q, t = step.filter_size, float(step.trainable)
+            w_q = step.weight_variance / q**2
+            sigma = w_q * box(k, q) + step.bias_variance
+            theta = w_q * box(theta + t * k, q) + t * step.bias_variance
+            k = sigma
+            if step.relu:
+                # Eq. 11, 12, 37-40 without c/q^2
+                x_p = left.x[layer - 1][rows][..., *p]
+                z_p = right.x[layer - 1][columns][..., *p_prime]
+                xz = x_p * z_p
+                if di == dj == 0:
+                    sigma = np.where(same, xz, sigma)  # lambda = 1 exactly
+                kappa1, kappa0 = relu_dual(sigma, xz)
+                k, theta = kappa1 / 2, kappa0 * theta / 2
+        for index, tap in enumerate(program.taps):
+            if tap.layer == layer:
+                by_row = tap.weights(h)[di + h - 1, : h - abs(di)]
+                by_column = tap.weights(w)[dj + w - 1, : w - abs(dj)]
+                for field, value in enumerate((k, theta)):
+                    if (tap.want_sigma, tap.want_theta)[field]:
+                        weighted = np.einsum("...ij,i,j->...", value, by_row, by_column)
+                        result[index, field] = weighted
+    return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,29 +126,34 @@ def fill(
     """
     cancel = np.zeros(1, np.int32)
     n1, n2 = len(left), len(left if right is None else right)
-    work = _Work(program, positions, backend, dtype, out, right is None, cancel)
-    tasks = work.tasks(left, right)
     total = n1 * (n1 + 1) / 2 if right is None else n1 * n2
     done = 0
-    pending: set[Future[int]] = set()
     # Also with one thread: the calling thread stays free to take Ctrl-C.
     pool = ThreadPoolExecutor(threads, thread_name_prefix="widelimit")
+    work = _Work(program, positions, backend, dtype, out, right is None, cancel, pool)
     try:
-        for task in tasks:
-            pending.add(pool.submit(task))
-            while len(pending) >= 2 * threads:
-                finished, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
-                done += sum(future.result() for future in finished)
-                if progress is not None and finished:
-                    progress(min(1.0, done / total))
-        while pending:
-            finished, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
-            done += sum(future.result() for future in finished)
-            if progress is not None and finished:
+        for entries in _completed(pool, work.tasks(left, right), 2 * threads):
+            done += entries
+            if progress is not None:
                 progress(min(1.0, done / total))
     finally:
         cancel[0] = 1
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _completed(
+    pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], int]], most: int
+) -> Iterator[int]:
+    """Run tasks, at most so many in flight; yield what each returns, as they finish."""
+    pending: set[Future[int]] = set()
+    for task in tasks:
+        pending.add(pool.submit(task))
+        while len(pending) >= most:
+            finished, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in finished)
+    while pending:
+        finished, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+        yield from (future.result() for future in finished)
 
 
 class _Work:
@@ -163,8 +168,9 @@ class _Work:
         out: Output,
         symmetric: bool,
         cancel: NDArray[np.int32],
+        pool: ThreadPoolExecutor,
     ) -> None:
-        self.program, self.positions = program, positions
+        self.program, self.positions, self.pool = program, positions, pool
         self.backend = backend
         self.dtype: Dtype = dtype
         self.out, self.symmetric, self.cancel = out, symmetric, cancel
@@ -188,14 +194,28 @@ class _Work:
             profile: Profile = flat  # pyright: ignore[reportAssignmentType]
             variances = program.input_scale * np.einsum("ij,ij->i", flat, flat)[None]
             return _Block(start, profile, identity, variances)
-        profile = self.backend.profile(program, values, identity, self.dtype)
+        with _quiet():
+            profile = self.backend.profile(program, values, identity, self.dtype)
         variances = None
         if any(readout.needs_variance for readout in program.readouts):
-            index = np.arange(len(values))
-            itself = Tile(index, index, pairwise=True)
-            sums = self.backend.tile(program, profile, profile, itself, self.cancel)
-            variances = np.ascontiguousarray(sums[:, 0])
+            variances = self._variances(profile)
         return _Block(start, profile, identity, variances)
+
+    def _variances(self, profile: Profile) -> Float:
+        variances = np.empty((len(self.program.taps), len(profile)))
+
+        def compute(part: NDArray[np.int64]) -> int:
+            itself = Tile(part, part, pairwise=True)
+            sums = self.backend.tile(self.program, profile, profile, itself, self.cancel)
+            variances[:, part] = sums[:, 0]
+            return len(part)
+
+        lanes = self.backend.lanes(self.dtype)
+        parts = np.split(np.arange(len(profile)), range(lanes, len(profile), lanes))
+        tasks = (lambda part=part: compute(part) for part in parts)
+        for _ in _completed(self.pool, tasks, len(parts)):
+            pass
+        return variances
 
     def _block_tasks(self, a: _Block, b: _Block, diagonal: bool) -> Iterator[Callable[[], int]]:
         n1, n2 = len(a.profile), len(b.profile)
@@ -219,7 +239,8 @@ class _Work:
                     yield lambda tile=tile: self._compute(a, b, tile)
 
     def _compute(self, a: _Block, b: _Block, tile: Tile, swapped: bool = False) -> int:
-        sums = self.backend.tile(self.program, a.profile, b.profile, tile, self.cancel)
+        with _quiet():
+            sums = self.backend.tile(self.program, a.profile, b.profile, tile, self.cancel)
         if swapped:
             turned = Tile(tile.columns, tile.rows)
             return self._store(b, a, turned, np.ascontiguousarray(sums.swapaxes(-1, -2)))
@@ -235,7 +256,8 @@ class _Work:
             if a.variances is not None and b.variances is not None:
                 variances = (a.variances[readout.tap][rows], b.variances[readout.tap][columns])
             sigma, theta = sums[readout.tap]
-            nngp, ntk = readout.apply(sigma, theta, *variances, same)
+            with _quiet():
+                nngp, ntk = readout.apply(sigma, theta, *variances, same)
             for place, kind in enumerate(self.program.kinds):
                 value = nngp if kind == "nngp" else ntk
                 target = self.out[index, place]
@@ -244,6 +266,11 @@ class _Work:
                 if self.symmetric:
                     target[columns + b.start, rows + a.start] = value
         return len(tile.rows) if tile.pairwise else same.size
+
+
+def _quiet() -> np.errstate:
+    """No warning of an overflow: `_check_range` refuses the result, and says what to do."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 def _check_range(value: Float, dtype: np.dtype[Any]) -> None:

@@ -190,7 +190,8 @@ def _listed(net: Any) -> list[Any]:
 
 
 def _kinds(kind: Kind | list[Kind] | tuple[Kind, ...]) -> tuple[Kind, ...]:
-    kinds: tuple[Any, ...] = (kind,) if isinstance(kind, str) else tuple(kind)
+    given: Any = kind
+    kinds: tuple[Any, ...] = tuple(given) if isinstance(given, list | tuple) else (given,)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     if not kinds or any(k not in get_args(Kind) for k in kinds) or len(set(kinds)) < len(kinds):
         raise ValueError(f'kind must be "ntk", "nngp" or a tuple of both, got {kind!r}')
     return kinds
@@ -284,7 +285,7 @@ class _Numbering:
     def _find(self, row: NDArray[np.float64], values: NDArray[Any], index: int) -> int:
         candidates = self._known.setdefault(hash(row.tobytes()), [])
         for others, place, number in candidates:
-            if np.array_equal(others[place], row):
+            if np.array_equal(np.asarray(others[place], np.float64), row):
                 return number
         candidates.append((values, index, self._next))
         self._next += 1

@@ -1,0 +1,122 @@
+"""Tiles cover every pair of a Gram matrix, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from widelimit.backends.base import Tile
+from widelimit.gram.tiles import rectangle, triangle
+
+Counts = NDArray[np.int64]
+sizes = st.integers(1, 70)
+lane_counts = st.sampled_from([1, 2, 3, 4, 8, 16])
+row_counts = st.integers(1, 40)
+many = settings(max_examples=150, deadline=None, derandomize=True)
+
+
+def entries(tile: Tile) -> tuple[Counts, Counts]:
+    if tile.pairwise:
+        return tile.rows, tile.columns
+    rows, columns = np.meshgrid(tile.rows, tile.columns, indexing="ij")
+    return rows.ravel(), columns.ravel()
+
+
+def cover_rectangle(tiles: Iterable[tuple[Tile, bool]], n1: int, n2: int) -> Counts:
+    count = np.zeros((n1, n2), np.int64)
+    for tile, swapped in tiles:
+        rows, columns = entries(tile)
+        np.add.at(count, (columns, rows) if swapped else (rows, columns), 1)
+    return count
+
+
+def cover_triangle(tiles: Iterable[Tile], n: int) -> Counts:
+    """How often each unordered pair is computed, above the diagonal."""
+    count = np.zeros((n, n), np.int64)
+    for tile in tiles:
+        rows, columns = entries(tile)
+        np.add.at(count, (np.minimum(rows, columns), np.maximum(rows, columns)), 1)
+    assert not np.tril(count, -1).any()
+    return count
+
+
+def check_sizes(tile: Tile, lanes: int, rows_per_tile: int) -> None:
+    assert tile.rows.dtype == tile.columns.dtype == np.int64
+    assert tile.rows.size > 0
+    if tile.pairwise:
+        assert tile.shape == tile.rows.shape == tile.columns.shape
+        assert tile.rows.size <= lanes * rows_per_tile
+    else:
+        assert tile.shape == (tile.rows.size, lanes)  # no lane idle
+        assert tile.columns.size == lanes
+        assert tile.rows.size <= rows_per_tile
+
+
+@given(sizes, sizes, lane_counts, row_counts)
+@many
+def test_rectangle_covers_each_pair_once(n1: int, n2: int, lanes: int, rows: int) -> None:
+    tiles = list(rectangle(n1, n2, lanes, rows))
+    for tile, _ in tiles:
+        check_sizes(tile, lanes, rows)
+    np.testing.assert_array_equal(cover_rectangle(tiles, n1, n2), 1)
+
+
+@given(sizes, lane_counts, row_counts)
+@many
+def test_packed_triangle_covers_each_pair_once(n: int, lanes: int, rows: int) -> None:
+    tiles = list(triangle(n, lanes, rows, pack=True))
+    for tile in tiles:
+        check_sizes(tile, lanes, rows)
+    np.testing.assert_array_equal(cover_triangle(tiles, n), np.triu(np.ones((n, n))))
+
+
+@given(sizes, lane_counts, row_counts)
+@many
+def test_unpacked_triangle_covers_diagonal_squares_twice(n: int, lanes: int, rows: int) -> None:
+    tiles = list(triangle(n, lanes, rows, pack=False))
+    for tile in tiles:
+        check_sizes(tile, lanes, rows)
+    expected = np.triu(np.ones((n, n), np.int64))
+    for start in range(0, n - n % lanes, lanes):
+        square = np.triu(np.full((lanes, lanes), 2, np.int64), 1) + np.eye(lanes, dtype=np.int64)
+        expected[start : start + lanes, start : start + lanes] = square
+    np.testing.assert_array_equal(cover_triangle(tiles, n), expected)
+
+
+@given(sizes, sizes, lane_counts, row_counts)
+@many
+def test_few_lanes_are_idle(n1: int, n2: int, lanes: int, rows: int) -> None:
+    # Lane groups that are computed: those of full tiles, and pairs packed into as few as possible
+    # but for the last group of a tile.
+    groups = 0
+    for tile, _ in rectangle(n1, n2, lanes, rows):
+        groups += -(-tile.rows.size // lanes) if tile.pairwise else tile.rows.size
+    assert groups * lanes < n1 * n2 + lanes
+
+
+@pytest.mark.parametrize("n", [1, 5, 16, 20, 48])
+def test_a_symmetric_matrix_costs_half(n: int) -> None:
+    groups = 0
+    for tile in triangle(n, 16, 4, pack=True):
+        groups += -(-tile.rows.size // 16) if tile.pairwise else tile.rows.size
+    assert groups * 16 < n * (n + 1) / 2 + 16
+
+
+def test_coverage_check_can_fail() -> None:
+    tiles = list(rectangle(19, 21, 8, 4))
+    assert len(tiles) > 3
+    assert (cover_rectangle(tiles[1:], 19, 21) == 0).any()
+    assert (cover_rectangle([*tiles, tiles[0]], 19, 21) == 2).any()
+    moved = [(Tile((t.rows + 1) % 19, t.columns, t.pairwise), s) for t, s in tiles[:2]]
+    assert (cover_rectangle([*moved, *tiles[2:]], 19, 21) != 1).any()
+
+
+def test_shape_of_a_tile() -> None:
+    i = np.arange(3)
+    assert Tile(i, np.arange(4)).shape == (3, 4)
+    assert Tile(i, i, pairwise=True).shape == (3,)
