@@ -535,6 +535,8 @@ def test_no_thread_is_left_after_a_kernel() -> None:
 
 
 # ---------------------------------------------------------------- far ends of the ranges
+
+
 def test_tiny_weights() -> None:
     tiny = [Conv(3, w_std=1e-100, b_std=1.0), ReLU()]
     network = Network([*tiny, *tiny, Flatten(), Dense()])
@@ -568,3 +570,43 @@ def test_ctrl_c_is_free_while_variances_are_computed(monkeypatch: pytest.MonkeyP
     )
     kernel(Network([*NET.layers[:-1], Dense(), ReLU(), Dense()]), images(20), threads=2)
     assert threading.current_thread() not in threads
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        ("cpu", "float64"),
+        pytest.param(
+            "cpu",
+            "float32",
+            marks=pytest.mark.xfail(reason="the gain is kept in 1e-140 to 1e140, the rest is lost"),
+        ),
+        ("reference", "float64"),
+    ],
+)
+@pytest.mark.parametrize("w_std", [1e-100, 1e100])
+def test_weights_that_undo_each_other(w_std: float, backend: str, dtype: str) -> None:
+    def network(first: float) -> Network:
+        layers = [Conv(3, first, trainable=False), ReLU(), Conv(3, 1 / first), ReLU()]
+        return Network([*layers, GlobalAvgPool(), Dense()])
+
+    expected = naive.kernels(network(1.0), images(), images())
+    values = kernel(network(w_std), images(), kind=BOTH, backend=backend, dtype=dtype)
+    for value, desired in zip(values, expected[:2], strict=True):
+        assert_close(value, desired, rtol=5e-6 if dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "cpu",
+        pytest.param(
+            "reference", marks=pytest.mark.xfail(reason="_Work._variances is not in _quiet()")
+        ),
+    ],
+)
+def test_variances_beyond_float64(backend: str) -> None:
+    huge = [Conv(3, w_std=1e100), ReLU()]
+    network = Network([*huge, *huge, GlobalAvgPool(), Dense(), ReLU(), Dense()])
+    with pytest.raises(OverflowError, match="for float64, got"):
+        kernel(network, images(), backend=backend, dtype="float64")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, get_args
 
@@ -142,6 +144,12 @@ def test_unknown_fault() -> None:
     fault: Any = "typo"
     with pytest.raises(ValueError, match=r"fault must be one of perturbed entry, .*got 'typo'"):
         FaultyBackend(get_backend("cpu"), fault)
+
+
+def test_the_kit_needs_neither_pytest_nor_mpmath_to_be_imported() -> None:
+    look = "import sys, widelimit.testing; print('pytest' in sys.modules, 'mpmath' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 # ---------------------------------------------------------------- assert_close

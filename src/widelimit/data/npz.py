@@ -175,7 +175,6 @@ def _read_array(member: IO[bytes], size: int, name: str) -> NDArray[Any]:
     content = member.read(expected)
     if len(content) != expected:
         raise ValueError(f"{name} ends after {len(content):,} of {expected:,} bytes: save it again")
-    member.read(1)  # the end of the member, where zipfile compares the checksum
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 

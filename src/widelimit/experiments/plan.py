@@ -258,7 +258,8 @@ def _choose_images(
         n = n_train + n_test
         if n <= _MAX_IMAGES and _pairs(n) <= affordable:
             return np.arange(n), None, _pairs(n)
-        count = min(_MAX_IMAGES, int((2 * affordable) ** 0.5)) // dataset.n_classes
+        most = int(((8 * affordable + 1) ** 0.5 - 1) / 2)  # n (n + 1) / 2 pairs of n images
+        count = min(_MAX_IMAGES, most) // dataset.n_classes
         pool = _draw_balanced(_labels(dataset), max(2, count), rng)
         return pool, None, _pairs(pool.size)
 

@@ -15,7 +15,10 @@ from widelimit.experiments.record import Curve, Point, Record
 
 __all__ = ["draw_curves", "draw_key", "name_size"]
 
-_TICKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+# Accuracies that get a label where there is room, the most wanted first.
+_TICKS = (0.5, 0.9, 0.99, 0.999, 0.0, 0.8, 0.95, 0.98, 0.995, 0.998, 0.7, 0.6, 0.4, 0.2, 0.3)
+_MORE_TICKS = (*(k / 100 for k in range(1, 100)), *(k / 1000 for k in range(900, 1000)))
+_FEWEST_TICKS = 3  # with fewer, more of them are tried
 _MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 54, 8, 28, 46
 _LEAST_GAP = 17  # pixels between two labels of the vertical axis
 _DODGE = 4.0  # pixels between curves, so that error bars do not hide each other
@@ -111,17 +114,13 @@ def _make_axes(record: Record, width: int, height: int) -> _Axes:
 def _draw_grid(axes: _Axes) -> list[str]:
     parts: list[str] = []
     right, bottom = axes.width - _MARGIN_RIGHT, axes.height - _MARGIN_BOTTOM
-    last = math.inf
-    for tick in _TICKS:
+    for tick in _choose_ticks(axes):
         y = axes.y(tick)
-        inside = axes.lowest <= tick <= 1.0 - axes.smallest_error
-        if inside and last - y >= _LEAST_GAP:
-            last = y
-            parts.append(f'<path class="grid" d="M{_MARGIN_LEFT} {y:.1f}H{right}"/>')
-            parts.append(
-                f'<text class="tick" x="{_MARGIN_LEFT - 8}" y="{y + 4:.1f}" '
-                f'text-anchor="end">{tick * 100:g} %</text>'
-            )
+        parts.append(f'<path class="grid" d="M{_MARGIN_LEFT} {y:.1f}H{right}"/>')
+        parts.append(
+            f'<text class="tick" x="{_MARGIN_LEFT - 8}" y="{y + 4:.1f}" '
+            f'text-anchor="end">{tick * 100:g} %</text>'
+        )
     free = math.inf  # left of what has been labelled so far; the largest size always is
     for size in reversed(axes.sizes):
         x, half = axes.x(size), 3.6 * len(name_size(size))
@@ -139,6 +138,17 @@ def _draw_grid(axes: _Axes) -> list[str]:
         'text-anchor="middle">training images</text>'
     )
     return parts
+
+
+def _choose_ticks(axes: _Axes) -> list[float]:
+    chosen: list[float] = []
+    for i, tick in enumerate((*_TICKS, *_MORE_TICKS)):
+        if i >= len(_TICKS) and len(chosen) >= _FEWEST_TICKS:
+            break
+        inside = axes.lowest <= tick <= 1.0 - axes.smallest_error
+        if inside and all(abs(axes.y(tick) - axes.y(other)) >= _LEAST_GAP for other in chosen):
+            chosen.append(tick)
+    return sorted(chosen)
 
 
 def _draw_curve(axes: _Axes, curve: Curve, index: int, offset: float) -> list[str]:

@@ -135,6 +135,7 @@ def _curves(record: Record) -> str:
     keys = "".join(
         f"<li>{draw_key(i)} {escape(curve.label)}</li>" for i, curve in enumerate(record.curves)
     )
+    mean = ", mean over draws" if record.draws > 1 else ""
     bars = (
         " Bars are one standard deviation between draws."
         if any(point.std is not None for curve in record.curves for point in curve.points)
@@ -146,7 +147,7 @@ def _curves(record: Record) -> str:
 <ul class="legend">{keys}</ul>
 {draw_curves(record, width=800, height=440, name="curve wide")}
 {draw_curves(record, width=400, height=400, name="curve narrow")}
-<figcaption>Test accuracy against the number of training images, mean over draws.{bars} The
+<figcaption>Test accuracy against the number of training images{mean}.{bars} The
 horizontal axis is logarithmic; the vertical one is logarithmic in the error, so that 90 % and 99 %
 are as far apart as 99 % and 99.9 %.</figcaption>
 </figure>
@@ -158,6 +159,7 @@ def _table(record: Record) -> str:
         f'<th scope="col">{draw_key(i)}{escape(curve.label)}</th>'
         for i, curve in enumerate(record.curves)
     )
+    spread = ", mean ± standard deviation over draws" if record.draws > 1 else ""
     rows: list[str] = []
     for size, points in record.rows():
         best = max(round(point.mean, 3) for point in points)
@@ -174,8 +176,7 @@ def _table(record: Record) -> str:
 <thead><tr><th scope="col">Training images</th>{heads}</tr></thead>
 <tbody>{"".join(rows)}</tbody>
 </table></div>
-<p class="caption">Per cent of the test images, mean ± standard deviation over draws; the best of
-each row is bold.</p>
+<p class="caption">Per cent of the test images{spread}; the best of each row is bold.</p>
 </section>"""
 
 
@@ -227,14 +228,19 @@ def _matrix(names: Sequence[str], matrix: np.ndarray[tuple[int, ...], np.dtype[n
                 cells.append('<td class="none">·</td>')
             else:
                 cells.append(f'<td style="--v:{0.15 + 0.85 * count / largest:.3f}">{count:,}</td>')
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
-    heads = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
+        rows.append(f'<tr><th scope="row">{_short(name)}</th>{"".join(cells)}</tr>')
+    heads = "".join(f'<th scope="col">{_short(name)}</th>' for name in names)
     upright = " upright" if max(map(len, names)) > _UPRIGHT else ""
     return f"""<div class="scroll"><table class="confusion{upright}">
 <thead><tr><td class="none"></td><th class="axis-name" colspan="{len(names)}">predicted</th></tr>
 <tr><th class="axis-name" scope="col">true</th>{heads}</tr></thead>
 <tbody>{"".join(rows)}</tbody>
 </table></div>"""
+
+
+def _short(name: str) -> str:
+    """A name that the style may cut off, and that a pointer shows in full."""
+    return f'<span title="{escape(name)}">{escape(name)}</span>'
 
 
 def _list_pairs(names: Sequence[str], pairs: list[tuple[int, int, int]]) -> str:
@@ -260,7 +266,7 @@ def _hardest(record: Record, dataset: Dataset) -> str:
 <h2>The hardest test images</h2>
 <p>A kernel’s prediction is a vote: every training image adds its weight to its own class, and the
 class with the largest sum wins. These are the test images with the smallest margins, with the sums
-of the leading classes, and the training images that weigh most.</p>
+of the leading classes (its own in green), and the training images that weigh most.</p>
 <ul class="cards">{cards}</ul>
 <p class="caption">CNTK-GAP, {name_size(record.sizes[-1])} training images. The weights of a test
 image x are (K + λI)⁻¹ k(x), where K is the kernel of the training images, k(x) their kernel with
@@ -286,7 +292,7 @@ def _card(hard: HardImage, names: Sequence[str], uris: dict[int, str]) -> str:
     votes = "".join(
         f"<li{' class=against' if vote.weight < 0 else ''}>"
         f'<img src="{uris[vote.image]}" alt="training image of {escape(names[vote.label])}">'
-        f"<b>{escape(names[vote.label])}</b>{_signed(vote.weight)}</li>"
+        f"<b>{_short(names[vote.label])}</b>{_signed(vote.weight)}</li>"
         for vote in hard.votes
     )
     return f"""<li class="card"><header>

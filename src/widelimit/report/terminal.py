@@ -80,15 +80,15 @@ def show_notes(console: Console, notes: Sequence[str]) -> None:
 
 def make_table(record: Record) -> Table:
     """Make the table of accuracies: a row for each size, a column for each method."""
-    draws = "1 draw" if record.draws == 1 else f"{record.draws} draws"
+    spread = f", mean ± standard deviation over {record.draws} draws" if record.draws > 1 else ""
     table = Table(
         title=f"Accuracy in per cent on {record.data.n_test:,} test images of "
-        f"{escape(record.data.name)}, mean ± standard deviation over {draws}",
+        f"{escape(record.data.name)}{spread}",
         box=box.SIMPLE_HEAD,
         title_style="bold",
         title_justify="left",
         pad_edge=False,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
     )
     table.add_column("Training\nimages", justify="right", no_wrap=True)
     for curve in record.curves:

@@ -1,0 +1,239 @@
+"""The command line: what it prints and writes, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toys import NAMES, FakeKernel, make_images
+from typer.testing import CliRunner, Result
+
+from widelimit import __version__
+from widelimit.cli import app
+from widelimit.experiments import learning_curve
+from widelimit.report import demo as demo_module
+from widelimit.report.demo import Demo
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    x, y = make_images(90)
+    path = tmp_path / "toy set.npz"
+    np.savez(path, x_train=x, y_train=np.array(NAMES)[y])
+    return path
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
+    kernel = FakeKernel()
+    monkeypatch.setattr(learning_curve, "compute_kernel", kernel)
+    return kernel
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def check_one_line(result: Result, code: int, *words: str) -> None:
+    assert result.exit_code == code
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("widelimit: ")
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in result.stderr
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_and_version() -> None:
+    shown = call("--help")
+    assert shown.exit_code == 0
+    assert "demo" in shown.output
+    assert call("--version").output == f"widelimit {__version__}\n"
+    options = call("demo", "--help")
+    assert options.exit_code == 0
+    for option in ("--data", "--out", "--draws", "--seed", "--threads", "--quick", "--minutes"):
+        assert option in options.output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['widelimit', '--help']\n"
+        "from widelimit.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print(*{'sklearn', 'scipy', 'matplotlib', 'PIL'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = python("-c", code)
+    assert (done.returncode, done.stderr) == (0, "\n")
+
+
+def test_python_m_widelimit() -> None:
+    done = python("-m", "widelimit", "--version")
+    assert (done.returncode, done.stdout) == (0, f"widelimit {__version__}\n")
+
+
+def test_demo(toy: Path, tmp_path: Path, fake: FakeKernel) -> None:
+    out = tmp_path / "new" / "folder"
+    result = call("demo", "--data", toy, "--out", out, "--draws", 2, "--seed", 3, "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(out)) == ["demo-toy-set.html", "demo-toy-set.json"]
+    assert f"Report: {out / 'demo-toy-set.html'}\n" in result.output
+    for words in ("toy set: 90 images of 8 x 8 x 1, 3 classes", "CNTK-GAP", "100%", "±"):
+        assert words in result.output
+    record = json.loads((out / "demo-toy-set.json").read_text("utf-8"))
+    assert (record["seed"], record["draws"]) == (3, 2)
+    page = (out / "demo-toy-set.html").read_text("utf-8")
+    assert "demo-toy-set.json" in page
+    assert f"{record['curves'][0]['points'][-1]['mean'] * 100:.1f}" in page
+    assert "<script" not in page
+
+
+def test_demo_with_the_real_kernel_in_a_process(toy: Path, tmp_path: Path) -> None:
+    done = python(
+        *("-m", "widelimit", "demo", "--data", str(toy), "--out", str(tmp_path / "out")),
+        *("--quick", "--threads", "1"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert (tmp_path / "out" / "demo-toy-set.html").is_file()
+    record = json.loads((tmp_path / "out" / "demo-toy-set.json").read_text("utf-8"))
+    assert record["environment"]["command"].startswith("python -m widelimit demo --data")
+    assert record["draws"] == 2
+    gap = next(curve for curve in record["curves"] if curve["key"] == "gap")
+    assert gap["points"][-1]["mean"] > 0.9
+
+
+def test_demo_is_told_what_is_left_out(toy: Path, tmp_path: Path, fake: FakeKernel) -> None:
+    x = np.zeros((90, 64, 64, 1))
+    x[:, 32, 32] = 1.0
+    np.savez(toy, x=x, y=np.arange(90) % 3)
+    result = call("demo", "--data", toy, "--out", tmp_path, "--draws", 1, "--minutes", 0.01)
+    assert result.exit_code == 0, result.output
+    assert "Please note" in result.output
+    assert "Images of 64 x 64 pixels were averaged" in result.output
+    assert "averaged over blocks" in (tmp_path / "demo-toy-set.html").read_text("utf-8")
+
+
+def test_float64_gives_way_on_slow_machines(
+    toy: Path, tmp_path: Path, fake: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning_curve, "estimate_seconds", lambda *_: 3600.0)
+    result = call("demo", "--data", toy, "--out", tmp_path, "--draws", 1)
+    assert "is computed in float32: in float64 it would take 60.0 min" in result.output
+    assert {(dtype, "GlobalAvgPool" in net) for net, _, _, dtype in fake.calls} == {
+        ("float32", True),
+        ("float64", False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--data", "digts"), "did you mean digits?"),
+        (("--data", "{}/none.npz"), "there is no data set and no path"),
+        (("--data", "{}/bad.npz"), "bad.npz is no readable .npz file"),
+        (("--data", "{}"), "subfolders, one per class"),
+        (("--out", "{}/bad.npz"), "--out must be a folder that can be written to"),
+        (("--out", "{}/bad.npz/deeper"), "--out must be a folder that can be written to"),
+    ],
+)
+def test_wrong_input_is_one_line(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.npz").write_text("nothing")
+    result = call("demo", *(option.format(tmp_path) for option in options))
+    check_one_line(result, 2, words)
+
+
+def test_unreadable_files_are_one_line(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(toy))
+
+    monkeypatch.setattr(demo_module, "load_dataset", refuse)
+    result = call("demo", "--data", toy, "--out", tmp_path)
+    check_one_line(result, 2, f"{toy}: Permission denied")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--draws", "0"),
+        ("--seed", "-1"),
+        ("--threads", "0"),
+        ("--minutes", "0"),
+        ("--minutes", "nan"),
+        ("--nonsense",),
+    ],
+)
+def test_wrong_options(options: tuple[str, ...], tmp_path: Path) -> None:
+    result = call("demo", "--out", tmp_path, *options)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("place", ["estimate_seconds", "run"])
+def test_ctrl_c(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, share: float
+) -> None:
+    real: Callable[..., object] = getattr(learning_curve, place)
+
+    def interrupt(*arguments: object, **options: object) -> object:
+        if share:
+            real(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learning_curve, "compute_kernel", FakeKernel())
+    monkeypatch.setattr(learning_curve, place, interrupt)
+    out = tmp_path / "out"
+    check_one_line(
+        call("demo", "--data", toy, "--out", out, "--draws", 1), 130, "interrupted, nothing"
+    )
+    assert os.listdir(out) == []
+
+
+def test_ctrl_c_in_a_process(tmp_path: Path) -> None:
+    """The signal comes when the first bar is about to be shown: in the middle of the kernel."""
+    command = [sys.executable, "-u", "-m", "widelimit", "demo", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--threads", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("CNTK-GAP: "):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (130, "widelimit: interrupted, nothing was written\n")
+    assert os.listdir(tmp_path) == []
+
+
+def test_out_of_memory_is_one_line(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("3.0 GiB needed")
+
+    monkeypatch.setattr(Demo, "run", fail)
+    check_one_line(call("demo", "--data", toy, "--out", tmp_path), 1, "out of memory: 3.0 GiB")
+
+
+def test_mistakes_in_the_code_are_not_hidden(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Demo, "run", fail)
+    result = call("demo", "--data", toy, "--out", tmp_path)
+    assert isinstance(result.exception, ZeroDivisionError)
