@@ -83,7 +83,7 @@ def _units(program: Program) -> _Units:
         scale = 2.0 ** -round(math.log2(image.max()))
         image = image * scale
         weight = gain * (step.weight_variance / step.filter_size**2)
-        gain = min(max(weight / scale, 1e-140), 1e140)
+        gain = min(max(weight / scale, 1e-280), 1e280)
         if gain != weight / scale:  # leave to the field what the gain cannot hold
             scale = min(max(weight / gain, 1e-300), 1e300)
         scales.append(scale)

@@ -206,7 +206,8 @@ class _Work:
 
         def compute(part: NDArray[np.int64]) -> int:
             itself = Tile(part, part, pairwise=True)
-            sums = self.backend.tile(self.program, profile, profile, itself, self.cancel)
+            with _quiet():
+                sums = self.backend.tile(self.program, profile, profile, itself, self.cancel)
             variances[:, part] = sums[:, 0]
             return len(part)
 
