@@ -750,7 +750,6 @@ def test_dense_networks_whatever_the_length_of_a_vector(d: int, n1: int, seed: i
         np.testing.assert_array_equal(wl.kernel(network, x, x.copy(), dtype="float64"), gram)
 
 
-@pytest.mark.xfail(strict=False, reason="BLAS cuts long inner products elsewhere on more threads")
 def test_threads_of_the_matrix_product_change_no_bit() -> None:
     x = normal(20, 300)
     with threadpool_limits(1):

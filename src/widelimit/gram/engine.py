@@ -24,7 +24,7 @@ Output = NDArray[Any]  # (n_networks, n_kinds, n1, n2) in the dtype of the user
 
 _BLOCK = 512  # samples whose profiles are held at a time, on either side
 _TILE_COST = 1e8  # element-layers of one tile: a tenth of a second or less
-_DENSE_BLOCK = 128  # samples of one matrix product; see `_inner_products`
+_DENSE_BLOCK = 128  # samples, and entries of each, of one matrix product: `_inner_products`
 
 
 def default_threads() -> int:
@@ -50,7 +50,9 @@ def available_memory() -> int | None:
         group = Path("/sys/fs/cgroup")
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":
-            limits.append(int(limit) - int((group / "memory.current").read_text()))
+            used = int((group / "memory.current").read_text())
+            counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            limits.append(int(limit) - used + int(counts.get("inactive_file", 0)))
     except (OSError, ValueError):
         pass
     if not limits and sys.platform != "win32":
@@ -290,11 +292,18 @@ def _check_range(value: Float, dtype: np.dtype[Any]) -> None:
 def _inner_products(program: Program, a: _Block, b: _Block) -> Float:
     """Return the input covariance of two blocks as the sums of the one tap of a dense program.
 
-    Every product has the same shape, filled up with zeros: the order in which a matrix product
-    sums depends on its shape, and no bit may depend on how samples are split into calls.
+    The order in which a matrix product sums depends on its shape, and with long rows on the
+    threads of the BLAS. No bit may depend on either: all products have one shape, filled up with
+    zeros, and sum few numbers.
     """
     x, z = (np.asarray(block.profile, dtype=np.float64) for block in (a, b))
-    padded = [np.zeros((_DENSE_BLOCK, program.shape[0])) for _ in range(2)]
-    padded[0][: len(x)], padded[1][: len(z)] = x, z
-    product = program.input_scale * (padded[0] @ padded[1].T)[: len(x), : len(z)]
+    product = np.zeros((_DENSE_BLOCK, _DENSE_BLOCK))
+    part1, part2 = np.zeros((2, _DENSE_BLOCK, _DENSE_BLOCK))
+    for start in range(0, program.shape[0], _DENSE_BLOCK):
+        for part, values in ((part1, x), (part2, z)):
+            columns = values[:, start : start + _DENSE_BLOCK]
+            part[...] = 0
+            part[: len(columns), : columns.shape[1]] = columns
+        product += part1 @ part2.T
+    product = program.input_scale * product[: len(x), : len(z)]
     return np.stack([product, np.zeros_like(product)])[None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, get_args, overload
 
 import numpy as np
@@ -200,11 +201,11 @@ def _kinds(kind: Kind | list[Kind] | tuple[Kind, ...]) -> tuple[Kind, ...]:
 def _threads(threads: Any) -> int:
     if threads is None:
         return default_threads()
-    if isinstance(threads, bool) or not isinstance(threads, int):
+    if isinstance(threads, bool) or not isinstance(threads, Integral):
         raise TypeError(f"threads must be an integer or None, got {threads!r}")
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    return threads
+    return int(threads)
 
 
 def _inputs(
@@ -250,7 +251,12 @@ def _check_memory(
 def _checked(name: str, x: ArrayLike, dense: bool) -> NDArray[Any]:
     values = np.asarray(x)
     if values.dtype.kind not in "buif":
-        raise TypeError(f"{name} must hold real numbers, got dtype {values.dtype}")
+        raise TypeError(
+            f"{name} must hold real numbers, got dtype {values.dtype}: convert it, as in "
+            f"{name}.astype(float)"
+        )
+    if np.ma.is_masked(x):
+        raise TypeError(f"{name} has masked entries: fill or remove them, as in {name}.filled(0)")
     ranks = (2, 4) if dense else (4,)
     if values.ndim not in ranks:
         expected = "(n, d) or (n, h, w, c)" if dense else "(n, h, w, c)"
