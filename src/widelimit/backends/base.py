@@ -24,7 +24,8 @@ class Tile:
     rows, columns : ndarray of int64, 1-D
         Samples of the left and of the right profile.
     pairwise : bool
-        True: the entries ``(rows[i], columns[i])``; False: all ``(rows[i], columns[j])``.
+        True: the entries ``(rows[i], columns[i])``; False: all ``(rows[i], columns[j])``, of
+        consecutive rows and of consecutive columns.
     """
 
     rows: NDArray[np.int64]

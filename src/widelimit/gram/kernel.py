@@ -105,7 +105,8 @@ def kernel(
     Notes
     -----
     Cost in element-layers a pair (`widelimit explain`): ``(h w)^2`` for every convolution with
-    global average pooling, ``h w`` with `Flatten`. Relative accuracy: about 1e-6 in float32
+    global average pooling, ``h w`` with `Flatten`. Pairs share a vector register, 16 in float32
+    with AVX-512: fewer pairs than that cost as much as 16. Relative accuracy: about 1e-6 in float32
     and 1e-13 in float64; near-duplicate inputs lose digits (docs/accuracy.md).
     """
     single = isinstance(net, Network)
