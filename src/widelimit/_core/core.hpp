@@ -7,8 +7,6 @@
 
 namespace widelimit {
 
-constexpr int kMaxLanes = 16;
-
 // One convolution and, if `relu`, the activation after it, on a slice (DESIGN section 1, general form).
 struct Step {
   int32_t filter_size;  // odd

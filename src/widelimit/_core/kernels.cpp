@@ -141,7 +141,7 @@ void rows_kernel(const Rows<T>& a) {
       pair_t[r] = last_t[r];
     }
   }
-  struct Entry {  // one column on its way: its activation is finished while the next column is fetched
+  struct Entry {  // one column between box filter and activation
     V s[2], th[2], e[2], p[2];
   };
   auto fetch = [&](int j, Entry& n) {
@@ -554,6 +554,7 @@ struct Engine {
             T* const sums[2] = {box_sums, box_sums + layout.row};
             const bool own = out.flags & kThetaOwn;
             for (int i = 0; i < 2; ++i) a.in[i] = q == 1 ? window[i] : sums[i];
+            a.in[2] = a.in[3] = zero_row;  // not read
             if (q == 5)
               box_rows<T, 5>(window, q, width, own, scratch, sums);
             else if (q == 7)

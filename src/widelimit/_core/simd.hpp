@@ -217,7 +217,4 @@ constexpr T ratio_scale() { return 1; }
 
 #endif
 
-template <class T>
-WL_INLINE Vec<T> load_any(const T* p) { return load(p); }
-
 }  // namespace

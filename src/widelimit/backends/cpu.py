@@ -73,6 +73,8 @@ def _units(program: Program) -> _Units:
         r = step.filter_size // 2
         rows, columns = (np.minimum(np.arange(n) + r, n - 1) for n in (h, w))
         top, left = (np.maximum(np.arange(n) - r, 0) for n in (h, w))
+        # A box sum from cumulative sums: its cost does not grow with the filter. Rounding is no
+        # matter here, the scale is a power of two.
         total = np.pad(image.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
         image = (
             total[np.ix_(rows + 1, columns + 1)]
