@@ -17,6 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # ARCHITECTURE.md, "Layers": a module may import from those before it.
 LAYERS = [
     "_version",
+    "files",
     "_core",
     "network",
     "architectures",

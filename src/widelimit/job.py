@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
 from widelimit.backends.base import Dtype
+from widelimit.files import atomic_file
 from widelimit.gram import kernel
 from widelimit.network import Network
 from widelimit.program import Kind, compile_networks
@@ -212,14 +211,5 @@ class Job:
             )
         except (TypeError, OverflowError) as error:
             raise ValueError(str(error)) from error
-        temporary = self.out.with_name(f".{self.out.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.save(file, values)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.out)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        with atomic_file(self.out) as file:
+            np.save(file, values)

@@ -15,7 +15,7 @@ from typing import Any
 from widelimit.bench.cases import Setting
 from widelimit.bench.groups import GROUPS, Group, arithmetic, shortfall
 from widelimit.experiments.environment import describe_environment
-from widelimit.report.files import write_atomically
+from widelimit.files import write_atomically
 
 __all__ = ["exit_code", "measure", "render", "run", "write_json"]
 

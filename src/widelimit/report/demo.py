@@ -13,7 +13,7 @@ from rich.console import Console
 from widelimit.data import Dataset, load_dataset
 from widelimit.experiments import learning_curve
 from widelimit.experiments.learning_curve import CURVE_STAGE, METHODS, KernelFunction, Plan
-from widelimit.report.files import write_atomically
+from widelimit.files import write_atomically
 from widelimit.report.page import render
 from widelimit.report.terminal import Bars, make_table, show_notes
 

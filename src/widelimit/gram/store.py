@@ -1,0 +1,484 @@
+"""Tiles of a matrix in a Zarr v3 array: written whole or not at all, each with its checksum.
+
+The array has the shape of the matrix, perhaps with axes for several matrices before it, and one
+chunk for every tile of every matrix: raw little-endian numbers, then their CRC32C. Any Zarr v3
+reader reads it; tiles that are not there read as NaN.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import json
+import os
+import socket
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.files import PARTIAL_SUFFIX, write_atomically
+
+__all__ = ["Key", "Objects", "StoreError", "TileStore", "open_objects"]
+
+Key: TypeAlias = tuple[int, int]
+"""Row and column of a tile in the grid of tiles."""
+
+Region: TypeAlias = Literal["full", "upper", "lower"]
+
+_METADATA = "zarr.json"
+_LOCK = ".lock"
+_MAX_METADATA = 2**24  # bytes: a manifest with thousands of networks
+_CRC_BYTES = 4
+_CRC_RESIDUE = 0x48674BC7  # the CRC32C of any bytes that their own CRC32C follows
+
+
+class StoreError(ValueError):
+    """What is stored is not what it should be; the message says what to do."""
+
+
+class Objects(Protocol):
+    """Where bytes are kept under names: a folder, or what an fsspec URL names."""
+
+    name: str
+
+    def read(self, key: str) -> bytes:
+        """Return an object; FileNotFoundError if it is not there."""
+        ...
+
+    def read_end(self, key: str, n: int) -> bytes:
+        """Return the last n bytes of an object."""
+        ...
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write an object: readers see the old one or the whole new one."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Delete an object, if it is there."""
+        ...
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the sizes in bytes of all objects below a prefix."""
+        ...
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Be the only writer within the block."""
+        ...
+
+
+class _Folder:
+    """Objects in a folder of this machine's file system."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.name = str(path)
+
+    def read(self, key: str) -> bytes:
+        return (self._path / key).read_bytes()
+
+    def read_end(self, key: str, n: int) -> bytes:
+        with (self._path / key).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - n))
+            return file.read()
+
+    def write(self, key: str, content: bytes) -> None:
+        path = self._path / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+
+    def delete(self, key: str) -> None:
+        (self._path / key).unlink(missing_ok=True)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        folders = [prefix]
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = list(os.scandir(self._path / folder))
+            except FileNotFoundError:
+                continue
+            for entry in entries:
+                key = f"{folder}/{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(key)
+                elif not entry.name.startswith("."):
+                    found[key] = entry.stat(follow_symlinks=False).st_size
+        return found
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        self._path.mkdir(parents=True, exist_ok=True)
+        # The lock of the file system goes with its process, however that ends; no clock is asked.
+        with (self._path / _LOCK).open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read(200).strip() or "unknown"
+                raise BlockingIOError(
+                    errno.EAGAIN,
+                    f"another process is writing there ({owner}): wait until it has finished, or "
+                    "stop it",
+                    self.name,
+                ) from None
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            self._clean()
+            yield
+
+    def _clean(self) -> None:
+        """Delete what a process that was killed left half-written."""
+        for folder, _, files in os.walk(self._path):
+            for name in files:
+                if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
+                    (Path(folder) / name).unlink(missing_ok=True)
+
+
+class _Remote:
+    """Objects of a file system of fsspec: an object store writes an object whole."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec  # pyright: ignore[reportMissingTypeStubs]
+
+        self._fs, self._root = cast("tuple[Any, str]", fsspec.url_to_fs(url))  # pyright: ignore[reportUnknownMemberType]
+        self.name = url
+
+    def _path(self, key: str) -> str:
+        return f"{self._root.rstrip('/')}/{key}"
+
+    def read(self, key: str) -> bytes:
+        return self._fs.cat_file(self._path(key))
+
+    def read_end(self, key: str, n: int) -> bytes:
+        return self._fs.cat_file(self._path(key), start=-n)
+
+    def write(self, key: str, content: bytes) -> None:
+        path = self._path(key)
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self._fs.pipe_file(path, content)
+
+    def delete(self, key: str) -> None:
+        if self._fs.exists(self._path(key)):
+            self._fs.rm_file(self._path(key))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        self._fs.invalidate_cache()
+        start = self._path("")
+        try:
+            found = self._fs.find(self._path(prefix), detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            path[path.index(start.lstrip("/")) + len(start.lstrip("/")) :]: int(entry["size"])
+            for path, entry in found.items()
+        }
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        # No lock: two runs of one job write the same bits, and another job is refused.
+        yield
+
+
+def open_objects(url: str | os.PathLike[str]) -> Objects:
+    """Return the objects below a local path or an fsspec URL (``s3://bucket/k.zarr``)."""
+    text = os.fspath(url)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    return _Remote(text) if "://" in text else _Folder(Path(text).expanduser())
+
+
+@dataclass(frozen=True, eq=False)
+class TileStore:
+    """A matrix, or several of one shape, in square tiles; `create` and `open` make one.
+
+    Parameters
+    ----------
+    objects : Objects
+    shape : tuple of int
+        ``(*leading, n1, n2)``: a tile is finished when that of every matrix is there.
+    tile : int
+        Side of a tile. Tiles at the lower and right edge are smaller (and stored filled up).
+    dtype : dtype
+        float32 or float64.
+    region : {"full", "upper", "lower"}
+        Which tiles there are. "upper": the matrix is symmetric, and tiles below the diagonal are
+        read from their mirror images. "lower": the matrix is triangular, zero above the diagonal.
+    manifest : dict
+        What belongs to the matrix, as JSON.
+    """
+
+    objects: Objects
+    shape: tuple[int, ...]
+    tile: int
+    dtype: np.dtype[Any]
+    region: Region
+    manifest: dict[str, Any]
+
+    @classmethod
+    def create(
+        cls,
+        objects: Objects,
+        shape: Sequence[int],
+        tile: int,
+        dtype: str,
+        region: Region,
+        manifest: dict[str, Any],
+    ) -> TileStore:
+        """Write the metadata of a new store.
+
+        Raises
+        ------
+        FileExistsError
+            If something else lies there.
+        OSError
+            If it cannot be written.
+        """
+        import zarr
+        from zarr.codecs import BytesCodec, Crc32cCodec
+        from zarr.storage import MemoryStore
+
+        held: dict[str, Any] = {}
+        create: Any = zarr.create_array  # pyright: ignore[reportUnknownMemberType]
+        create(
+            store=MemoryStore(held),
+            shape=tuple(shape),
+            chunks=(*([1] * (len(shape) - 2)), tile, tile),
+            dtype=dtype,
+            fill_value=float("nan"),
+            filters=None,
+            serializer=BytesCodec(endian="little"),
+            compressors=[Crc32cCodec()],
+            attributes={"widelimit": {**manifest, "region": region}},
+        )
+        try:
+            objects.read(_METADATA)
+        except FileNotFoundError:
+            pass
+        else:
+            raise FileExistsError(errno.EEXIST, "there is a Zarr array already", objects.name)
+        objects.write(_METADATA, held[_METADATA].to_bytes())
+        return cls.open(objects)
+
+    @classmethod
+    def open(cls, objects: Objects) -> TileStore:
+        """Read the metadata of a store; one from a stranger can do no harm.
+
+        Raises
+        ------
+        FileNotFoundError
+            If nothing is stored there.
+        StoreError
+            If it is no store of tiles.
+        """
+        try:
+            text = objects.read(_METADATA)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                errno.ENOENT, "there is no matrix of widelimit", objects.name
+            ) from None
+        try:
+            if len(text) > _MAX_METADATA:
+                raise ValueError(f"its metadata take {len(text)} bytes")
+            metadata = json.loads(text)
+            attributes = dict(metadata["attributes"]["widelimit"])
+            region = attributes.pop("region")
+            shape = tuple(metadata["shape"])
+            chunks = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+            expected: dict[str, Any] = {
+                "zarr_format": 3,
+                "node_type": "array",
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+                "codecs": [
+                    {"name": "bytes", "configuration": {"endian": "little"}},
+                    {"name": "crc32c"},
+                ],
+            }
+            for name, value in expected.items():
+                if metadata[name] != value:
+                    raise ValueError(f"{name} must be {value}, got {metadata[name]}")
+            sizes = [*shape, chunks[-1]]
+            if (
+                not all(type(size) is int and 0 < size < 2**31 for size in sizes)
+                or not 2 <= len(shape) <= 4
+                or chunks != [1] * (len(shape) - 2) + [chunks[-1]] * 2
+                or region not in ("full", "upper", "lower")
+                or (region != "full" and shape[-1] != shape[-2])
+                or metadata["data_type"] not in ("float32", "float64")
+                or chunks[-1] ** 2 > 2**28
+            ):
+                raise ValueError("shape, chunks, region or dtype are not those of tiles")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise StoreError(
+                f"{objects.name} must be a matrix that widelimit wrote, it is not "
+                f"({type(error).__name__}: {str(error)[:300]}): give another path"
+            ) from error
+        dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+        return cls(objects, shape, chunks[-1], dtype, region, attributes)
+
+    @property
+    def places(self) -> list[tuple[int, ...]]:
+        """The index of each matrix along the leading axes; ``[()]`` if there is one matrix."""
+        return list(itertools.product(*map(range, self.shape[:-2])))
+
+    def keys(self) -> Iterator[Key]:
+        """Yield the keys of all tiles, row by row."""
+        rows, columns = (-(-n // self.tile) for n in self.shape[-2:])
+        for i in range(rows):
+            first = i if self.region == "upper" else 0
+            last = i + 1 if self.region == "lower" else columns
+            for j in range(first, last):
+                yield i, j
+
+    def extent(self, key: Key) -> tuple[slice, slice]:
+        """Return the rows and columns of the matrix that a tile covers."""
+        (n1, n2), t = self.shape[-2:], self.tile
+        i, j = key
+        return slice(i * t, min(n1, (i + 1) * t)), slice(j * t, min(n2, (j + 1) * t))
+
+    def finished(self) -> set[Key]:
+        """Return the keys of the tiles that are there for every matrix, in full length.
+
+        A tile appears only when all its bytes are on the disk. One that is shorter was damaged
+        since: it counts as not there.
+        """
+        sizes = self.objects.sizes("c")
+        names = [self._names(key) for key in self.keys()]
+        return {
+            key
+            for key, chunks in zip(self.keys(), names, strict=True)
+            if all(sizes.get(name) == self._chunk_bytes for name in chunks)
+        }
+
+    def write(self, key: Key, values: NDArray[Any]) -> tuple[int, ...]:
+        """Write one tile of every matrix; return their checksums.
+
+        Parameters
+        ----------
+        key : Key
+        values : ndarray of shape (*leading, rows, columns)
+
+        Raises
+        ------
+        OSError
+            If there is no room, or no permission; the tile is then not there.
+        """
+        rows, columns = values.shape[-2:]
+        checksums: list[int] = []
+        for place, name in zip(self.places, self._names(key), strict=True):
+            whole = np.full((self.tile, self.tile), np.nan, self.dtype)
+            whole[:rows, :columns] = values[place]
+            content = whole.tobytes()
+            checksum = _crc32c(content)
+            try:
+                self.objects.write(name, content + checksum.to_bytes(_CRC_BYTES, "little"))
+            except OSError as error:
+                raise type(error)(
+                    error.errno,
+                    f"{error.strerror or error}, while tile {key} was written; the finished tiles "
+                    "are kept: mend this, and run the same call again",
+                    f"{self.objects.name}/{name}",
+                ) from error
+            checksums.append(checksum)
+        return tuple(checksums)
+
+    def read(self, key: Key, place: tuple[int, ...] = ()) -> NDArray[Any]:
+        """Read one tile of one matrix, and check it.
+
+        Raises
+        ------
+        StoreError
+            If the tile is not there, or does not have its checksum.
+        """
+        name = "/".join(map(str, ("c", *place, *key)))
+        try:
+            content = self.objects.read(name)
+        except FileNotFoundError:
+            raise StoreError(
+                f"tile {key} is not in {self.objects.name}: run the call that makes it again"
+            ) from None
+        if len(content) != self._chunk_bytes or _crc32c(content) != _CRC_RESIDUE:
+            raise StoreError(
+                f"tile {key} of {self.objects.name} is damaged, its checksum is wrong: run the "
+                "call that makes it again with verify=True, which computes such tiles anew"
+            )
+        whole = np.frombuffer(content, self.dtype, self.tile**2).reshape(self.tile, self.tile)
+        rows, columns = self.extent(key)
+        return whole[: rows.stop - rows.start, : columns.stop - columns.start]
+
+    def checksums(self, key: Key) -> tuple[int, ...]:
+        """Return the checksums that are stored with a tile, one for each matrix."""
+        ends = (self.objects.read_end(name, _CRC_BYTES) for name in self._names(key))
+        return tuple(int.from_bytes(end, "little") for end in ends)
+
+    def delete(self, key: Key) -> None:
+        """Delete a tile of every matrix."""
+        for name in self._names(key):
+            self.objects.delete(name)
+
+    def damaged(self, keys: Sequence[Key]) -> list[Key]:
+        """Return those of finished tiles that do not have their checksum. Reads them all."""
+        bad: list[Key] = []
+        for key in keys:
+            try:
+                for place in self.places:
+                    self.read(key, place)
+            except StoreError:
+                bad.append(key)
+        return bad
+
+    def block(self, rows: slice, columns: slice, place: tuple[int, ...] = ()) -> NDArray[Any]:
+        """Read a part of one matrix, from any tiles and their mirror images.
+
+        Parameters
+        ----------
+        rows, columns : slice
+            Start and stop within the matrix; no step.
+        place : tuple of int
+            Which matrix.
+
+        Returns
+        -------
+        ndarray of shape (rows, columns)
+            New.
+        """
+        t = self.tile
+        out = np.zeros((rows.stop - rows.start, columns.stop - columns.start), self.dtype)
+        if not out.size:
+            return out
+        for i in range(rows.start // t, -(-rows.stop // t)):
+            for j in range(columns.start // t, -(-columns.stop // t)):
+                if j > i and self.region == "lower":
+                    continue
+                mirrored = j < i and self.region == "upper"
+                values = self.read((j, i), place).T if mirrored else self.read((i, j), place)
+                top, left = i * t, j * t
+                r = slice(max(rows.start, top), min(rows.stop, top + len(values)))
+                c = slice(max(columns.start, left), min(columns.stop, left + values.shape[1]))
+                out[
+                    r.start - rows.start : r.stop - rows.start,
+                    c.start - columns.start : c.stop - columns.start,
+                ] = values[r.start - top : r.stop - top, c.start - left : c.stop - left]
+        return out
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return self.tile**2 * self.dtype.itemsize + _CRC_BYTES
+
+    def _names(self, key: Key) -> list[str]:
+        return ["/".join(map(str, ("c", *place, *key))) for place in self.places]
+
+
+def _crc32c(content: bytes) -> int:
+    import google_crc32c
+
+    return cast("int", google_crc32c.value(content))  # pyright: ignore[reportUnknownMemberType]
