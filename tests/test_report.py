@@ -22,8 +22,8 @@ from toys import NAMES, FakeKernel, make_dataset
 from widelimit.data import Dataset
 from widelimit.experiments.learning_curve import Record, run
 from widelimit.experiments.record import Curve, Point
-from widelimit.report.chart import draw_curves
 from widelimit.files import write_atomically
+from widelimit.report.chart import draw_curves
 from widelimit.report.page import render
 from widelimit.report.pictures import to_data_uri
 from widelimit.report.terminal import Bars, make_table, show_notes

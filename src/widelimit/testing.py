@@ -138,8 +138,8 @@ def compute(
     left, right = _samples(x1, x2)
     shape = (len(networks), len(kinds), len(left), len(left if right is None else right))
     out = np.empty(shape, dtype)
-    for program, positions in compile_networks(networks, left.values.shape[1:], tuple(kinds)):
-        fill(program, positions, backend, left, right, out, dtype, threads, None)
+    programs = compile_networks(networks, left.values.shape[1:], tuple(kinds))
+    fill(programs, backend, left, right, out, dtype, threads, None)
     return out
 
 

@@ -12,7 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.backends import Backend, BackendName, get_backend
 from widelimit.backends.base import Dtype
-from widelimit.gram.engine import Samples, available_memory, default_threads, fill
+from widelimit.gram.engine import (
+    Samples,
+    available_memory,
+    block_bytes,
+    cached_blocks,
+    default_threads,
+    fill,
+    memory_grid,
+)
 from widelimit.network import Network
 from widelimit.program import Kind, Program, compile_networks
 
@@ -119,30 +127,16 @@ def kernel(
     values1, values2 = _inputs(networks, x1, x2)
     programs = compile_networks(networks, values1.shape[1:], kinds)
     shape = (len(networks), len(kinds), len(values1), len(values1 if values2 is None else values2))
-    _check_memory(shape, dtype, engine, [program for program, _ in programs], workers)
+    _check_memory(shape, dtype, engine, programs, workers, symmetric=values2 is None)
     numbering = _Numbering()
     left = Samples(values1, numbering.number("x1", values1))
     right = None if values2 is None else Samples(values2, numbering.number("x2", values2))
 
     out = np.empty(shape, dtype)
     with _progress(progress) as report:
-        weights = [max(1, program.element_layers) for program, _ in programs]
-        done = 0.0
-        for (program, positions), weight in zip(programs, weights, strict=True):
-            share = weight / sum(weights)
-            part = _part(report, done, share)
-            fill(program, positions, engine, left, right, out, dtype, workers, part)
-            done += share
-        if report is not None:
-            report(1.0)
+        fill(programs, engine, left, right, out, dtype, workers, report)
     results = tuple(out[0, k] if single else out[:, k] for k in range(len(kinds)))
     return results[0] if isinstance(kind, str) else results
-
-
-def _part(
-    report: Callable[[float], None] | None, done: float, share: float
-) -> Callable[[float], None] | None:
-    return None if report is None else lambda fraction: report(done + share * fraction)
 
 
 class _progress:
@@ -229,17 +223,18 @@ def _check_memory(
     shape: tuple[int, int, int, int],
     dtype: Dtype,
     engine: Backend,
-    programs: Sequence[Program],
+    programs: Sequence[tuple[Program, Sequence[int]]],
     workers: int,
+    *,
+    symmetric: bool,
 ) -> None:
     """Refuse what will not fit, before any work is done."""
     result = math.prod(shape) * np.dtype(dtype).itemsize
-    work = 0
-    for program in programs:
-        if not program.is_dense:
-            scratch = workers * engine.tile_bytes(program, dtype)
-            held = 4 * min(_CHUNK, max(shape[2:])) * engine.profile_bytes(program, dtype)
-            work = max(work, scratch + held)
+    grid = memory_grid(shape[2], None if symmetric else shape[3])
+    blocks = cached_blocks(programs, engine, dtype, grid)
+    held = blocks * block_bytes(programs, engine, dtype, min(grid.tile, max(shape[2:])))
+    scratch = [engine.tile_bytes(program, dtype) for program, _ in programs if not program.is_dense]
+    work = held + workers * max(scratch, default=0)
     free = available_memory()
     if free is not None and result + work > free:
         raise MemoryError(

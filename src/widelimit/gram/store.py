@@ -13,23 +13,19 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, cast
+from typing import Any, Protocol, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.files import PARTIAL_SUFFIX, write_atomically
+from widelimit.gram.tiles import Grid, Key, Region
 
-__all__ = ["Key", "Objects", "StoreError", "TileStore", "open_objects"]
-
-Key: TypeAlias = tuple[int, int]
-"""Row and column of a tile in the grid of tiles."""
-
-Region: TypeAlias = Literal["full", "upper", "lower"]
+__all__ = ["Objects", "StoreError", "TileStore", "open_objects"]
 
 _METADATA = "zarr.json"
 _LOCK = ".lock"
@@ -311,7 +307,7 @@ class TileStore:
                 not all(type(size) is int and 0 < size < 2**31 for size in sizes)
                 or not 2 <= len(shape) <= 4
                 or chunks != [1] * (len(shape) - 2) + [chunks[-1]] * 2
-                or region not in ("full", "upper", "lower")
+                or region not in get_args(Region)
                 or (region != "full" and shape[-1] != shape[-2])
                 or metadata["data_type"] not in ("float32", "float64")
                 or chunks[-1] ** 2 > 2**28
@@ -330,20 +326,10 @@ class TileStore:
         """The index of each matrix along the leading axes; ``[()]`` if there is one matrix."""
         return list(itertools.product(*map(range, self.shape[:-2])))
 
-    def keys(self) -> Iterator[Key]:
-        """Yield the keys of all tiles, row by row."""
-        rows, columns = (-(-n // self.tile) for n in self.shape[-2:])
-        for i in range(rows):
-            first = i if self.region == "upper" else 0
-            last = i + 1 if self.region == "lower" else columns
-            for j in range(first, last):
-                yield i, j
-
-    def extent(self, key: Key) -> tuple[slice, slice]:
-        """Return the rows and columns of the matrix that a tile covers."""
-        (n1, n2), t = self.shape[-2:], self.tile
-        i, j = key
-        return slice(i * t, min(n1, (i + 1) * t)), slice(j * t, min(n2, (j + 1) * t))
+    @property
+    def grid(self) -> Grid:
+        """The tiles of one matrix."""
+        return Grid(*self.shape[-2:], self.tile, self.region)
 
     def finished(self) -> set[Key]:
         """Return the keys of the tiles that are there for every matrix, in full length.
@@ -352,11 +338,10 @@ class TileStore:
         since: it counts as not there.
         """
         sizes = self.objects.sizes("c")
-        names = [self._names(key) for key in self.keys()]
         return {
             key
-            for key, chunks in zip(self.keys(), names, strict=True)
-            if all(sizes.get(name) == self._chunk_bytes for name in chunks)
+            for key in self.grid.tiles()
+            if all(sizes.get(name) == self._chunk_bytes for name in self._names(key))
         }
 
     def write(self, key: Key, values: NDArray[Any]) -> tuple[int, ...]:
@@ -412,7 +397,7 @@ class TileStore:
                 "call that makes it again with verify=True, which computes such tiles anew"
             )
         whole = np.frombuffer(content, self.dtype, self.tile**2).reshape(self.tile, self.tile)
-        rows, columns = self.extent(key)
+        rows, columns = self.grid.extent(key)
         return whole[: rows.stop - rows.start, : columns.stop - columns.start]
 
     def checksums(self, key: Key) -> tuple[int, ...]:
