@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_sample_images
+from widelimit.report.files import write_atomically
 
 from widelimit.experiments.environment import describe_environment
-from widelimit.report.files import write_atomically
 from widelimit.testing import AccuracyRow, accuracy_table
 
 DISTANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)

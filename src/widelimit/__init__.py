@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from widelimit._version import __version__
 from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
-from widelimit.gram import kernel
+from widelimit.gram import Gram, gram, kernel, open_gram
 from widelimit.network import (
     Conv,
     Dense,
@@ -31,6 +31,7 @@ __all__ = [
     "Dense",
     "Flatten",
     "GlobalAvgPool",
+    "Gram",
     "LocalAvgPool",
     "NTKClassifier",
     "NTKRegressor",
@@ -39,9 +40,11 @@ __all__ = [
     "__version__",
     "cntk_gap",
     "cntk_vanilla",
+    "gram",
     "kernel",
     "load_dataset",
     "ntk_dense",
+    "open_gram",
 ]
 
 # Imported when first used: scikit-learn takes longer to import than many kernels to compute.

@@ -24,7 +24,8 @@ from widelimit._version import __version__
 from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.backends.base import Backend, Dtype, Tile
 from widelimit.backends.reference import ReferenceBackend
-from widelimit.gram.engine import available_memory, default_threads
+from widelimit.gram.engine import default_threads
+from widelimit.gram.memory import available_memory
 from widelimit.network import Conv, Dense, Flatten, LocalAvgPool, Network, ReLU
 from widelimit.program import Program, compile_networks
 

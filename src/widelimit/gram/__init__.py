@@ -1,5 +1,7 @@
-"""Gram matrices: tile grid, engine, and the function `kernel`."""
+"""Gram matrices: in memory (`kernel`), and in stores that outlive a run (`gram`)."""
 
 from widelimit.gram.kernel import kernel
+from widelimit.gram.matrix import Gram, open_gram
+from widelimit.gram.run import gram
 
-__all__ = ["kernel"]
+__all__ = ["Gram", "gram", "kernel", "open_gram"]

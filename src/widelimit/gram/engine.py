@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -11,7 +10,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -24,9 +22,9 @@ from widelimit.program import Program
 __all__ = [
     "Done",
     "Engine",
+    "Output",
     "Samples",
     "Sink",
-    "available_memory",
     "block_bytes",
     "cached_blocks",
     "default_threads",
@@ -48,32 +46,6 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def available_memory() -> int | None:
-    """Return the bytes that this process can still take, None if the system does not say.
-
-    The smaller of the system's free memory and the limit of the control group (containers).
-    """
-    limits: list[int] = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-    except OSError:
-        pass
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            used = int((group / "memory.current").read_text())
-            counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            limits.append(int(limit) - used + int(counts.get("inactive_file", 0)))
-    except (OSError, ValueError):
-        pass
-    if not limits and sys.platform != "win32":
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(limits, default=None)
 
 
 @dataclass(frozen=True, eq=False)

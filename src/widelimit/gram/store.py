@@ -244,7 +244,7 @@ class TileStore:
         from zarr.storage import MemoryStore
 
         held: dict[str, Any] = {}
-        create: Any = zarr.create_array  # pyright: ignore[reportUnknownMemberType]
+        create = cast("Any", zarr).create_array
         create(
             store=MemoryStore(held),
             shape=tuple(shape),
@@ -264,6 +264,13 @@ class TileStore:
             raise FileExistsError(errno.EEXIST, "there is a Zarr array already", objects.name)
         objects.write(_METADATA, held[_METADATA].to_bytes())
         return cls.open(objects)
+
+    def with_manifest(self, manifest: dict[str, Any]) -> TileStore:
+        """Replace the manifest, and keep the tiles."""
+        metadata = json.loads(self.objects.read(_METADATA))
+        metadata["attributes"]["widelimit"] = {**manifest, "region": self.region}
+        self.objects.write(_METADATA, json.dumps(metadata).encode())
+        return TileStore.open(self.objects)
 
     @classmethod
     def open(cls, objects: Objects) -> TileStore:
@@ -329,7 +336,8 @@ class TileStore:
     @property
     def grid(self) -> Grid:
         """The tiles of one matrix."""
-        return Grid(*self.shape[-2:], self.tile, self.region)
+        n1, n2 = self.shape[-2:]
+        return Grid(n1, n2, self.tile, self.region)
 
     def finished(self) -> set[Key]:
         """Return the keys of the tiles that are there for every matrix, in full length.

@@ -1,0 +1,311 @@
+"""The function `gram`: a Gram matrix computed into a store, resumable, on any executor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import replace
+from itertools import chain
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from widelimit.backends import BackendName
+from widelimit.backends.base import Dtype
+from widelimit.gram.engine import block_bytes
+from widelimit.gram.inputs import (
+    check_dtype,
+    check_inputs,
+    check_kinds,
+    check_networks,
+    check_threads,
+)
+from widelimit.gram.manifest import Inputs, Maker, Manifest
+from widelimit.gram.matrix import arrange, read_manifest
+from widelimit.gram.memory import remaining
+from widelimit.gram.plan import Plan, Sizes, batches, solve
+from widelimit.gram.progress import Display, Progress, Tracker
+from widelimit.gram.store import TileStore, open_objects
+from widelimit.gram.tiles import Key
+from widelimit.gram.workers import (
+    Computation,
+    Report,
+    Stored,
+    Task,
+    distribute,
+    put_inputs,
+)
+from widelimit.network import Network
+from widelimit.program import Kind
+
+__all__ = ["gram"]
+
+_BATCH_PAIRS = 3e10  # element-layers of a task for a worker, about: a quarter of a minute
+_FEWEST_TASKS = 64  # so that workers finish together
+_SMALLEST_TILE, _LARGEST_TILE = 16, 2**14
+
+
+def gram(
+    net: Network | Sequence[Network],
+    x1: ArrayLike,
+    x2: ArrayLike | None = None,
+    kind: Kind | list[Kind] | tuple[Kind, ...] = "ntk",
+    *,
+    store: str | os.PathLike[str],
+    backend: BackendName = "auto",
+    dtype: Dtype = "float32",
+    threads: int | None = None,
+    memory: int | str | None = None,
+    tile: int | None = None,
+    executor: Any = None,
+    timeout: float | None = None,
+    progress: bool | Callable[[Progress], None] = False,
+    verify: bool = False,
+    allow_mixed: bool = False,
+) -> Any:
+    """Compute a Gram matrix of any size into a store, and go on where an earlier run stopped.
+
+    The values are those of `kernel`, to the last bit. The matrix is cut into square tiles, each
+    written whole and with its checksum, so that a run may be killed at any moment: the same call,
+    made again, computes the tiles that are not there yet, and no other.
+
+    Parameters
+    ----------
+    net, x1, x2, kind, backend, dtype
+        As for `kernel`.
+    store : path or fsspec URL
+        Where the tiles lie, as one Zarr v3 array (``"k.zarr"``, ``"s3://bucket/k.zarr"``). Of a
+        symmetric matrix the tiles on and above the diagonal are stored. One process at a time may
+        write to a local path; behind a URL nothing keeps two apart, but their tiles are the same.
+    threads : int or None
+        Threads, of each worker if there is an `executor`. None: one for each processor that this
+        process may use; with an executor, 1.
+    memory : int, str or None
+        Bytes, or ``"6GB"``, ``"512MiB"``: the most that this process (and each worker process)
+        will take in all, what it holds already included. Threads, tiles and profiles held are
+        solved from it. None: what is held, and 60 % of what is available.
+    tile : int or None
+        Side of a tile of a new store, 16 or more. None: solved from memory and cost.
+    executor : concurrent.futures.Executor, dask.distributed.Client or None
+        Where tiles are computed. Workers read the inputs from the store, once, and write their
+        tiles there: all have to see its path. Tasks that fail, or whose worker is lost, are handed
+        out again, up to three times. None: threads of this process.
+    timeout : float or None
+        With an executor: seconds in which no task has finished, after which workers count as
+        hanging and their tiles are handed out again. None: ten minutes, or 20 times the longest
+        task.
+    progress : bool or callable
+        True shows tiles, speed and time left on standard error, as a bar on a terminal and as
+        lines elsewhere. A callable is given a `Progress` whenever something is done.
+    verify : bool
+        Whether all tiles that are there are read first. Those whose checksum is wrong are computed
+        again. Without it only their length is looked at, and a wrong checksum is an error when
+        the tile is read.
+    allow_mixed : bool
+        Whether to go on with a store that another backend, instruction set or version has begun.
+        The result then depends, in the last bits, on who computed what.
+
+    Returns
+    -------
+    Gram
+        Reads like an array: ``k[i:j, l:m]``. A list of them if `net` is a sequence; a tuple of
+        these if `kind` is one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `kernel`; or if the store holds another kernel (the message says what differs), or
+        tiles that something else computes, without `allow_mixed`.
+    MemoryError
+        Before the work starts, if it cannot be done within `memory`.
+    BlockingIOError
+        If another process is writing to the store.
+    OSError
+        If the store cannot be written: no room, no permission. Finished tiles are kept.
+    TimeoutError
+        If all workers hang.
+
+    Notes
+    -----
+    Cost as for `kernel`. Every tile that was under way when a run was killed is lost: seconds of
+    work for each thread. A store takes ``n (n + tile)/2`` entries of each symmetric matrix.
+    """
+    networks = check_networks(net)
+    kinds = check_kinds(kind)
+    check_dtype(dtype)
+    pool = _executor(executor)
+    workers = 1 if threads is None and pool is not None else check_threads(threads)
+    side = _check_tile(tile)
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
+    values1, values2 = check_inputs(networks, x1, x2)
+    display = Display(progress)
+
+    objects = open_objects(store)
+    with objects.locked():
+        budget = remaining(memory)
+        manifest = Manifest(
+            tuple(networks),
+            not isinstance(net, Network),
+            kinds,
+            not isinstance(kind, str),
+            dtype,
+            Inputs.of(values1),
+            None if values2 is None else Inputs.of(values2),
+            (),
+        )
+        computation = Computation(manifest, values1, values2, backend)
+        sizes = _sizes(computation, values1, values2)
+        tiles = _find_store(store, manifest)
+        if tiles is not None and side not in (None, tiles.tile):
+            raise ValueError(
+                f"{objects.name} has tiles of {tiles.tile} samples, got tile={side}: leave tile "
+                "out, or give another path"
+            )
+        plan = solve(sizes, budget, workers, side if tiles is None else tiles.tile)
+        maker = Maker.of(computation.backend)
+        if tiles is None:
+            content = replace(manifest, makers=(maker,)).to_json()
+            region = "upper" if values2 is None else "full"
+            tiles = TileStore.create(objects, manifest.shape, plan.tile, dtype, region, content)
+        found = tiles.finished()
+        if verify:
+            found.difference_update(tiles.damaged(sorted(found)))
+        missing = set(tiles.grid.tiles()) - found
+        if missing:
+            tiles = _admit(tiles, maker, allow_mixed)
+            run = _Run(tiles, computation, plan, sizes, missing, len(found))
+            with display as report:
+                if pool is None:
+                    run.here(report, run.keys)
+                else:
+                    put_inputs(objects, values1, values2)
+                    run.on(pool, report, backend, None if allow_mixed else maker, timeout)
+    return arrange(tiles, read_manifest(tiles))
+
+
+class _Run:
+    """The missing tiles of one call, and how they are computed."""
+
+    def __init__(
+        self,
+        tiles: TileStore,
+        computation: Computation,
+        plan: Plan,
+        sizes: Sizes,
+        missing: set[Key],
+        found: int,
+    ) -> None:
+        self._tiles, self._computation, self._plan, self._sizes = tiles, computation, plan, sizes
+        self.keys = list(tiles.grid.order(missing, plan.group))
+        self._weights = [max(1, program.element_layers) for program, _ in computation.programs]
+        pairs = sum(map(tiles.grid.pairs, self.keys))
+        self._tracker = Tracker(len(missing) + found, found, pairs, sizes.element_layers)
+
+    def here(self, report: Callable[[Progress], None], keys: Sequence[Key]) -> None:
+        """Compute tiles on threads of this process."""
+        engine = self._computation.engine(self._tiles, self._plan.threads, self._plan.cached)
+        sink = Stored(self._tiles, self._computation.manifest)
+        total = sum(self._weights)
+        with closing(engine.run(keys, sink)) as parts:
+            for part in parts:
+                pairs = part.entries * self._weights[part.program] / total
+                report(self._tracker.add(pairs, int(part.finished is not None)))
+
+    def on(
+        self,
+        executor: Executor,
+        report: Callable[[Progress], None],
+        backend: BackendName,
+        maker: Maker | None,
+        timeout: float | None,
+    ) -> None:
+        """Hand tiles out to workers; compute here what is left if the executor breaks."""
+        cost = self._plan.tile**2 * max(1, self._sizes.element_layers)
+        size = max(1, min(round(_BATCH_PAIRS / cost), len(self.keys) // _FEWEST_TASKS))
+        plan, name = self._plan, self._tiles.objects.name
+        tasks = [
+            Task(name, keys, backend, maker, plan.threads, plan.cached)
+            for keys in batches(iter(self.keys), size)
+        ]
+
+        def finished(done: Report) -> None:
+            pairs = sum(map(self._tiles.grid.pairs, done.checksums))
+            report(self._tracker.add(pairs, len(done.checksums)))
+
+        left = distribute(executor, tasks, self._tiles, timeout, finished)
+        if left:
+            open_keys = set(chain.from_iterable(task.keys for task in left))
+            still = open_keys - self._tiles.finished()
+            self.here(report, [key for key in self.keys if key in still])
+
+
+def _check_tile(tile: Any) -> int | None:
+    if tile is None:
+        return None
+    if isinstance(tile, bool) or not isinstance(tile, Integral):
+        raise TypeError(f"tile must be an integer or None, got {tile!r}")
+    side = int(tile)
+    if not _SMALLEST_TILE <= side <= _LARGEST_TILE:
+        raise ValueError(
+            f"tile must be from {_SMALLEST_TILE} to {_LARGEST_TILE} samples, got {side}"
+        )
+    return side
+
+
+def _executor(executor: Any) -> Executor | None:
+    """Return an executor of concurrent.futures, that of a dask client if it is one."""
+    if executor is None or isinstance(executor, Executor):
+        return executor
+    if type(executor).__module__.partition(".")[0] == "distributed":
+        return executor.get_executor(pure=False)
+    raise TypeError(
+        "executor must be a concurrent.futures.Executor, a dask.distributed.Client or None, got "
+        f"{executor!r}"
+    )
+
+
+def _find_store(store: str | os.PathLike[str], manifest: Manifest) -> TileStore | None:
+    """Return the store that is there already, if it is of the same matrix; None if none is."""
+    try:
+        tiles = TileStore.open(open_objects(store))
+    except FileNotFoundError:
+        return None
+    read_manifest(tiles).check_same(manifest, tiles.objects.name)
+    return tiles
+
+
+def _admit(tiles: TileStore, maker: Maker, allow_mixed: bool) -> TileStore:
+    """Refuse to add tiles to those of another maker, or note that it was allowed."""
+    manifest = read_manifest(tiles)
+    if maker in manifest.makers:
+        return tiles
+    if not allow_mixed:
+        made = "; ".join(map(str, manifest.makers))
+        raise ValueError(
+            f"{tiles.objects.name} was begun by {made}; here is {maker}, whose last bits may "
+            "differ: go on where it was begun, set the environment variable WIDELIMIT_ISA to its "
+            "instruction set, or allow it with allow_mixed=True"
+        )
+    return tiles.with_manifest(replace(manifest, makers=(*manifest.makers, maker)).to_json())
+
+
+def _sizes(computation: Computation, values1: NDArray[Any], values2: NDArray[Any] | None) -> Sizes:
+    programs, backend = computation.programs, computation.backend
+    manifest = computation.manifest
+    conv = [program for program, _ in programs if not program.is_dense]
+    return Sizes(
+        n1=len(values1),
+        n2=len(values1 if values2 is None else values2),
+        symmetric=values2 is None,
+        entry=np.dtype(manifest.dtype).itemsize,
+        matrices=len(manifest.networks) * len(manifest.kinds),
+        sample=8 * values1[0].size,
+        profile=block_bytes(programs, backend, manifest.dtype, 1),
+        scratch=max((backend.tile_bytes(p, manifest.dtype) for p in conv), default=2**20),
+        element_layers=sum(program.element_layers for program, _ in programs),
+    )
