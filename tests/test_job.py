@@ -8,7 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 import widelimit as wl
-from widelimit import job as job_module
 from widelimit.cli import app
 from widelimit.job import Job, explain_networks, read_array, read_network, read_shape
 
@@ -112,11 +111,17 @@ def test_job_writes_the_kernel(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     np.save(tmp_path / "z.npy", X[:3] + 0.1)
     out = tmp_path / "k.npy"
-    job = Job.prepare(tmp_path / "x.npy", out, wl.cntk_gap(3))
+    job = Job.prepare(str(tmp_path / "x.npy"), str(out), [wl.cntk_gap(3)])
     job.run()
     np.testing.assert_array_equal(np.load(out), wl.kernel(wl.cntk_gap(3), X))
     job = Job.prepare(
-        tmp_path / "x.npy", out, wl.cntk_gap(3), tmp_path / "z.npy", None, "nngp", "float64", 1
+        str(tmp_path / "x.npy"),
+        str(out),
+        [wl.cntk_gap(3)],
+        columns=str(tmp_path / "z.npy"),
+        kind="nngp",
+        dtype="float64",
+        threads=1,
     )
     job.run()
     want = wl.kernel(wl.cntk_gap(3), X, X[:3] + 0.1, "nngp", dtype="float64")
@@ -126,14 +131,18 @@ def test_job_writes_the_kernel(tmp_path: Path) -> None:
 
 
 def test_wrong_options_are_told_before_the_inputs_are_read(tmp_path: Path) -> None:
-    missing, out = tmp_path / "missing.npy", tmp_path / "k.npy"
+    missing, out = str(tmp_path / "missing.npy"), str(tmp_path / "k.npy")
     with pytest.raises(ValueError, match="kind must be ntk or nngp"):
-        Job.prepare(missing, out, wl.cntk_gap(3), kind="x")
+        Job.prepare(missing, out, [wl.cntk_gap(3)], kind="x")
     with pytest.raises(ValueError, match="dtype must be float32 or float64"):
-        Job.prepare(missing, out, wl.cntk_gap(3), dtype="float16")
-    for wrong in (tmp_path / "k.txt", tmp_path / "no" / "k.npy"):
-        with pytest.raises(ValueError, match=r"an \.npy file in a folder that exists"):
-            Job.prepare(missing, wrong, wl.cntk_gap(3))
+        Job.prepare(missing, out, [wl.cntk_gap(3)], dtype="float16")
+    for wrong in (tmp_path / "k.txt", tmp_path / "no" / "k.npy", tmp_path / "no" / "k.zarr"):
+        with pytest.raises(ValueError, match=r"an \.npy file or a \.zarr store in a folder that"):
+            Job.prepare(missing, str(wrong), [wl.cntk_gap(3)])
+    with pytest.raises(ValueError, match=r"are for a \.zarr store"):
+        Job.prepare(missing, out, [wl.cntk_gap(3)], verify=True)
+    with pytest.raises(ValueError, match="memory must be a number of bytes, or text such as"):
+        Job.prepare(missing, str(tmp_path / "k.zarr"), [wl.cntk_gap(3)], memory="lots")
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +153,9 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*arguments: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(job_module.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        Job.prepare(tmp_path / "x.npy", out, wl.cntk_gap(3)).run()
+        Job.prepare(str(tmp_path / "x.npy"), str(out), [wl.cntk_gap(3)]).run()
     assert out.read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["k.npy", "x.npy"]
 
@@ -157,7 +166,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_kernel_command(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     out = tmp_path / "k.npy"
-    code, text, _ = widelimit("kernel", tmp_path / "x.npy", out, "--net", "cntk_vanilla:3")
+    code, text, _ = widelimit("kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--out", out)
     assert (code, text) == (0, f"{out}: 4 x 4, float32\n")
     np.testing.assert_array_equal(np.load(out), wl.kernel(wl.cntk_vanilla(3), X))
 
@@ -166,7 +175,7 @@ def test_kernel_command(tmp_path: Path) -> None:
 def test_inputs_that_are_refused(tmp_path: Path, content: np.ndarray) -> None:
     np.save(tmp_path / "x.npy", content)
     out = tmp_path / "k.npy"
-    code, _, error = widelimit("kernel", tmp_path / "x.npy", out, "--net", "cntk_gap:3")
+    code, _, error = widelimit("kernel", tmp_path / "x.npy", "--net", "cntk_gap:3", "--out", out)
     assert code == 2
     assert error.startswith("widelimit: x1 must ")
     assert error.count("\n") == 1

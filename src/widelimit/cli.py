@@ -17,6 +17,7 @@ __all__ = ["app", "main"]
 
 INTERRUPTED = 130  # the exit code of a shell for Ctrl-C
 WRONG_INPUT = 2  # that of a wrong option
+NOTHING_WRITTEN = "nothing was written"
 NETWORK_HELP = "cntk_gap:DEPTH, cntk_vanilla:DEPTH, ntk_dense:DEPTH, or a JSON file of a network."
 
 app = typer.Typer(
@@ -38,12 +39,12 @@ def main() -> None:
 
 
 @contextmanager
-def exits() -> Generator[None]:
+def exits(kept: str = NOTHING_WRITTEN) -> Generator[None]:
     """End the command with one line, instead of a traceback, where the user can do something."""
     try:
         yield
     except KeyboardInterrupt:
-        _complain("interrupted, nothing was written")
+        _complain(f"interrupted, {kept}")
         raise typer.Exit(INTERRUPTED) from None
     except MemoryError as error:
         _complain(f"out of memory: {error}" if str(error) else "out of memory")
@@ -165,11 +166,29 @@ def explain(
 
 @app.command()
 def kernel(
-    inputs: Annotated[Path, typer.Argument(help="Images (n, h, w, c) or rows (n, d): .npy, .npz.")],
-    out: Annotated[Path, typer.Argument(help="The kernel: an .npy file.")],
-    net: Annotated[str, typer.Option(help=NETWORK_HELP)],
+    inputs: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help="Images (n, h, w, c) or rows (n, d) in an .npy or .npz file; or a data set: "
+            "digits, fashion-mnist, cifar10, a folder (its training images; NAME:test for others).",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="The kernel: an .npy file, or a .zarr store (a path or URL), which may be larger "
+            "than memory, and which the same command goes on with after it was stopped.",
+            show_default=False,
+        ),
+    ] = None,
+    net: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{NETWORK_HELP} May be repeated: all in one pass.", show_default=False),
+    ] = None,
     columns: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="The other inputs.", show_default="the same: a symmetric matrix"),
     ] = None,
     array: Annotated[str | None, typer.Option(help="Which array of an .npz file.")] = None,
@@ -178,13 +197,58 @@ def kernel(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Most memory to take, as in 6GB; for a store.", show_default="60 % of what is free"
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all tiles of a store; mend damaged ones.")
+    ] = False,
+    allow_mixed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mixed", help="Go on with a store of another instruction set or version."
+        ),
+    ] = False,
+    status: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE", help="Say how far a store is, and compute nothing.", show_default=False
+        ),
+    ] = None,
 ) -> None:
-    """Compute the kernel of a network between all pairs of inputs and write it to a file."""
-    with exits(), user_input():
-        from widelimit.job import Job, read_network
+    """Compute the kernel of a network between all pairs of inputs, into a file or a store."""
+    stored = out is not None and out.endswith(".zarr")
+    kept = "the finished tiles are kept, the same command goes on" if stored else NOTHING_WRITTEN
+    with exits(kept), user_input():
+        from widelimit.job import Job, describe_store, read_network
 
-        job = Job.prepare(inputs, out, read_network(net), columns, array, kind, dtype, threads)
-        job.run(progress=sys.stdout.isatty())
+        if status is not None:
+            if inputs is not None or out is not None or net:
+                raise ValueError("--status takes a store, and neither DATA nor --out nor --net")
+            typer.echo(describe_store(status))
+            return
+        if inputs is None or out is None or not net:
+            raise ValueError(
+                "kernel needs DATA, --net and --out, as in: widelimit kernel images.npy --net "
+                "cntk_gap:11 --out k.zarr"
+            )
+        job = Job.prepare(
+            inputs,
+            out,
+            [read_network(text) for text in net],
+            columns=columns,
+            array=array,
+            kind=kind,
+            dtype=dtype,
+            threads=threads,
+            memory=memory,
+            verify=verify,
+            allow_mixed=allow_mixed,
+        )
+        job.run(progress=stored or sys.stdout.isatty())
     typer.echo(f"{out}: {job.shape[0]} x {job.shape[1]}, {dtype}")
 
 

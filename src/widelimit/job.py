@@ -1,4 +1,4 @@
-"""One kernel from files to a file: what ``widelimit kernel`` and ``widelimit explain`` do."""
+"""Kernels from files to a file or store: what ``widelimit kernel`` and ``widelimit explain`` do."""
 
 from __future__ import annotations
 
@@ -14,11 +14,22 @@ from numpy.typing import NDArray
 from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
 from widelimit.backends.base import Dtype
 from widelimit.files import atomic_file
-from widelimit.gram import kernel
+from widelimit.gram import gram, kernel
+from widelimit.gram.matrix import read_manifest
+from widelimit.gram.memory import parse_memory
+from widelimit.gram.store import TileStore, open_objects
 from widelimit.network import Network
 from widelimit.program import Kind, compile_networks
 
-__all__ = ["Job", "explain_networks", "read_array", "read_network", "read_shape"]
+__all__ = [
+    "Job",
+    "describe_store",
+    "explain_networks",
+    "read_array",
+    "read_inputs",
+    "read_network",
+    "read_shape",
+]
 
 _PRESETS = {"cntk_gap": cntk_gap, "cntk_vanilla": cntk_vanilla, "ntk_dense": ntk_dense}
 
@@ -121,53 +132,124 @@ def _check(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be {' or '.join(allowed)}, got {value!r}")
 
 
+def read_inputs(text: str, array: str | None = None) -> NDArray[Any]:
+    """Return the inputs that a word names.
+
+    Parameters
+    ----------
+    text : str
+        A file of `read_array`, or what `load_dataset` takes, whose training images are meant;
+        ``:test`` behind it, as in ``fashion-mnist:test``, means its test images.
+    array : str or None
+        Of an array of an ``.npz`` file.
+
+    Raises
+    ------
+    OSError
+        If there is no such file or data set, or it cannot be read.
+    ValueError
+        If it is none of these.
+    """
+    if Path(text).suffix in (".npy", ".npz"):
+        return read_array(Path(text), array)
+    if array is not None:
+        raise ValueError(f"--array is for .npz files, got {text}")
+    from widelimit.data import load_dataset
+
+    name, colon, part = text.rpartition(":")
+    if colon and part in ("train", "test"):
+        data = load_dataset(name)
+        return data.x_test if part == "test" else data.x_train
+    return load_dataset(text).x_train
+
+
+def describe_store(store: str) -> str:
+    """Say what a stored Gram matrix is, and how much of it is there.
+
+    Raises
+    ------
+    OSError, ValueError
+        If there is none.
+    """
+    tiles = TileStore.open(open_objects(store))
+    manifest = read_manifest(tiles)
+    done, total = len(tiles.finished()), sum(1 for _ in tiles.grid.tiles())
+    sizes = tiles.objects.sizes("c")
+    if tiles.objects.in_use():
+        state = "a process is writing to it"
+    elif done == total:
+        state = "finished"
+    else:
+        state = "not finished: run the command that began it again"
+    symmetric = ", symmetric" if manifest.x2 is None else ""
+    n1, n2 = manifest.shape[-2:]
+    lines = [
+        f"{store}: {n1:,} x {n2:,}, {manifest.dtype}{symmetric}",
+        *(f"  kernel: {'/'.join(manifest.kinds)} of {network}" for network in manifest.networks),
+        f"  inputs: {manifest.x1}" + (f", and {manifest.x2}" if manifest.x2 else ""),
+        f"  made by: {'; '.join(map(str, manifest.makers))}",
+        f"  tiles: {done:,} of {total:,} ({done / total:.1%}), {tiles.tile} x {tiles.tile}, "
+        f"{sum(sizes.values()) / 1e9:.2f} GB",
+        f"  {state}",
+    ]
+    return "\n".join(lines)
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """A kernel to be computed and written: everything that can be checked before has been.
 
     Parameters
     ----------
-    network : Network
+    networks : list of Network
     x1 : ndarray
     x2 : ndarray or None
-    out : Path
-    kind, dtype, threads
-        As for `kernel`.
+    out : str
+        An ``.npy`` file, or a store of `gram`: a path or URL that ends with ``.zarr``.
+    kind, dtype, threads, memory, verify, allow_mixed
+        As for `gram`; the last three are for stores.
     """
 
-    network: Network
+    networks: list[Network]
     x1: NDArray[Any]
     x2: NDArray[Any] | None
-    out: Path
-    kind: Kind
-    dtype: Dtype
-    threads: int | None
+    out: str
+    kind: Kind = "ntk"
+    dtype: Dtype = "float32"
+    threads: int | None = None
+    memory: str | None = None
+    verify: bool = False
+    allow_mixed: bool = False
 
     @classmethod
     def prepare(
         cls,
-        inputs: Path,
-        out: Path,
-        network: Network,
-        columns: Path | None = None,
+        inputs: str,
+        out: str,
+        networks: Sequence[Network],
+        *,
+        columns: str | None = None,
         array: str | None = None,
         kind: str = "ntk",
         dtype: str = "float32",
         threads: int | None = None,
+        memory: str | None = None,
+        verify: bool = False,
+        allow_mixed: bool = False,
     ) -> Job:
         """Check the options and read the inputs.
 
         Parameters
         ----------
-        inputs, columns : Path, Path or None
-            Files of `read_array` with the inputs of rows and columns.
-        out : Path
-            An ``.npy`` file; is replaced if it exists.
-        network : Network
+        inputs, columns : str, str or None
+            Inputs of rows and columns, for `read_inputs`.
+        out : str
+            The file or store; a file is replaced if it exists, a store gone on with.
+        networks : sequence of Network
         array : str or None
             Name of the array in ``.npz`` files.
-        kind, dtype, threads
-            As for `kernel`.
+        kind, dtype, threads, memory, verify, allow_mixed
+            As for `gram`.
 
         Raises
         ------
@@ -178,19 +260,43 @@ class Job:
         """
         _check("kind", kind, get_args(Kind))
         _check("dtype", dtype, get_args(Dtype))
-        if out.suffix != ".npy" or not out.parent.is_dir():
-            raise ValueError(f"the result must be an .npy file in a folder that exists, got {out}")
-        x1 = read_array(inputs, array)
-        x2 = None if columns is None else read_array(columns, array)
-        return cls(network, x1, x2, out, cast("Kind", kind), cast("Dtype", dtype), threads)
+        stored = out.endswith(".zarr")
+        if not (stored or out.endswith(".npy")) or not (
+            "://" in out or Path(out).absolute().parent.is_dir()
+        ):
+            raise ValueError(
+                "the result must be an .npy file or a .zarr store in a folder that exists, got "
+                f"{out}"
+            )
+        if not stored and (memory is not None or verify or allow_mixed):
+            raise ValueError(
+                "--memory, --verify and --allow-mixed are for a .zarr store, the result is to be "
+                f"{out}"
+            )
+        if memory is not None:
+            parse_memory(memory)
+        x1 = read_inputs(inputs, array)
+        x2 = None if columns is None else read_inputs(columns, array)
+        return cls(
+            list(networks),
+            x1,
+            x2,
+            out,
+            cast("Kind", kind),
+            cast("Dtype", dtype),
+            threads,
+            memory,
+            verify,
+            allow_mixed,
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape of the result."""
+        """Shape of the matrix."""
         return len(self.x1), len(self.x1 if self.x2 is None else self.x2)
 
     def run(self, *, progress: bool = False) -> None:
-        """Compute the kernel and write it; the file appears when it is complete.
+        """Compute the kernel and write it: a file when it is complete, a store tile by tile.
 
         Raises
         ------
@@ -199,17 +305,23 @@ class Job:
         ValueError
             If the network cannot take the inputs, or `kernel` refuses them.
         """
+        net = self.networks if len(self.networks) > 1 else self.networks[0]
+        arguments = (net, self.x1, self.x2, self.kind)
         try:
-            values = kernel(
-                self.network,
-                self.x1,
-                self.x2,
-                self.kind,
-                dtype=self.dtype,
-                threads=self.threads,
-                progress=progress,
-            )
+            if self.out.endswith(".zarr"):
+                gram(
+                    *arguments,
+                    store=self.out,
+                    dtype=self.dtype,
+                    threads=self.threads,
+                    memory=self.memory,
+                    progress=progress,
+                    verify=self.verify,
+                    allow_mixed=self.allow_mixed,
+                )
+                return
+            values = kernel(*arguments, dtype=self.dtype, threads=self.threads, progress=progress)
         except (TypeError, OverflowError) as error:
             raise ValueError(str(error)) from error
-        with atomic_file(self.out) as file:
+        with atomic_file(Path(self.out)) as file:
             np.save(file, values)

@@ -65,7 +65,11 @@ class Objects(Protocol):
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Be the only writer within the block."""
+        """Be the only writer within the block; BlockingIOError if another process is."""
+        ...
+
+    def in_use(self) -> bool:
+        """Return whether a process is known to be writing."""
         ...
 
 
@@ -132,6 +136,16 @@ class _Folder:
             self._clean()
             yield
 
+    def in_use(self) -> bool:
+        try:
+            with (self._path / _LOCK).open("r", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def _clean(self) -> None:
         """Delete what a process that was killed left half-written."""
         for folder, _, files in os.walk(self._path):
@@ -183,6 +197,9 @@ class _Remote:
     def locked(self) -> Generator[None]:
         # No lock: two runs of one job write the same bits, and another job is refused.
         yield
+
+    def in_use(self) -> bool:
+        return False
 
 
 def open_objects(url: str | os.PathLike[str]) -> Objects:

@@ -1,0 +1,365 @@
+"""Stores of tiles: round trips, other readers, and what happens when a disk or a file is bad."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from widelimit.gram.store import StoreError, TileStore, open_objects
+from widelimit.gram.tiles import Grid
+
+LEADING = [(), (2,), (2, 3)]
+
+
+def matrices(leading: tuple[int, ...], n1: int, n2: int, region: str, dtype: str) -> np.ndarray:
+    values = np.random.default_rng(n1 + n2).normal(size=(*leading, n1, n2)).astype(dtype)
+    if region == "upper":
+        values = values + values.swapaxes(-1, -2)
+    return np.tril(values) if region == "lower" else values
+
+
+def fill(url: str, values: np.ndarray, tile: int, region: str) -> TileStore:
+    store = TileStore.create(
+        open_objects(url), values.shape, tile, values.dtype.name, region, {"who": "test"}
+    )
+    for key in store.grid.tiles():
+        rows, columns = store.grid.extent(key)
+        assert store.write(key, values[..., rows, columns]) == store.checksums(key)
+    return store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TileStore:
+    """A symmetric matrix of 70 in tiles of 32: six tiles, ragged."""
+    return fill(str(tmp_path / "k.zarr"), matrices((), 70, 70, "upper", "float32"), 32, "upper")
+
+
+def chunk(store: TileStore, key: str) -> Path:
+    return Path(store.objects.name) / "c" / key
+
+
+# ---------------------------------------------------------------- round trips
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_block_is_what_was_written(data: st.DataObject) -> None:
+    region = data.draw(st.sampled_from(["full", "upper", "lower"]))
+    n1 = data.draw(st.integers(1, 40))
+    n2 = n1 if region != "full" else data.draw(st.integers(1, 40))
+    leading = data.draw(st.sampled_from(LEADING))
+    values = matrices(leading, n1, n2, region, data.draw(st.sampled_from(["float32", "float64"])))
+    with tempfile.TemporaryDirectory() as folder:
+        made = fill(f"{folder}/k.zarr", values, data.draw(st.integers(1, 45)), region)
+        store = TileStore.open(made.objects)
+        assert (store.shape, store.region, store.manifest) == (
+            values.shape,
+            region,
+            {"who": "test"},
+        )
+        assert store.finished() == set(store.grid.tiles())
+        i, j = sorted(data.draw(st.tuples(st.integers(0, n1), st.integers(0, n1))))
+        k, m = sorted(data.draw(st.tuples(st.integers(0, n2), st.integers(0, n2))))
+        for place in store.places:
+            np.testing.assert_array_equal(
+                store.block(slice(i, j), slice(k, m), place), values[(*place, slice(i, j))][:, k:m]
+            )
+
+
+def test_the_round_trip_notices_a_transposed_tile(store: TileStore) -> None:
+    values = store.block(slice(0, 70), slice(0, 70))
+    store.write((0, 1), store.read((0, 1)).T)
+    assert (store.block(slice(0, 70), slice(0, 70)) != values).any()
+
+
+@pytest.mark.parametrize("url", ["folder", "file", "memory"])
+@pytest.mark.parametrize("leading", LEADING)
+def test_zarr_reads_it(url: str, leading: tuple[int, ...], tmp_path: Path) -> None:
+    path = {"folder": f"{tmp_path}/k.zarr", "file": f"file://{tmp_path}/k.zarr"}.get(
+        url, f"memory://{tmp_path}/k.zarr"
+    )
+    values = matrices(leading, 50, 40, "full", "float64")
+    fill(path, values, 16, "full")
+    array: Any = zarr.open_array(path, mode="r")
+    np.testing.assert_array_equal(array[...], values)
+    assert array.attrs["widelimit"]["who"] == "test"
+
+
+def test_zarr_reads_what_is_not_there_as_nan_and_notices_damage(store: TileStore) -> None:
+    array: Any = zarr.open_array(store.objects.name, mode="r")
+    assert np.isnan(array[40, 0])  # below the diagonal
+    assert not np.isnan(array[0, 40])
+    flip(chunk(store, "0/1"), 100)
+    with pytest.raises(ValueError, match="checksum"):
+        array[0, 40]
+
+
+def test_objects_in_memory_behave_like_a_folder(tmp_path: Path) -> None:
+    for url in (str(tmp_path / "o"), "memory://objects"):
+        objects = open_objects(url)
+        assert objects.sizes("c") == {}
+        with pytest.raises(FileNotFoundError):
+            objects.read("c/a")
+        with objects.locked():
+            objects.write("c/a", b"12345")
+            objects.write("c/b/d", b"1")
+            objects.write("c/a", b"123456")
+        assert (objects.read("c/a"), objects.read_end("c/a", 4)) == (b"123456", b"3456")
+        assert objects.sizes("c") == {"c/a": 6, "c/b/d": 1}
+        objects.delete("c/a")
+        objects.delete("c/a")
+        assert objects.sizes("c") == {"c/b/d": 1}
+        assert not objects.in_use()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    n=st.integers(1, 60),
+    tile=st.integers(1, 20),
+    group=st.integers(1, 9),
+    region=st.sampled_from(["full", "upper", "lower"]),
+)
+def test_an_order_is_a_permutation_that_needs_few_blocks(
+    n: int, tile: int, group: int, region: Any
+) -> None:
+    grid = Grid(n, n, tile, region)
+    keys = list(grid.tiles())
+    order = list(grid.order(set(keys), group))
+    assert sorted(order) == keys
+    assert sum(map(grid.pairs, keys)) == (n * n if region == "full" else n * (n + 1) // 2)
+    loads = 0
+    held: list[tuple[int, int]] = []  # least recently used first, as the engine holds profiles
+    for i, j in order:
+        for block in ((0, i), (1, j)):
+            if block in held:
+                held.remove(block)
+            else:
+                loads += 1
+            held = [*held, block][-(group + 2) :]
+    rows, columns = grid.shape
+    assert loads <= rows + columns * -(-rows // group)
+
+
+# ---------------------------------------------------------------- damage
+
+
+def flip(path: Path, byte: int, bit: int = 3) -> None:
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@settings(max_examples=40, deadline=None)
+@given(byte=st.integers(0, 32 * 32 * 4 + 3), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_noticed(byte: int, bit: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        values = matrices((), 70, 70, "upper", "float32")
+        store = fill(f"{folder}/k.zarr", values, 32, "upper")
+        flip(chunk(store, "0/1"), byte, bit)
+        with pytest.raises(StoreError, match=r"tile \(0, 1\) of .* is damaged.*verify=True"):
+            store.read((0, 1))
+        with pytest.raises(StoreError, match="is damaged"):
+            store.block(slice(40, 42), slice(0, 3))  # its mirror image
+        assert store.damaged(sorted(store.finished())) == [(0, 1)]
+        np.testing.assert_array_equal(store.read((1, 1)), values[32:64, 32:64])
+
+
+@pytest.mark.parametrize("length", [0, 3, 4, 100, 32 * 32 * 4, 32 * 32 * 4 + 3])
+def test_a_truncated_tile_is_not_there(store: TileStore, length: int) -> None:
+    os.truncate(chunk(store, "1/2"), length)
+    assert set(store.grid.tiles()) - store.finished() == {(1, 2)}
+    with pytest.raises(StoreError, match=r"tile \(1, 2\) of .* is damaged"):
+        store.read((1, 2))
+
+
+def test_a_missing_tile(store: TileStore) -> None:
+    store.delete((0, 2))
+    assert set(store.grid.tiles()) - store.finished() == {(0, 2)}
+    with pytest.raises(StoreError, match=r"tile \(0, 2\) is not in .*: run the call that makes it"):
+        store.block(slice(64, 70), slice(0, 10))
+
+
+def test_a_tile_needs_all_matrices(tmp_path: Path) -> None:
+    store = fill(str(tmp_path / "k.zarr"), matrices((2, 3), 9, 9, "full", "float64"), 8, "full")
+    chunk(store, "1/2/0/1").unlink()
+    assert set(store.grid.tiles()) - store.finished() == {(0, 1)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"zarr_format": 2},
+        {"shape": [70]},
+        {"shape": [70, 71]},
+        {"shape": [70, -70]},
+        {"shape": [70.0, 70]},
+        {"shape": [True, 70]},
+        {"data_type": "float16"},
+        {"codecs": [{"name": "bytes", "configuration": {"endian": "big"}}, {"name": "crc32c"}]},
+        {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}]},
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [32, 16]}}},
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2**20, 2**20]}}},
+        {"chunk_grid": 5},
+        {"attributes": {}},
+        {"attributes": {"widelimit": {"region": "left"}}},
+    ],
+)
+def test_foreign_metadata_are_refused(store: TileStore, change: dict[str, Any]) -> None:
+    path = Path(store.objects.name) / "zarr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(StoreError, match="must be a matrix that widelimit wrote, it is not"):
+        TileStore.open(store.objects)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\xfe", b"[" * 10**5, b'"' * 2**25])
+def test_metadata_that_are_none(store: TileStore, content: bytes) -> None:
+    (Path(store.objects.name) / "zarr.json").write_bytes(content)
+    with pytest.raises(StoreError, match="must be a matrix that widelimit wrote"):
+        TileStore.open(store.objects)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    for url in (str(tmp_path / "no.zarr"), "memory://nothing/there.zarr"):
+        with pytest.raises(FileNotFoundError, match="there is no matrix of widelimit"):
+            TileStore.open(open_objects(url))
+
+
+def test_something_else_is_not_overwritten(store: TileStore) -> None:
+    with pytest.raises(FileExistsError, match="there is a Zarr array already"):
+        TileStore.create(store.objects, (5, 5), 5, "float32", "full", {})
+    assert TileStore.open(store.objects).shape == (70, 70)
+
+
+# ---------------------------------------------------------------- a bad disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 KiB: room for five tiles of 32 x 32 in float32, or eleven fsyncs."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(folder)]
+    command = mount if os.geteuid() == 0 else ["sudo", "-n", *mount]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:  # no right to mount: the same error from the call that would meet it
+        patch = pytest.MonkeyPatch()
+        write, room = os.fsync, iter(range(11))
+
+        def fsync(handle: int) -> None:
+            if next(room, None) is None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(handle)
+
+        patch.setattr(os, "fsync", fsync)
+        yield folder
+        patch.undo()
+        return
+    yield folder
+    subprocess.run([*command[:-7], "umount", str(folder)], check=True)
+
+
+def test_a_full_disk(small_disk: Path) -> None:
+    values = matrices((), 320, 320, "full", "float32")
+    store = TileStore.create(
+        open_objects(str(small_disk / "k.zarr")), values.shape, 32, "float32", "full", {}
+    )
+    written = []
+
+    def write_all() -> None:
+        for key in store.grid.tiles():
+            store.write(key, values[store.grid.extent(key)])
+            written.append(key)
+
+    with pytest.raises(OSError, match="the finished tiles are kept: mend this, and run") as caught:
+        write_all()
+    assert caught.value.errno == errno.ENOSPC
+    assert "No space left on device" in str(caught.value)
+    assert len(written) >= 4
+    assert store.finished() == set(written)  # what was not finished does not look as if
+    for key in written:
+        np.testing.assert_array_equal(store.read(key), values[store.grid.extent(key)])
+    assert not list(small_disk.rglob(".*.partial"))
+
+
+def test_permission_denied() -> None:
+    folder = Path(tempfile.mkdtemp())
+    nobody = 65534
+    try:
+        values = matrices((), 70, 70, "full", "float32")
+        store = fill(str(folder / "k.zarr"), values, 32, "full")
+        store.delete((1, 1))
+        (folder / "k.zarr" / "c" / "1").chmod(0o555)
+        folder.chmod(0o755)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(nobody)  # the rights of a file mean nothing to root
+        try:
+            with pytest.raises(PermissionError, match=r"while tile \(1, 1\) was written; the fin"):
+                store.write((1, 1), values[32:64, 32:64])
+        finally:
+            if root:
+                os.seteuid(0)
+        (folder / "k.zarr" / "c" / "1").chmod(0o755)
+        assert set(store.grid.tiles()) - store.finished() == {(1, 1)}
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_failed_write_leaves_nothing(store: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = store.read((0, 1)).copy()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error, while tile"):
+        store.write((0, 1), before + 1)
+    np.testing.assert_array_equal(store.read((0, 1)), before)
+    assert not list(Path(store.objects.name).rglob(".*.partial"))
+
+
+# ---------------------------------------------------------------- two writers
+
+HOLD = """
+import sys, time
+from widelimit.gram.store import open_objects
+with open_objects(sys.argv[1]).locked():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_writers(store: TileStore) -> None:
+    url = store.objects.name
+    command = [sys.executable, "-c", HOLD, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert store.objects.in_use()
+        match = rf"another process is writing there \(process {other.pid} on .*\): wait until it"
+        with pytest.raises(BlockingIOError, match=match), open_objects(url).locked():
+            pass
+        other.kill()
+    assert not store.objects.in_use()
+    with open_objects(url).locked():  # a lock goes with its process
+        assert store.objects.in_use()
+
+
+def test_what_a_killed_process_left_is_cleaned_away(store: TileStore) -> None:
+    left = chunk(store, "0") / ".7.0123.partial"
+    left.write_bytes(b"half")
+    assert store.finished() == set(store.grid.tiles())
+    with store.objects.locked():
+        assert not left.exists()
