@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any, get_args
 
@@ -20,11 +20,12 @@ __all__ = [
     "check_kinds",
     "check_networks",
     "check_threads",
+    "chunks",
     "number_samples",
 ]
 
 _SMALLEST, _LARGEST = 1e-120, 1e120  # of an input: its fourth power is a float64
-_CHUNK = 512
+_CHUNK_SAMPLES, _CHUNK_BYTES = 512, 2**22  # that are looked at together, at most
 
 
 def check_dtype(dtype: Any) -> Dtype:
@@ -110,6 +111,14 @@ def _checked(name: str, x: ArrayLike, dense: bool) -> NDArray[Any]:
     return values
 
 
+def chunks(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yield the first index and the values, in C order as float64, of a few samples at a time."""
+    step = min(_CHUNK_SAMPLES, max(1, _CHUNK_BYTES // (8 * values[0].size)))
+    for start in range(0, len(values), step):
+        # + 0.0 makes -0.0 and 0.0 one number, which they are to the kernel
+        yield start, np.ascontiguousarray(values[start : start + step], np.float64) + 0.0
+
+
 def number_samples(
     x1: NDArray[Any], x2: NDArray[Any] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
@@ -129,9 +138,7 @@ class _Numbering:
     def number(self, name: str, values: NDArray[Any]) -> NDArray[np.int64]:
         """Number samples by content; refuse those that cannot be computed with."""
         numbers = np.empty(len(values), np.int64)
-        for start in range(0, len(values), _CHUNK):
-            # + 0.0 makes -0.0 and 0.0 one number, which they are to the kernel
-            part = np.ascontiguousarray(values[start : start + _CHUNK], np.float64) + 0.0
+        for start, part in chunks(values):
             _check_entries(name, part.reshape(len(part), -1), start)
             for index, row in enumerate(part, start):
                 numbers[index] = self._find(row, values, index)

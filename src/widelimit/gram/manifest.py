@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast, get_args
 
-import numpy as np
 from numpy.typing import NDArray
 
 from widelimit._version import __version__
 from widelimit.backends.base import Backend, Dtype
+from widelimit.gram.inputs import chunks
 from widelimit.gram.store import StoreError
 from widelimit.network import Network
 from widelimit.program import Kind
@@ -20,7 +20,6 @@ from widelimit.program import Kind
 __all__ = ["Inputs", "Maker", "Manifest"]
 
 _FORMAT = "widelimit.gram/1"
-_CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +33,7 @@ class Inputs:
     def of(cls, values: NDArray[Any]) -> Inputs:
         """Describe samples; equal values have one digest, whatever their dtype and order."""
         digest = hashlib.sha256(repr(values.shape).encode())
-        for start in range(0, len(values), _CHUNK):
-            # + 0.0 makes -0.0 and 0.0 one number, which they are to the kernel
-            part = np.asarray(values[start : start + _CHUNK], np.float64, "C") + 0.0
+        for _, part in chunks(values):
             digest.update(part.data)
         return cls(values.shape, digest.hexdigest())
 

@@ -67,9 +67,10 @@ class Gram:
 
     def __getitem__(self, index: Any) -> Any:
         """Read entries: integers and slices; StoreError if a tile is missing or damaged."""
-        given = index if isinstance(index, tuple) else (index,)  # pyright: ignore[reportUnknownVariableType]
-        parts: list[Any] = [part for part in given if part is not Ellipsis]  # pyright: ignore[reportUnknownVariableType]
-        parts += [slice(None)] * (2 - len(parts))
+        parts: list[Any] = list(index) if isinstance(index, tuple) else [index]  # pyright: ignore[reportUnknownArgumentType]
+        rest = [slice(None)] * (2 - sum(part is not Ellipsis for part in parts))
+        place = next((p for p, part in enumerate(parts) if part is Ellipsis), len(parts))
+        parts[place : place + 1] = rest
         if len(parts) > 2 or not all(isinstance(part, slice | int | np.integer) for part in parts):
             raise IndexError(
                 f"a stored matrix takes integers and slices, k[i:j, l:m], got {index!r}: read a "

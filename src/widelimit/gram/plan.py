@@ -14,6 +14,7 @@ __all__ = ["Plan", "Sizes", "batches", "solve"]
 _SIDES = (1024, 512, 256, 128, 64)
 _TILE_COST = 5e10  # element-layers: half a minute of one core, the most that a kill can cost it
 _TILES_A_SIDE = 4  # at least, so that there is something to share out and to resume
+_THREAD = 2**20  # stack and small objects of a thread
 _FEWEST_BLOCKS = 3  # the rows and the columns of a tile, and the next columns
 
 
@@ -83,7 +84,7 @@ class Sizes:
         # of which one matrix is then copied to be filled up, encoded, and given its checksum.
         tiles = (threads + 1) * self.matrices * self.entry + threads * 3 * self.entry
         blocks = (cached + 1) * self.profile + 3 * self.sample
-        return threads * self.scratch + tile**2 * tiles + tile * blocks
+        return threads * (self.scratch + _THREAD) + tile**2 * tiles + tile * blocks
 
 
 def solve(sizes: Sizes, budget: float, threads: int, tile: int | None) -> Plan:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import replace
+from importlib import import_module
 from itertools import chain
 from numbers import Integral
 from typing import Any
@@ -147,6 +148,7 @@ def gram(
 
     objects = open_objects(store)
     with objects.locked():
+        import_module("zarr")  # before memory is looked at: its modules take some, too
         budget = remaining(memory)
         manifest = Manifest(
             tuple(networks),

@@ -1,0 +1,535 @@
+"""`gram`: the values of `kernel`, however often a run is killed, within a budget of memory."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import widelimit as wl
+from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
+from widelimit.gram.manifest import Manifest
+from widelimit.gram.memory import available_memory, held_memory, parse_memory, remaining
+from widelimit.gram.plan import Sizes, solve
+from widelimit.gram.progress import Progress, Tracker
+from widelimit.gram.store import StoreError, TileStore, open_objects
+from widelimit.program import Kind
+
+RNG = np.random.default_rng(0)
+X = RNG.random((75, 7, 6, 2))
+X[60] = X[3]  # the same image in two tiles
+Z = RNG.random((41, 7, 6, 2))
+Z[5] = X[7]
+VANILLA, GAP = wl.cntk_vanilla(3), wl.cntk_gap(4)
+BOTH: tuple[Kind, ...] = ("ntk", "nngp")
+
+
+def open_tiles(path: Path) -> TileStore:
+    return TileStore.open(open_objects(path))
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("x2", [None, Z], ids=["symmetric", "two sides"])
+@pytest.mark.parametrize("kind", ["ntk", BOTH], ids=str)
+@pytest.mark.parametrize("net", [VANILLA, [VANILLA, GAP, wl.cntk_gap(2)]], ids=["one", "three"])
+def test_the_values_of_kernel(net: Any, kind: Any, x2: Any, dtype: Any, tmp_path: Path) -> None:
+    found = wl.gram(net, X, x2, kind, store=tmp_path / "k.zarr", tile=32, dtype=dtype)
+    expected = wl.kernel(net, X, x2, kind, dtype=dtype)
+    again = wl.open_gram(tmp_path / "k.zarr")
+    for grams in (found, again):
+        if isinstance(net, list):
+            assert np.array_equal(np.array(grams), np.array(expected))
+        elif isinstance(kind, tuple):
+            assert isinstance(grams, tuple)
+            assert all(np.array_equal(a, b) for a, b in zip(grams, expected, strict=True))
+        else:
+            assert np.array_equal(grams, expected)
+            assert np.asarray(grams).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        wl.ntk_dense(2),
+        wl.Network([wl.Conv(3), wl.ReLU(), wl.Flatten(), wl.Dense(), wl.ReLU(), wl.Dense()]),
+    ],
+    ids=["dense", "head"],
+)
+def test_dense_networks_and_heads(net: Any, tmp_path: Path) -> None:
+    k = wl.gram(net, X, store=tmp_path / "k.zarr", tile=16)
+    assert np.array_equal(k, wl.kernel(net, X))
+
+
+def test_dense_network_on_rows_in_large_tiles(tmp_path: Path) -> None:
+    x = RNG.normal(size=(700, 5))
+    k = wl.gram(wl.ntk_dense(3), x, store=tmp_path / "k.zarr", tile=300, dtype="float64")
+    assert np.array_equal(k, wl.kernel(wl.ntk_dense(3), x, dtype="float64"))
+
+
+@pytest.mark.parametrize("tile", [16, 33, 75, 200])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_bit_depends_on_tiles_or_threads(tile: int, threads: int, tmp_path: Path) -> None:
+    k = wl.gram(GAP, X, store=tmp_path / "k.zarr", tile=tile, threads=threads)
+    assert np.array_equal(k, wl.kernel(GAP, X))
+
+
+def test_few_profiles_held_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    run = importlib.import_module("widelimit.gram.run")
+    monkeypatch.setattr(run, "solve", lambda *a: replace(solve(*a), cached=3))
+    k = wl.gram(VANILLA, X, Z, store=tmp_path / "k.zarr", tile=16)
+    assert np.array_equal(k, wl.kernel(VANILLA, X, Z))
+
+
+def test_behind_a_url() -> None:
+    k = wl.gram(VANILLA, X, store="memory://test_gram/k.zarr", tile=32)
+    assert np.array_equal(k, wl.kernel(VANILLA, X))
+    assert np.array_equal(wl.open_gram("memory://test_gram/k.zarr"), k)
+
+
+# ---------------------------------------------------------------- reading
+
+INDEX = st.one_of(
+    st.integers(-75, 74),
+    st.slices(75),
+    st.just(slice(None)),
+)
+
+
+@pytest.fixture(scope="module")
+def k(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return wl.gram(VANILLA, X, store=tmp_path_factory.mktemp("k") / "k.zarr", tile=32)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=INDEX, columns=INDEX)
+def test_it_reads_like_an_array(k: Any, rows: Any, columns: Any) -> None:
+    whole = wl.kernel(VANILLA, X)
+    np.testing.assert_array_equal(k[rows, columns], whole[rows, columns])
+    np.testing.assert_array_equal(k[rows], whole[rows])
+
+
+def test_the_rest_of_an_array(k: Any) -> None:
+    whole = wl.kernel(VANILLA, X)
+    assert (k.shape, k.ndim, len(k), k.dtype, k.tile) == ((75, 75), 2, 75, "float32", 32)
+    assert k.symmetric
+    np.testing.assert_array_equal(k[...], whole)
+    np.testing.assert_array_equal(k[..., 3:5], whole[:, 3:5])
+    np.testing.assert_array_equal(k.diagonal(), whole.diagonal())
+    assert np.asarray(k, dtype="float64").dtype == "float64"
+    assert repr(k).endswith("75 x 75, float32)")
+    for wrong in ([1, 2], np.array([True]), (1, 2, 3), None, "a"):
+        with pytest.raises(IndexError, match=r"takes integers and slices, k\[i:j, l:m\], got"):
+            k[wrong]
+    with pytest.raises(IndexError, match="index 75 is out of bounds for 75 samples"):
+        k[75]
+    with pytest.raises(ValueError, match="without a copy"):
+        np.asarray(k, copy=False)
+
+
+def test_fingerprints_tell_matrices_apart(k: Any, tmp_path: Path) -> None:
+    two = wl.gram([VANILLA, GAP], X, store=tmp_path / "2.zarr", tile=32)
+    other = wl.gram(VANILLA, X[:74], store=tmp_path / "3.zarr", tile=32)
+    same = wl.gram(VANILLA, X, store=tmp_path / "4.zarr", tile=16)
+    assert len({k.fingerprint, two[0].fingerprint, two[1].fingerprint, other.fingerprint}) == 4
+    assert same.fingerprint == k.fingerprint
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def tiles_computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    keys: list[tuple[int, int]] = []
+    write = TileStore.write
+
+    def note(self: TileStore, key: tuple[int, int], values: Any) -> Any:
+        keys.append(key)
+        return write(self, key, values)
+
+    monkeypatch.setattr(TileStore, "write", note)
+    return keys
+
+
+def test_finished_tiles_are_never_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = tiles_computed(monkeypatch)
+
+    def stop(state: Progress) -> None:
+        if state.tiles == 3:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "k.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        wl.gram(VANILLA, X, store=path, tile=16, threads=1, progress=stop)
+    first = list(computed)
+    assert 3 <= len(first) < 15
+    with pytest.raises(StoreError, match=r"lacks \d+ of its tiles: run the call that makes it"):
+        wl.open_gram(path)
+    k = wl.gram(VANILLA, X, store=path, threads=1)
+    assert sorted(computed) == sorted(open_tiles(path).grid.tiles())  # each once
+    assert np.array_equal(k, wl.kernel(VANILLA, X))
+    wl.gram(VANILLA, X, store=path)
+    assert len(computed) == 15
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
+def test_damaged_tiles_are_computed_again(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "k.zarr"
+    wl.gram(VANILLA, X, store=path, tile=16)
+    file = path / "c" / "1" / "3"
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        bad = content[:-1] if damage == "truncated" else content[:9] + b"?" + content[10:]
+        file.write_bytes(bad)
+    computed = tiles_computed(monkeypatch)
+    k = wl.gram(VANILLA, X, store=path)
+    if damage == "flipped":  # of the right length: noticed when it is read
+        assert computed == []
+        with pytest.raises(StoreError, match=r"tile \(1, 3\) of .* is damaged.*verify=True"):
+            k[20:30, 50:60]
+        k = wl.gram(VANILLA, X, store=path, verify=True)
+    assert computed == [(1, 3)]
+    assert file.read_bytes() == content
+    assert np.array_equal(k, wl.kernel(VANILLA, X))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"net": GAP}, r"the network is Conv.* Flatten Dense there, Conv.* GlobalAvgPool Dense n"),
+        ({"net": wl.Network(VANILLA.layers)}, "scaling is 'paper' there, 'fan_in' now"),
+        (
+            {"net": wl.Network([wl.Conv(3, w_std=1.0), *VANILLA.layers[1:]], "paper")},
+            r"layer 0 is Conv\(3.*\) there, Conv\(3, w_std=1.0.*\) now",
+        ),
+        ({"x1": X + 1e-9}, r"x1 is \(75, 7, 6, 2\) with SHA-256 .*… there, \(75, 7, 6, 2\) with"),
+        ({"x1": X[:70]}, r"x1 is \(75, 7, 6, 2\) with .* there, \(70, 7, 6, 2\) with .* now"),
+        ({"x2": Z}, r"x2 is None there, \(41, 7, 6, 2\) with SHA-256"),
+        ({"dtype": "float64"}, "dtype is float32 there, float64 now"),
+        ({"kind": "nngp"}, "kind is ntk there, nngp now"),
+        ({"net": [VANILLA]}, r"the shape of the result is \(75, 75\) there, \(1, 75, 75\) now"),
+        ({"tile": 16}, "has tiles of 32 samples, got tile=16: leave tile out"),
+    ],
+)
+def test_another_kernel_on_the_same_path_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "k.zarr"
+    call: dict[str, Any] = {"net": VANILLA, "x1": X, "store": path}
+    before = np.array(wl.gram(**call, tile=32))
+    with pytest.raises(ValueError, match=message):
+        wl.gram(**(call | change))
+    assert np.array_equal(wl.gram(**call), before)
+
+
+def test_the_same_inputs_in_another_dtype_and_order_are_the_same(tmp_path: Path) -> None:
+    x = np.round(X * 255).astype(np.uint8)
+    first = wl.gram(VANILLA, x, store=tmp_path / "k.zarr")
+    again = wl.gram(VANILLA, np.asfortranarray(x.astype(np.float64)), store=tmp_path / "k.zarr")
+    assert again.fingerprint == first.fingerprint
+
+
+def test_another_instruction_set_needs_a_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "k.zarr"
+    best, *_, last = [name for name, there in instruction_sets().items() if there]
+    assert best != last
+    monkeypatch.setenv(ISA_VARIABLE, last)
+    wl.gram(VANILLA, X, store=path, tile=32)
+    open_tiles(path).delete((0, 1))
+    monkeypatch.setenv(ISA_VARIABLE, best)
+    with pytest.raises(ValueError, match=rf"was begun by backend cpu with {last}.* here is backe"):
+        wl.gram(VANILLA, X, store=path)
+    with pytest.raises(ValueError, match=r"was begun by .* here is backend reference, wide"):
+        wl.gram(VANILLA, X, store=path, backend="reference")
+    k = wl.gram(VANILLA, X, store=path, allow_mixed=True)
+    makers = Manifest.from_json(open_tiles(path).manifest, "").makers
+    assert [maker.instruction_set for maker in makers] == [last, best]
+    np.testing.assert_allclose(k, wl.kernel(VANILLA, X), rtol=1e-5)
+    monkeypatch.setenv(ISA_VARIABLE, last)  # complete: nothing is computed, nothing is mixed
+    wl.gram(VANILLA, X, store=path)
+
+
+def test_a_foreign_array_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "k.zarr"
+    TileStore.create(open_objects(path), (75, 75), 32, "float32", "upper", {"format": "x"})
+    with pytest.raises(StoreError, match="must hold a Gram matrix of widelimit, it does not"):
+        wl.gram(VANILLA, X, store=path)
+    wl.gram(VANILLA, X, store=tmp_path / "a.zarr", tile=32)
+    metadata = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
+    metadata["shape"] = [60, 60]
+    (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(StoreError, match="is not the one of its manifest"):
+        wl.open_gram(tmp_path / "a.zarr")
+
+
+# What a run that is killed does: it notes every tile it begins.
+RUN = """
+import os, sys
+import numpy as np
+import widelimit as wl
+from widelimit.gram.workers import Stored
+
+path, journal = sys.argv[1:]
+handle = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+begin = Stored.begin
+
+def note(self, key):
+    os.write(handle, f"{key[0]} {key[1]}\\n".encode())
+    return begin(self, key)
+
+Stored.begin = note
+x = np.random.default_rng(0).random((16 * 26 + 5, 16, 16, 1))
+wl.gram([wl.cntk_vanilla(11), wl.cntk_vanilla(21)], x, store=path, tile=16)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """At least twenty times: the same bits, and no finished tile computed twice."""
+    path, journal = tmp_path / "k.zarr", tmp_path / "journal"
+    rng = random.Random(1)
+    command = [sys.executable, "-c", RUN, str(path), str(journal)]
+    kills, finished = 0, set[tuple[int, int]]()
+    total = set[tuple[int, int]]()
+    while not total or finished != total:
+        journal.write_text("")
+        with subprocess.Popen(command) as run:
+            while run.poll() is None and not journal.stat().st_size:
+                time.sleep(0.002)
+            if kills < 25:
+                time.sleep(rng.random() * 0.04)
+                run.send_signal(signal.SIGKILL)
+        assert run.returncode in (0, -signal.SIGKILL)
+        kills += run.returncode == -signal.SIGKILL
+        begun = {tuple(map(int, line.split())) for line in journal.read_text().splitlines()}
+        assert not begun & finished, "a finished tile was computed again"
+        store = open_tiles(path)
+        total = set(store.grid.tiles())
+        now = store.finished()
+        assert finished <= now, "a finished tile was lost"
+        assert now - finished <= begun
+        assert store.damaged(sorted(now)) == []
+        finished = now
+    assert kills >= 20
+    assert not list(path.rglob("*.partial"))
+    rest = RUN.replace(str(path), "")
+    whole = tmp_path / "whole.zarr"
+    subprocess.run([sys.executable, "-c", rest, str(whole), str(journal)], check=True)
+    for key in total:
+        for place in range(2):
+            name = f"c/{place}/{key[0]}/{key[1]}"
+            assert (path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: (-1) ** next(jumps) * 1e9)
+    states: list[Progress] = []
+    path = tmp_path / "k.zarr"
+    wl.gram(VANILLA, X, store=path, tile=16, progress=states.append)
+    assert all(0 <= state.seconds < 60 and state.pairs_per_second >= 0 for state in states)
+    for index, file in enumerate(sorted((path / "c").rglob("*"))):
+        when = (0, 4e9)[index % 2]  # 1970, 2096
+        os.utime(file, (when, when))
+    wl.gram(VANILLA, X, store=path, progress=lambda state: pytest.fail("computed again"))
+
+
+# ---------------------------------------------------------------- memory
+
+MEASURE = """
+import re, resource, sys
+from pathlib import Path
+import numpy as np
+import widelimit as wl
+
+def peak():  # ru_maxrss of Linux counts the process that started this one, too
+    if Path("/proc/self/status").exists():
+        return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+rows = np.random.default_rng(0).random((1500, 32, 32, 3), dtype=np.float32)
+path, memory = sys.argv[1:]
+k = wl.gram([wl.cntk_vanilla(d) for d in (3, 6, 11)], rows, store=path,
+            memory=None if memory == "None" else memory)
+print(peak())
+"""
+
+
+def peak(path: Path, memory: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path), memory],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.slow
+def test_memory_is_a_promise(tmp_path: Path) -> None:
+    free = peak(tmp_path / "free.zarr", "None")
+    for megabytes in (110, 130, 150):
+        assert free > megabytes * 10**6  # without a promise it takes more
+        used = peak(tmp_path / f"{megabytes}.zarr", f"{megabytes}MB")
+        assert used <= megabytes * 10**6
+        rows = np.random.default_rng(0).random((1500, 32, 32, 3), dtype=np.float32)
+        block = wl.kernel([wl.cntk_vanilla(d) for d in (3, 6, 11)], rows[:40])
+        found = wl.open_gram(tmp_path / f"{megabytes}.zarr")
+        assert np.array_equal([k[:40, :40] for k in found], block)
+
+
+def test_too_little_memory_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError, match=r"takes \d+ MiB at least beside .*: raise memory"):
+        wl.gram(VANILLA, X, store=tmp_path / "k.zarr", memory="10MB")
+    assert not (tmp_path / "k.zarr" / "zarr.json").exists()
+
+
+SIZES = Sizes(10_000, 10_000, True, 4, 3, 8 * 784, 40_000, 10**6, 7840)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    budget=st.integers(10**7, 10**10),
+    threads=st.integers(1, 64),
+    tile=st.none() | st.integers(16, 2000),
+    profile=st.integers(0, 10**6),
+    cost=st.integers(0, 10**9),
+)
+def test_plans_fit(budget: int, threads: int, tile: int | None, profile: int, cost: int) -> None:
+    sizes = replace(SIZES, profile=profile, element_layers=cost)
+    try:
+        plan = solve(sizes, budget, threads, tile)
+    except MemoryError:
+        assert sizes.need(tile or 64, 1, 3) > budget
+        return
+    assert sizes.need(plan.tile, plan.threads, plan.cached) <= budget
+    assert 1 <= plan.threads <= threads
+    assert plan.group >= 1
+    assert tile in (None, plan.tile)
+
+
+def test_plans_use_what_there_is() -> None:
+    plan = solve(SIZES, 10**10, 8, None)
+    assert (plan.tile, plan.threads) == (1024, 8)
+    assert plan.cached >= 10  # all profiles
+    assert solve(replace(SIZES, element_layers=10**7), 10**10, 8, None).tile == 64
+    assert solve(replace(SIZES, n1=500, n2=500), 10**10, 8, None).tile == 64
+    assert solve(SIZES, 5 * 10**7, 8, None).tile < 1024
+    assert solve(SIZES, 1.5e7, 8, None).threads < 8
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("6GB", 6 * 10**9),
+        ("512MiB", 2**29),
+        ("1.5 GB", 15 * 10**8),
+        ("7", 7),
+        (10, 10),
+        ("2Ki", 2048),
+    ],
+)
+def test_memory_is_read(text: Any, value: int) -> None:
+    assert parse_memory(text) == value
+
+
+@pytest.mark.parametrize("wrong", ["", "GB", "-1GB", "6 gb", "6GBs", "1e9", "0", 0, -5, "nan"])
+def test_memory_that_is_none(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="memory must be a number of bytes, or text such as '6GB'"):
+        parse_memory(wrong)
+    for other in (True, 1.5, None, [1]):
+        with pytest.raises(TypeError, match="memory must be a number of bytes"):
+            parse_memory(other)
+
+
+def test_what_is_held_counts() -> None:
+    held = held_memory()
+    assert 10**7 < held < 10**11
+    assert abs(remaining(10**12) - (10**12 - held)) < 10**9
+    available = available_memory()
+    assert available is not None
+    assert 0.4 * available < remaining(None) < 0.7 * available
+
+
+# ---------------------------------------------------------------- progress and options
+
+
+def test_progress(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    states: list[Progress] = []
+    path = tmp_path / "k.zarr"
+    wl.gram([VANILLA, GAP], X, store=path, tile=32, progress=states.append)
+    last = states[-1]
+    assert (last.tiles, last.tiles_total, last.tiles_found) == (6, 6, 0)
+    assert last.pairs == last.pairs_total == 75 * 76 // 2
+    assert [s.tiles for s in states] == sorted(s.tiles for s in states)
+    assert last.element_layers_per_second > last.pairs_per_second > 0
+    tiles = open_tiles(path)
+    tiles.delete((0, 0))
+    states.clear()
+    wl.gram([VANILLA, GAP], X, store=path, progress=states.append)
+    assert (states[-1].tiles, states[-1].tiles_found, states[-1].pairs) == (6, 5, 32 * 33 // 2)
+    tiles.delete((0, 0))
+    capfd.readouterr()
+    wl.gram([VANILLA, GAP], X, store=path, progress=True)  # not a terminal: plain lines
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("6 of 6 tiles, ")
+    assert err.count("\n") == 1
+    assert "element-layers/s, 0 s left" in err
+
+
+def test_the_time_left_is_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    tracker = Tracker(tiles_total=10, tiles_found=4, pairs_total=600, element_layers=50)
+    assert tracker.add(0, 0).seconds_left is None
+    now[0] = 102.0
+    state = tracker.add(200, 2)
+    assert (state.tiles, state.seconds_left) == (6, 4.0)
+    assert (state.pairs_per_second, state.element_layers_per_second) == (100, 5000)
+    assert str(replace(state, seconds_left=3700.0)).endswith(", 1 h 01 min left")
+    assert str(state) == "6 of 10 tiles, 100 pairs/s, 5 k element-layers/s, 4 s left"
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ({"tile": 8}, ValueError, "tile must be from 16 to 16384 samples, got 8"),
+        ({"tile": 32.0}, TypeError, "tile must be an integer or None, got 32.0"),
+        ({"tile": True}, TypeError, "tile must be an integer or None, got True"),
+        ({"memory": "much"}, ValueError, "memory must be a number of bytes"),
+        ({"timeout": 0}, ValueError, "timeout must be a positive number of seconds or None"),
+        ({"executor": 5}, TypeError, "executor must be a concurrent.futures.Executor, a dask"),
+        ({"progress": 1}, TypeError, "progress must be True, False or a callable, got 1"),
+        ({"dtype": "float16"}, ValueError, 'dtype must be "float32" or "float64"'),
+        ({"threads": 0}, ValueError, "threads must be at least 1"),
+        ({"x1": X[0]}, ValueError, r"x1 must have shape \(n, h, w, c\)"),
+        ({"x1": X * np.nan}, ValueError, "x1 must be finite"),
+    ],
+)
+def test_wrong_options(option: Any, error: Any, message: str, tmp_path: Path) -> None:
+    call: dict[str, Any] = {"net": VANILLA, "x1": X, "store": tmp_path / "k.zarr"}
+    with pytest.raises(error, match=message):
+        wl.gram(**(call | option))
+    assert not (tmp_path / "k.zarr" / "zarr.json").exists()

@@ -1,0 +1,300 @@
+"""Tiles on executors: the bits of one process, whatever workers do to a store or to themselves."""
+
+import errno
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import (
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import widelimit as wl
+from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
+from widelimit.gram.progress import Progress
+from widelimit.gram.store import StoreError, TileStore, open_objects
+from widelimit.gram.workers import Report, Task, run_task
+
+X = np.random.default_rng(0).random((120, 7, 6, 2))
+Z = np.random.default_rng(1).random((50, 7, 6, 2))
+NETS = [wl.cntk_vanilla(3), wl.cntk_gap(3)]
+TILES = 36  # 8 x 9 / 2
+HERE = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+def gram(path: Path, **options: Any) -> Any:
+    return wl.gram(NETS, X, store=path, tile=16, **options)
+
+
+def expected() -> np.ndarray:
+    return np.array(wl.kernel(NETS, X))
+
+
+class Fault(Executor):
+    """Runs tasks on a thread, but for what a test makes of them."""
+
+    def __init__(self, make: Callable[[int, Task], Any]) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._make = make
+        self.tasks: list[Task] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        task = args[0]
+        assert isinstance(task, Task)
+        assert fn is run_task
+        self.tasks.append(task)
+        return self._pool.submit(self._run, len(self.tasks) - 1, task)
+
+    def _run(self, number: int, task: Task) -> Any:
+        made = self._make(number, task)
+        if isinstance(made, BaseException):
+            raise made
+        return run_task(task) if made is None else made
+
+
+# ---------------------------------------------------------------- the same bits
+
+
+@contextmanager
+def dask_client() -> Iterator[Any]:
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+ENGINES = {
+    "threads": lambda: ThreadPoolExecutor(3),
+    "processes": lambda: ProcessPoolExecutor(2, multiprocessing.get_context("spawn")),
+    "dask": dask_client,
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_bits_of_one_process(engine: str, tmp_path: Path) -> None:
+    states: list[Progress] = []
+    with ENGINES[engine]() as executor:
+        k = gram(tmp_path / "k.zarr", executor=executor, progress=states.append)
+        rectangle = wl.gram(NETS[0], X, Z, store=tmp_path / "z.zarr", executor=executor)
+    assert np.array_equal(np.array(k), expected())
+    assert np.array_equal(rectangle, wl.kernel(NETS[0], X, Z))
+    assert (states[-1].tiles, states[-1].pairs) == (TILES, 120 * 121 // 2)
+
+
+def test_what_travels_is_small(tmp_path: Path) -> None:
+    import pickle
+
+    executor = Fault(lambda number, task: None)
+    gram(tmp_path / "k.zarr", executor=executor)
+    assert max(len(pickle.dumps(task)) for task in executor.tasks) < 1000
+    keys = [key for task in executor.tasks for key in task.keys]
+    assert len(keys) == len(set(keys)) == TILES
+
+
+def test_a_resume_on_workers_computes_what_is_missing(tmp_path: Path) -> None:
+    gram(tmp_path / "k.zarr")
+    store = TileStore.open(open_objects(tmp_path / "k.zarr"))
+    store.delete((2, 5))
+    executor = Fault(lambda number, task: None)
+    k = gram(tmp_path / "k.zarr", executor=executor)
+    assert [task.keys for task in executor.tasks] == [((2, 5),)]
+    assert np.array_equal(np.array(k), expected())
+
+
+# ---------------------------------------------------------------- workers that are lost
+
+
+def test_a_process_that_is_killed(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill(state: Progress) -> None:
+        if not killed:
+            victim = multiprocessing.active_children()[0]
+            victim.kill()
+            killed.append(state.tiles)
+
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(2, context) as executor,
+        pytest.warns(RuntimeWarning, match=r"the executor lost a worker and stopped .* here"),
+    ):
+        k = gram(tmp_path / "k.zarr", executor=executor, progress=kill)
+    assert killed[0] < TILES
+    assert np.array_equal(np.array(k), expected())
+
+
+@HERE
+def test_a_dask_worker_that_is_killed(tmp_path: Path) -> None:
+    killed: list[int] = []
+    with dask_client() as client:
+
+        def kill(state: Progress) -> None:
+            if not killed:
+                worker = next(iter(client.cluster.workers.values()))
+                worker.process.process._process.kill()
+                killed.append(state.tiles)
+
+        k = gram(tmp_path / "k.zarr", executor=client, progress=kill)
+    assert killed
+    assert np.array_equal(np.array(k), expected())
+
+
+class KilledWorker(Exception):
+    """As distributed calls it."""
+
+
+@pytest.mark.parametrize(
+    "error", [KilledWorker("3 times"), CancelledError(), OSError(errno.EIO, "input/output error")]
+)
+def test_a_task_that_fails_is_handed_out_again(error: BaseException, tmp_path: Path) -> None:
+    executor = Fault(lambda number, task: error if number in (3, TILES) else None)
+    with pytest.warns(RuntimeWarning, match=r"tiles \(.*\) failed \(.*\) and are handed out again"):
+        k = gram(tmp_path / "k.zarr", executor=executor)
+    assert len(executor.tasks) == TILES + 2
+    assert np.array_equal(np.array(k), expected())
+
+
+@HERE
+def test_a_task_that_always_fails(tmp_path: Path) -> None:
+    bad = (0, 2)
+    executor = Fault(lambda n, task: KilledWorker("memory") if task.keys == (bad,) else None)
+    with pytest.raises(KilledWorker, match="memory"):
+        gram(tmp_path / "k.zarr", executor=executor)
+    assert sum(task.keys == (bad,) for task in executor.tasks) == 3
+    k = gram(tmp_path / "k.zarr")  # and what was finished is not lost
+    assert np.array_equal(np.array(k), expected())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("x"), OverflowError("x"), OSError(errno.ENOSPC, "x"), OSError(errno.EACCES, "x")],
+)
+def test_an_error_that_will_not_pass_is_told_at_once(error: Exception, tmp_path: Path) -> None:
+    executor = Fault(lambda number, task: error if number == 3 else None)
+    with pytest.raises(type(error), match="x"):
+        gram(tmp_path / "k.zarr", executor=executor)
+    assert np.array_equal(np.array(gram(tmp_path / "k.zarr")), expected())
+
+
+def test_an_executor_that_breaks(tmp_path: Path) -> None:
+    executor = Fault(lambda n, task: BrokenProcessPool("a process died") if n == 10 else None)
+    with pytest.warns(RuntimeWarning, match="lost a worker and stopped .a process died.: the oth"):
+        k = gram(tmp_path / "k.zarr", executor=executor)
+    assert np.array_equal(np.array(k), expected())
+
+
+# ---------------------------------------------------------------- workers that hang
+
+
+def test_a_worker_that_hangs(tmp_path: Path) -> None:
+    """One of two threads never comes back: the other one gets its tiles."""
+    stuck = threading.Event()
+
+    class Hanging(Fault):
+        def __init__(self) -> None:
+            super().__init__(lambda n, task: stuck.wait() and None if n == 4 else None)
+            self._pool = ThreadPoolExecutor(2)
+
+    executor = Hanging()
+    try:
+        with pytest.warns(RuntimeWarning, match="no worker has finished anything for 1 s: its til"):
+            k = gram(tmp_path / "k.zarr", executor=executor, timeout=1)
+    finally:
+        stuck.set()
+        executor._pool.shutdown()
+    assert np.array_equal(np.array(k), expected())
+
+
+@HERE
+def test_workers_that_all_hang(tmp_path: Path) -> None:
+    stuck = threading.Event()
+    executor = Fault(lambda n, task: stuck.wait() and None if n >= 5 else None)
+    try:
+        with pytest.raises(TimeoutError, match=r"finished anything for 0 s, twice; tiles \(.*kept"):
+            gram(tmp_path / "k.zarr", executor=executor, timeout=0.3)
+    finally:
+        stuck.set()
+        executor._pool.shutdown(cancel_futures=True)
+    assert TileStore.open(open_objects(tmp_path / "k.zarr")).finished()
+    assert np.array_equal(np.array(gram(tmp_path / "k.zarr")), expected())
+
+
+# ---------------------------------------------------------------- workers that are wrong
+
+
+def lie(task: Task) -> Report:
+    report = run_task(task)
+    wrong = {key: (values[0] ^ 1, *values[1:]) for key, values in report.checksums.items()}
+    return replace(report, checksums=wrong)
+
+
+def test_a_wrong_checksum_is_reported_and_the_tile_computed_again(tmp_path: Path) -> None:
+    executor = Fault(lambda number, task: lie(task) if number == 7 else None)
+    message = rf"process {os.getpid()} on .* wrote tile \(.*\) with checksum .*, and reported .*bad"
+    with pytest.warns(RuntimeWarning, match=message):
+        k = gram(tmp_path / "k.zarr", executor=executor)
+    assert len(executor.tasks) == TILES + 1
+    assert np.array_equal(np.array(k), expected())
+
+
+@HERE
+def test_a_worker_whose_checksums_are_always_wrong(tmp_path: Path) -> None:
+    executor = Fault(lambda number, task: lie(task))
+    with pytest.raises(StoreError, match="look for bad memory or a bad disk there"):
+        gram(tmp_path / "k.zarr", executor=executor)
+
+
+@HERE
+def test_a_worker_that_sees_another_store(tmp_path: Path) -> None:
+    def elsewhere(task: Task) -> Report:
+        return Report("process 1 on host", dict.fromkeys(task.keys, (1, 2)), 0.1)
+
+    executor = Fault(lambda number, task: elsewhere(task))
+    with pytest.raises(StoreError, match=r"not in .*: all workers must see that path, on a shared"):
+        gram(tmp_path / "k.zarr", executor=executor)
+
+
+def test_a_worker_with_another_instruction_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = [name for name, there in instruction_sets().items() if there][-1]
+
+    def other(number: int, task: Task) -> None:
+        monkeypatch.setenv(ISA_VARIABLE, last)
+
+    from widelimit.gram import workers
+
+    workers._computation.cache_clear()
+    with pytest.raises(ValueError, match=rf"has backend cpu with {last}, .* set the environment"):
+        gram(tmp_path / "k.zarr", executor=Fault(other))
+    workers._computation.cache_clear()
+
+
+def test_inputs_that_were_changed_on_their_way(tmp_path: Path) -> None:
+    path = tmp_path / "k.zarr"
+
+    def change(number: int, task: Task) -> None:
+        np.save(path / "inputs" / "x1.npy", X + 1)
+
+    with (
+        pytest.raises(StoreError, match=r"x1 in .* is not what the store is the kernel of"),
+        pytest.warns(RuntimeWarning, match="handed out again"),
+    ):
+        gram(path, executor=Fault(change))
+    assert json.loads((path / "zarr.json").read_text())["node_type"] == "array"
