@@ -1,0 +1,118 @@
+"""Gram matrices that solvers read a piece at a time: arrays in memory, and stored ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from widelimit.solvers.solution import FloatArray
+
+__all__ = ["Matrix", "as_matrix", "diagonal", "fingerprint", "load", "multiply", "tile_side"]
+
+_SMALLEST_TILE, _LARGEST_TILE = 64, 1024
+_TILES_A_SIDE = 4
+
+
+class Matrix(Protocol):
+    """A symmetric Gram matrix: an ndarray, or what reads like one, as `Gram` does.
+
+    Of what is stored only one half is read, in pieces that begin and end at multiples of its
+    ``tile``.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n, n)``."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        ...
+
+    def __getitem__(self, index: tuple[slice, slice], /) -> NDArray[Any]: ...
+
+
+def as_matrix(k: ArrayLike | Matrix) -> Matrix:
+    """Return a stored matrix as it is, anything else as an array; check that it is square.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not real, or not ``(n, n)`` with n >= 1.
+    """
+    matrix = cast("Matrix", k if hasattr(k, "tile") else np.asarray(k))
+    if matrix.dtype.kind not in "fiu":
+        raise TypeError(
+            f"k must hold real numbers, got dtype {matrix.dtype}: convert it to float64"
+        )
+    if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1] or 0 in matrix.shape:
+        raise ValueError(
+            f"k must be a square Gram matrix (n, n) with n >= 1, got shape {matrix.shape}: "
+            "give the kernel of the training samples with themselves"
+        )
+    return matrix
+
+
+def tile_side(k: Matrix) -> int:
+    """Return the side of the pieces that a matrix is read in: its own, if it has one."""
+    own = int(getattr(k, "tile", 0))
+    if own:
+        return own
+    side = _LARGEST_TILE
+    while side > _SMALLEST_TILE and side * _TILES_A_SIDE > k.shape[0]:
+        side //= 2
+    return side
+
+
+def fingerprint(k: Matrix) -> str:
+    """Return a digest, in hexadecimal, that tells a matrix from others."""
+    own = getattr(k, "fingerprint", None)
+    if own is not None:
+        return str(own)
+    digest = hashlib.sha256(f"{k.shape} {k.dtype.str}".encode())
+    for start in range(0, k.shape[0], _SMALLEST_TILE):
+        digest.update(np.ascontiguousarray(k[start : start + _SMALLEST_TILE, :]).data)
+    return digest.hexdigest()
+
+
+def pieces(k: Matrix) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
+    """Yield the pieces on and above the diagonal, each once: rows, columns, entries."""
+    n, t = k.shape[0], tile_side(k)
+    for i in range(0, n, t):
+        rows = slice(i, min(n, i + t))
+        for j in range(i, n, t):
+            columns = slice(j, min(n, j + t))
+            yield rows, columns, k[rows, columns]
+
+
+def diagonal(k: Matrix) -> FloatArray:
+    """Return the diagonal as float64."""
+    n, t = k.shape[0], tile_side(k)
+    parts = [slice(i, min(n, i + t)) for i in range(0, n, t)]
+    return np.concatenate([k[part, part].diagonal() for part in parts]).astype(np.float64)
+
+
+def load(k: Matrix, dtype: str) -> NDArray[Any]:
+    """Read a whole matrix into one new array, ``(n, n)``, row-first: one buffer, and one piece."""
+    n = k.shape[0]
+    out = np.empty((n, n), dtype)
+    for rows, columns, values in pieces(k):
+        out[rows, columns] = values
+        out[columns, rows] = values.T
+    return out
+
+
+def multiply(k: Matrix, v: FloatArray) -> FloatArray:
+    """Return ``k v`` in float64, v (n, m): one pass over half of the matrix."""
+    out = np.zeros_like(v)
+    for rows, columns, values in pieces(k):
+        block = values.astype(np.float64)
+        out[rows] += block @ v[columns]
+        if rows != columns:
+            out[columns] += block.T @ v[rows]
+    return out
