@@ -200,6 +200,14 @@ def test_overwrite_destroys_k_and_no_other_array(order):
     np.testing.assert_array_equal(y, np.ones(20))
 
 
+def assert_not_positive_definite(solution, message):
+    assert solution.status is Status.NOT_POSITIVE_DEFINITE
+    assert np.isnan(solution.value).all()
+    with pytest.raises(np.linalg.LinAlgError, match=message):
+        solution.require()
+    assert "<" not in solution.message
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     n=st.sampled_from([2, 3, 7, 40, BLOCK + 1, 2 * BLOCK + 5]),
@@ -215,9 +223,10 @@ def test_dependent_samples_are_always_found(n, factor, seed):
     k = x @ x.T
     k = (k + k.T) / 2
     message = rf"sample {second} \(from 0\) of n = {n}.* sample {first} \(weight {factor:g}\)"
-    with pytest.raises(np.linalg.LinAlgError, match=message):
-        solve_cholesky(k, np.ones(n))
+    solution = solve_cholesky(k, np.ones(n))
+    assert_not_positive_definite(solution, message)
     # The remedy of the message works.
+    assert "ridge=1e-06 was tried and is enough" in solution.message
     assert solve_cholesky(k, np.ones(n), ridge=1e-6).status is Status.SOLVED
 
 
@@ -234,35 +243,59 @@ def test_pivot_is_the_schur_complement():
     leading = np.linalg.solve(k[:150, :150], k[:150, 150])
     k[150, 150] = k[:150, 150] @ leading - 0.05 * np.trace(k) / 200
     pivot = (k[150, 150] - k[:150, 150] @ leading) / (np.trace(k) / 200)
-    with pytest.raises(np.linalg.LinAlgError) as error:
-        solve_cholesky(k, np.ones(200))
-    assert float(str(error.value).split("smallest pivot is ")[1].split()[0]) == pytest.approx(
-        pivot, rel=0.01
-    )
+    assert float(
+        solve_cholesky(k, np.ones(200)).message.split("smallest pivot is ")[1].split()[0]
+    ) == pytest.approx(pivot, rel=0.01)
 
 
 @pytest.mark.parametrize(
     ("k", "ridge", "message"),
     [
         (np.ones((3, 3)), 0, r"pivot is 0 trace.*sample 1 .*n = 3.*sample 0 \(weight 1\)"),
-        (np.ones((3, 3), np.float32), 0, r'dtype="float64" \(k is float32\); or .*ridge=1e-06;'),
-        (np.ones((3, 3)), 1e-17, "say ridge=1e-06"),
+        (np.ones((3, 3), np.float32), 0, r'dtype="float64" \(k is float32\); or .*ridge=1e-06 w'),
+        (np.ones((3, 3)), 1e-17, "ridge=1e-06 was tried and is enough"),
         (np.diag([1.0, 0.0, 2.0]), 0, r"k\[1, 1\] is 0 with the ridge.*sample of zeros"),
-        (np.zeros((2, 2)), 1.0, r"pivot is 0, at sample 0.*k\[0, 0\] is 0 .*b_std > 0"),
+        (np.zeros((2, 2)), 1.0, r"pivot is 0, at sample 0.*k\[0, 0\] is 0 .*no relative ridge"),
         (np.diag([1.0, -4.0]), 0.5, r"k\[1, 1\] is -4.75 with the ridge"),
         (np.array([[1.0, 2.0], [2.0, 1.0]]), 0, "pivot is -3 trace.*no Gram matrix"),
         (np.array([[1.0, 2.0], [2.0, 1.0]]), 0.5, "ridge 0.5: .*no Gram matrix"),
     ],
 )
 def test_not_positive_definite(k, ridge, message):
-    with pytest.raises(np.linalg.LinAlgError, match=message):
-        solve_cholesky(k, np.ones(len(k)), ridge)
+    solution = solve_cholesky(k, np.ones(len(k)), ridge)
+    assert_not_positive_definite(solution, message)
+    if "was tried" in solution.message:  # and it is: the ridge makes it positive definite
+        enough = float(solution.message.split("ridge=")[-1].split()[0])
+        assert solve_cholesky(k, np.ones(len(k)), enough).require() is not None
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.sampled_from([3, 40, BLOCK + 1, 2 * BLOCK + 5]),
+    shift=st.sampled_from([0.0, 1e-9, 1e-4, 0.3, 7.0]),
+    dtype=st.sampled_from(["float32", "float64"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_ridge_of_the_message_is_enough(n, shift, dtype, seed):
+    """Of rank n/2, moved below zero by some share of the mean of the diagonal."""
+    x = np.random.default_rng(seed).normal(size=(n, max(1, n // 2)))
+    k = x @ x.T
+    k = (k - shift * np.trace(k) / n * np.eye(n)).astype(dtype)
+    solution = solve_cholesky(k, np.ones(n))
+    if np.trace(k) <= 0:
+        assert "no relative ridge can be enough" in solution.message
+        return
+    if shift == 0 and solution.status is Status.ILL_CONDITIONED:
+        return  # float32 has rounded it to a positive definite one
+    assert_not_positive_definite(solution, r"ridge=\S+ was tried and is enough")
+    enough = float(solution.message.split("ridge=")[-1].split()[0])
+    assert solve_cholesky(k, np.ones(n), enough).status is not Status.NOT_POSITIVE_DEFINITE
+    smallest = -np.linalg.eigvalsh(k.astype(np.float64))[0] / (np.trace(k) / n)
+    assert smallest < enough <= max(1e-6, 20 * smallest)
 
 
 def test_float64_is_not_advised_for_float64():
-    with pytest.raises(np.linalg.LinAlgError) as error:
-        solve_cholesky(np.ones((2, 2)), [0, 1])
-    assert "float64" not in str(error.value)
+    assert "float64" not in solve_cholesky(np.ones((2, 2)), [0, 1]).message
 
 
 @pytest.mark.parametrize("place", [(0, 1), (1, 0), (5, 140), (140, 5), (259, 260), (260, 259)])

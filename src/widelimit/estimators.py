@@ -83,7 +83,7 @@ class _NTKEstimator(BaseEstimator):
         backend, threads = self.backend, self.threads
         k = kernel(net, samples, kind=self.kind, backend=backend, dtype=dtype, threads=threads)
         try:
-            solution = solve_cholesky(k, y, ridge, overwrite_k=True)
+            solution = solve_cholesky(k, y, ridge, overwrite_k=True).require()
         except np.linalg.LinAlgError as error:
             if rows.shape[1] > 1:
                 raise

@@ -154,13 +154,10 @@ def _fit_kernel(gram: Gram, images: Images, i: int, j: int, n_classes: int) -> R
 def _solve(k: NDArray[Any], targets: FloatArray) -> tuple[FloatArray, float]:
     """Solve with the smallest of `RIDGES` that leaves the system well-conditioned, and name it."""
     for ridge in RIDGES[:-1]:
-        try:
-            solution = solve_cholesky(k, targets, ridge)
-        except np.linalg.LinAlgError:
-            continue
+        solution = solve_cholesky(k, targets, ridge)
         if solution.status is Status.SOLVED:
             return solution.value, ridge
-    return solve_cholesky(k, targets, RIDGES[-1]).value, RIDGES[-1]
+    return solve_cholesky(k, targets, RIDGES[-1]).require().value, RIDGES[-1]
 
 
 def _fit_baseline(

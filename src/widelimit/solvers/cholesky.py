@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import blas, lapack  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.solvers.checks import check_gram, check_ridge, check_targets, epsilon
-from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status
+from widelimit.solvers.matrix import Matrix, as_matrix, load
+from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status, failed
 
 __all__ = ["solve_cholesky"]
 
@@ -24,6 +25,9 @@ _dsymm: Callable[..., FloatArray] = _blas.dsymm
 _dtrsv: Callable[..., FloatArray] = _blas.dtrsv
 
 _EPSILON = 2.0**-52
+_BLOCK_ROWS = 128
+_FIRST_RIDGE = 1e-6  # that is tried where none, or a smaller one, is not enough
+_ENOUGH = "<which ridge>"  # stands in a message until a ridge has been tried
 # Roundings that a pivot must exceed: n by the error bound of Cholesky, and for small n those of
 # the entries of k, which are sums of products themselves.
 _MIN_ROUNDINGS = 100
@@ -32,17 +36,17 @@ _MAX_ROUNDING_PIVOT = 1e-3
 
 
 def solve_cholesky(
-    k: ArrayLike, y: ArrayLike, ridge: float = 0.0, *, overwrite_k: bool = False
+    k: ArrayLike | Matrix, y: ArrayLike, ridge: float = 0.0, *, overwrite_k: bool = False
 ) -> Solution:
     """Solve ``(k + ridge trace(k)/n I) a = y`` by a Cholesky factorisation in float64.
 
     The ridge is relative: it multiplies ``trace(k)/n``, the mean of the diagonal of k. Nothing is
     repaired: the ridge used is the ridge asked for, and a k that is not positive definite with
-    it is an error. ridge = 0 is the kernel regression of the paper (Section 3, Eq. 8).
+    it has no solution. ridge = 0 is the kernel regression of the paper (Section 3, Eq. 8).
 
     Parameters
     ----------
-    k : array-like of shape (n, n), float32 or float64
+    k : Gram, or array-like of shape (n, n), float32 or float64
         Symmetric Gram matrix of the training samples, finite. Integers are read as float64.
     y : array-like of shape (n,) or (n, targets)
         Targets, finite real numbers.
@@ -60,6 +64,9 @@ def solve_cholesky(
         ``Status.ILL_CONDITIONED`` if ``1 / |A^-1|_1 < sqrt(n) eps trace(k)/n`` by estimate, where
         A is k with the ridge: its smallest eigenvalue is then no larger than the effect of
         rounding the entries of k to their dtype, eps = 1.2e-7 for float32, 2.2e-16 for float64.
+        It is ``Status.NOT_POSITIVE_DEFINITE``, and the value NaN, if a pivot is below
+        ``max(n, 100) 2.2e-16`` times the diagonal; the message then gives the pivot, the sample
+        it belongs to and the one that it repeats, and a ridge that was tried and is enough.
 
     Raises
     ------
@@ -67,19 +74,19 @@ def solve_cholesky(
         If k or y is not real, or ridge is not a number.
     ValueError
         If k is not square, symmetric and finite, y does not fit k, or ridge is negative.
-    numpy.linalg.LinAlgError
-        If ``k + ridge trace(k)/n I`` is not positive definite to the rounding of float64: a pivot
-        is below ``max(n, 100) 2.2e-16`` times the diagonal. The message gives the pivot, the
-        sample it belongs to, and what to do.
 
     Notes
     -----
     Cost: ``n^3/3 + 4 n^2 targets`` flops. Memory beside k and y: one float64 copy of k, ``8 n^2``
     bytes (none with overwrite_k), and ``3100 n + 32 n targets`` bytes. One triangle of the
     workspace becomes the factor and the other keeps k, so that the residual needs no second copy.
+    Finding a ridge that is enough takes a factorisation for each that is tried, mostly one.
     """
     start = time.perf_counter()
-    matrix, row_sums = check_gram(k)
+    dtype = as_matrix(k).dtype
+    if hasattr(k, "tile"):  # stored: read into the buffer that becomes the factor
+        k, overwrite_k = load(as_matrix(k), "float64"), True
+    matrix, row_sums = check_gram(cast("ArrayLike", k))
     n = matrix.shape[0]
     targets = check_targets(y, n)
     relative = check_ridge(ridge)
@@ -103,12 +110,13 @@ def solve_cholesky(
         # Whether Cholesky gets through a singular k is luck, and the value is then noise: it
         # cannot tell a pivot of some roundings of the diagonal from zero.
         pivots = np.diagonal(factor) ** 2 / diagonal
-        if pivots.min() < max(n, _MIN_ROUNDINGS) * _EPSILON:
+        if not _is_definite(pivots):
             weakest = int(pivots.argmin())
     if weakest >= 0:
-        raise np.linalg.LinAlgError(
-            _explain_pivot(work, diagonal, weakest, mean_diagonal, relative, matrix.dtype)
-        )
+        why = _explain_pivot(work, diagonal, weakest, mean_diagonal, relative, dtype)
+        enough = _find_ridge(work, diagonal - ridge_absolute, mean_diagonal, relative)
+        message = why.replace(_ENOUGH, enough)
+        return failed(y, relative, ridge_absolute, message, time.perf_counter() - start)
     value, _ = _dpotrs(factor, targets, lower=1)
     rcond, _ = _dpocon(factor, norm, uplo="L")
 
@@ -117,7 +125,7 @@ def solve_cholesky(
     size = float(np.linalg.norm(targets))
     # rcond * norm = 1 / |A^-1|_1, at most the smallest eigenvalue; independent roundings of the
     # entries of k are a matrix of norm sqrt(n) eps trace(k)/n, up to a small factor.
-    noise = n**0.5 * epsilon(matrix.dtype) * mean_diagonal
+    noise = n**0.5 * epsilon(dtype) * mean_diagonal
     return Solution(
         value=value.reshape(np.shape(y)),
         status=Status.ILL_CONDITIONED if rcond * norm < noise else Status.SOLVED,
@@ -140,6 +148,34 @@ def _workspace(matrix: NDArray[Any], overwrite: bool) -> FloatArray:
         if matrix.flags.f_contiguous:
             return matrix.T
     return np.array(matrix, dtype=np.float64, order="C")
+
+
+def _is_definite(pivots: FloatArray) -> bool:
+    """Return whether pivots, divided by the diagonal, exceed rounding."""
+    return bool(pivots.min() >= max(pivots.size, _MIN_ROUNDINGS) * _EPSILON)
+
+
+def _find_ridge(work: FloatArray, diagonal: FloatArray, mean: float, ridge: float) -> str:
+    """Say which relative ridge is enough: powers of ten are tried, from 1e-6 on.
+
+    The strict lower triangle of `work` keeps k, `diagonal` is that of k. `work` is destroyed.
+    """
+    n = diagonal.size
+    if mean <= 0:
+        return "no relative ridge can be enough, since trace(k)/n is not positive"
+    larger = max(10 * ridge, _FIRST_RIDGE)
+    while True:
+        for start in range(0, n, _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            square = np.tril(work[rows, rows], -1)
+            work[rows, start:] = work[start:, rows].T
+            work[rows, rows] = square + square.T
+        work.reshape(-1)[:: n + 1] = entries = diagonal + larger * mean
+        if entries.min() > 0:
+            factor, info = _dpotrf(work.T, lower=1, clean=0, overwrite_a=1)
+            if info == 0 and _is_definite(np.diagonal(factor) ** 2 / entries):
+                return f"ridge={larger:g} was tried and is enough"
+        larger *= 10
 
 
 def _explain_pivot(
@@ -175,16 +211,16 @@ def _explain_pivot(
         return message + (
             f"k[{index}, {index}] is {diagonal[index]:.3g} with the ridge; it is 0 for a sample of "
             "zeros: remove such samples from the training set, or give the network a bias "
-            "(b_std > 0)."
+            f"(b_std > 0), or add a larger relative ridge: {_ENOUGH}."
         )
     if pivot < -_MAX_ROUNDING_PIVOT * unit:
         return message + (
             "This is far beyond rounding, so k is no Gram matrix: compute it again, from the "
-            "training samples in one order."
+            f"training samples in one order. As for a larger relative ridge, {_ENOUGH}."
         )
     nearest = int(np.argmax(np.abs(weights)))
     remedies = [
-        f"add a larger relative ridge, say ridge={max(10 * ridge, 1e-6):g}",
+        f"add a larger relative ridge: {_ENOUGH}",
         "remove samples that repeat another one, or are a positive multiple of it when the "
         "network has no biases",
     ]

@@ -7,9 +7,9 @@ from enum import Enum
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["FloatArray", "Solution", "Statistics", "Status"]
+__all__ = ["FloatArray", "Solution", "Statistics", "Status", "failed"]
 
 FloatArray: TypeAlias = NDArray[np.float64]
 
@@ -23,6 +23,14 @@ class Status(Enum):
         "the coefficients may be mostly rounding. Compute the kernel with dtype='float64', add a "
         "relative ridge such as ridge=1e-6 (it multiplies trace(k)/n), or remove near-duplicates "
         "from the training set."
+    )
+    NOT_POSITIVE_DEFINITE = (
+        "Not solved: k with the ridge is not positive definite to rounding. The message of the "
+        "solution says why, and which ridge would make it so."
+    )
+    NOT_CONVERGED = (
+        "Not solved to the accuracy asked for: the iteration ended before. The message of the "
+        "solution says how far it came, and what to do."
     )
 
 
@@ -39,7 +47,8 @@ class Statistics:
     ridge_absolute : float
         ``ridge * trace(k)/n``, the number that was added to the diagonal of k.
     residual_norm : float
-        ``|y - (k + ridge_absolute I) value| / |y|`` in the Frobenius norm; 0 if y is 0.
+        ``|y - (k + ridge_absolute I) value| / |y|`` in the Frobenius norm; 0 if y is 0, NaN if
+        there is no value.
         It holds for the arithmetic of the solver, not for the accuracy of the entries of k.
     reciprocal_condition : float
         Estimate of ``1 / (|A|_1 |A^-1|_1)`` for ``A = k + ridge_absolute I``: 1 is best, 0 is
@@ -63,13 +72,41 @@ class Solution:
     Parameters
     ----------
     value : ndarray of float64, the shape of y: (n,) or (n, targets)
-        The dual coefficients.
+        The dual coefficients; NaN if there are none.
     status : Status
         ``status.value`` is a sentence that says what to do.
     statistics : Statistics
         Ridge really used, residual, condition, time.
+    message : str
+        What the status means here: numbers, samples, a remedy. Empty if all is well.
     """
 
     value: FloatArray
     status: Status
     statistics: Statistics
+    message: str = ""
+
+    def require(self) -> Solution:
+        """Return the solution itself, if it has a value.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            With the message, if k is not positive definite.
+        """
+        if self.status is Status.NOT_POSITIVE_DEFINITE:
+            raise np.linalg.LinAlgError(self.message)
+        return self
+
+
+def failed(
+    y: ArrayLike, ridge: float, ridge_absolute: float, message: str, seconds: float
+) -> Solution:
+    """Return the solution of a system that is not positive definite: NaN, and why."""
+    shape = np.shape(y)
+    return Solution(
+        np.full(shape, np.nan),
+        Status.NOT_POSITIVE_DEFINITE,
+        Statistics(shape[0], ridge, ridge_absolute, np.nan, 0.0, seconds),
+        message,
+    )
