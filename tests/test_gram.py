@@ -358,21 +358,16 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # ---------------------------------------------------------------- memory
 
 MEASURE = """
-import re, resource, sys
-from pathlib import Path
+import sys
 import numpy as np
 import widelimit as wl
-
-def peak():  # ru_maxrss of Linux counts the process that started this one, too
-    if Path("/proc/self/status").exists():
-        return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from widelimit.gram.memory import peak_memory
 
 rows = np.random.default_rng(0).random((1500, 32, 32, 3), dtype=np.float32)
 path, memory = sys.argv[1:]
 k = wl.gram([wl.cntk_vanilla(d) for d in (3, 6, 11)], rows, store=path,
             memory=None if memory == "None" else memory)
-print(peak())
+print(peak_memory())
 """
 
 

@@ -10,7 +10,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-__all__ = ["available_memory", "held_memory", "parse_memory", "remaining"]
+__all__ = ["available_memory", "held_memory", "parse_memory", "peak_memory", "remaining"]
 
 _DEFAULT_SHARE = 0.6  # of what is available
 _PREFIXES = "KMGT"
@@ -44,11 +44,24 @@ def available_memory() -> int | None:
 
 def held_memory() -> int:
     """Return the bytes of memory that this process holds."""
+    return _resident("VmRSS") or peak_memory()  # elsewhere than on Linux: the most that it held
+
+
+def peak_memory() -> int:
+    """Return the most bytes of memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # That of Linux counts the process that started this one, too.
+    return _resident("VmHWM") or (peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _resident(name: str) -> int:
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # not Linux: the most that it ever held, in bytes on macOS
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
 
 
 def parse_memory(memory: Any) -> int:

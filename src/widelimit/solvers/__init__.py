@@ -1,10 +1,37 @@
 """Solvers of the kernel regression ``(k + ridge trace(k)/n I) a = y``.
 
 The ridge is relative everywhere: it multiplies ``trace(k)/n``.
+
+=====================  ===========================================================================
+`solve_cholesky`       exact, in memory: up to ``8 n^2`` bytes
+`solve_tiled`          exact, with a factor on disk: any n, ``n^3/3`` flops
+`solve_refined`        a float32 factor, refined to float64: half the time, for condition < 1e7
+`solve_conjugate`      an iteration over stored tiles, for ridges that are not small
+`leave_one_out`        predictions of each sample from all others, for a grid of ridges
+=====================  ===========================================================================
 """
 
 from widelimit.solvers.cholesky import solve_cholesky
+from widelimit.solvers.conjugate import Convergence, solve_conjugate
 from widelimit.solvers.labels import encode_labels
+from widelimit.solvers.leave_one_out import LeaveOneOut, leave_one_out, leave_one_out_of_factor
+from widelimit.solvers.refined import solve_refined
 from widelimit.solvers.solution import Solution, Statistics, Status
+from widelimit.solvers.tiled import TiledFactor, factorise, solve_tiled
 
-__all__ = ["Solution", "Statistics", "Status", "encode_labels", "solve_cholesky"]
+__all__ = [
+    "Convergence",
+    "LeaveOneOut",
+    "Solution",
+    "Statistics",
+    "Status",
+    "TiledFactor",
+    "encode_labels",
+    "factorise",
+    "leave_one_out",
+    "leave_one_out_of_factor",
+    "solve_cholesky",
+    "solve_conjugate",
+    "solve_refined",
+    "solve_tiled",
+]

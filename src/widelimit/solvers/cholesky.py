@@ -14,7 +14,7 @@ from widelimit.solvers.checks import check_gram, check_ridge, check_targets, eps
 from widelimit.solvers.matrix import Matrix, as_matrix, load
 from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status, failed
 
-__all__ = ["solve_cholesky"]
+__all__ = ["is_definite", "solve_cholesky"]
 
 # scipy has no type stubs, and its LAPACK and BLAS wrappers are compiled: the types are given here.
 _lapack, _blas = cast("Any", lapack), cast("Any", blas)
@@ -110,7 +110,7 @@ def solve_cholesky(
         # Whether Cholesky gets through a singular k is luck, and the value is then noise: it
         # cannot tell a pivot of some roundings of the diagonal from zero.
         pivots = np.diagonal(factor) ** 2 / diagonal
-        if not _is_definite(pivots):
+        if not is_definite(pivots):
             weakest = int(pivots.argmin())
     if weakest >= 0:
         why = _explain_pivot(work, diagonal, weakest, mean_diagonal, relative, dtype)
@@ -150,7 +150,7 @@ def _workspace(matrix: NDArray[Any], overwrite: bool) -> FloatArray:
     return np.array(matrix, dtype=np.float64, order="C")
 
 
-def _is_definite(pivots: FloatArray) -> bool:
+def is_definite(pivots: FloatArray) -> bool:
     """Return whether pivots, divided by the diagonal, exceed rounding."""
     return bool(pivots.min() >= max(pivots.size, _MIN_ROUNDINGS) * _EPSILON)
 
@@ -173,7 +173,7 @@ def _find_ridge(work: FloatArray, diagonal: FloatArray, mean: float, ridge: floa
         work.reshape(-1)[:: n + 1] = entries = diagonal + larger * mean
         if entries.min() > 0:
             factor, info = _dpotrf(work.T, lower=1, clean=0, overwrite_a=1)
-            if info == 0 and _is_definite(np.diagonal(factor) ** 2 / entries):
+            if info == 0 and is_definite(np.diagonal(factor) ** 2 / entries):
                 return f"ridge={larger:g} was tried and is enough"
         larger *= 10
 

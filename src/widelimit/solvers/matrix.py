@@ -11,7 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.solvers.solution import FloatArray
 
-__all__ = ["Matrix", "as_matrix", "diagonal", "fingerprint", "load", "multiply", "tile_side"]
+__all__ = [
+    "Matrix",
+    "as_matrix",
+    "columns_of",
+    "diagonal",
+    "fingerprint",
+    "load",
+    "multiply",
+    "pieces",
+    "tile_side",
+]
 
 _SMALLEST_TILE, _LARGEST_TILE = 64, 1024
 _TILES_A_SIDE = 4
@@ -107,11 +117,32 @@ def load(k: Matrix, dtype: str) -> NDArray[Any]:
     return out
 
 
-def multiply(k: Matrix, v: FloatArray) -> FloatArray:
-    """Return ``k v`` in float64, v (n, m): one pass over half of the matrix."""
+def columns_of(k: Matrix, chosen: NDArray[np.intp]) -> FloatArray:
+    """Return some columns as float64, (n, len(chosen)); reads only pieces that hold some."""
+    n, t = k.shape[0], tile_side(k)
+    out = np.empty((n, len(chosen)))
+    tiles = chosen // t
+    for i in range(0, n, t):
+        rows = slice(i, min(n, i + t))
+        down = np.flatnonzero(tiles == i // t)
+        for j in range(i, n, t):
+            columns = slice(j, min(n, j + t))
+            across = np.flatnonzero(tiles == j // t)
+            if not (down.size or across.size):
+                continue
+            values = k[rows, columns]
+            out[rows, across] = values[:, chosen[across] - j]
+            out[columns, down] = values[chosen[down] - i].T
+    return out
+
+
+def multiply(k: Matrix, v: FloatArray, *, absolute: bool = False) -> FloatArray:
+    """Return ``k v`` in float64, or ``|k| v``, for v (n, m): one pass over half of the matrix."""
     out = np.zeros_like(v)
     for rows, columns, values in pieces(k):
         block = values.astype(np.float64)
+        if absolute:
+            np.abs(block, out=block)
         out[rows] += block @ v[columns]
         if rows != columns:
             out[columns] += block.T @ v[rows]

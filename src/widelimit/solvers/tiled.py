@@ -36,13 +36,14 @@ from widelimit.solvers.matrix import (
     multiply,
     tile_side,
 )
-from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status
+from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status, failed
 
 __all__ = ["NotPositiveDefinite", "TiledFactor", "factorise", "solve_tiled"]
 
 _FORMAT = "widelimit.factor/1"
 _INVERSE = "inverse_diagonal.npy"
 _MIN_ROUNDINGS = 100  # that a pivot must exceed, as in `solve_cholesky`
+_MAX_ROUNDINGS = 100  # that a negative pivot of a Gram matrix may be
 _AHEAD = 2  # tiles that are read before they are wanted
 
 # scipy has no type stubs.
@@ -52,7 +53,21 @@ Progress = Callable[[float], None]
 
 
 class NotPositiveDefinite(Exception):
-    """A pivot that is not positive to rounding: ``args`` are its index and its value."""
+    """A pivot that is not positive to rounding.
+
+    Parameters
+    ----------
+    index : int
+        Of the sample.
+    pivot : float
+        What is left of its diagonal entry.
+    weights : ndarray of float64, shape (index,)
+        Of the samples before it, of which it is a combination.
+    """
+
+    def __init__(self, index: int, pivot: float, weights: FloatArray) -> None:
+        super().__init__(f"pivot {index} is {pivot:.3g}")
+        self.index, self.pivot, self.weights = index, pivot, weights
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,8 @@ class _Arithmetic:
 
     def divide(self, x: NDArray[Any], triangle: NDArray[Any]) -> None:
         """X := X T^-T for a lower triangle T, in place."""
+        if not x.size:  # which BLAS does not take
+            return
         trsm = self._routine(_blas, "trsm")
         trsm(1.0, triangle.T, x.T, side=0, lower=0, trans_a=1, overwrite_b=1)
 
@@ -279,6 +296,7 @@ def factorise(
     memory: int | str | None = None,
     tile: int | None = None,
     progress: Progress | None = None,
+    verify: bool = False,
 ) -> TiledFactor:
     """Factor ``k + ridge trace(k)/n I = L L^T`` into a store, and go on where a run was killed.
 
@@ -299,6 +317,8 @@ def factorise(
         Side of a tile of a new factor. None: that of k.
     progress : callable or None
         Is given the finished share of the flops, 0 to 1.
+    verify : bool
+        Whether all tiles that are there are read first; damaged ones are computed again.
 
     Returns
     -------
@@ -339,6 +359,9 @@ def factorise(
         if factor_store is None:
             side = tile or tile_side(matrix)
             factor_store = TileStore.create(objects, (n, n), side, dtype, "lower", manifest)
+        if verify:
+            for key in factor_store.damaged(sorted(factor_store.finished())):
+                factor_store.delete(key)
         _Factorisation(matrix, factor_store, memory, progress).run()
     return TiledFactor(factor_store, memory)
 
@@ -393,11 +416,11 @@ class _Factorisation:
             while first < rows:
                 entry = self._arithmetic.dtype.itemsize
                 # Besides what is held: tiles read ahead, one of k, and copies of a tile written.
-                budget = remaining(self._memory) / (t * t * entry) - _AHEAD - 6
+                budget = remaining(self._memory) / (t * t * entry) - _AHEAD - 7
                 least = first + 2
                 if budget < least:
                     raise MemoryError(
-                        f"this takes {(least + _AHEAD + 6) * t * t * entry / 2**20:.0f} MiB at "
+                        f"this takes {(least + _AHEAD + 7) * t * t * entry / 2**20:.0f} MiB at "
                         "least beside what the process holds: raise memory, or use a smaller tile "
                         "for a new factor"
                     )
@@ -483,15 +506,90 @@ class _Factorisation:
         start = self._store.grid.extent((i, i))[0].start
         part = slice(start, start + len(values))
         before = self._matrix[part, part].diagonal().astype(np.float64) + self._ridge
-        after = values.diagonal().astype(np.float64)
+        reduced = values.copy()
         info = self._arithmetic.factor(values)
-        if info > 0:
-            raise NotPositiveDefinite(start + info - 1, float(after[info - 1]))
-        pivots = values.diagonal().astype(np.float64) ** 2
-        least = max(self._n, _MIN_ROUNDINGS) * float(np.finfo(self._arithmetic.dtype).eps) * before
-        if np.any(pivots < least):
-            index = int(np.argmin(pivots / before))
-            raise NotPositiveDefinite(start + index, float(pivots[index]))
+        if info > 0:  # the rows above are factored: they give the pivot, whatever LAPACK left
+            index = info - 1
+            row = reduced[index : index + 1, :index].copy()
+            self._arithmetic.divide(row, np.ascontiguousarray(values[:index, :index]))
+            pivot = float(reduced[index, index]) - float(np.sum(row.astype(np.float64) ** 2))
+        else:
+            pivots = values.diagonal().astype(np.float64) ** 2 / before
+            least = max(self._n, _MIN_ROUNDINGS) * float(np.finfo(self._arithmetic.dtype).eps)
+            if pivots.min() >= least:
+                return
+            index = int(np.argmin(pivots))
+            row, pivot = values[index : index + 1, :index], float(pivots[index] * before[index])
+        weights = self._weights(i, values[:index, :index], row[0])
+        raise NotPositiveDefinite(start + index, pivot, weights)
+
+    def _weights(self, i: int, triangle: NDArray[Any], row: NDArray[Any]) -> FloatArray:
+        """Return the weights of earlier samples that make up one: ``L^-T`` times its row of L.
+
+        `triangle` is what is factored of the tile on the diagonal, `row` what follows it.
+        """
+        exact = _Arithmetic(np.dtype(np.float64))
+        index, height = len(row), self._store.grid.extent((i, i))[0].start
+
+        def solve(triangle: NDArray[Any], values: FloatArray) -> FloatArray:
+            column = np.array(values, np.float64)[:, None]
+            if column.size:
+                exact.solve_transposed(column, np.ascontiguousarray(triangle, np.float64))
+            return column[:, 0]
+
+        last = solve(triangle, row)
+        weights = np.empty(height)
+        for j in range(i):
+            columns = self._store.grid.extent((i, j))[1]
+            tile = self._store.read((i, j)).astype(np.float64)
+            weights[columns] = tile[index] - last @ tile[:index]
+        for m in reversed(range(i)):
+            rows = self._store.grid.extent((m, m))[0]
+            weights[rows] = solve(self._store.read((m, m)), weights[rows])
+            for j in range(m):
+                weights[self._store.grid.extent((m, j))[1]] -= (
+                    self._store.read((m, j)).T.astype(np.float64) @ weights[rows]
+                )
+        return np.concatenate([weights, last])
+
+
+def _explain(matrix: Matrix, error: NotPositiveDefinite, ridge: float, mean: float) -> str:
+    """Say why a pivot is not positive, and which ridge would be enough."""
+    n, index = matrix.shape[0], error.index
+    unit, name = (mean, " trace(k)/n") if mean > 0 else (1.0, "")
+    message = (
+        f"k is not positive definite to rounding, with relative ridge {ridge:g}: the pivot of "
+        f"sample {index} (from 0) of n = {n} is {error.pivot / unit:.3g}{name}. "
+    )
+    entries = diagonal(matrix)
+    if entries[index] <= 0 or mean <= 0:
+        return message + (
+            f"k[{index}, {index}] is {entries[index]:.3g}; it is 0 for a sample of zeros: remove "
+            "such samples from the training set, or give the network a bias (b_std > 0)."
+        )
+    # With v = (-weights, 1) the pivot is v' A v: an eigenvalue is at most this. Of a Gram matrix
+    # that was rounded none is far below: independent roundings make a matrix of norm
+    # 2 sqrt(n) eps trace(k)/n.
+    eigenvalue = error.pivot / (1.0 + float(error.weights @ error.weights)) / mean
+    rounding = n**0.5 * epsilon(matrix.dtype)
+    if eigenvalue < -_MAX_ROUNDINGS * rounding:
+        sums = multiply(matrix, np.ones((n, 1)), absolute=True)[:, 0]
+        enough = float((sums - 2 * entries).max()) / mean
+        return message + (
+            "This is far beyond rounding, so k is no Gram matrix: compute it again, from the "
+            f"training samples in one order. No relative ridge below ridge={max(enough, 0.0):.3g} "
+            "is sure to be enough (by Gershgorin's circles)."
+        )
+    nearest = int(np.argmax(np.abs(error.weights))) if index else 0
+    weight = float(error.weights[nearest]) if index else 0.0
+    enough = 10 ** np.ceil(np.log10(max(10 * ridge, 10 * rounding, -10 * eigenvalue)))
+    return message + (
+        "To rounding this sample is a combination of those before it, above all of sample "
+        f"{nearest} (weight {weight:.3g}). Add a larger relative ridge: ridge={enough:g} is enough "
+        "by the size of rounding; or remove samples that repeat another one, or are a positive "
+        "multiple of it when the network has no biases"
+        + ('; or compute the kernel with dtype="float64".' if epsilon(matrix.dtype) > 1e-9 else ".")
+    )
 
 
 def solve_tiled(
@@ -503,12 +601,13 @@ def solve_tiled(
     memory: int | str | None = None,
     tile: int | None = None,
     progress: Progress | None = None,
+    verify: bool = False,
 ) -> Solution:
     """Solve ``(k + ridge trace(k)/n I) a = y`` by a Cholesky factor larger than memory.
 
     Parameters
     ----------
-    k, ridge, store, memory, tile, progress
+    k, ridge, store, memory, tile, progress, verify
         As for `factorise`; the factor is float64, and stays in the store.
     y : array-like of shape (n,) or (n, targets)
 
@@ -527,7 +626,21 @@ def solve_tiled(
     matrix = as_matrix(k)
     n = matrix.shape[0]
     targets = check_targets(y, n)
-    factor = factorise(matrix, ridge, store=store, memory=memory, tile=tile, progress=progress)
+    try:
+        factor = factorise(
+            matrix,
+            ridge,
+            store=store,
+            memory=memory,
+            tile=tile,
+            progress=progress,
+            verify=verify,
+        )
+    except NotPositiveDefinite as error:
+        relative = check_ridge(ridge)
+        mean = float(diagonal(matrix).mean())
+        message = _explain(matrix, error, relative, mean)
+        return failed(y, relative, relative * mean, message, time.perf_counter() - start)
     value = factor.solve(targets)
     residual = targets - multiply(matrix, value) - factor.ridge_absolute * value
     size = float(np.linalg.norm(targets))

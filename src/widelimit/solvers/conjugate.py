@@ -1,0 +1,345 @@
+"""Block conjugate gradients with a Nystrom preconditioner: a pass over k for each iteration.
+
+For ``A = k + ridge trace(k)/n I``, ``A a = y`` becomes ``B z = M^-1/2 y`` with
+``B = M^-1/2 A M^-1/2`` and ``a = M^-1/2 z``. ``M = F F^T + mu I``, F from a partial Cholesky
+factorisation of k with pivots drawn at random (Chen, Epperly, Tropp, Webber, *Randomly pivoted
+Cholesky*, 2022), and B is solved for all targets at once (Dubrulle, *Retooling the method of block
+conjugate gradients*, ETNA 12, 2001: BCGrQ), so that dependent targets do no harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
+
+from widelimit.files import write_atomically
+from widelimit.gram.memory import remaining
+from widelimit.solvers.checks import check_ridge, check_targets
+from widelimit.solvers.matrix import (
+    Matrix,
+    as_matrix,
+    columns_of,
+    diagonal,
+    fingerprint,
+    multiply,
+)
+from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status, failed
+
+__all__ = ["Convergence", "solve_conjugate"]
+
+_PASSES = 4  # over k, for the preconditioner: its pivots are drawn in so many blocks
+_CHECKPOINT_SECONDS = 30.0
+_STATE, _PRECONDITIONER = "state.npz", "preconditioner.npz"
+
+_linalg = cast("Any", linalg)  # scipy has no type stubs
+
+
+@dataclass(frozen=True, slots=True)
+class Convergence:
+    """State of an iteration.
+
+    Parameters
+    ----------
+    iteration : int
+        Passes over k.
+    residual : float
+        Largest relative residual of a target, ``|y - A a| / |y|``.
+    seconds : float
+        Since this run began.
+    """
+
+    iteration: int
+    residual: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"iteration {self.iteration}: largest relative residual {self.residual:.2e}, "
+            f"{self.seconds:.0f} s"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Preconditioner:
+    """``M = U diag(s^2) U^T + mu I`` with orthonormal U (n, r)."""
+
+    u: FloatArray
+    squares: FloatArray
+    mu: float
+
+    def power(self, v: FloatArray, exponent: float) -> FloatArray:
+        """Return ``M^exponent v``."""
+        outside = self.mu**exponent
+        inside = (self.squares + self.mu) ** exponent - outside
+        return outside * v + self.u @ (inside[:, None] * (self.u.T @ v))
+
+
+def solve_conjugate(
+    k: ArrayLike | Matrix,
+    y: ArrayLike,
+    ridge: float = 0.0,
+    *,
+    tolerance: float = 1e-8,
+    max_iterations: int = 500,
+    rank: int | None = None,
+    memory: int | str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool | Callable[[Convergence], None] = False,
+    seed: int = 0,
+) -> Solution:
+    """Solve ``(k + ridge trace(k)/n I) a = y`` by preconditioned block conjugate gradients.
+
+    For matrices of which a factor would take too long, and for ridges that are not small: the
+    iterations grow with the condition number that the preconditioner leaves.
+
+    Parameters
+    ----------
+    k, y, ridge
+        As for `solve_cholesky`. Of a stored matrix every tile is read once an iteration.
+    tolerance : float
+        Largest relative residual of a target at which to stop, 1e-14 to 1.
+    max_iterations : int
+    rank : int or None
+        Of the preconditioner. None: ``4 sqrt(n)``, or what fits into memory.
+    memory : int, str or None
+        As for `gram`: bounds the rank.
+    checkpoint : path or None
+        A folder, in which the preconditioner and, every half minute, the iteration are kept: the
+        same call goes on from there. It takes ``8 n (rank + 3 targets)`` bytes.
+    progress : bool or callable
+        True prints a line for each iteration on standard error; a callable is given a
+        `Convergence`.
+    seed : int
+        Of the pivots.
+
+    Returns
+    -------
+    Solution
+        ``Status.NOT_CONVERGED`` if the tolerance was not reached, with the last value; the
+        residual in the statistics is computed anew from k. ``reciprocal_condition`` is that of
+        the small matrices of the iteration, an upper bound.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described, or the checkpoint is of another system.
+    """
+    start = time.monotonic()
+    matrix = as_matrix(k)
+    n = matrix.shape[0]
+    targets = np.ascontiguousarray(check_targets(y, n))
+    relative = check_ridge(ridge)
+    if not 1e-14 <= tolerance <= 1:
+        raise ValueError(f"tolerance must be from 1e-14 to 1, got {tolerance!r}")
+    entries = diagonal(matrix)
+    absolute = relative * float(entries.mean())
+    chosen = _rank(n, targets.shape[1], rank, memory)
+    digest = hashlib.sha256(
+        f"{fingerprint(matrix)} {relative!r} {chosen} {seed} {targets.shape}".encode()
+        + targets.tobytes()
+    ).hexdigest()
+    kept = _Checkpoint(None if checkpoint is None else Path(checkpoint), digest)
+    sizes = np.linalg.norm(targets, axis=0)
+    sizes[sizes == 0] = 1.0
+
+    preconditioner = kept.preconditioner()
+    if preconditioner is None:
+        if entries.min() + absolute <= 0:
+            message = (
+                f"k[{entries.argmin()}, {entries.argmin()}] is {entries.min():.3g}, and has to be "
+                "positive with the ridge: remove samples of zeros, or use a bias (b_std > 0)"
+            )
+            return failed(y, relative, absolute, message, time.monotonic() - start)
+        preconditioner = _precondition(matrix, entries, absolute, chosen, seed)
+        kept.save_preconditioner(preconditioner)
+    state = kept.state()
+    if state is None:
+        q, delta = np.linalg.qr(preconditioner.power(targets, -0.5))
+        state = {"z": np.zeros_like(targets), "s": q, "q": q, "delta": delta, "iteration": 0}
+    z, s, q, delta = (np.asarray(state[name], np.float64) for name in ("z", "s", "q", "delta"))
+    iteration = int(state["iteration"])
+    show = _shower(progress)
+    saved = time.monotonic()
+    condition, residual = 1.0, np.inf
+
+    def largest() -> float:
+        left = np.linalg.norm(preconditioner.power(q @ delta, 0.5), axis=0)
+        return float((left / sizes).max())
+
+    residual = largest()
+    while residual > tolerance and iteration < max_iterations:
+        inner = preconditioner.power(s, -0.5)
+        product = multiply(matrix, inner) + absolute * inner
+        image = preconditioner.power(product, -0.5)
+        small = s.T @ image
+        small = (small + small.T) / 2
+        eigenvalues = np.linalg.eigvalsh(small)
+        if not eigenvalues[0] > 0:
+            message = (
+                f"k with relative ridge {relative:g} is not positive definite to rounding: a "
+                f"direction with curvature {eigenvalues[0]:.1e} was met. Use solve_cholesky, which "
+                "finds a ridge that is enough, or try ridge="
+                f"{max(10 * relative, 1e-6):g}"
+            )
+            return failed(y, relative, absolute, message, time.monotonic() - start)
+        condition = min(condition, float(eigenvalues[0] / eigenvalues[-1]))
+        xi = _linalg.cho_solve(_linalg.cho_factor(small), np.eye(len(small)))
+        z = z + s @ (xi @ delta)
+        q, tau = np.linalg.qr(q - image @ xi)
+        s = q + s @ tau.T
+        delta = tau @ delta
+        iteration += 1
+        residual = largest()
+        show(Convergence(iteration, residual, time.monotonic() - start))
+        if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            kept.save(z=z, s=s, q=q, delta=delta, iteration=np.int64(iteration))
+            saved = time.monotonic()
+    kept.save(z=z, s=s, q=q, delta=delta, iteration=np.int64(iteration))
+    value = preconditioner.power(z, -0.5)
+    left = targets - multiply(matrix, value) - absolute * value
+    true = float((np.linalg.norm(left, axis=0) / sizes).max())
+    size = float(np.linalg.norm(targets))
+    solved = true <= 2 * tolerance
+    message = (
+        ""
+        if solved
+        else f"after {iteration} iterations the largest relative residual is {true:.1e}, tolerance "
+        f"is {tolerance:.0e}: raise rank (now {chosen}) or max_iterations, add a larger relative "
+        f"ridge (now {relative:g}), or use solve_tiled, which needs no convergence"
+    )
+    return Solution(
+        value.reshape(np.shape(y)),
+        Status.SOLVED if solved else Status.NOT_CONVERGED,
+        Statistics(
+            n,
+            relative,
+            absolute,
+            float(np.linalg.norm(left)) / size if size else 0.0,
+            condition,
+            time.monotonic() - start,
+        ),
+        message,
+    )
+
+
+def _rank(n: int, targets: int, rank: int | None, memory: int | str | None) -> int:
+    """Return the rank of the preconditioner: the one asked for, or what is worth it and fits."""
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    # F, its orthonormal basis, and the product of the two; and eight blocks of the iteration.
+    fits = (remaining(memory) / (8 * n) - 8 * targets) / 3.5
+    if fits < (rank or 1):
+        raise MemoryError(
+            f"a preconditioner of rank {rank or 1} does not fit into memory, where "
+            f"{max(0, int(fits))} would: raise memory, or lower rank"
+        )
+    return min(n, rank or min(int(fits), max(1, int(4 * n**0.5))))
+
+
+def _precondition(
+    matrix: Matrix, entries: FloatArray, absolute: float, rank: int, seed: int
+) -> _Preconditioner:
+    """Factor k partially, with pivots drawn from the diagonal of what is left of it."""
+    rng = np.random.default_rng(seed)
+    n = len(entries)
+    left = entries.copy()
+    factor = np.zeros((n, rank))
+    done, block = 0, -(-rank // _PASSES)
+    while done < rank:
+        weights = np.clip(left, 0, None)
+        weights[weights < 1e-13 * entries.max()] = 0
+        candidates = int(np.count_nonzero(weights))
+        if not candidates:
+            break
+        count = min(block, rank - done, candidates)
+        chosen = np.sort(rng.choice(n, count, replace=False, p=weights / weights.sum()))
+        columns = columns_of(matrix, chosen) - factor[:, :done] @ factor[chosen, :done].T
+        core = columns[chosen]
+        # Within the block the pivots may depend on one another: keep the directions that count.
+        values, vectors = np.linalg.eigh((core + core.T) / 2)
+        good = values > 1e-10 * max(float(values[-1]), 0.0)
+        if not good.any():
+            break
+        width = int(good.sum())
+        factor[:, done : done + width] = columns @ (vectors[:, good] / np.sqrt(values[good]))
+        left -= np.einsum("ij,ij->i", *[factor[:, done : done + width]] * 2)
+        done += width
+    u, r = np.linalg.qr(factor[:, :done])
+    inner, singular, _ = np.linalg.svd(r)
+    mu = absolute + max(float(np.clip(left, 0, None).mean()), 1e-14 * float(entries.mean()))
+    return _Preconditioner(u @ inner, singular**2, mu)
+
+
+class _Checkpoint:
+    """Files of one system in a folder, each there completely or not at all."""
+
+    def __init__(self, folder: Path | None, digest: str) -> None:
+        self._folder, self._digest = folder, digest
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        if self._folder is None or not (self._folder / name).exists():
+            return None
+        path = self._folder / name
+        try:
+            with np.load(path, allow_pickle=False) as held:
+                content: dict[str, Any] = {key: held[key] for key in held.files}
+            found = str(content.pop("digest"))
+        except (ValueError, KeyError, EOFError, OSError) as error:
+            raise ValueError(
+                f"{path} must be a checkpoint of solve_conjugate, it is not: delete it, or give "
+                "another folder"
+            ) from error
+        if found != self._digest:
+            raise ValueError(
+                f"{path} is a checkpoint of another system (k, y, ridge, rank or seed differ): "
+                "give another folder, or delete that one"
+            )
+        return content
+
+    def _write(self, name: str, **content: Any) -> None:
+        if self._folder is not None:
+            file = io.BytesIO()
+            np.savez(file, digest=np.array(self._digest), **content)
+            write_atomically(self._folder / name, file.getvalue())
+
+    def preconditioner(self) -> _Preconditioner | None:
+        """Return the one that was saved."""
+        held = self._read(_PRECONDITIONER)
+        if held is None:
+            return None
+        return _Preconditioner(held["u"], held["squares"], float(held["mu"]))
+
+    def save_preconditioner(self, made: _Preconditioner) -> None:
+        """Keep the preconditioner."""
+        self._write(_PRECONDITIONER, u=made.u, squares=made.squares, mu=np.float64(made.mu))
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the iteration that was saved."""
+        return self._read(_STATE)
+
+    def save(self, **state: Any) -> None:
+        """Keep the iteration."""
+        self._write(_STATE, **state)
+
+
+def _shower(
+    progress: bool | Callable[[Convergence], None],
+) -> Callable[[Convergence], None]:
+    if not isinstance(progress, bool):
+        return progress
+    if progress:
+        return lambda state: print(state, file=sys.stderr, flush=True)
+    return lambda state: None

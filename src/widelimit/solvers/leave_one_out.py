@@ -1,0 +1,170 @@
+"""Leave-one-out predictions in closed form, from the factor of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
+
+from widelimit.solvers.checks import check_ridge, check_targets
+from widelimit.solvers.cholesky import is_definite
+from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load
+from widelimit.solvers.solution import FloatArray
+from widelimit.solvers.tiled import TiledFactor
+
+__all__ = ["LeaveOneOut", "leave_one_out", "leave_one_out_of_factor"]
+
+_lapack = cast("Any", lapack)  # scipy has no type stubs
+_BLOCK_COLUMNS = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LeaveOneOut:
+    """What each sample would be predicted to be by a regression on all others.
+
+    Parameters
+    ----------
+    ridges : ndarray of float64, shape (m,)
+        Relative ridges.
+    predictions : ndarray of float64, shape (m, n) or (m, n, targets)
+        NaN for a ridge with which k is not positive definite to rounding.
+    errors : ndarray of float64, shape (m,)
+        Mean squares of target minus prediction, over samples and targets; NaN likewise.
+    """
+
+    ridges: FloatArray
+    predictions: FloatArray
+    errors: FloatArray
+
+    @property
+    def best(self) -> float:
+        """The ridge with the smallest error.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            If k is not positive definite with any of them.
+        """
+        if np.isnan(self.errors).all():
+            raise np.linalg.LinAlgError(
+                f"k is not positive definite to rounding with any of the relative ridges "
+                f"{self.ridges.tolist()}: add larger ones"
+            )
+        return float(self.ridges[np.nanargmin(self.errors)])
+
+    def accuracies(self, labels: ArrayLike) -> FloatArray:
+        """Return the share of samples whose largest prediction is that of their label.
+
+        Parameters
+        ----------
+        labels : array-like of int, shape (n,)
+            Columns of the targets.
+
+        Returns
+        -------
+        ndarray of float64, shape (m,)
+            NaN where there are no predictions.
+        """
+        correct = self.predictions.argmax(axis=-1) == np.asarray(labels)
+        return np.where(np.isnan(self.errors), np.nan, correct.mean(axis=1))
+
+
+def leave_one_out(k: ArrayLike | Matrix, y: ArrayLike, ridges: Sequence[float]) -> LeaveOneOut:
+    """Predict every sample from all others, for several ridges, without another kernel.
+
+    With ``A = k + ridge trace(k)/n I`` and ``a = A^-1 y``, the prediction for sample i of the
+    regression without it is ``y_i - a_i / (A^-1)_ii``. The absolute ridge is that of all samples.
+
+    Parameters
+    ----------
+    k : Gram, or array-like of shape (n, n)
+        Symmetric Gram matrix, finite.
+    y : array-like of shape (n,) or (n, targets)
+        Targets.
+    ridges : sequence of float
+        Relative ridges, each finite and >= 0: they multiply ``trace(k)/n``.
+
+    Returns
+    -------
+    LeaveOneOut
+
+    Raises
+    ------
+    TypeError, ValueError
+        If k, y or a ridge is not as described.
+
+    Notes
+    -----
+    Cost for each ridge: a factor and its inverse in place, ``2 n^3/3`` flops, and reading k.
+    Memory beside k: one float64 matrix. For matrices larger than that, `leave_one_out_of_factor`.
+    """
+    matrix = as_matrix(k)
+    n = matrix.shape[0]
+    targets = check_targets(y, n)
+    relative = np.array([check_ridge(ridge) for ridge in ridges], np.float64)
+    if relative.size == 0:
+        raise ValueError("ridges must be one relative ridge or more, got none")
+    mean = float(diagonal(matrix).mean())
+    predictions = np.full((relative.size, *targets.shape), np.nan)
+    for index, ridge in enumerate(relative):
+        work = load(matrix, "float64")
+        if not np.all(np.isfinite(work.sum(axis=0))):
+            raise ValueError("k must be finite, got NaN or infinity: look at its samples")
+        work.reshape(-1)[:: n + 1] += ridge * mean
+        entries = work.diagonal().copy()
+        factor, info = _lapack.dpotrf(work.T, lower=1, clean=0, overwrite_a=1)
+        if info != 0 or not is_definite(np.diagonal(factor) ** 2 / entries):
+            continue
+        value, _ = _lapack.dpotrs(factor, targets, lower=1)
+        inverse, _ = _lapack.dtrtri(factor, lower=1, overwrite_c=1)
+        predictions[index] = targets - value / _column_squares(inverse)[:, None]
+        del work, factor, inverse  # before the next one is read
+    return _result(relative, targets, predictions, np.shape(y))
+
+
+def leave_one_out_of_factor(
+    factor: TiledFactor,
+    y: ArrayLike,
+    *,
+    value: FloatArray | None = None,
+    dtype: str | None = None,
+    progress: Any = None,
+) -> LeaveOneOut:
+    """Predict every sample from all others with a stored factor; for its one ridge.
+
+    Parameters
+    ----------
+    factor : TiledFactor
+    y : array-like of shape (n,) or (n, targets)
+    value : ndarray or None
+        The solution for y, if it is known.
+    dtype, progress
+        As for `TiledFactor.inverse_diagonal`, which is most of the cost.
+    """
+    targets = check_targets(y, factor.n)
+    if value is None:
+        value = factor.solve(targets)
+    inverse = factor.inverse_diagonal(dtype=dtype, progress=progress)
+    predictions = targets - value.reshape(targets.shape) / inverse[:, None]
+    return _result(np.array([factor.ridge]), targets, predictions[None], np.shape(y))
+
+
+def _result(
+    ridges: FloatArray, targets: FloatArray, predictions: FloatArray, shape: tuple[int, ...]
+) -> LeaveOneOut:
+    errors = ((targets - predictions) ** 2).mean(axis=(1, 2))
+    return LeaveOneOut(ridges, predictions.reshape(len(ridges), *shape), errors)
+
+
+def _column_squares(triangle: NDArray[Any]) -> FloatArray:
+    """Return the sums of the squares of the columns of the lower triangle of a matrix."""
+    n = len(triangle)
+    sums = np.empty(n)
+    for start in range(0, n, _BLOCK_COLUMNS):
+        block = np.tril(triangle[start:, start : start + _BLOCK_COLUMNS])
+        sums[start : start + _BLOCK_COLUMNS] = np.einsum("ij,ij->j", block, block)
+    return sums

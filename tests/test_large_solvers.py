@@ -1,0 +1,654 @@
+"""Solvers for matrices larger than memory, against numpy and LAPACK, killed and damaged."""
+
+import errno
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import widelimit as wl
+from widelimit.gram.store import StoreError, TileStore, open_objects
+from widelimit.solvers import (
+    Convergence,
+    Status,
+    encode_labels,
+    factorise,
+    leave_one_out,
+    leave_one_out_of_factor,
+    solve_cholesky,
+    solve_conjugate,
+    solve_refined,
+    solve_tiled,
+)
+from widelimit.solvers import matrix as matrix_module
+from widelimit.solvers import tiled as tiled_module
+
+
+def gram(n: int, seed: int = 0, dtype: str = "float64", least: float = 1e-2) -> np.ndarray:
+    """A Gram matrix with a spectrum that decays; by default of condition 1e4 or so."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, n + 5)) * np.geomspace(1, least, n + 5)
+    k = x @ x.T
+    return ((k + k.T) / 2).astype(dtype)
+
+
+def with_ridge(k: np.ndarray, ridge: float) -> np.ndarray:
+    k = k.astype(np.float64)
+    return k + ridge * np.trace(k) / len(k) * np.eye(len(k))
+
+
+class Stored:
+    """A matrix that is read in tiles, as one on a disk; counts what is read."""
+
+    def __init__(self, k: np.ndarray, tile: int) -> None:
+        self._k, self.tile = k, tile
+        self.shape, self.dtype = k.shape, k.dtype
+        self.fingerprint = "of the test"
+        self.read: list[tuple[int, int]] = []
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        rows, columns = index
+        for part in index:
+            assert part.start % self.tile == 0, "not aligned with the tiles"
+            assert part.stop - part.start <= self.tile, "more than a tile"
+        assert rows.start <= columns.start, "below the diagonal"
+        self.read.append((rows.start // self.tile, columns.start // self.tile))
+        return self._k[rows, columns]
+
+
+# ---------------------------------------------------------------- tiled Cholesky
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 130),
+    tile=st.sampled_from([16, 32, 50, 200]),
+    targets=st.integers(0, 3),
+    ridge=st.sampled_from([0.0, 1e-3, 2.0]),
+    dtype=st.sampled_from(["float32", "float64"]),
+    stored=st.booleans(),
+)
+def test_tiled_agrees_with_numpy(
+    n: int,
+    tile: int,
+    targets: int,
+    ridge: float,
+    dtype: str,
+    stored: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    k = gram(n, n, dtype)
+    y = np.random.default_rng(n).normal(size=(n, max(1, targets)))
+    y = y[:, 0] if targets == 0 else y
+    path = tmp_path_factory.mktemp("f") / "l.zarr"
+    given: Any = Stored(k, tile) if stored else k
+    solution = solve_tiled(given, y, ridge, store=path, tile=tile)
+    a = with_ridge(k, ridge)
+    assert solution.status is Status.SOLVED
+    assert solution.value.shape == y.shape
+    np.testing.assert_allclose(solution.value, np.linalg.solve(a, y), rtol=1e-6, atol=1e-9)
+    factor = factorise(given, ridge, store=path)
+    lower = factor.store.block(slice(0, n), slice(0, n))
+    np.testing.assert_allclose(
+        lower, np.linalg.cholesky(a), rtol=1e-9, atol=1e-9 * np.sqrt(a.max())
+    )
+    inverse = np.linalg.inv(a).diagonal()
+    np.testing.assert_allclose(factor.inverse_diagonal(), inverse, rtol=1e-8)
+    np.testing.assert_allclose(factor.inverse_diagonal(dtype="float32"), inverse, rtol=2e-3)
+    assert solution.statistics.residual_norm < 1e-9
+    if stored:  # each tile once for the factor
+        given.read.clear()
+        factorise(given, ridge, store=path.with_name("2.zarr"))
+        off = [key for key in given.read if key[0] != key[1]]
+        assert len(off) == len(set(off))
+
+
+@pytest.mark.parametrize("fault", ["dropped product", "ridge twice", "transposed tile"])
+def test_the_comparison_with_numpy_notices(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k, y = gram(90), np.ones(90)
+    if fault == "dropped product":
+        calls = iter(range(10**6))
+        product = tiled_module._Arithmetic.subtract_product
+        monkeypatch.setattr(
+            tiled_module._Arithmetic,
+            "subtract_product",
+            lambda *a: None if next(calls) == 3 else product(*a),
+        )
+    elif fault == "ridge twice":
+        k = with_ridge(k, 1e-3)
+    else:
+        k[0:16, 32:48] = k[0:16, 32:48].T.copy()
+    solution = solve_tiled(k, y, 1e-3, store=tmp_path / "l.zarr", tile=16)
+    wrong = np.abs(solution.value - np.linalg.solve(with_ridge(gram(90), 1e-3), y)).max()
+    assert np.isnan(wrong) or wrong > 1e-4
+
+
+def test_no_bit_depends_on_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    k = gram(200)
+    widths: list[int] = []
+    chosen = tiled_module._width
+    contents = []
+    for most in (100, 3, 1):
+
+        def width(tiles: Any, budget: float, limit: int, most: int = most) -> int:
+            widths.append(min(most, chosen(tiles, budget, limit)))
+            return widths[-1]
+
+        monkeypatch.setattr(tiled_module, "_width", width)
+        factor = factorise(k, store=tmp_path / f"{most}.zarr", tile=32)
+        lower = factor.store.block(slice(0, 200), slice(0, 200))
+        contents.append((lower.tobytes(), factor.inverse_diagonal().tobytes()))
+    assert {1, 3, 7} <= set(widths)
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_another_factor_on_the_same_path_is_refused(tmp_path: Path) -> None:
+    k, path = gram(40), tmp_path / "l.zarr"
+    factorise(k, 0.1, store=path, tile=16)
+    for other, message in (
+        ((k, 0.2), "ridge is 0.1 there, 0.2 now"),
+        ((k * 2, 0.1), "kernel is .* there, .* now"),
+        ((k[:39, :39], 0.1), "n is 40 there, 39 now"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another factor: .*{message}"):
+            factorise(*other, store=path)
+    with pytest.raises(ValueError, match="dtype is float64 there, float32 now"):
+        factorise(k, 0.1, store=path, dtype="float32")
+    wl.gram(wl.cntk_vanilla(2), np.ones((3, 4, 4, 1)), store=tmp_path / "k.zarr")
+    with pytest.raises(StoreError, match="must hold a factor, it does not"):
+        factorise(k, 0.1, store=tmp_path / "k.zarr")
+    with pytest.raises(ValueError, match='dtype must be "float32" or "float64", got \'f2\''):
+        factorise(k, 0.1, store=path, dtype="f2")
+    bad = k.copy()
+    bad[20, 3] = bad[3, 20] = np.nan
+    with pytest.raises(ValueError, match="k must be finite, got NaN or infinity in rows 16 to 31"):
+        factorise(bad, 0.1, store=tmp_path / "b.zarr", tile=16)
+
+
+def test_too_little_memory(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError, match=r"takes \d+ MiB at least beside what the process holds"):
+        factorise(gram(40), store=tmp_path / "l.zarr", memory="1MB")
+
+
+def test_a_kernel_that_is_stored(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((90, 6, 6, 1))
+    y = np.random.default_rng(1).normal(size=(90, 2))
+    k = wl.gram(wl.cntk_vanilla(4), x, store=tmp_path / "k.zarr", tile=32)
+    expected = np.linalg.solve(with_ridge(np.asarray(k), 1e-4), y)
+    for solution in (
+        solve_cholesky(k, y, 1e-4),
+        solve_tiled(k, y, 1e-4, store=tmp_path / "l.zarr"),
+        solve_refined(k, y, 1e-4),
+        solve_conjugate(k, y, 1e-4, tolerance=1e-12),
+    ):
+        assert solution.status is Status.SOLVED, solution
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(solution.value, expected, rtol=0, atol=1e-7 * scale)
+
+
+RUN = """
+import os, sys
+import numpy as np
+from widelimit.solvers import tiled
+from widelimit.gram.store import TileStore
+
+path, journal = sys.argv[1:]
+handle = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+start = tiled._Factorisation._start
+
+def note(self, i, j):
+    os.write(handle, f"{i} {j}\\n".encode())
+    return start(self, i, j)
+
+tiled._Factorisation._start = note
+x = np.random.default_rng(0).normal(size=(700, 800))
+tiled.factorise(x @ x.T, 1e-3, store=path, tile=32, memory=sys.maxsize)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """At least twenty times: the same bits, and no finished tile computed twice."""
+    path, journal = tmp_path / "l.zarr", tmp_path / "journal"
+    rng = random.Random(2)
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUN, str(path), str(journal)]
+    kills, finished, total = 0, set[tuple[int, ...]](), set[tuple[int, ...]]()
+    while not total or finished != total:
+        journal.write_text("")
+        with subprocess.Popen(command, env=environment) as run:
+            while run.poll() is None and not journal.stat().st_size:
+                time.sleep(0.002)
+            if kills < 22:
+                time.sleep(rng.random() * 0.02)
+                run.send_signal(signal.SIGKILL)
+        assert run.returncode in (0, -signal.SIGKILL)
+        kills += run.returncode == -signal.SIGKILL
+        begun = [tuple(map(int, line.split())) for line in journal.read_text().splitlines()]
+        assert len(begun) == len(set(begun))
+        assert not set(begun) & finished, "a finished tile was computed again"
+        store = TileStore.open(open_objects(path))
+        total = set(store.grid.tiles())
+        now = store.finished()
+        assert finished <= now <= finished | set(begun)
+        assert store.damaged(sorted(now)) == []
+        finished = now
+    assert kills >= 20
+    whole = tmp_path / "whole.zarr"
+    subprocess.run([*command[:-2], str(whole), str(journal)], check=True, env=environment)
+    for i, j in total:
+        assert (path / f"c/{i}/{j}").read_bytes() == (whole / f"c/{i}/{j}").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
+def test_a_damaged_tile_of_a_factor(damage: str, tmp_path: Path) -> None:
+    k, y, path = gram(90), np.ones(90), tmp_path / "l.zarr"
+    expected = solve_tiled(k, y, store=path, tile=32).value
+    file = path / "c" / "1" / "0"
+    content = file.read_bytes()
+    if damage == "flipped":
+        file.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+        with pytest.raises(StoreError, match=r"tile \(1, 0\) of .* is damaged.*verify=True"):
+            solve_tiled(k, y, store=path)
+        assert np.array_equal(solve_tiled(k, y, store=path, verify=True).value, expected)
+    else:
+        if damage == "missing":
+            file.unlink()
+        else:
+            os.truncate(file, 100)
+        assert np.array_equal(solve_tiled(k, y, store=path).value, expected)
+    assert file.read_bytes() == content
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    k, path = gram(90), tmp_path / "l.zarr"
+    sync, room = os.fsync, iter(range(4))
+
+    def fsync(handle: int) -> None:
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=r"No space left on device, while tile .* the finished tiles"):
+        factorise(k, store=path, tile=32)
+    monkeypatch.undo()
+    assert len(TileStore.open(open_objects(path)).finished()) == 3
+    factor = factorise(k, store=path)
+    lower = factor.store.block(slice(0, 90), slice(0, 90))
+    np.testing.assert_allclose(lower, np.linalg.cholesky(k), atol=1e-10)
+
+
+MEASURE = """
+import sys
+import numpy as np
+from widelimit.gram.memory import peak_memory
+from widelimit.solvers import factorise, solve_tiled
+
+class Identity:
+    shape, dtype, tile, fingerprint = (6144, 6144), np.dtype("float32"), 256, "identity"
+    def __getitem__(self, index):
+        rows, columns = index
+        return np.eye(rows.stop - rows.start, columns.stop - columns.start,
+                      columns.start - rows.start and 10**6, dtype="float32")
+
+solution = solve_tiled(Identity(), np.ones((6144, 10)), 1.0, store=sys.argv[1], memory=sys.argv[2])
+assert np.allclose(solution.value, 0.5)
+factorise(Identity(), 1.0, store=sys.argv[1], memory=sys.argv[2]).inverse_diagonal()
+print(peak_memory())
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_a_promise(tmp_path: Path) -> None:
+    for megabytes in (150, 250):  # the factor takes 157 MB
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(tmp_path / f"{megabytes}"), f"{megabytes}MB"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) <= megabytes * 10**6
+
+
+# ---------------------------------------------------------------- not positive definite
+
+
+def duplicates(n: int, dtype: str) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(n, n + 5))
+    x[n - 4] = x[2]
+    k = x @ x.T
+    return ((k + k.T) / 2).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_duplicates_have_a_status_and_a_ridge_that_is_enough(dtype: str, tmp_path: Path) -> None:
+    k, y = duplicates(90, dtype), np.ones((90, 2))
+    solution = solve_tiled(k, y, store=tmp_path / "l.zarr", tile=32)
+    if dtype == "float64" or solution.status is Status.NOT_POSITIVE_DEFINITE:
+        assert solution.status is Status.NOT_POSITIVE_DEFINITE
+        assert np.isnan(solution.value).all()
+        match = re.search(
+            r"sample 86 \(from 0\) of n = 90 .* of sample 2 \(weight 1\).*ridge=(\S+) is enough",
+            solution.message,
+        )
+        assert match is not None, solution.message
+        with pytest.raises(np.linalg.LinAlgError, match="not positive definite to rounding"):
+            solution.require()
+        enough = float(match[1])
+        assert enough <= 1e-3
+        for again in (
+            solve_tiled(k, y, enough, store=tmp_path / "2.zarr", tile=32),
+            solve_cholesky(k, y, enough),
+        ):
+            assert again.status is not Status.NOT_POSITIVE_DEFINITE
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.sampled_from([40, 90, 150]), seed=st.integers(0, 10**6))
+def test_the_ridge_that_rounding_needs(
+    n: int, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Of rank n/2 and rounded to float32: about half of the eigenvalues are below 0."""
+    x = np.random.default_rng(seed).normal(size=(n, n // 2))
+    k = (x @ x.T).astype(np.float32)
+    folder = tmp_path_factory.mktemp("f")
+    solution = solve_tiled(k, np.ones(n), store=folder / "1", tile=32)
+    assert solution.status is Status.NOT_POSITIVE_DEFINITE
+    found = re.search(r"ridge=(\S+) is enough by the size of rounding", solution.message)
+    assert found is not None
+    again = solve_tiled(k, np.ones(n), float(found[1]), store=folder / "2", tile=32)
+    assert again.status is not Status.NOT_POSITIVE_DEFINITE
+
+
+@pytest.mark.parametrize(
+    ("k", "message"),
+    [
+        (np.diag([1.0, 0.0, 2.0]), r"k\[1, 1\] is 0; it is 0 for a sample of zeros: remove"),
+        (np.array([[1.0, 2.0], [2.0, 1.0]]), r"no Gram matrix: .* below ridge=1 is sure"),
+        (-np.eye(3), r"k\[0, 0\] is -1"),
+    ],
+)
+def test_matrices_that_are_no_gram_matrices(k: np.ndarray, message: str, tmp_path: Path) -> None:
+    solution = solve_tiled(k, np.ones(len(k)), store=tmp_path / "l.zarr")
+    assert solution.status is Status.NOT_POSITIVE_DEFINITE
+    assert re.search(message, solution.message), solution.message
+
+
+# ---------------------------------------------------------------- refinement
+
+
+@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize("n", [1, 7, 150])
+def test_refinement_reaches_float64(n: int, store: bool, tmp_path: Path) -> None:
+    k, y = gram(n), np.random.default_rng(1).normal(size=(n, 3))
+    path = tmp_path / "l.zarr" if store else None
+    solution = solve_refined(k, y, 1e-4, store=path)
+    expected = np.linalg.solve(with_ridge(k, 1e-4), y)
+    assert solution.status is Status.SOLVED
+    assert solution.message == ""
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(solution.value, expected, rtol=0, atol=1e-9 * scale)
+    once = np.linalg.solve(with_ridge(k, 1e-4).astype(np.float32), y.astype(np.float32))
+    if n == 150:  # float32 alone does not
+        assert np.abs(once - expected).max() > 1e-6 * scale
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_refinement_says_that_it_could_not(store: bool, tmp_path: Path) -> None:
+    """Of condition 1e9, or with a smallest eigenvalue that float32 takes for negative."""
+    rng = np.random.default_rng(0)
+    q, _ = np.linalg.qr(rng.normal(size=(100, 100)))
+    for index, smallest in enumerate((1e-7, 1e-9, 1e-12)):
+        k = (q * np.geomspace(1, smallest, 100)) @ q.T
+        k = (k + k.T) / 2
+        path = tmp_path / f"{index}.zarr" if store else None
+        solution = solve_refined(k, np.ones((100, 2)), store=path)
+        if solution.status is Status.SOLVED:
+            expected = np.linalg.solve(k, np.ones((100, 2)))
+            np.testing.assert_allclose(solution.value, expected, rtol=1e-2)
+            continue
+        assert solution.status is Status.NOT_CONVERGED
+        assert re.search(r"use solve_cholesky or|Use solve_cholesky or", solution.message)
+        if np.isfinite(solution.value).all():
+            assert solution.statistics.residual_norm > 0
+    assert solution.status is Status.NOT_CONVERGED
+
+
+# ---------------------------------------------------------------- conjugate gradients
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.sampled_from([1, 3, 40, 131]),
+    targets=st.integers(0, 4),
+    rank=st.sampled_from([None, 1, 10, 200]),
+    ridge=st.sampled_from([0.03, 0.5]),
+    seed=st.integers(0, 1000),
+)
+def test_conjugate_gradients_agree_with_numpy(
+    n: int, targets: int, rank: int | None, ridge: float, seed: int
+) -> None:
+    k = gram(n, seed)
+    y = np.random.default_rng(seed).normal(size=(n, max(1, targets)))
+    y = y[:, 0] if targets == 0 else y
+    solution = solve_conjugate(Stored(k, 16), y, ridge, rank=rank, tolerance=1e-10, seed=seed)
+    assert solution.status is Status.SOLVED, solution.message
+    expected = np.linalg.solve(with_ridge(k, ridge), y)
+    np.testing.assert_allclose(solution.value, expected, rtol=0, atol=1e-7 * np.abs(expected).max())
+    assert solution.statistics.residual_norm <= 2e-10
+
+
+def test_dependent_targets_do_no_harm() -> None:
+    """Targets of classes sum to 0 in every row: one of the block's columns is redundant."""
+    k, labels = gram(120), np.arange(120) % 3
+    y = encode_labels(labels, range(3))
+    y = np.column_stack([y, y[:, 0], np.zeros(120)])
+    solution = solve_conjugate(k, y, 1e-3, tolerance=1e-12)
+    np.testing.assert_allclose(
+        solution.value, np.linalg.solve(with_ridge(k, 1e-3), y), atol=1e-8, rtol=0
+    )
+
+
+def test_the_preconditioner_saves_iterations() -> None:
+    k, y = gram(300, least=1e-5), np.random.default_rng(0).normal(size=(300, 2))
+    counts = []
+    for rank in (1, 60, 200):
+        states: list[Convergence] = []
+        solve_conjugate(k, y, 1e-3, rank=rank, tolerance=1e-8, progress=states.append)
+        counts.append(len(states))
+        assert [state.iteration for state in states] == list(range(1, len(states) + 1))
+        assert states[-1].residual <= 1e-8
+    assert counts[0] > 2 * counts[1] > 2 * counts[2]
+
+
+def test_every_tile_is_read_once_an_iteration() -> None:
+    k = Stored(gram(64), 16)
+    reads: list[int] = []
+    solve_conjugate(
+        k,
+        np.ones(64),
+        0.1,
+        rank=1,
+        tolerance=1e-10,
+        progress=lambda state: reads.append(len(k.read)),
+    )
+    assert set(np.diff(reads)) == {10}  # 4 x 5 / 2
+
+
+def test_an_iteration_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
+    k, y = gram(150), np.random.default_rng(0).normal(size=(150, 2))
+    whole = solve_conjugate(k, y, 1e-4, rank=10, tolerance=1e-10)
+    states: list[Convergence] = []
+
+    def stop(state: Convergence) -> None:
+        states.append(state)
+        if len(states) == 5:
+            raise KeyboardInterrupt
+
+    from widelimit.solvers import conjugate
+
+    monkeypatch.setattr(conjugate, "_CHECKPOINT_SECONDS", 0.0)
+    call: dict[str, Any] = {"rank": 10, "tolerance": 1e-10, "checkpoint": tmp_path / "c"}
+    with pytest.raises(KeyboardInterrupt):
+        solve_conjugate(k, y, 1e-4, progress=stop, **call)
+    monkeypatch.setattr(conjugate, "_precondition", None)  # it is not made again
+    again = solve_conjugate(k, y, 1e-4, progress=states.append, **call)
+    assert states[5].iteration == 5  # the fifth was not yet saved
+    assert np.array_equal(again.value, whole.value)
+    for change in ({"seed": 1}, {"rank": 11}):
+        with pytest.raises(ValueError, match="is a checkpoint of another system"):
+            solve_conjugate(k, y, 1e-4, **(call | change))
+    with pytest.raises(ValueError, match="is a checkpoint of another system"):
+        solve_conjugate(k, y + 1, 1e-4, **call)
+    (tmp_path / "c" / "state.npz").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="must be a checkpoint of solve_conjugate, it is not"):
+        solve_conjugate(k, y, 1e-4, **call)
+
+
+def test_conjugate_gradients_that_do_not_converge(capsys: pytest.CaptureFixture[str]) -> None:
+    solution = solve_conjugate(gram(150), np.ones(150), rank=1, max_iterations=3, progress=True)
+    assert solution.status is Status.NOT_CONVERGED
+    assert re.search(r"after 3 iterations .* raise rank \(now 1\) or max_it", solution.message)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert re.fullmatch(r"iteration 3: largest relative residual \S+, 0 s", lines[-1])
+
+
+def test_conjugate_gradients_on_an_indefinite_matrix() -> None:
+    k = gram(50)
+    k -= 0.1 * np.trace(k) / 50 * np.eye(50)
+    solution = solve_conjugate(k, np.random.default_rng(0).normal(size=50), rank=2)
+    assert solution.status is Status.NOT_POSITIVE_DEFINITE
+    assert "not positive definite to rounding: a direction with curvature" in solution.message
+    zero = solve_conjugate(np.diag([1.0, 0.0]), np.ones(2))
+    assert zero.status is Status.NOT_POSITIVE_DEFINITE
+    assert "remove samples of zeros" in zero.message
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ({"tolerance": 0.0}, ValueError, "tolerance must be from 1e-14 to 1, got 0.0"),
+        ({"rank": 0}, ValueError, "rank must be at least 1, got 0"),
+        ({"memory": "1MB"}, MemoryError, "a preconditioner of rank 1 does not fit into memory"),
+        ({"ridge": -1}, ValueError, "ridge must be finite and >= 0"),
+    ],
+)
+def test_wrong_options(option: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        solve_conjugate(gram(10), np.ones(10), **option)
+
+
+# ---------------------------------------------------------------- leave one out
+
+
+@pytest.mark.parametrize("targets", [0, 1, 3])
+def test_leaving_one_out_is_leaving_one_out(targets: int, tmp_path: Path) -> None:
+    """Against what the words say: n regressions, each without one sample."""
+    n, ridges = 40, [0.0, 1e-3, 0.3]
+    k = gram(n)
+    y = np.random.default_rng(0).normal(size=(n, max(1, targets)))
+    y = y[:, 0] if targets == 0 else y
+    found = leave_one_out(k, y, ridges)
+    assert found.predictions.shape == (3, *y.shape)
+    for r, ridge in enumerate(ridges):
+        a = with_ridge(k, ridge)
+        for i in range(n):
+            others = np.arange(n) != i
+            alone = k[i, others] @ np.linalg.solve(a[np.ix_(others, others)], y[others])
+            np.testing.assert_allclose(found.predictions[r, i], alone, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(found.errors[r], np.mean((y - found.predictions[r]) ** 2))
+        factor = factorise(k, ridge, store=tmp_path / f"{r}.zarr", tile=16)
+        tiled = leave_one_out_of_factor(factor, y)
+        np.testing.assert_allclose(tiled.predictions[0], found.predictions[r], rtol=1e-7, atol=1e-8)
+        assert tiled.ridges.tolist() == [ridge]
+    assert found.best == ridges[int(np.argmin(found.errors))]
+
+
+def test_leave_one_out_reads_no_second_kernel_and_says_what_fails() -> None:
+    k = duplicates(50, "float64")
+    labels = np.arange(50) % 3
+    found = leave_one_out(k, encode_labels(labels, range(3)), [0.0, 1e-3])
+    assert np.isnan(found.errors).tolist() == [True, False]
+    assert found.best == 1e-3
+    accuracies = found.accuracies(labels)
+    assert np.isnan(accuracies[0])
+    assert accuracies[1] == np.mean(found.predictions[1].argmax(axis=1) == labels)
+    with pytest.raises(np.linalg.LinAlgError, match=r"with any of the relative ridges \[0.0\]"):
+        _ = leave_one_out(k, labels, [0.0]).best
+    with pytest.raises(ValueError, match="ridges must be one relative ridge or more"):
+        leave_one_out(k, labels, [])
+    with pytest.raises(ValueError, match="k must be finite"):
+        leave_one_out(np.full((2, 2), np.nan), [1, 2], [0.0])
+
+
+def test_an_inverse_that_was_stopped_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factor = factorise(gram(90), store=tmp_path / "l.zarr", tile=16)
+    monkeypatch.setattr(tiled_module, "_width", lambda *a: 1)
+    columns = tiled_module.TiledFactor._inverse_columns
+    seen: list[int] = []
+
+    def note(self: Any, first: int, *rest: Any) -> None:
+        seen.append(first)
+        columns(self, first, *rest)
+
+    monkeypatch.setattr(tiled_module.TiledFactor, "_inverse_columns", note)
+
+    def stop(share: float) -> None:
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        factor.inverse_diagonal(progress=stop)
+    shares: list[float] = []
+    found = factor.inverse_diagonal(progress=shares.append)
+    assert seen == [0, 1, 2, 3, 4, 5]
+    assert shares[-1] == 1.0
+    np.testing.assert_allclose(found, np.linalg.inv(gram(90)).diagonal(), rtol=1e-8)
+
+
+# ---------------------------------------------------------------- matrices
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 60), tile=st.integers(1, 25), seed=st.integers(0, 100))
+def test_pieces_make_the_whole(n: int, tile: int, seed: int) -> None:
+    k = gram(n, seed)
+    v = np.random.default_rng(seed).normal(size=(n, 2))
+    stored = Stored(k, tile)
+    np.testing.assert_array_equal(matrix_module.load(stored, "float64"), k)
+    np.testing.assert_array_equal(matrix_module.diagonal(stored), k.diagonal())
+    np.testing.assert_allclose(
+        matrix_module.multiply(stored, v), k @ v, atol=1e-9 * np.abs(k).max()
+    )
+    np.testing.assert_allclose(
+        matrix_module.multiply(stored, np.abs(v), absolute=True), np.abs(k) @ np.abs(v), rtol=1e-10
+    )
+    chosen = np.sort(np.random.default_rng(seed).choice(n, min(n, 7), replace=False))
+    np.testing.assert_array_equal(matrix_module.columns_of(stored, chosen), k[:, chosen])
+
+
+def test_fingerprints() -> None:
+    k = gram(70)
+    assert matrix_module.fingerprint(k) == matrix_module.fingerprint(k.copy())
+    other = k.copy()
+    other[69, 69] += 1e-9
+    assert matrix_module.fingerprint(k) != matrix_module.fingerprint(other)
+    assert matrix_module.fingerprint(Stored(k, 8)) == "of the test"
