@@ -13,19 +13,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import widelimit as wl
 from widelimit.experiments.environment import describe_environment
 from widelimit.files import write_atomically
+from widelimit.gram.memory import peak_memory
 from widelimit.gram.progress import Progress
+from widelimit.solvers import encode_labels, factorise, leave_one_out_of_factor, solve_tiled
 
 DEPTHS = (3, 6, 11)
+BLOCK = 1024  # test images whose predictions are computed at a time
 
 
 class Log:
@@ -46,15 +51,14 @@ class Log:
         finally:
             entry["seconds"] = round(time.monotonic() - start, 1)
             entry["cpu_seconds"] = round(time.process_time() - cpu, 1)
-            # Of the process, since it began, in bytes.
-            entry["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            entry["peak_memory"] = peak_memory()  # of the process, since it began, in bytes
             self.parts.append({**entry, "environment": environment})
             write_atomically(self._path, json.dumps(self.parts, indent=1) + "\n")
 
 
 def noted(entry: dict[str, Any]) -> Callable[[Progress], None]:
     """Return a callback that keeps, and now and then prints, the state of a run."""
-    printed = [0.0]
+    printed = [60.0]
 
     def note(state: Progress) -> None:
         entry.update(
@@ -70,6 +74,60 @@ def noted(entry: dict[str, Any]) -> Callable[[Progress], None]:
     return note
 
 
+def shown(name: str) -> Callable[[float], None]:
+    """Return a callback that prints the share that is done, once a minute."""
+    start = time.monotonic()
+    printed = [start]
+
+    def show(share: float) -> None:
+        now = time.monotonic()
+        if now > printed[0] + 60:
+            printed[0] = now
+            print(f"{name}: {share:.1%}, {now - start:.0f} s", flush=True)
+
+    return show
+
+
+def regress(
+    log: Log, folder: Path, memory: str, depth: int, k: wl.Gram, k_test: wl.Gram, data: wl.Dataset
+) -> None:
+    """Solve for one depth; note accuracy on the test images and leaving one out."""
+    done = folder / f"depth-{depth}.npz"
+    if done.exists():
+        return
+    targets = encode_labels(data.y_train, range(data.n_classes))
+    store = folder / f"factor-{depth}.zarr"
+    with log.part("solve", depth=depth, memory=memory) as entry:
+        solution = solve_tiled(
+            k, targets, store=store, memory=memory, progress=shown(f"solve, depth {depth}")
+        )
+        entry["status"], entry["message"] = solution.status.name, solution.message
+        entry["statistics"] = dataclasses.asdict(solution.statistics)
+        solution.require()
+    with log.part("predict", depth=depth) as entry:
+        outputs = np.concatenate(
+            [
+                k_test[start : start + BLOCK, :] @ solution.value
+                for start in range(0, len(data.y_test), BLOCK)
+            ]
+        )
+        entry["test_accuracy"] = float(np.mean(outputs.argmax(axis=1) == data.y_test))
+    with log.part("leave one out", depth=depth, memory=memory) as entry:
+        factor = factorise(k, store=store, memory=memory)
+        left_out = leave_one_out_of_factor(
+            factor, targets, value=solution.value, progress=shown(f"leave one out, depth {depth}")
+        )
+        entry["accuracy"] = float(left_out.accuracies(data.y_train)[0])
+        entry["mean_square"] = float(left_out.errors[0])
+    np.savez(
+        done,
+        outputs=outputs.astype(np.float32),
+        left_out=left_out.predictions[0].astype(np.float32),
+        value=solution.value,
+    )
+    shutil.rmtree(store)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -80,12 +138,13 @@ def main() -> None:
     data = wl.load_dataset("fashion-mnist")
     networks = [wl.cntk_vanilla(depth=depth, filter_size=3) for depth in DEPTHS]
     log = Log(folder / "record.json")
+    grams: dict[str, list[wl.Gram]] = {}
     for name, rows, columns in (
         ("train", data.x_train, None),
         ("test", data.x_test, data.x_train),
     ):
         with log.part(f"kernel {name}", memory=memory) as entry:
-            wl.gram(
+            grams[name] = wl.gram(
                 networks,
                 rows,
                 columns,
@@ -93,6 +152,8 @@ def main() -> None:
                 memory=memory,
                 progress=noted(entry),
             )
+    for depth, k, k_test in zip(DEPTHS, grams["train"], grams["test"], strict=True):
+        regress(log, folder, memory, depth, k, k_test, data)
 
 
 if __name__ == "__main__":

@@ -120,9 +120,9 @@ def test_the_comparison_with_numpy_notices(
     k, y = gram(90), np.ones(90)
     if fault == "dropped product":
         calls = iter(range(10**6))
-        product = tiled_module._Arithmetic.subtract_product
+        product = tiled_module.Arithmetic.subtract_product
         monkeypatch.setattr(
-            tiled_module._Arithmetic,
+            tiled_module.Arithmetic,
             "subtract_product",
             lambda *a: None if next(calls) == 3 else product(*a),
         )
@@ -135,22 +135,24 @@ def test_the_comparison_with_numpy_notices(
     assert np.isnan(wrong) or wrong > 1e-4
 
 
-def test_no_bit_depends_on_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bit_depends_on_memory_or_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     k = gram(200)
     widths: list[int] = []
     chosen = tiled_module._width
     contents = []
-    for most in (100, 3, 1):
+    for most, threads in ((100, 1), (3, 3), (1, 2)):
 
         def width(tiles: Any, budget: float, limit: int, most: int = most) -> int:
             widths.append(min(most, chosen(tiles, budget, limit)))
             return widths[-1]
 
         monkeypatch.setattr(tiled_module, "_width", width)
-        factor = factorise(k, store=tmp_path / f"{most}.zarr", tile=32)
+        factor = factorise(k, store=tmp_path / f"{most}.zarr", tile=32, threads=threads)
         lower = factor.store.block(slice(0, 200), slice(0, 200))
-        contents.append((lower.tobytes(), factor.inverse_diagonal().tobytes()))
-    assert {1, 3, 7} <= set(widths)
+        contents.append((lower.tobytes(), factor.inverse_diagonal(threads=threads).tobytes()))
+    assert {1, 3, 6} <= set(widths)
     assert contents[0] == contents[1] == contents[2]
 
 
@@ -206,13 +208,13 @@ from widelimit.gram.store import TileStore
 
 path, journal = sys.argv[1:]
 handle = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-start = tiled._Factorisation._start
+write = tiled._Writer.write
 
-def note(self, i, j):
-    os.write(handle, f"{i} {j}\\n".encode())
-    return start(self, i, j)
+def note(self, key, values):
+    os.write(handle, f"{key[0]} {key[1]}\\n".encode())
+    return write(self, key, values)
 
-tiled._Factorisation._start = note
+tiled._Writer.write = note
 x = np.random.default_rng(0).normal(size=(700, 800))
 tiled.factorise(x @ x.T, 1e-3, store=path, tile=32, memory=sys.maxsize)
 """
@@ -285,7 +287,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match=r"No space left on device, while tile .* the finished tiles"):
         factorise(k, store=path, tile=32)
     monkeypatch.undo()
-    assert len(TileStore.open(open_objects(path)).finished()) == 3
+    assert len(TileStore.open(open_objects(path)).finished()) == 3  # and zarr.json
     factor = factorise(k, store=path)
     lower = factor.store.block(slice(0, 90), slice(0, 90))
     np.testing.assert_allclose(lower, np.linalg.cholesky(k), atol=1e-10)

@@ -462,7 +462,8 @@ class TileStore:
             New.
         """
         t = self.tile
-        out = np.zeros((rows.stop - rows.start, columns.stop - columns.start), self.dtype)
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        out = np.zeros(shape, self.dtype) if self.region == "lower" else np.empty(shape, self.dtype)
         if not out.size:
             return out
         for i in range(rows.start // t, -(-rows.stop // t)):

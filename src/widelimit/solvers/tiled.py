@@ -13,20 +13,24 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import blas, lapack  # pyright: ignore[reportMissingTypeStubs]
+from threadpoolctl import threadpool_limits
 
 from widelimit._version import __version__
+from widelimit.gram.engine import default_threads
 from widelimit.gram.memory import remaining
 from widelimit.gram.store import StoreError, TileStore, open_objects
 from widelimit.gram.tiles import Key
+from widelimit.solvers.blas import Arithmetic
 from widelimit.solvers.checks import check_ridge, check_targets, epsilon
 from widelimit.solvers.matrix import (
     Matrix,
@@ -44,12 +48,11 @@ _FORMAT = "widelimit.factor/1"
 _INVERSE = "inverse_diagonal.npy"
 _MIN_ROUNDINGS = 100  # that a pivot must exceed, as in `solve_cholesky`
 _MAX_ROUNDINGS = 100  # that a negative pivot of a Gram matrix may be
+_WIDEST_PANEL = 6  # tiles: wider ones leave less to do side by side
 _AHEAD = 2  # tiles that are read before they are wanted
 
-# scipy has no type stubs.
-_blas, _lapack = cast("Any", blas), cast("Any", lapack)
-
 Progress = Callable[[float], None]
+_Item = TypeVar("_Item")
 
 
 class NotPositiveDefinite(Exception):
@@ -68,51 +71,6 @@ class NotPositiveDefinite(Exception):
     def __init__(self, index: int, pivot: float, weights: FloatArray) -> None:
         super().__init__(f"pivot {index} is {pivot:.3g}")
         self.index, self.pivot, self.weights = index, pivot, weights
-
-
-@dataclass(frozen=True)
-class _Arithmetic:
-    """BLAS and LAPACK on row-first tiles, of one dtype.
-
-    The transpose of a row-first tile is column-first, which BLAS takes without a copy.
-    """
-
-    dtype: np.dtype[Any]
-
-    def _routine(self, library: Any, name: str) -> Callable[..., Any]:
-        return getattr(library, ("s" if self.dtype == np.float32 else "d") + name)
-
-    def subtract_product(self, c: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> None:
-        """C -= A B^T, in place."""
-        gemm = self._routine(_blas, "gemm")
-        gemm(-1.0, b.T, a.T, 1.0, c.T, trans_a=1, trans_b=0, overwrite_c=1)
-
-    def subtract_plain_product(self, c: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> None:
-        """C -= A B, in place."""
-        gemm = self._routine(_blas, "gemm")
-        gemm(-1.0, b.T, a.T, 1.0, c.T, trans_a=0, trans_b=0, overwrite_c=1)
-
-    def divide(self, x: NDArray[Any], triangle: NDArray[Any]) -> None:
-        """X := X T^-T for a lower triangle T, in place."""
-        if not x.size:  # which BLAS does not take
-            return
-        trsm = self._routine(_blas, "trsm")
-        trsm(1.0, triangle.T, x.T, side=0, lower=0, trans_a=1, overwrite_b=1)
-
-    def solve(self, x: NDArray[Any], triangle: NDArray[Any]) -> None:
-        """X := T^-1 X for a lower triangle T, in place."""
-        trsm = self._routine(_blas, "trsm")
-        trsm(1.0, triangle.T, x.T, side=1, lower=0, trans_a=0, overwrite_b=1)
-
-    def solve_transposed(self, x: NDArray[Any], triangle: NDArray[Any]) -> None:
-        """X := T^-T X for a lower triangle T, in place."""
-        trsm = self._routine(_blas, "trsm")
-        trsm(1.0, triangle.T, x.T, side=1, lower=0, trans_a=1, overwrite_b=1)
-
-    def factor(self, a: NDArray[Any]) -> int:
-        """A := chol(A), lower, in place; return LAPACK's info."""
-        _, info = self._routine(_lapack, "potrf")(a.T, lower=0, clean=1, overwrite_a=1)
-        return int(info)
 
 
 class _Reader:
@@ -146,6 +104,35 @@ class _Reader:
             yield key, future.result()
 
 
+class _Writer:
+    """Writes tiles on a thread of its own, a few behind the computation."""
+
+    def __init__(self, store: TileStore) -> None:
+        self._store = store
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="widelimit-write")
+        self._pending: list[Future[Any]] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(wait=True)
+
+    def write(self, key: Key, values: NDArray[Any]) -> None:
+        """Write a tile soon; an error of an earlier one is raised here."""
+        with self._lock:
+            while len(self._pending) >= _AHEAD:
+                self._pending.pop(0).result()
+            self._pending.append(self._pool.submit(self._store.write, key, values))
+
+    def wait(self) -> None:
+        """Wait until all is written."""
+        with self._lock:
+            while self._pending:
+                self._pending.pop(0).result()
+
+
 class TiledFactor:
     """The Cholesky factor of a Gram matrix with its ridge, in a store; `factorise` makes it.
 
@@ -177,7 +164,7 @@ class TiledFactor:
 
     def solve(self, y: FloatArray) -> FloatArray:
         """Return ``A^-1 y`` for y (n, targets) by two substitutions; reads the factor twice."""
-        arithmetic = _Arithmetic(np.dtype(np.float64))
+        arithmetic = Arithmetic(np.dtype(np.float64))
         x = np.array(y, np.float64, order="C")
         rows = range(self._rows)
         with _Reader(self.store, arithmetic.dtype) as reader:
@@ -198,7 +185,11 @@ class TiledFactor:
         return x
 
     def inverse_diagonal(
-        self, *, dtype: str | None = None, progress: Progress | None = None
+        self,
+        *,
+        dtype: str | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
     ) -> FloatArray:
         """Return the diagonal of ``A^-1``: the sums of the squares of the columns of ``L^-1``.
 
@@ -206,6 +197,8 @@ class TiledFactor:
         ----------
         dtype : {"float32", "float64"} or None
             Of the arithmetic; None: that of the factor.
+        threads : int or None
+            As for `factorise`.
         progress : callable or None
             Is given the finished share, 0 to 1.
 
@@ -214,17 +207,21 @@ class TiledFactor:
         Cost: ``n^3/3`` flops, as much as the factor, and ``n^3/(6 p)`` entries read, for p columns
         at a time, as many as fit into memory. What is finished is kept beside the factor.
         """
-        arithmetic = _Arithmetic(np.dtype(dtype or self.store.dtype))
+        arithmetic = Arithmetic(np.dtype(dtype or self.store.dtype))
         done, t = self._rows, self.store.tile
         result = self._stored_inverse(arithmetic.dtype)
         total = sum((done - c) ** 2 for c in range(done))
-        with self.store.objects.locked(), _Reader(self.store, arithmetic.dtype) as reader:
+        with (
+            self.store.objects.locked(),
+            _Reader(self.store, arithmetic.dtype) as reader,
+            _Crew(threads) as crew,
+        ):
             budget = remaining(self._memory) / (t * t * arithmetic.dtype.itemsize) - 2 * _AHEAD - 2
             first = next((c for c in range(done) if np.isnan(result[c * t])), done)
             finished = sum((done - c) ** 2 for c in range(first))
             while first < done:
                 width = _width(lambda p, first=first: p * (done - first), budget, done - first)
-                self._inverse_columns(first, first + width, reader, arithmetic, result)
+                self._inverse_columns(first, first + width, reader, crew, arithmetic, result)
                 finished += sum((done - c) ** 2 for c in range(first, first + width))
                 first += width
                 content = io.BytesIO()
@@ -247,7 +244,8 @@ class TiledFactor:
         first: int,
         last: int,
         reader: _Reader,
-        arithmetic: _Arithmetic,
+        crew: _Crew,
+        arithmetic: Arithmetic,
         result: FloatArray,
     ) -> None:
         """Sum the squares of some columns of tiles of ``L^-1``, by forward substitution."""
@@ -255,28 +253,38 @@ class TiledFactor:
         sums = {c: np.zeros(self._part(c).stop - self._part(c).start) for c in range(first, last)}
         rows = range(first, self._rows)
         keys = ((r, m) for r in rows for m in range(first, r + 1))
+
+        def step(r: int, m: int, c: int, tile: NDArray[Any]) -> None:
+            if m == first:
+                shape = (len(tile), len(sums[c]))
+                held[r, c] = (
+                    np.eye(*shape, dtype=tile.dtype) if r == c else (np.zeros(shape, tile.dtype))
+                )
+            z = held[r, c]
+            if c <= m < r:
+                arithmetic.subtract_product(z, tile, held[m, c], transposed=False)
+            elif m == r:
+                arithmetic.solve(z, tile)
+                sums[c] += np.einsum("ij,ij->j", z, z, dtype=np.float64)
+
         for (r, m), tile in reader.stream(keys):
-            height = len(tile)
-            for c in range(first, min(r + 1, last)):
-                width = len(sums[c])
-                if m == first:
-                    held[r, c] = (
-                        np.eye(height, width, dtype=tile.dtype)
-                        if r == c
-                        else (np.zeros((height, width), tile.dtype))
-                    )
-                z = held[r, c]
-                if c <= m < r:
-                    arithmetic.subtract_plain_product(z, tile, held[m, c])
-                elif m == r:
-                    arithmetic.solve(z, tile)
-                    sums[c] += np.einsum("ij,ij->j", z, z, dtype=np.float64)
+            crew.run(partial(step, r, m, c, tile) for c in range(first, min(r + 1, last)))
         for c, values in sums.items():
             result[self._part(c)] = values
 
 
 def _inverse_name(dtype: np.dtype[Any]) -> str:
     return f"{dtype.name}-{_INVERSE}"
+
+
+def _panel_tiles(first: int, rows: int, width: int) -> float:
+    """Return the tiles that a panel holds: rows above, its triangle, sums of rows and the next."""
+    return width * first + width * (width + 1) / 2 + 2 * rows * width
+
+
+def _grouped(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
+    while group := list(islice(items, size)):
+        yield group
 
 
 def _width(tiles: Callable[[int], float], budget: float, most: int) -> int:
@@ -294,6 +302,7 @@ def factorise(
     store: str | os.PathLike[str],
     dtype: str = "float64",
     memory: int | str | None = None,
+    threads: int | None = None,
     tile: int | None = None,
     progress: Progress | None = None,
     verify: bool = False,
@@ -313,6 +322,8 @@ def factorise(
     memory : int, str or None
         Bytes, or ``"6GB"``: the most that this process takes in all, what it holds already
         included. None: 60 % of what is available beside that. No bit depends on it.
+    threads : int or None
+        None: one for each processor that this process may use. No bit depends on it.
     tile : int or None
         Side of a tile of a new factor. None: that of k.
     progress : callable or None
@@ -362,7 +373,7 @@ def factorise(
         if verify:
             for key in factor_store.damaged(sorted(factor_store.finished())):
                 factor_store.delete(key)
-        _Factorisation(matrix, factor_store, memory, progress).run()
+        _Factorisation(matrix, factor_store, memory, progress).run(threads)
     return TiledFactor(factor_store, memory)
 
 
@@ -390,6 +401,28 @@ def _open_store(
     return found
 
 
+class _Crew:
+    """Threads that each run BLAS on one thread of its own: no bit depends on how many there are."""
+
+    def __init__(self, threads: int | None) -> None:
+        self.size = default_threads() if threads is None else threads
+        self._pool = ThreadPoolExecutor(self.size, thread_name_prefix="widelimit")
+        self._limits = cast("Any", threadpool_limits)(1)
+
+    def __enter__(self) -> _Crew:
+        self._limits.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._limits.__exit__(*exception)
+
+    def run(self, tasks: Iterable[Callable[[], Any]]) -> None:
+        """Run tasks that do not depend on one another, and wait for all."""
+        for future in [self._pool.submit(task) for task in tasks]:
+            future.result()
+
+
 class _Factorisation:
     """One run: what is finished, what is held, what is left."""
 
@@ -402,36 +435,48 @@ class _Factorisation:
     ) -> None:
         self._matrix, self._store, self._memory = matrix, store, memory
         self._report = progress
-        self._arithmetic = _Arithmetic(np.dtype(store.dtype.name))
+        self._arithmetic = Arithmetic(np.dtype(store.dtype.name))
         self._finished = store.finished()
         self._ridge = float(store.manifest["ridge_absolute"])
         self._n = store.shape[0]
         self._work = sum(j + 1 for _, j in store.grid.tiles())
         self._done = sum(j + 1 for _, j in self._finished)
+        self._writer: _Writer
+        self._starter: ThreadPoolExecutor
+        self._crew: _Crew
+        self._lock = threading.Lock()
 
-    def run(self) -> None:
+    def run(self, threads: int | None) -> None:
+        """Compute what is missing."""
         rows, t = self._store.grid.shape[0], self._store.tile
+        entry = self._arithmetic.dtype.itemsize
         first = 0
-        with _Reader(self._store, self._arithmetic.dtype) as reader:
+        with (
+            _Reader(self._store, self._arithmetic.dtype) as reader,
+            _Writer(self._store) as writer,
+            ThreadPoolExecutor(1, thread_name_prefix="widelimit-start") as starter,
+            _Crew(threads) as crew,
+        ):
+            self._writer, self._starter, self._crew = writer, starter, crew
             while first < rows:
-                entry = self._arithmetic.dtype.itemsize
-                # Besides what is held: tiles read ahead, one of k, and copies of a tile written.
-                budget = remaining(self._memory) / (t * t * entry) - _AHEAD - 7
-                least = first + 2
-                if budget < least:
+                # Besides what is held: tiles read ahead, one of k, and what is being written.
+                spare = _AHEAD * (1 + crew.size) + 8
+                budget = remaining(self._memory) / (t * t * entry) - spare
+                # Rows above, the triangle of the panel, the sums of some rows and the next ones.
+                need = partial(_panel_tiles, first, crew.size)
+                if budget < need(1):
                     raise MemoryError(
-                        f"this takes {(least + _AHEAD + 7) * t * t * entry / 2**20:.0f} MiB at "
-                        "least beside what the process holds: raise memory, or use a smaller tile "
-                        "for a new factor"
+                        f"this takes {(need(1) + spare) * t * t * entry / 2**20:.0f} MiB at least "
+                        "beside what the process holds: raise memory, or use a smaller tile for a "
+                        "new factor"
                     )
-                width = _width(
-                    lambda p, first=first: p * first + p * (p + 1) / 2 + p, budget, rows - first
-                )
+                width = _width(need, budget, min(_WIDEST_PANEL, rows - first))
                 self._panel(first, first + width, reader)
+                writer.wait()
                 first += width
 
     def _panel(self, first: int, last: int, reader: _Reader) -> None:
-        """Compute the tiles of some columns, row by row."""
+        """Compute the tiles of some columns, a few rows at a time."""
         rows = self._store.grid.shape[0]
         open_rows = [
             i
@@ -442,52 +487,74 @@ class _Factorisation:
             return
         last = min(last, open_rows[-1] + 1)
         above = dict(reader.stream((j, m) for j in range(first, last) for m in range(first)))
-        for i in range(first, rows):
-            if i < last or i in open_rows:
-                self._row(i, first, last, above, reader)
+        # The rows of the panel depend on one another; those below do not.
+        groups = [[i] for i in range(first, last)]
+        below = [i for i in open_rows if i >= last]
+        groups += [below[s : s + self._crew.size] for s in range(0, len(below), self._crew.size)]
+        ahead = self._begin(groups[0], first, last)
+        for group, following in zip(groups, [*groups[1:], []], strict=True):
+            sums = {key: start.result() for key, start in ahead.items()}
+            ahead = self._begin(following, first, last)
+            self._rows(group, first, last, sums, above, reader)
 
-    def _row(
+    def _begin(self, group: list[int], first: int, last: int) -> dict[Key, Future[NDArray[Any]]]:
+        """Begin to read, on a thread of its own, what the open tiles of some rows start from."""
+        keys = ((i, j) for i in group for j in range(first, min(i + 1, last)))
+        return {
+            key: self._starter.submit(self._start, *key)
+            for key in keys
+            if key not in self._finished
+        }
+
+    def _rows(
         self,
-        i: int,
+        group: list[int],
         first: int,
         last: int,
+        sums: dict[Key, NDArray[Any]],
         above: dict[Key, NDArray[Any]],
         reader: _Reader,
     ) -> None:
-        """Compute the tiles (i, j) of a panel that are not there; hold them if they are above."""
-        columns = range(first, min(i + 1, last))
-        open_ = [j for j in columns if (i, j) not in self._finished]
-        sums = {j: self._start(i, j) for j in open_}
-        if open_:
-            left = (
-                (((i, m), above[i, m]) for m in range(first))
-                if i < last
-                else reader.stream((i, m) for m in range(first))
+        """Compute the tiles of some rows that are not there; hold them if they are above."""
+        subtract = self._arithmetic.subtract_product
+        inside = group[0] < last
+        if sums:
+            held = (((i, m), above[i, m]) for m in range(first) for i in group if inside)
+            left = held if inside else reader.stream((i, m) for m in range(first) for i in group)
+            for some in _grouped(left, len(group)):
+                self._crew.run(
+                    partial(subtract, values, tile, above[j, m])
+                    for (row, m), tile in some
+                    for (i, j), values in sums.items()
+                    if i == row
+                )
+        for j in range(first, min(group[-1] + 1, last)):
+            self._crew.run(
+                partial(self._finish, i, j, sums, above) for i in group if (i, j) in sums
             )
-            for (_, m), tile in left:
-                for j in open_:
-                    self._arithmetic.subtract_product(sums[j], tile, above[j, m])
-        row: dict[int, NDArray[Any]] = {}
-        for j in columns:
-            if j in sums:
-                values = sums.pop(j)
-                for m in range(first, j):
-                    other = row[m] if j == i else above[j, m]
-                    self._arithmetic.subtract_product(values, row[m], other)
-                if j < i:
-                    self._arithmetic.divide(values, above[j, j])
-                else:
-                    self._factor(values, i)
-                self._store.write((i, j), values)
-                self._finished.add((i, j))
-                self._done += j + 1
-                if self._report is not None:
-                    self._report(self._done / self._work)
-            else:
-                values = reader.read((i, j))
-            row[j] = values
-            if i < last:
-                above[i, j] = values
+            column = {i: sums.pop((i, j)) if (i, j) in sums else reader.read((i, j)) for i in group}
+            if inside:
+                above[group[0], j] = column[group[0]]
+            self._crew.run(
+                partial(subtract, values, column[i], column[i] if i == other else above[other, j])
+                for (i, other), values in sums.items()
+            )
+
+    def _finish(
+        self, i: int, j: int, sums: dict[Key, NDArray[Any]], above: dict[Key, NDArray[Any]]
+    ) -> None:
+        """Turn a sum into a tile of the factor, and write it."""
+        values = sums[i, j]
+        if i == j:
+            self._factor(values, i)
+        else:
+            self._arithmetic.divide(values, above[j, j])
+        self._writer.write((i, j), values)
+        with self._lock:
+            self._finished.add((i, j))
+            self._done += j + 1
+            if self._report is not None:
+                self._report(self._done / self._work)
 
     def _start(self, i: int, j: int) -> NDArray[Any]:
         rows, columns = self._store.grid.extent((i, j))
@@ -520,6 +587,7 @@ class _Factorisation:
                 return
             index = int(np.argmin(pivots))
             row, pivot = values[index : index + 1, :index], float(pivots[index] * before[index])
+        self._writer.wait()
         weights = self._weights(i, values[:index, :index], row[0])
         raise NotPositiveDefinite(start + index, pivot, weights)
 
@@ -528,7 +596,7 @@ class _Factorisation:
 
         `triangle` is what is factored of the tile on the diagonal, `row` what follows it.
         """
-        exact = _Arithmetic(np.dtype(np.float64))
+        exact = Arithmetic(np.dtype(np.float64))
         index, height = len(row), self._store.grid.extent((i, i))[0].start
 
         def solve(triangle: NDArray[Any], values: FloatArray) -> FloatArray:
@@ -599,6 +667,7 @@ def solve_tiled(
     *,
     store: str | os.PathLike[str],
     memory: int | str | None = None,
+    threads: int | None = None,
     tile: int | None = None,
     progress: Progress | None = None,
     verify: bool = False,
@@ -607,7 +676,7 @@ def solve_tiled(
 
     Parameters
     ----------
-    k, ridge, store, memory, tile, progress, verify
+    k, ridge, store, memory, threads, tile, progress, verify
         As for `factorise`; the factor is float64, and stays in the store.
     y : array-like of shape (n,) or (n, targets)
 
@@ -632,6 +701,7 @@ def solve_tiled(
             ridge,
             store=store,
             memory=memory,
+            threads=threads,
             tile=tile,
             progress=progress,
             verify=verify,
