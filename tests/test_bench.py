@@ -202,6 +202,7 @@ def test_targets() -> None:
         "sizes": {0.65},
         "families": {1.15, 1.10, 0.30, 0.52, 1.30},
         "threads": {1.9},
+        "store": {1.03},
         "instruction-sets": {2.7e9, 1.1e9, 1.0e9},
         "interrupt": {0.5},
     }

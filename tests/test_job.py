@@ -1,6 +1,10 @@
 """Kernels from files to files, and the commands that do it."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +13,15 @@ from typer.testing import CliRunner
 
 import widelimit as wl
 from widelimit.cli import app
-from widelimit.job import Job, explain_networks, read_array, read_network, read_shape
+from widelimit.gram.store import TileStore, open_objects
+from widelimit.job import (
+    Job,
+    explain_networks,
+    read_array,
+    read_inputs,
+    read_network,
+    read_shape,
+)
 
 X = np.random.default_rng(0).random((4, 6, 5, 2))
 
@@ -169,6 +181,93 @@ def test_kernel_command(tmp_path: Path) -> None:
     code, text, _ = widelimit("kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--out", out)
     assert (code, text) == (0, f"{out}: 4 x 4, float32\n")
     np.testing.assert_array_equal(np.load(out), wl.kernel(wl.cntk_vanilla(3), X))
+
+
+def test_kernel_command_with_a_store(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "z.npy", X[:3] + 0.1)
+    out = tmp_path / "k.zarr"
+    words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--net", "cntk_gap:3"]
+    words += ["--columns", tmp_path / "z.npy", "--memory", "2GB", "--out", out]
+    code, text, error = widelimit(*words)
+    assert (code, text) == (0, f"{out}: 4 x 3, float32\n")
+    assert error.startswith("1 of 1 tiles, ")
+    nets = [wl.cntk_vanilla(3), wl.cntk_gap(3)]
+    expected = wl.kernel(nets, X, X[:3] + 0.1)
+    assert np.array_equal([np.asarray(k) for k in wl.open_gram(out)], expected)
+    assert widelimit(*words) == (0, text, "")
+    code, text, _ = widelimit("kernel", "--status", out)
+    assert code == 0
+    for line in (
+        f"{out}: 4 x 3, float32",
+        "  kernel: ntk of Conv(3) ReLU Conv(3) ReLU GlobalAvgPool Dense",
+        "  tiles: 1 of 1 (100.0%), 64 x 64, 0.00 GB",
+        "  finished",
+    ):
+        assert line in text.splitlines()
+    (out / "c" / "1" / "0" / "0").unlink()
+    code, text, _ = widelimit("kernel", "--status", out)
+    assert "  not finished: run the command that began it again" in text.splitlines()
+    code, _, error = widelimit(*words[:3], "cntk_gap:3", *words[4:])
+    assert (code, error.count("\n")) == (2, 1)
+    assert "holds another kernel: " in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--status", "no.zarr"], "no.zarr: there is no matrix of widelimit"),
+        (["--status", "a.zarr", "--out", "b.zarr"], "--status takes a store, and neither DATA"),
+        (["x.npy", "--out", "k.zarr"], "kernel needs DATA, --net and --out, as in: widelimit"),
+        (["fashion-mnits", "--net", "cntk_gap:3", "--out", "k.npy"], "did you mean fashion-mnist?"),
+        (["digits", "--array", "x", "--net", "cntk_gap:3", "--out", "k.npy"], "is for .npz files"),
+    ],
+)
+def test_kernel_command_that_cannot_be(words: list[str], message: str) -> None:
+    code, _, error = widelimit("kernel", *words)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_inputs_by_name() -> None:
+    data = wl.load_dataset("digits")
+    np.testing.assert_array_equal(read_inputs("digits"), data.x_train)
+    np.testing.assert_array_equal(read_inputs("digits:train"), data.x_train)
+    np.testing.assert_array_equal(read_inputs("digits:test"), data.x_test)
+
+
+# A shell tells what it starts with "&" to ignore the signal of Ctrl-C.
+COMMAND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from widelimit.cli import main
+main()
+"""
+
+
+def test_ctrl_c_keeps_the_finished_tiles(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((330, 16, 16, 1))
+    np.save(tmp_path / "x.npy", x)
+    out = tmp_path / "k.zarr"
+    words = ["kernel", str(tmp_path / "x.npy"), "--net", "cntk_gap:6", "--out", str(out)]
+    command = [sys.executable, "-c", COMMAND, *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        while run.poll() is None and not list(out.glob("c/*/*")):
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        assert run.stderr is not None
+        error = run.stderr.read()
+    assert run.returncode == 130
+    told = "widelimit: interrupted, the finished tiles are kept, the same command goes on"
+    assert error.splitlines()[-1] == told
+    store = TileStore.open(open_objects(out))
+    assert 0 < len(store.finished()) < len(list(store.grid.tiles()))
+    code, _, error = widelimit(*words)
+    assert code == 0
+    assert np.array_equal(
+        wl.open_gram(out)[:100, 500:], wl.kernel(wl.cntk_gap(6), x[:100], x[500:])
+    )
 
 
 @pytest.mark.parametrize("content", [X[0], np.array(["a", "b"]), np.full((2, 3, 3, 1), np.nan)])

@@ -10,8 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isqrt
@@ -19,10 +21,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from widelimit._core import _engine
-from widelimit.backends.base import Dtype
+from widelimit.backends.base import Dtype, Tile
 from widelimit.backends.cpu import (
     ISA_VARIABLE,
     CpuBackend,
@@ -30,12 +33,23 @@ from widelimit.backends.cpu import (
     instruction_sets,
 )
 from widelimit.bench.images import Images
-from widelimit.gram import kernel
+from widelimit.gram import gram, kernel
 from widelimit.gram.engine import default_threads
+from widelimit.gram.tiles import triangle
 from widelimit.network import Network
-from widelimit.program import Kind, compile_networks
+from widelimit.program import Kind, compile_family, compile_networks
 
-__all__ = ["Case", "Setting", "bandwidth", "interrupt", "lane_sizes", "peak", "timed_kernel"]
+__all__ = [
+    "Case",
+    "Setting",
+    "bandwidth",
+    "bare_core",
+    "interrupt",
+    "lane_sizes",
+    "peak",
+    "stored_gram",
+    "timed_kernel",
+]
 
 Shape = tuple[int, int, int]
 
@@ -242,6 +256,47 @@ def timed_kernel(
     }
     timed = measure_on_one_core if threads == 1 else measure
     return Case(name, timed, "s", pairs, pairs * cost, detail)
+
+
+def stored_gram(setting: Setting, name: str, network: Network, n: int) -> Case:
+    """Make the case that times `gram` into a new store, float32, on all cores."""
+    images = setting.images.take(n, (32, 32, 3))
+
+    def measure() -> float:
+        with _isa(setting.isa), tempfile.TemporaryDirectory() as folder:
+            start = perf_counter()
+            gram(network, images, store=Path(folder) / "k.zarr", threads=setting.cores)
+            return perf_counter() - start
+
+    detail = {"networks": [network.to_json()], "n1": n, "threads": setting.cores}
+    return Case(name, measure, "s", n * (n + 1) // 2, detail=detail)
+
+
+def bare_core(setting: Setting, name: str, network: Network, n: int) -> Case:
+    """Make the case that times the compiled core alone on a Gram matrix, float32, on all cores.
+
+    Profiles, and the sums over slices of all tiles: no checks, no kernel values, nothing kept.
+    """
+    images = setting.images.take(n, (32, 32, 3)).astype(np.float64)
+    program = compile_family([network], (32, 32, 3), ("ntk",))
+    backend = CpuBackend(setting.isa)
+    tiles = list(triangle(n, backend.lanes("float32"), 512, pack=False))
+    cancel = np.zeros(1, np.int32)
+
+    def measure() -> float:
+        start = perf_counter()
+        profile = backend.profile(program, images, np.arange(n), "float32")
+
+        def compute(tile: Tile) -> None:
+            backend.tile(program, profile, profile, tile, cancel)
+
+        with ThreadPoolExecutor(setting.cores) as pool:
+            for _ in pool.map(compute, tiles):
+                pass
+        return perf_counter() - start
+
+    detail = {"networks": [network.to_json()], "n1": n, "threads": setting.cores}
+    return Case(name, measure, "s", n * (n + 1) // 2, detail=detail)
 
 
 def peak(name: str, isa: str, dtype: Dtype, *, mixed: bool = False) -> Case:

@@ -18,8 +18,10 @@ from widelimit.bench.cases import (
     Case,
     Setting,
     bandwidth,
+    bare_core,
     interrupt,
     peak,
+    stored_gram,
     timed_kernel,
 )
 from widelimit.network import Dense, Flatten, LocalAvgPool, Network
@@ -294,6 +296,20 @@ def _threads(setting: Setting) -> Group:
     return Group((one, two), (figure,), 5)
 
 
+def _store(setting: Setting) -> Group:
+    n = 256 if setting.quick else 4000
+    net = cntk_vanilla(6)
+    title = f"V depth 6, Gram n={n}"
+    bare = bare_core(setting, f"{title}, compiled core alone", net, n)
+    memory = timed_kernel(setting, f"{title}, kernel", net, gram=n, threads=setting.cores)
+    stored = stored_gram(setting, f"{title}, gram into a store", net, n)
+    figures = (
+        Figure("gram into a store / compiled core alone", "", _ratio(stored, bare), 1.03, True),
+        Figure("kernel / compiled core alone", "", _ratio(memory, bare)),
+    )
+    return Group((bare, memory, stored), figures, 5)
+
+
 def _instruction_sets(setting: Setting) -> Group:
     cases: list[Case] = []
     figures: list[Figure] = []
@@ -329,6 +345,7 @@ GROUPS: dict[str, Callable[[Setting], Group]] = {
     "sizes": _sizes,
     "families": _families,
     "threads": _threads,
+    "store": _store,
     "instruction-sets": _instruction_sets,
     "interrupt": _interrupt,
 }
