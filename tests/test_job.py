@@ -253,7 +253,7 @@ def test_ctrl_c_keeps_the_finished_tiles(tmp_path: Path) -> None:
     words = ["kernel", str(tmp_path / "x.npy"), "--net", "cntk_gap:6", "--out", str(out)]
     command = [sys.executable, "-c", COMMAND, *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
-        while run.poll() is None and not list(out.glob("c/*/*")):
+        while run.poll() is None and not list(out.glob("c/*/[0-9]*")):
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
         assert run.stderr is not None
@@ -265,9 +265,8 @@ def test_ctrl_c_keeps_the_finished_tiles(tmp_path: Path) -> None:
     assert 0 < len(store.finished()) < len(list(store.grid.tiles()))
     code, _, error = widelimit(*words)
     assert code == 0
-    assert np.array_equal(
-        wl.open_gram(out)[:100, 500:], wl.kernel(wl.cntk_gap(6), x[:100], x[500:])
-    )
+    corner = wl.kernel(wl.cntk_gap(6), x[:40], x[300:])
+    assert np.array_equal(wl.open_gram(out)[:40, 300:], corner)
 
 
 @pytest.mark.parametrize("content", [X[0], np.array(["a", "b"]), np.full((2, 3, 3, 1), np.nan)])
