@@ -1,6 +1,7 @@
 """Kernel regression on all of Fashion-MNIST: 60,000 training and 10,000 test images.
 
 usage: python benchmarks/fashion_mnist.py FOLDER [--memory 14GB]
+       python benchmarks/fashion_mnist.py --table RECORD
 
 CNTK-V at depths 3, 6 and 11 in one pass, float32: the kernels, the exact solutions (out-of-core
 Cholesky in float64, no ridge), test and leave-one-out accuracy. FOLDER takes 50 GB; everything in
@@ -128,11 +129,55 @@ def regress(
     shutil.rmtree(store)
 
 
+def table(parts: list[dict[str, Any]]) -> str:
+    """Return what a record says as tables for docs/results.md."""
+
+    def chosen(name: str, depth: int | None = None) -> list[dict[str, Any]]:
+        return [p for p in parts if p["part"] == name and depth in (None, p.get("depth"))]
+
+    def minutes(some: list[dict[str, Any]]) -> str:
+        return f"{sum(p['seconds'] for p in some) / 60:.1f}"
+
+    def memory(some: list[dict[str, Any]]) -> str:
+        peaks = [p["peak_memory"] for p in some if "peak_memory" in p]
+        return f"{max(peaks) / 1e9:.1f}" if peaks else ""
+
+    lines = [
+        "| depth | test accuracy | leave-one-out accuracy | residual | solve, min "
+        "| leave one out, min |",
+        "|---|---|---|---|---|---|",
+    ]
+    for depth in DEPTHS:
+        solve, predict, left = (
+            chosen(name, depth) for name in ("solve", "predict", "leave one out")
+        )
+        if not (solve and predict and left):
+            continue
+        lines.append(
+            f"| {depth} | {predict[-1]['test_accuracy']:.2%} | {left[-1]['accuracy']:.2%} "
+            f"| {solve[-1]['statistics']['residual_norm']:.0e} | {minutes(solve)} "
+            f"| {minutes(left)} |"
+        )
+    lines += ["", "| part | runs | wall, min | processors, min | peak memory, GB |"]
+    lines.append("|---|---|---|---|---|")
+    for name in ("kernel train", "kernel test", "solve", "predict", "leave one out"):
+        some = chosen(name)
+        cpu = sum(p["cpu_seconds"] for p in some) / 60
+        lines.append(f"| {name} | {len(some)} | {minutes(some)} | {cpu:.1f} | {memory(some)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--memory", default="14GB")
+    parser.add_argument("--table", type=Path, help="print the tables of a record")
     arguments = parser.parse_args()
+    if arguments.table is not None:
+        print(table(json.loads(arguments.table.read_text())))
+        return
+    if arguments.folder is None:
+        parser.error("give a folder")
     folder, memory = arguments.folder, arguments.memory
     folder.mkdir(parents=True, exist_ok=True)
     data = wl.load_dataset("fashion-mnist")
