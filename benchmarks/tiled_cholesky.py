@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from scipy.linalg import lapack
 
 from widelimit.gram.memory import peak_memory
 from widelimit.gram.store import TileStore, open_objects
@@ -83,18 +82,15 @@ def main() -> None:
         k = Gaussian(folder / "k.zarr")
         whole = k[slice(0, n), slice(0, n)].astype(dtype)
         whole[np.diag_indices(n)] *= 1 + RIDGE  # the diagonal is 1
-        potrf = lapack.dpotrf if dtype == "float64" else lapack.spotrf
         start = time.perf_counter()
-        columns, info = potrf(whole.T, lower=0, clean=0, overwrite_a=1)
+        # NumPy's LAPACK: that of SciPy 1.17 crashes on two threads from n = 16,384 on.
+        expected_factor = np.linalg.cholesky(whole)
         seconds = time.perf_counter() - start
-        assert info == 0
         factor = TiledFactor(TileStore.open(open_objects(folder / f"{dtype}.zarr")), None)
         difference = largest = 0.0
         for key in factor.store.grid.tiles():
             rows, slice_ = factor.store.grid.extent(key)
-            expected = columns.T[rows, slice_]
-            if key[0] == key[1]:
-                expected = np.tril(expected)
+            expected = expected_factor[rows, slice_]
             difference = max(difference, float(np.abs(factor.store.read(key) - expected).max()))
             largest = max(largest, float(np.abs(expected).max()))
     flops = n**3 / 3

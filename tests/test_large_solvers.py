@@ -30,6 +30,7 @@ from widelimit.solvers import (
     solve_refined,
     solve_tiled,
 )
+from widelimit.solvers import blas as blas_module
 from widelimit.solvers import matrix as matrix_module
 from widelimit.solvers import tiled as tiled_module
 
@@ -64,6 +65,61 @@ class Stored:
         assert rows.start <= columns.start, "below the diagonal"
         self.read.append((rows.start // self.tile, columns.start // self.tile))
         return self._k[rows, columns]
+
+
+# ---------------------------------------------------------------- in place
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 150),
+    block=st.sampled_from([16, 20, 64]),
+    dtype=st.sampled_from(["float32", "float64"]),
+    threads=st.sampled_from([1, 3]),
+)
+def test_factor_in_place(n: int, block: int, dtype: str, threads: int) -> None:
+    k = with_ridge(gram(n, n), 1e-3).astype(dtype)
+    work = k.copy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blas_module, "_BLOCK", block)
+        assert blas_module.factor_in_place(work, threads) == 0
+    expected = np.linalg.cholesky(k.astype(np.float64))
+    rtol = 1e-3 if dtype == "float32" else 1e-10
+    np.testing.assert_allclose(np.tril(work), expected, rtol=rtol, atol=rtol * expected.max())
+    np.testing.assert_array_equal(np.triu(work, 1), np.triu(k, 1))  # left alone
+
+
+@pytest.mark.parametrize("place", [0, 15, 16, 40, 89])
+def test_factor_in_place_says_which_pivot(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas_module, "_BLOCK", 16)
+    k = with_ridge(gram(90), 1e-3)
+    k[place, place] = -1.0
+    assert blas_module.factor_in_place(k) == place + 1
+
+
+def test_solvers_of_matrices_of_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas_module, "_BLOCK", 16)
+    k, y = gram(90), np.random.default_rng(0).normal(size=(90, 2))
+    expected = np.linalg.solve(with_ridge(k, 1e-3), y)
+    for solution in (solve_cholesky(k, y, 1e-3), solve_refined(k, y, 1e-3)):
+        np.testing.assert_allclose(solution.value, expected, rtol=1e-8, atol=1e-9)
+    failed = solve_cholesky(duplicates(90, "float64"), y)
+    assert re.search(r"sample 86 .* sample 2 \(weight 1\).*ridge=1e-06 was tried", failed.message)
+
+
+@pytest.mark.slow
+def test_more_samples_than_the_lapack_of_scipy_takes() -> None:
+    """Its dpotrf crashes on two threads from n = 16,384 on (OpenBLAS 0.3.30)."""
+    n = 16_500
+    k = np.zeros((n, n))
+    k[np.diag_indices(n)] = 2.0
+    k[0, 1:] = k[1:, 0] = 1 / n
+    y = np.ones(n)
+    solution = solve_cholesky(k, y, overwrite_k=True)
+    # 2 a_i + a_0/n = 1 for i > 0, and 2 a_0 + (n - 1) a_i/n = 1
+    first = (1 - (n - 1) / (2 * n)) / (2 - (n - 1) / (2 * n * n))
+    np.testing.assert_allclose(solution.value[0], first, rtol=1e-12)
+    np.testing.assert_allclose(solution.value[1:], (1 - first / n) / 2, rtol=1e-12)
 
 
 # ---------------------------------------------------------------- tiled Cholesky

@@ -8,16 +8,22 @@ languages (`scipy.linalg.cython_blas`), through ctypes.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-__all__ = ["Arithmetic"]
+from widelimit.gram.engine import default_threads
+
+__all__ = ["Arithmetic", "Crew", "factor_in_place"]
+
+_BLOCK = 1024
 
 _Array = NDArray[Any]
 
@@ -46,13 +52,18 @@ def _int(value: int) -> Any:
     return ctypes.byref(ctypes.c_int(value))
 
 
+def _pitch(array: _Array) -> Any:
+    """Return the distance of two rows, in entries."""
+    return _int(max(1, array.shape[1], array.strides[0] // array.itemsize))
+
+
 def _char(value: bytes) -> Any:
     return ctypes.byref(ctypes.c_char(value))
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Operations in one dtype. Every array is row-first and contiguous, of that dtype.
+    """Operations in one dtype. Every array is row-first, of that dtype; rows may lie apart.
 
     The routines are column-first, and see the transpose of what is passed.
     """
@@ -68,8 +79,9 @@ class Arithmetic:
         return ctypes.byref(ctypes.c_float(value) if single else ctypes.c_double(value))
 
     def _pointer(self, array: _Array) -> Any:
-        if array.dtype != self.dtype or not array.flags.c_contiguous:
-            raise ValueError(f"an array must be contiguous {self.dtype}, got {array.dtype}")
+        apart = array.shape[1] > 1 and array.strides[1] != array.itemsize
+        if array.dtype != self.dtype or apart:
+            raise ValueError(f"an array must have rows of {self.dtype}, got {array.dtype}")
         return ctypes.c_void_p(array.ctypes.data)
 
     def subtract_product(self, c: _Array, a: _Array, b: _Array, *, transposed: bool = True) -> None:
@@ -86,12 +98,31 @@ class Arithmetic:
             _int(k),
             self._scalar(-1.0),
             self._pointer(b),
-            _int(k if transposed else n),
+            _pitch(b),
             self._pointer(a),
-            _int(k),
+            _pitch(a),
             self._scalar(1.0),
             self._pointer(c),
+            _pitch(c),
+        )
+
+    def subtract_square(self, c: _Array, a: _Array) -> None:
+        """C -= A A^T in the lower triangle of C; the rest is left alone."""
+        n, k = a.shape
+        if not k:
+            return
+        self._call(
+            "syrk",
+            _char(b"U"),
+            _char(b"T"),
             _int(n),
+            _int(k),
+            self._scalar(-1.0),
+            self._pointer(a),
+            _pitch(a),
+            self._scalar(1.0),
+            self._pointer(c),
+            _pitch(c),
         )
 
     def _triangular(self, side: bytes, transpose: bytes, x: _Array, triangle: _Array) -> None:
@@ -107,9 +138,9 @@ class Arithmetic:
                 _int(rows),
                 self._scalar(1.0),
                 self._pointer(triangle),
-                _int(len(triangle)),
+                _pitch(triangle),
                 self._pointer(x),
-                _int(columns),
+                _pitch(x),
             )
 
     def divide(self, x: _Array, triangle: _Array) -> None:
@@ -124,9 +155,78 @@ class Arithmetic:
         """X := T^-T X for a lower triangle T."""
         self._triangular(b"R", b"T", x, triangle)
 
-    def factor(self, a: _Array) -> int:
-        """A := chol(A), lower, zero above; return LAPACK's info, i if pivot i - 1 fails."""
-        n, info = len(a), ctypes.c_int(0)
-        self._call("potrf", _char(b"U"), _int(n), self._pointer(a), _int(n), ctypes.byref(info))
-        a[np.triu_indices(n, 1)] = 0
+    def factor(self, a: _Array, *, clean: bool = True) -> int:
+        """A := chol(A), lower; `clean` sets the rest to 0. Return i if pivot i - 1 fails, or 0."""
+        info = ctypes.c_int(0)
+        pointer = self._pointer(a)
+        self._call("potrf", _char(b"U"), _int(len(a)), pointer, _pitch(a), ctypes.byref(info))
+        if clean:
+            a[np.triu_indices(len(a), 1)] = 0
         return info.value
+
+
+class Crew:
+    """Threads that each run BLAS on one thread of its own: no bit depends on how many there are."""
+
+    def __init__(self, threads: int | None) -> None:
+        self.size = default_threads() if threads is None else threads
+        self._pool = ThreadPoolExecutor(self.size, thread_name_prefix="widelimit")
+        self._limits = cast("Any", threadpool_limits)(1)
+
+    def __enter__(self) -> Crew:
+        self._limits.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._limits.__exit__(*exception)
+
+    def run(self, tasks: Iterable[Callable[[], Any]]) -> None:
+        """Run tasks that do not depend on one another, and wait for all."""
+        for future in [self._pool.submit(task) for task in tasks]:
+            future.result()
+
+
+def factor_in_place(a: _Array, threads: int | None = None) -> int:
+    """A := chol(A) in the lower triangle of a row-first matrix; the upper one is left alone.
+
+    LAPACK's own routine is not used beyond small matrices: in OpenBLAS 0.3.30, which SciPy 1.17
+    brings, dpotrf on two threads crashes from n = 16,384 on.
+
+    Parameters
+    ----------
+    a : ndarray of shape (n, n), float32 or float64, C-contiguous
+    threads : int or None
+        None: one for each processor that this process may use. No bit depends on it for
+        n > 2,048.
+
+    Returns
+    -------
+    int
+        0, or i if the pivot i - 1 is not positive; what comes before it is then factored.
+    """
+    n, arithmetic = len(a), Arithmetic(a.dtype)
+    if n <= 2 * _BLOCK:
+        return arithmetic.factor(a, clean=False)
+    parts = [slice(start, min(n, start + _BLOCK)) for start in range(0, n, _BLOCK)]
+    with Crew(threads) as crew:
+        for j, columns in enumerate(parts):
+            left = slice(0, columns.start)
+            above = a[columns, left]
+            crew.run(
+                [
+                    partial(arithmetic.subtract_square, a[columns, columns], above),
+                    *(
+                        partial(arithmetic.subtract_product, a[rows, columns], a[rows, left], above)
+                        for rows in parts[j + 1 :]
+                    ),
+                ]
+            )
+            info = arithmetic.factor(a[columns, columns], clean=False)
+            if info:
+                return columns.start + info
+            crew.run(
+                partial(arithmetic.divide, a[rows, columns], a[columns, columns])
+                for rows in parts[j + 1 :]
+            )
+    return 0

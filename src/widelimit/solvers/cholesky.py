@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import blas, lapack  # pyright: ignore[reportMissingTypeStubs]
 
+from widelimit.solvers.blas import factor_in_place
 from widelimit.solvers.checks import check_gram, check_ridge, check_targets, epsilon
 from widelimit.solvers.matrix import Matrix, as_matrix, load
 from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status, failed
@@ -18,7 +19,6 @@ __all__ = ["is_definite", "solve_cholesky"]
 
 # scipy has no type stubs, and its LAPACK and BLAS wrappers are compiled: the types are given here.
 _lapack, _blas = cast("Any", lapack), cast("Any", blas)
-_dpotrf: Callable[..., tuple[FloatArray, int]] = _lapack.dpotrf
 _dpotrs: Callable[..., tuple[FloatArray, int]] = _lapack.dpotrs
 _dpocon: Callable[..., tuple[float, int]] = _lapack.dpocon
 _dsymm: Callable[..., FloatArray] = _blas.dsymm
@@ -101,15 +101,12 @@ def solve_cholesky(
     diagonal = diagonal_view.copy()
     norm = float(np.max(row_sums + np.abs(diagonal)))
 
-    # LAPACK wants columns first. The transpose of a symmetric row-first matrix is just that, and
-    # is a view. Its lower triangle becomes the factor, its strict upper triangle keeps k.
-    columns = work.T
-    factor, info = _dpotrf(columns, lower=1, clean=0, overwrite_a=1)
-    weakest = info - 1
-    if info == 0:
+    # The lower triangle becomes the factor, the strict upper triangle keeps k.
+    weakest = factor_in_place(work) - 1
+    if weakest < 0:
         # Whether Cholesky gets through a singular k is luck, and the value is then noise: it
         # cannot tell a pivot of some roundings of the diagonal from zero.
-        pivots = np.diagonal(factor) ** 2 / diagonal
+        pivots = diagonal_view**2 / diagonal
         if not is_definite(pivots):
             weakest = int(pivots.argmin())
     if weakest >= 0:
@@ -117,11 +114,13 @@ def solve_cholesky(
         enough = _find_ridge(work, diagonal - ridge_absolute, mean_diagonal, relative)
         message = why.replace(_ENOUGH, enough)
         return failed(y, relative, ridge_absolute, message, time.perf_counter() - start)
-    value, _ = _dpotrs(factor, targets, lower=1)
-    rcond, _ = _dpocon(factor, norm, uplo="L")
+    # LAPACK wants columns first. The transpose is just that, and is a view.
+    columns = work.T
+    value, _ = _dpotrs(columns, targets, lower=0)
+    rcond, _ = _dpocon(columns, norm, uplo="U")
 
     diagonal_view[:] = diagonal
-    residual = targets - _dsymm(1.0, columns, value, lower=0)
+    residual = targets - _dsymm(1.0, columns, value, lower=1)
     size = float(np.linalg.norm(targets))
     # rcond * norm = 1 / |A^-1|_1, at most the smallest eigenvalue; independent roundings of the
     # entries of k are a matrix of norm sqrt(n) eps trace(k)/n, up to a small factor.
@@ -158,7 +157,7 @@ def is_definite(pivots: FloatArray) -> bool:
 def _find_ridge(work: FloatArray, diagonal: FloatArray, mean: float, ridge: float) -> str:
     """Say which relative ridge is enough: powers of ten are tried, from 1e-6 on.
 
-    The strict lower triangle of `work` keeps k, `diagonal` is that of k. `work` is destroyed.
+    The strict upper triangle of `work` keeps k, `diagonal` is that of k. `work` is destroyed.
     """
     n = diagonal.size
     if mean <= 0:
@@ -167,13 +166,13 @@ def _find_ridge(work: FloatArray, diagonal: FloatArray, mean: float, ridge: floa
     while True:
         for start in range(0, n, _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
-            square = np.tril(work[rows, rows], -1)
-            work[rows, start:] = work[start:, rows].T
+            square = np.triu(work[rows, rows], 1)
+            work[start:, rows] = work[rows, start:].T
             work[rows, rows] = square + square.T
         work.reshape(-1)[:: n + 1] = entries = diagonal + larger * mean
         if entries.min() > 0:
-            factor, info = _dpotrf(work.T, lower=1, clean=0, overwrite_a=1)
-            if info == 0 and is_definite(np.diagonal(factor) ** 2 / entries):
+            info = factor_in_place(work)
+            if info == 0 and is_definite(work.diagonal() ** 2 / entries):
                 return f"ridge={larger:g} was tried and is enough"
         larger *= 10
 
@@ -196,10 +195,10 @@ def _explain_pivot(
     # have no influence, since they come last in the first solve and are zero in the second.
     work.reshape(-1)[index * (n + 1) :: n + 1] = 1.0
     column = np.zeros(n)
-    column[:index] = work[index, :index]
-    half = _dtrsv(work.T, column, lower=1)
+    column[:index] = work[:index, index]
+    half = _dtrsv(work.T, column, lower=0, trans=1)
     half[index:] = 0.0
-    weights = _dtrsv(work.T, half, lower=1, trans=1)[:index]
+    weights = _dtrsv(work.T, half, lower=0)[:index]
 
     pivot = float(diagonal[index] - half @ half)
     unit, name = (mean_diagonal, " trace(k)/n") if mean_diagonal > 0 else (1.0, "")

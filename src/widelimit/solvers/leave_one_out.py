@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
+from widelimit.solvers.blas import factor_in_place
 from widelimit.solvers.checks import check_ridge, check_targets
 from widelimit.solvers.cholesky import is_definite
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load
@@ -116,13 +117,13 @@ def leave_one_out(k: ArrayLike | Matrix, y: ArrayLike, ridges: Sequence[float]) 
             raise ValueError("k must be finite, got NaN or infinity: look at its samples")
         work.reshape(-1)[:: n + 1] += ridge * mean
         entries = work.diagonal().copy()
-        factor, info = _lapack.dpotrf(work.T, lower=1, clean=0, overwrite_a=1)
-        if info != 0 or not is_definite(np.diagonal(factor) ** 2 / entries):
+        if factor_in_place(work) != 0 or not is_definite(work.diagonal() ** 2 / entries):
             continue
-        value, _ = _lapack.dpotrs(factor, targets, lower=1)
-        inverse, _ = _lapack.dtrtri(factor, lower=1, overwrite_c=1)
-        predictions[index] = targets - value / _column_squares(inverse)[:, None]
-        del work, factor, inverse  # before the next one is read
+        # LAPACK wants columns first: it sees the transpose.
+        value, _ = _lapack.dpotrs(work.T, targets, lower=0)
+        _lapack.dtrtri(work.T, lower=0, overwrite_c=1)
+        predictions[index] = targets - value / _column_squares(work)[:, None]
+        del work  # before the next one is read
     return _result(relative, targets, predictions, np.shape(y))
 
 

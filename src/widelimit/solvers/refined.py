@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
+from widelimit.solvers.blas import factor_in_place
 from widelimit.solvers.checks import check_ridge, check_targets
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load, multiply
 from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status
@@ -138,16 +139,15 @@ def _factor(
         return factor.solve, float(pivots.min() / pivots.max())
     work = load(matrix, "float32")
     work.reshape(-1)[:: n + 1] += np.float32(absolute)
-    columns, info = _lapack.spotrf(work.T, lower=1, clean=0, overwrite_a=1)
-    if info != 0:
+    if factor_in_place(work) != 0:
         return None, 0.0
-    pivots = np.diagonal(columns).astype(np.float64) ** 2
+    pivots = work.diagonal().astype(np.float64) ** 2
 
     def solve(residual: FloatArray) -> FloatArray:
         # To columns of size 1: float32 would lose small residuals.
         scale = np.abs(residual).max(axis=0)
         scale[scale == 0] = 1.0
         right = np.asfortranarray(residual / scale, np.float32)
-        return _lapack.spotrs(columns, right, lower=1)[0].astype(np.float64) * scale
+        return _lapack.spotrs(work.T, right, lower=0)[0].astype(np.float64) * scale
 
     return solve, float(pivots.min() / pivots.max())

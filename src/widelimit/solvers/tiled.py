@@ -23,14 +23,12 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
 from widelimit._version import __version__
-from widelimit.gram.engine import default_threads
 from widelimit.gram.memory import remaining
 from widelimit.gram.store import StoreError, TileStore, open_objects
 from widelimit.gram.tiles import Key
-from widelimit.solvers.blas import Arithmetic
+from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_ridge, check_targets, epsilon
 from widelimit.solvers.matrix import (
     Matrix,
@@ -214,7 +212,7 @@ class TiledFactor:
         with (
             self.store.objects.locked(),
             _Reader(self.store, arithmetic.dtype) as reader,
-            _Crew(threads) as crew,
+            Crew(threads) as crew,
         ):
             budget = remaining(self._memory) / (t * t * arithmetic.dtype.itemsize) - 2 * _AHEAD - 2
             first = next((c for c in range(done) if np.isnan(result[c * t])), done)
@@ -244,7 +242,7 @@ class TiledFactor:
         first: int,
         last: int,
         reader: _Reader,
-        crew: _Crew,
+        crew: Crew,
         arithmetic: Arithmetic,
         result: FloatArray,
     ) -> None:
@@ -401,28 +399,6 @@ def _open_store(
     return found
 
 
-class _Crew:
-    """Threads that each run BLAS on one thread of its own: no bit depends on how many there are."""
-
-    def __init__(self, threads: int | None) -> None:
-        self.size = default_threads() if threads is None else threads
-        self._pool = ThreadPoolExecutor(self.size, thread_name_prefix="widelimit")
-        self._limits = cast("Any", threadpool_limits)(1)
-
-    def __enter__(self) -> _Crew:
-        self._limits.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._limits.__exit__(*exception)
-
-    def run(self, tasks: Iterable[Callable[[], Any]]) -> None:
-        """Run tasks that do not depend on one another, and wait for all."""
-        for future in [self._pool.submit(task) for task in tasks]:
-            future.result()
-
-
 class _Factorisation:
     """One run: what is finished, what is held, what is left."""
 
@@ -443,7 +419,7 @@ class _Factorisation:
         self._done = sum(j + 1 for _, j in self._finished)
         self._writer: _Writer
         self._starter: ThreadPoolExecutor
-        self._crew: _Crew
+        self._crew: Crew
         self._lock = threading.Lock()
 
     def run(self, threads: int | None) -> None:
@@ -455,7 +431,7 @@ class _Factorisation:
             _Reader(self._store, self._arithmetic.dtype) as reader,
             _Writer(self._store) as writer,
             ThreadPoolExecutor(1, thread_name_prefix="widelimit-start") as starter,
-            _Crew(threads) as crew,
+            Crew(threads) as crew,
         ):
             self._writer, self._starter, self._crew = writer, starter, crew
             while first < rows:
