@@ -1,5 +1,6 @@
 """`gram`: the values of `kernel`, however often a run is killed, within a budget of memory."""
 
+import errno
 import json
 import os
 import random
@@ -268,6 +269,40 @@ def test_another_instruction_set_needs_a_flag(
     np.testing.assert_allclose(k, wl.kernel(VANILLA, X), rtol=1e-5)
     monkeypatch.setenv(ISA_VARIABLE, last)  # complete: nothing is computed, nothing is mixed
     wl.gram(VANILLA, X, store=path)
+
+
+def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, room = os.fsync, iter(range(5))  # the metadata and four tiles
+
+    def fsync(handle: int) -> None:
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "k.zarr"
+    with pytest.raises(OSError, match=r"No space left on device, while tile \(.*run the same call"):
+        wl.gram(VANILLA, X, store=path, tile=16)
+    monkeypatch.undo()
+    assert len(open_tiles(path).finished()) == 4
+    computed = tiles_computed(monkeypatch)
+    assert np.array_equal(wl.gram(VANILLA, X, store=path), wl.kernel(VANILLA, X))
+    assert len(computed) == 11
+
+
+def test_a_second_process_that_writes(tmp_path: Path) -> None:
+    path = tmp_path / "k.zarr"
+    seen: list[str] = []
+
+    def again(state: Progress) -> None:
+        if not seen:
+            with pytest.raises(BlockingIOError, match="another process is writing there") as told:
+                wl.gram(VANILLA, X, store=path)
+            seen.append(str(told.value))
+
+    k = wl.gram(VANILLA, X, store=path, tile=16, progress=again)
+    assert seen
+    assert np.array_equal(k, wl.kernel(VANILLA, X))
 
 
 def test_a_foreign_array_is_refused(tmp_path: Path) -> None:

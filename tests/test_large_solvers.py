@@ -31,6 +31,7 @@ from widelimit.solvers import (
     solve_tiled,
 )
 from widelimit.solvers import blas as blas_module
+from widelimit.solvers import factor as factor_module
 from widelimit.solvers import matrix as matrix_module
 from widelimit.solvers import tiled as tiled_module
 
@@ -196,7 +197,7 @@ def test_no_bit_depends_on_memory_or_threads(
 ) -> None:
     k = gram(200)
     widths: list[int] = []
-    chosen = tiled_module._width
+    chosen = tiled_module.fitting_width
     contents = []
     for most, threads in ((100, 1), (3, 3), (1, 2)):
 
@@ -204,7 +205,8 @@ def test_no_bit_depends_on_memory_or_threads(
             widths.append(min(most, chosen(tiles, budget, limit)))
             return widths[-1]
 
-        monkeypatch.setattr(tiled_module, "_width", width)
+        monkeypatch.setattr(tiled_module, "fitting_width", width)
+        monkeypatch.setattr(factor_module, "fitting_width", width)
         factor = factorise(k, store=tmp_path / f"{most}.zarr", tile=32, threads=threads)
         lower = factor.store.block(slice(0, 200), slice(0, 200))
         contents.append((lower.tobytes(), factor.inverse_diagonal(threads=threads).tobytes()))
@@ -659,15 +661,15 @@ def test_an_inverse_that_was_stopped_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     factor = factorise(gram(90), store=tmp_path / "l.zarr", tile=16)
-    monkeypatch.setattr(tiled_module, "_width", lambda *a: 1)
-    columns = tiled_module.TiledFactor._inverse_columns
+    monkeypatch.setattr(factor_module, "fitting_width", lambda *a: 1)
+    columns = factor_module.TiledFactor._inverse_columns
     seen: list[int] = []
 
     def note(self: Any, first: int, *rest: Any) -> None:
         seen.append(first)
         columns(self, first, *rest)
 
-    monkeypatch.setattr(tiled_module.TiledFactor, "_inverse_columns", note)
+    monkeypatch.setattr(factor_module.TiledFactor, "_inverse_columns", note)
 
     def stop(share: float) -> None:
         if len(seen) == 3:

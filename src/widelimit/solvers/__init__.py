@@ -13,11 +13,12 @@ The ridge is relative everywhere: it multiplies ``trace(k)/n``.
 
 from widelimit.solvers.cholesky import solve_cholesky
 from widelimit.solvers.conjugate import Convergence, solve_conjugate
+from widelimit.solvers.factor import TiledFactor
 from widelimit.solvers.labels import encode_labels
 from widelimit.solvers.leave_one_out import LeaveOneOut, leave_one_out, leave_one_out_of_factor
 from widelimit.solvers.refined import solve_refined
 from widelimit.solvers.solution import Solution, Statistics, Status
-from widelimit.solvers.tiled import TiledFactor, factorise, solve_tiled
+from widelimit.solvers.tiled import factorise, solve_tiled
 
 __all__ = [
     "Convergence",

@@ -13,9 +13,9 @@ from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 from widelimit.solvers.blas import factor_in_place
 from widelimit.solvers.checks import check_ridge, check_targets
 from widelimit.solvers.cholesky import is_definite
+from widelimit.solvers.factor import Progress, TiledFactor
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load
 from widelimit.solvers.solution import FloatArray
-from widelimit.solvers.tiled import TiledFactor
 
 __all__ = ["LeaveOneOut", "leave_one_out", "leave_one_out_of_factor"]
 
@@ -133,7 +133,7 @@ def leave_one_out_of_factor(
     *,
     value: FloatArray | None = None,
     dtype: str | None = None,
-    progress: Any = None,
+    progress: Progress | None = None,
 ) -> LeaveOneOut:
     """Predict every sample from all others with a stored factor; for its one ridge.
 

@@ -11,15 +11,14 @@ So no bit of a tile depends on how much memory there is, nor on where a run was 
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +29,7 @@ from widelimit.gram.store import StoreError, TileStore, open_objects
 from widelimit.gram.tiles import Key
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_ridge, check_targets, epsilon
+from widelimit.solvers.factor import Progress, Reader, TiledFactor, fitting_width
 from widelimit.solvers.matrix import (
     Matrix,
     as_matrix,
@@ -40,16 +40,14 @@ from widelimit.solvers.matrix import (
 )
 from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status, failed
 
-__all__ = ["NotPositiveDefinite", "TiledFactor", "factorise", "solve_tiled"]
+__all__ = ["NotPositiveDefinite", "factorise", "solve_tiled"]
 
 _FORMAT = "widelimit.factor/1"
-_INVERSE = "inverse_diagonal.npy"
 _MIN_ROUNDINGS = 100  # that a pivot must exceed, as in `solve_cholesky`
 _MAX_ROUNDINGS = 100  # that a negative pivot of a Gram matrix may be
 _WIDEST_PANEL = 6  # tiles: wider ones leave less to do side by side
-_AHEAD = 2  # tiles that are read before they are wanted
+_AHEAD = 2  # tiles that wait to be written
 
-Progress = Callable[[float], None]
 _Item = TypeVar("_Item")
 
 
@@ -69,37 +67,6 @@ class NotPositiveDefinite(Exception):
     def __init__(self, index: int, pivot: float, weights: FloatArray) -> None:
         super().__init__(f"pivot {index} is {pivot:.3g}")
         self.index, self.pivot, self.weights = index, pivot, weights
-
-
-class _Reader:
-    """Reads tiles of a factor ahead of their use, on a thread of its own."""
-
-    def __init__(self, store: TileStore, dtype: np.dtype[Any]) -> None:
-        self._store, self._dtype = store, dtype
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="widelimit-read")
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def read(self, key: Key) -> NDArray[Any]:
-        """Read one tile now."""
-        values = self._store.read(key)
-        # BLAS wants contiguous tiles; those at the lower edge are parts of larger ones.
-        return np.ascontiguousarray(values, self._dtype)
-
-    def stream(self, keys: Iterable[Key]) -> Iterator[tuple[Key, NDArray[Any]]]:
-        """Yield tiles in the order of their keys."""
-        pending: list[tuple[Key, Future[NDArray[Any]]]] = []
-        for key in keys:
-            pending.append((key, self._pool.submit(self.read, key)))
-            if len(pending) > _AHEAD:
-                first, future = pending.pop(0)
-                yield first, future.result()
-        for key, future in pending:
-            yield key, future.result()
 
 
 class _Writer:
@@ -131,150 +98,6 @@ class _Writer:
                 self._pending.pop(0).result()
 
 
-class TiledFactor:
-    """The Cholesky factor of a Gram matrix with its ridge, in a store; `factorise` makes it.
-
-    Parameters
-    ----------
-    store : TileStore
-        Region "lower".
-    memory : int, str or None
-        As for `factorise`.
-    """
-
-    def __init__(self, store: TileStore, memory: int | str | None) -> None:
-        self.store, self._memory = store, memory
-        self.n = store.shape[0]
-        self.ridge = float(store.manifest["ridge"])
-        self.ridge_absolute = float(store.manifest["ridge_absolute"])
-
-    @property
-    def _rows(self) -> int:
-        return self.store.grid.shape[0]
-
-    def _part(self, index: int) -> slice:
-        return self.store.grid.extent((index, 0))[0]
-
-    def pivots(self) -> FloatArray:
-        """Return the squares of the diagonal of the factor."""
-        parts = [self.store.read((i, i)).diagonal() for i in range(self._rows)]
-        return np.concatenate(parts).astype(np.float64) ** 2
-
-    def solve(self, y: FloatArray) -> FloatArray:
-        """Return ``A^-1 y`` for y (n, targets) by two substitutions; reads the factor twice."""
-        arithmetic = Arithmetic(np.dtype(np.float64))
-        x = np.array(y, np.float64, order="C")
-        rows = range(self._rows)
-        with _Reader(self.store, arithmetic.dtype) as reader:
-            forward = ((r, c) for r in rows for c in range(r + 1))
-            for (i, j), tile in reader.stream(forward):
-                part = x[self._part(i)]
-                if j < i:
-                    part -= tile @ x[self._part(j)]
-                else:
-                    arithmetic.solve(part, tile)
-            back = ((r, c) for r in reversed(rows) for c in range(r, -1, -1))
-            for (i, j), tile in reader.stream(back):
-                part = x[self._part(i)]
-                if j < i:
-                    x[self._part(j)] -= tile.T @ part
-                else:
-                    arithmetic.solve_transposed(part, tile)
-        return x
-
-    def inverse_diagonal(
-        self,
-        *,
-        dtype: str | None = None,
-        threads: int | None = None,
-        progress: Progress | None = None,
-    ) -> FloatArray:
-        """Return the diagonal of ``A^-1``: the sums of the squares of the columns of ``L^-1``.
-
-        Parameters
-        ----------
-        dtype : {"float32", "float64"} or None
-            Of the arithmetic; None: that of the factor.
-        threads : int or None
-            As for `factorise`.
-        progress : callable or None
-            Is given the finished share, 0 to 1.
-
-        Notes
-        -----
-        Cost: ``n^3/3`` flops, as much as the factor, and ``n^3/(6 p)`` entries read, for p columns
-        at a time, as many as fit into memory. What is finished is kept beside the factor.
-        """
-        arithmetic = Arithmetic(np.dtype(dtype or self.store.dtype))
-        done, t = self._rows, self.store.tile
-        result = self._stored_inverse(arithmetic.dtype)
-        total = sum((done - c) ** 2 for c in range(done))
-        with (
-            self.store.objects.locked(),
-            _Reader(self.store, arithmetic.dtype) as reader,
-            Crew(threads) as crew,
-        ):
-            budget = remaining(self._memory) / (t * t * arithmetic.dtype.itemsize) - 2 * _AHEAD - 2
-            first = next((c for c in range(done) if np.isnan(result[c * t])), done)
-            finished = sum((done - c) ** 2 for c in range(first))
-            while first < done:
-                width = _width(lambda p, first=first: p * (done - first), budget, done - first)
-                self._inverse_columns(first, first + width, reader, crew, arithmetic, result)
-                finished += sum((done - c) ** 2 for c in range(first, first + width))
-                first += width
-                content = io.BytesIO()
-                np.save(content, result)
-                self.store.objects.write(_inverse_name(arithmetic.dtype), content.getvalue())
-                if progress is not None:
-                    progress(finished / total)
-        return result
-
-    def _stored_inverse(self, dtype: np.dtype[Any]) -> FloatArray:
-        try:
-            content = io.BytesIO(self.store.objects.read(_inverse_name(dtype)))
-            stored = cast("FloatArray", np.load(content, allow_pickle=False))
-        except (FileNotFoundError, ValueError, EOFError):
-            return np.full(self.n, np.nan)
-        return stored if stored.shape == (self.n,) else np.full(self.n, np.nan)
-
-    def _inverse_columns(
-        self,
-        first: int,
-        last: int,
-        reader: _Reader,
-        crew: Crew,
-        arithmetic: Arithmetic,
-        result: FloatArray,
-    ) -> None:
-        """Sum the squares of some columns of tiles of ``L^-1``, by forward substitution."""
-        held: dict[Key, NDArray[Any]] = {}
-        sums = {c: np.zeros(self._part(c).stop - self._part(c).start) for c in range(first, last)}
-        rows = range(first, self._rows)
-        keys = ((r, m) for r in rows for m in range(first, r + 1))
-
-        def step(r: int, m: int, c: int, tile: NDArray[Any]) -> None:
-            if m == first:
-                shape = (len(tile), len(sums[c]))
-                held[r, c] = (
-                    np.eye(*shape, dtype=tile.dtype) if r == c else (np.zeros(shape, tile.dtype))
-                )
-            z = held[r, c]
-            if c <= m < r:
-                arithmetic.subtract_product(z, tile, held[m, c], transposed=False)
-            elif m == r:
-                arithmetic.solve(z, tile)
-                sums[c] += np.einsum("ij,ij->j", z, z, dtype=np.float64)
-
-        for (r, m), tile in reader.stream(keys):
-            crew.run(partial(step, r, m, c, tile) for c in range(first, min(r + 1, last)))
-        for c, values in sums.items():
-            result[self._part(c)] = values
-
-
-def _inverse_name(dtype: np.dtype[Any]) -> str:
-    return f"{dtype.name}-{_INVERSE}"
-
-
 def _panel_tiles(first: int, rows: int, width: int) -> float:
     """Return the tiles that a panel holds: rows above, its triangle, sums of rows and the next."""
     return width * first + width * (width + 1) / 2 + 2 * rows * width
@@ -283,14 +106,6 @@ def _panel_tiles(first: int, rows: int, width: int) -> float:
 def _grouped(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
     while group := list(islice(items, size)):
         yield group
-
-
-def _width(tiles: Callable[[int], float], budget: float, most: int) -> int:
-    """Return the largest number of columns of tiles that fits, at least 1."""
-    width = 1
-    while width < most and tiles(width + 1) <= budget:
-        width += 1
-    return width
 
 
 def factorise(
@@ -428,7 +243,7 @@ class _Factorisation:
         entry = self._arithmetic.dtype.itemsize
         first = 0
         with (
-            _Reader(self._store, self._arithmetic.dtype) as reader,
+            Reader(self._store, self._arithmetic.dtype) as reader,
             _Writer(self._store) as writer,
             ThreadPoolExecutor(1, thread_name_prefix="widelimit-start") as starter,
             Crew(threads) as crew,
@@ -446,12 +261,12 @@ class _Factorisation:
                         "beside what the process holds: raise memory, or use a smaller tile for a "
                         "new factor"
                     )
-                width = _width(need, budget, min(_WIDEST_PANEL, rows - first))
+                width = fitting_width(need, budget, min(_WIDEST_PANEL, rows - first))
                 self._panel(first, first + width, reader)
                 writer.wait()
                 first += width
 
-    def _panel(self, first: int, last: int, reader: _Reader) -> None:
+    def _panel(self, first: int, last: int, reader: Reader) -> None:
         """Compute the tiles of some columns, a few rows at a time."""
         rows = self._store.grid.shape[0]
         open_rows = [
@@ -489,7 +304,7 @@ class _Factorisation:
         last: int,
         sums: dict[Key, NDArray[Any]],
         above: dict[Key, NDArray[Any]],
-        reader: _Reader,
+        reader: Reader,
     ) -> None:
         """Compute the tiles of some rows that are not there; hold them if they are above."""
         subtract = self._arithmetic.subtract_product

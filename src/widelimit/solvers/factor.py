@@ -1,0 +1,213 @@
+"""`TiledFactor`: a Cholesky factor in a store, and what is solved with it a tile at a time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.gram.memory import remaining
+from widelimit.gram.store import TileStore
+from widelimit.gram.tiles import Key
+from widelimit.solvers.blas import Arithmetic, Crew
+from widelimit.solvers.solution import FloatArray
+
+__all__ = ["Progress", "Reader", "TiledFactor", "fitting_width"]
+
+_INVERSE = "inverse_diagonal.npy"
+_WIDEST_PANEL = 8  # tiles: what a kill can cost, and what a progress bar has to wait for
+_AHEAD = 2  # tiles that are read before they are wanted
+
+Progress: TypeAlias = Callable[[float], None]
+
+
+class Reader:
+    """Reads tiles of a factor ahead of their use, on a thread of its own."""
+
+    def __init__(self, store: TileStore, dtype: np.dtype[Any]) -> None:
+        self._store, self._dtype = store, dtype
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="widelimit-read")
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def read(self, key: Key) -> NDArray[Any]:
+        """Read one tile now."""
+        values = self._store.read(key)
+        # BLAS wants contiguous tiles; those at the lower edge are parts of larger ones.
+        return np.ascontiguousarray(values, self._dtype)
+
+    def stream(self, keys: Iterable[Key]) -> Iterator[tuple[Key, NDArray[Any]]]:
+        """Yield tiles in the order of their keys."""
+        pending: list[tuple[Key, Future[NDArray[Any]]]] = []
+        for key in keys:
+            pending.append((key, self._pool.submit(self.read, key)))
+            if len(pending) > _AHEAD:
+                first, future = pending.pop(0)
+                yield first, future.result()
+        for key, future in pending:
+            yield key, future.result()
+
+
+class TiledFactor:
+    """The Cholesky factor of a Gram matrix with its ridge, in a store; `factorise` makes it.
+
+    Parameters
+    ----------
+    store : TileStore
+        Region "lower".
+    memory : int, str or None
+        As for `factorise`.
+    """
+
+    def __init__(self, store: TileStore, memory: int | str | None) -> None:
+        self.store, self._memory = store, memory
+        self.n = store.shape[0]
+        self.ridge = float(store.manifest["ridge"])
+        self.ridge_absolute = float(store.manifest["ridge_absolute"])
+
+    @property
+    def _rows(self) -> int:
+        return self.store.grid.shape[0]
+
+    def _part(self, index: int) -> slice:
+        return self.store.grid.extent((index, 0))[0]
+
+    def pivots(self) -> FloatArray:
+        """Return the squares of the diagonal of the factor."""
+        parts = [self.store.read((i, i)).diagonal() for i in range(self._rows)]
+        return np.concatenate(parts).astype(np.float64) ** 2
+
+    def solve(self, y: FloatArray) -> FloatArray:
+        """Return ``A^-1 y`` for y (n, targets) by two substitutions; reads the factor twice."""
+        arithmetic = Arithmetic(np.dtype(np.float64))
+        x = np.array(y, np.float64, order="C")
+        rows = range(self._rows)
+        with Reader(self.store, arithmetic.dtype) as reader:
+            forward = ((r, c) for r in rows for c in range(r + 1))
+            for (i, j), tile in reader.stream(forward):
+                part = x[self._part(i)]
+                if j < i:
+                    part -= tile @ x[self._part(j)]
+                else:
+                    arithmetic.solve(part, tile)
+            back = ((r, c) for r in reversed(rows) for c in range(r, -1, -1))
+            for (i, j), tile in reader.stream(back):
+                part = x[self._part(i)]
+                if j < i:
+                    x[self._part(j)] -= tile.T @ part
+                else:
+                    arithmetic.solve_transposed(part, tile)
+        return x
+
+    def inverse_diagonal(
+        self,
+        *,
+        dtype: str | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> FloatArray:
+        """Return the diagonal of ``A^-1``: the sums of the squares of the columns of ``L^-1``.
+
+        Parameters
+        ----------
+        dtype : {"float32", "float64"} or None
+            Of the arithmetic; None: that of the factor.
+        threads : int or None
+            As for `factorise`.
+        progress : callable or None
+            Is given the finished share, 0 to 1.
+
+        Notes
+        -----
+        Cost: ``n^3/3`` flops, as much as the factor, and ``n^3/(6 p)`` entries read, for p columns
+        at a time: 8 tiles of them, or as many as fit into memory. What is finished is kept beside
+        the factor.
+        """
+        arithmetic = Arithmetic(np.dtype(dtype or self.store.dtype))
+        done, t = self._rows, self.store.tile
+        result = self._stored_inverse(arithmetic.dtype)
+        total = sum((done - c) ** 2 for c in range(done))
+        with (
+            self.store.objects.locked(),
+            Reader(self.store, arithmetic.dtype) as reader,
+            Crew(threads) as crew,
+        ):
+            spare = 2 * _AHEAD + 2
+            budget = remaining(self._memory) / (t * t * arithmetic.dtype.itemsize) - spare
+            first = next((c for c in range(done) if np.isnan(result[c * t])), done)
+            finished = sum((done - c) ** 2 for c in range(first))
+            while first < done:
+                most = min(_WIDEST_PANEL, done - first)
+                width = fitting_width(lambda p, first=first: p * (done - first), budget, most)
+                self._inverse_columns(first, first + width, reader, crew, arithmetic, result)
+                finished += sum((done - c) ** 2 for c in range(first, first + width))
+                first += width
+                content = io.BytesIO()
+                np.save(content, result)
+                self.store.objects.write(_inverse_name(arithmetic.dtype), content.getvalue())
+                if progress is not None:
+                    progress(finished / total)
+        return result
+
+    def _stored_inverse(self, dtype: np.dtype[Any]) -> FloatArray:
+        try:
+            content = io.BytesIO(self.store.objects.read(_inverse_name(dtype)))
+            stored = cast("FloatArray", np.load(content, allow_pickle=False))
+        except (FileNotFoundError, ValueError, EOFError):
+            return np.full(self.n, np.nan)
+        fits = stored.shape == (self.n,) and stored.dtype == np.float64
+        return stored if fits else np.full(self.n, np.nan)
+
+    def _inverse_columns(
+        self,
+        first: int,
+        last: int,
+        reader: Reader,
+        crew: Crew,
+        arithmetic: Arithmetic,
+        result: FloatArray,
+    ) -> None:
+        """Sum the squares of some columns of tiles of ``L^-1``, by forward substitution."""
+        held: dict[Key, NDArray[Any]] = {}
+        sums = {c: np.zeros(self._part(c).stop - self._part(c).start) for c in range(first, last)}
+        rows = range(first, self._rows)
+        keys = ((r, m) for r in rows for m in range(first, r + 1))
+
+        def step(r: int, m: int, c: int, tile: NDArray[Any]) -> None:
+            if m == first:
+                shape = (len(tile), len(sums[c]))
+                held[r, c] = (
+                    np.eye(*shape, dtype=tile.dtype) if r == c else (np.zeros(shape, tile.dtype))
+                )
+            z = held[r, c]
+            if c <= m < r:
+                arithmetic.subtract_product(z, tile, held[m, c], transposed=False)
+            elif m == r:
+                arithmetic.solve(z, tile)
+                sums[c] += np.einsum("ij,ij->j", z, z, dtype=np.float64)
+
+        for (r, m), tile in reader.stream(keys):
+            crew.run(partial(step, r, m, c, tile) for c in range(first, min(r + 1, last)))
+        for c, values in sums.items():
+            result[self._part(c)] = values
+
+
+def _inverse_name(dtype: np.dtype[Any]) -> str:
+    return f"{dtype.name}-{_INVERSE}"
+
+
+def fitting_width(tiles: Callable[[int], float], budget: float, most: int) -> int:
+    """Return the largest number of columns of tiles that fits, at least 1."""
+    width = 1
+    while width < most and tiles(width + 1) <= budget:
+        width += 1
+    return width
