@@ -705,6 +705,17 @@ def test_pieces_make_the_whole(n: int, tile: int, seed: int) -> None:
     np.testing.assert_array_equal(matrix_module.columns_of(stored, chosen), k[:, chosen])
 
 
+def test_a_matrix_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix_module, "available_memory", lambda: 5_000)
+    k = Stored(gram(40), 16)
+    message = r"40 x 40 entries of float\d+ need 0.0 GiB, 0.0 GiB are free: use solve_tiled"
+    for solve in (solve_cholesky, solve_refined):
+        with pytest.raises(MemoryError, match=message):
+            solve(k, np.ones(40))
+    with pytest.raises(MemoryError, match=message):
+        leave_one_out(k, np.ones(40), [0.1])
+
+
 def test_fingerprints() -> None:
     k = gram(70)
     assert matrix_module.fingerprint(k) == matrix_module.fingerprint(k.copy())

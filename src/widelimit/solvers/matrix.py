@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from widelimit.gram.memory import available_memory
 from widelimit.solvers.solution import FloatArray
 
 __all__ = [
@@ -108,8 +109,20 @@ def diagonal(k: Matrix) -> FloatArray:
 
 
 def load(k: Matrix, dtype: str) -> NDArray[Any]:
-    """Read a whole matrix into one new array, ``(n, n)``, row-first: one buffer, and one piece."""
+    """Read a whole matrix into one new array, ``(n, n)``, row-first: one buffer, and one piece.
+
+    Raises
+    ------
+    MemoryError
+        Before anything is read, if it will not fit.
+    """
     n = k.shape[0]
+    need, free = n * n * np.dtype(dtype).itemsize, available_memory()
+    if free is not None and need > free:
+        raise MemoryError(
+            f"{n} x {n} entries of {dtype} need {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are "
+            "free: use solve_tiled, whose factor lies in a store"
+        )
     out = np.empty((n, n), dtype)
     for rows, columns, values in pieces(k):
         out[rows, columns] = values
