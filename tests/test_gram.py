@@ -139,7 +139,7 @@ def test_the_rest_of_an_array(k: Any) -> None:
     with pytest.raises(IndexError, match="index 75 is out of bounds for 75 samples"):
         k[75]
     with pytest.raises(ValueError, match="without a copy"):
-        np.asarray(k, copy=False)
+        k.__array__(copy=False)
 
 
 def test_fingerprints_tell_matrices_apart(k: Any, tmp_path: Path) -> None:
