@@ -263,7 +263,8 @@ def test_a_worker_whose_checksums_are_always_wrong(tmp_path: Path) -> None:
 @HERE
 def test_a_worker_that_sees_another_store(tmp_path: Path) -> None:
     def elsewhere(task: Task) -> Report:
-        return Report("process 1 on host", dict.fromkeys(task.keys, (1, 2)), 0.1)
+        assert task.maker is not None
+        return Report("process 1 on host", task.maker, dict.fromkeys(task.keys, (1, 2)), 0.1)
 
     executor = Fault(lambda number, task: elsewhere(task))
     with pytest.raises(StoreError, match=r"not in .*: all workers must see that path, on a shared"):
@@ -283,6 +284,24 @@ def test_a_worker_with_another_instruction_set(
     workers._computation.cache_clear()
     with pytest.raises(ValueError, match=rf"has backend cpu with {last}, .* set the environment"):
         gram(tmp_path / "k.zarr", executor=Fault(other))
+    workers._computation.cache_clear()
+
+
+def test_workers_of_several_makers_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, *_, last = [name for name, there in instruction_sets().items() if there]
+    from widelimit.gram import workers
+
+    def change(number: int, task: Task) -> None:
+        if number == 5:
+            workers._computation.cache_clear()
+            workers._engines.made = {}
+            monkeypatch.setenv(ISA_VARIABLE, last)
+
+    k = gram(tmp_path / "k.zarr", executor=Fault(change), allow_mixed=True)
+    assert {maker.instruction_set for maker in k[0].manifest.makers} == {best, last}
+    np.testing.assert_allclose(np.array(k), expected(), rtol=1e-5)
     workers._computation.cache_clear()
 
 

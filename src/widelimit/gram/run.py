@@ -187,6 +187,7 @@ def gram(
                 else:
                     put_inputs(objects, values1, values2)
                     run.on(pool, report, backend, None if allow_mixed else maker, timeout)
+            tiles = TileStore.open(objects)
     return arrange(tiles, read_manifest(tiles))
 
 
@@ -236,6 +237,8 @@ class _Run:
         ]
 
         def finished(done: Report) -> None:
+            if done.maker not in read_manifest(self._tiles).makers:  # allowed, or it had not run
+                self._tiles = _admit(self._tiles, done.maker, allow_mixed=True)
             pairs = sum(map(self._tiles.grid.pairs, done.checksums))
             report(self._tracker.add(pairs, len(done.checksums)))
 

@@ -63,6 +63,7 @@ class Report:
     """What a worker did."""
 
     worker: str
+    maker: Maker
     checksums: dict[Key, tuple[int, ...]]
     seconds: float
 
@@ -176,7 +177,7 @@ def run_task(task: Task) -> Report:
     with closing(engine.run(task.keys, sink)) as parts:
         for _ in parts:
             pass
-    return Report(worker, sink.checksums, time.monotonic() - start)
+    return Report(worker, maker, sink.checksums, time.monotonic() - start)
 
 
 # ---------------------------------------------------------------- on the side that hands out
