@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from widelimit.solvers.matrix import as_matrix
 from widelimit.solvers.solution import FloatArray
 
 __all__ = ["check_gram", "check_ridge", "check_targets", "epsilon"]
@@ -76,12 +77,7 @@ def check_gram(k: ArrayLike) -> tuple[NDArray[Any], FloatArray]:
     -----
     One pass over k; temporary arrays of ``3 * 8 * 128 * n`` bytes.
     """
-    matrix = _real_array("k", k)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
-        raise ValueError(
-            f"k must be a square Gram matrix (n, n) with n >= 1, got shape {matrix.shape}: "
-            "give the kernel of the training samples with themselves"
-        )
+    matrix = np.asarray(as_matrix(k))
     n = matrix.shape[0]
     row_sums = np.empty(n)
     largest = asymmetry = 0.0
