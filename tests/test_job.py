@@ -38,6 +38,8 @@ def widelimit(*words: str | Path) -> tuple[int, str, str]:
     ("text", "network"),
     [
         ("cntk_gap:11", wl.cntk_gap(11)),
+        ("cntk-gap-11", wl.cntk_gap(11)),
+        ("ntk-dense-3", wl.ntk_dense(3)),
         ("cntk_vanilla:3", wl.cntk_vanilla(3)),
         ("ntk_dense:1", wl.ntk_dense(1)),
     ],
@@ -56,8 +58,8 @@ def test_network_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cntk_gap", "cntk_gap:DEPTH, cntk_vanilla:DEPTH, ntk_dense:DEPTH, or a JSON file"),
-        ("cntk_gap:", "needs a depth, as in cntk_gap:11"),
+        ("cntk_gap", "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, or the JSON"),
+        ("cntk_gap:", "needs a depth, as in cntk-gap-11"),
         ("cntk_gap:-3", "needs a depth"),
         ("cntk_gap:٣", "needs a depth"),
         ("cntk_gap:1", "at least 2, got 1"),

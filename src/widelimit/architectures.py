@@ -8,11 +8,12 @@ carries the ``c = 2`` of the ReLU before it, and the last layer the ``c/q^2`` of
 
 from __future__ import annotations
 
+import re
 from numbers import Integral
 
 from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, Layer, Network, ReLU
 
-__all__ = ["cntk_gap", "cntk_vanilla", "ntk_dense"]
+__all__ = ["PRESETS", "cntk_gap", "cntk_vanilla", "named_network", "ntk_dense"]
 
 _SQRT_C = 2**0.5  # c = 2 for the ReLU (its square differs from 2 by one rounding, 2e-16 relative)
 
@@ -93,6 +94,36 @@ def ntk_dense(depth: int = 3) -> Network:
     n_hidden = _depth(depth, 1, "hidden layers")
     hidden = [ReLU(), Dense(w_std=_SQRT_C)] * n_hidden
     return Network([Dense(w_std=1.0), *hidden], scaling="paper")
+
+
+_PRESETS = {"cntk-gap": cntk_gap, "cntk-vanilla": cntk_vanilla, "ntk-dense": ntk_dense}
+PRESETS = ", ".join(f"{name}-DEPTH" for name in _PRESETS)
+"""How `named_network` wants presets to be written."""
+
+
+def named_network(text: str) -> Network:
+    """Return the network that a word or JSON describes.
+
+    Parameters
+    ----------
+    text : str
+        A preset and its depth, ``cntk-gap-11``, ``cntk-vanilla-11``, ``ntk-dense-3`` (also
+        written ``cntk_gap:11``); or what `Network.to_json` wrote.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or the network is not valid.
+    """
+    if text.lstrip().startswith("{"):
+        return Network.from_json(text)
+    found = re.fullmatch(r"([a-z]+[-_][a-z]+)(?:[-:](.*))?", text, re.DOTALL)
+    name = found[1].replace("_", "-") if found else ""
+    if found is None or name not in _PRESETS:
+        raise ValueError(f"network must be {PRESETS}, or the JSON of a network, got {text[:200]!r}")
+    if not re.fullmatch(r"[0-9]{1,9}", found[2] or ""):
+        raise ValueError(f"{name} needs a depth, as in {name}-11, got {text[:200]!r}")
+    return _PRESETS[name](depth=int(found[2]))
 
 
 def _convs(depth: int, filter_size: int, *, train_first: bool) -> list[Layer]:

@@ -18,7 +18,9 @@ __all__ = ["app", "main"]
 INTERRUPTED = 130  # the exit code of a shell for Ctrl-C
 WRONG_INPUT = 2  # that of a wrong option
 NOTHING_WRITTEN = "nothing was written"
-NETWORK_HELP = "cntk_gap:DEPTH, cntk_vanilla:DEPTH, ntk_dense:DEPTH, or a JSON file of a network."
+NETWORK_HELP = (
+    "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, or a file with the JSON of a network."
+)
 
 app = typer.Typer(
     name="widelimit",
@@ -233,7 +235,7 @@ def kernel(
         if inputs is None or out is None or not net:
             raise ValueError(
                 "kernel needs DATA, --net and --out, as in: widelimit kernel images.npy --net "
-                "cntk_gap:11 --out k.zarr"
+                "cntk-gap-11 --out k.zarr"
             )
         job = Job.prepare(
             inputs,

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
+from widelimit.architectures import named_network
 from widelimit.backends.base import Dtype
 from widelimit.files import atomic_file
 from widelimit.gram import gram, kernel
@@ -31,8 +31,6 @@ __all__ = [
     "read_shape",
 ]
 
-_PRESETS = {"cntk_gap": cntk_gap, "cntk_vanilla": cntk_vanilla, "ntk_dense": ntk_dense}
-
 
 def read_network(text: str) -> Network:
     """Return the network that a word names.
@@ -40,8 +38,8 @@ def read_network(text: str) -> Network:
     Parameters
     ----------
     text : str
-        ``cntk_gap:11``, ``cntk_vanilla:11``, ``ntk_dense:3`` (a preset and its depth), or the path
-        of a file that `Network.to_json` wrote.
+        What `named_network` takes, as ``cntk-gap-11``; or the path of a file that
+        `Network.to_json` wrote.
 
     Raises
     ------
@@ -50,16 +48,12 @@ def read_network(text: str) -> Network:
     ValueError
         If it is neither, or the file holds no network.
     """
-    name, colon, depth = text.partition(":")
-    if name in _PRESETS and colon:
-        if not depth.isascii() or not depth.isdigit():
-            raise ValueError(f"{name} needs a depth, as in {name}:11, got {text!r}")
-        return _PRESETS[name](depth=int(depth))
     path = Path(text)
-    if not path.exists():
-        presets = ", ".join(f"{preset}:DEPTH" for preset in _PRESETS)
-        raise ValueError(f"network must be {presets}, or a JSON file, got {text!r}")
-    return Network.from_json(path.read_text("utf-8"))
+    if path.is_file():
+        return Network.from_json(path.read_text("utf-8"))
+    if path.suffix == ".json":
+        raise FileNotFoundError(f"there is no file {text} with the JSON of a network")
+    return named_network(text)
 
 
 def read_shape(text: str) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ __all__ = [
     "cached_blocks",
     "default_threads",
     "fill",
+    "fill_diagonal",
     "memory_grid",
 ]
 
@@ -42,10 +43,19 @@ _DENSE_BLOCK = 128  # samples, and entries of each, of one matrix product: `_inn
 
 
 def default_threads() -> int:
-    """Return the number of processors that this process may use."""
+    """Return the number of processors that this process may use.
+
+    At most the environment variable OMP_NUM_THREADS: joblib sets it in the worker processes of
+    scikit-learn's ``n_jobs``, and schedulers of clusters in jobs, so that they share processors.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        processors = len(os.sched_getaffinity(0))
+    else:
+        processors = os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if limit.isascii() and limit.isdigit() and int(limit) > 0:
+        return min(processors, int(limit))
+    return processors
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +146,46 @@ def fill(
             done += part.entries * weights[part.program]
             if progress is not None:
                 progress(min(1.0, done / total))
+
+
+class _Diagonal:
+    """Keeps the diagonals of the tiles on the diagonal."""
+
+    def __init__(self, out: Output, grid: Grid) -> None:
+        self._out, self._grid = out, grid
+
+    def begin(self, key: Key) -> Output:
+        rows, columns = self._grid.extent(key)
+        return np.empty(
+            (*self._out.shape[:2], rows.stop - rows.start, columns.stop - columns.start),
+            self._out.dtype,
+        )
+
+    def end(self, key: Key, values: Output) -> None:
+        self._out[:, :, self._grid.extent(key)[0]] = values.diagonal(axis1=-2, axis2=-1)
+
+
+def fill_diagonal(
+    programs: Sequence[tuple[Program, Sequence[int]]],
+    backend: Backend,
+    samples: Samples,
+    out: Output,
+    dtype: Dtype,
+    threads: int,
+) -> None:
+    """Compute ``k(x, x)`` of all kernels into an array (n_networks, n_kinds, n).
+
+    Notes
+    -----
+    Cost: for each sample that of one group of lanes, as for a row of a few samples.
+    """
+    lanes = backend.lanes(dtype)
+    grid = Grid(len(samples), len(samples), lanes, "upper")
+    engine = Engine(programs, backend, samples, None, grid, dtype, threads, 3)
+    keys = ((i, i) for i in range(grid.shape[0]))
+    with closing(engine.run(keys, _Diagonal(out, grid))) as parts:
+        for _ in parts:
+            pass
 
 
 def memory_grid(n1: int, n2: int | None) -> Grid:

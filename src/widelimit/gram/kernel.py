@@ -16,6 +16,7 @@ from widelimit.gram.engine import (
     block_bytes,
     cached_blocks,
     fill,
+    fill_diagonal,
     memory_grid,
 )
 from widelimit.gram.inputs import (
@@ -30,7 +31,7 @@ from widelimit.gram.memory import available_memory
 from widelimit.network import Network
 from widelimit.program import Kind, Program, compile_networks
 
-__all__ = ["kernel"]
+__all__ = ["kernel", "kernel_diagonal"]
 
 Progress = bool | Callable[[float], None]
 
@@ -139,6 +140,45 @@ def kernel(
         fill(programs, engine, left, right, out, dtype, workers, report)
     results = tuple(out[0, k] if single else out[:, k] for k in range(len(kinds)))
     return results[0] if isinstance(kind, str) else results
+
+
+def kernel_diagonal(
+    net: Network | Sequence[Network],
+    x: ArrayLike,
+    kind: Kind = "ntk",
+    *,
+    backend: BackendName = "auto",
+    dtype: Dtype = "float32",
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """Diagonal of the symmetric Gram matrix of some inputs, without the rest of it.
+
+    Parameters
+    ----------
+    net, x, kind, backend, dtype, threads
+        As for `kernel`, whose values these are, to the last bit.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        With a leading axis if `net` is a sequence.
+
+    Raises
+    ------
+    TypeError, ValueError, OverflowError
+        As for `kernel`.
+    """
+    networks = check_networks(net)
+    kinds = check_kinds(kind)
+    check_dtype(dtype)
+    workers = check_threads(threads)
+    engine = get_backend(backend)
+    values, _ = check_inputs(networks, x, None)
+    programs = compile_networks(networks, values.shape[1:], kinds)
+    samples = Samples(values, number_samples(values, None)[0])
+    out = np.empty((len(networks), 1, len(values)), dtype)
+    fill_diagonal(programs, engine, samples, out, dtype, workers)
+    return out[0, 0] if isinstance(net, Network) else out[:, 0]
 
 
 class _progress:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from widelimit.solvers.matrix import as_matrix
 from widelimit.solvers.solution import FloatArray
 
-__all__ = ["check_gram", "check_ridge", "check_targets", "epsilon"]
+__all__ = ["check_gram", "check_ridge", "check_targets", "check_weights", "epsilon"]
 
 # Rows looked at together: the temporary arrays hold this many rows of k in float64.
 _BLOCK_ROWS = 128
@@ -63,6 +63,25 @@ def check_targets(y: ArrayLike, n: int) -> FloatArray:
             f"y must be finite, got NaN or infinity first in row {row}: drop or mend such samples"
         )
     return np.array(array.reshape(n, -1), dtype=np.float64, order="F")
+
+
+def check_weights(weights: FloatArray | None, n: int) -> FloatArray:
+    """Return weights of samples, ones for None.
+
+    Raises
+    ------
+    ValueError
+        If they are not n finite numbers above 0.
+    """
+    if weights is None:
+        return np.ones(n)
+    values = np.asarray(weights, np.float64)
+    if values.shape != (n,) or not np.all(np.isfinite(values)) or not np.all(values > 0):
+        raise ValueError(
+            f"weights must be {n} finite numbers above 0, got shape {values.shape} from "
+            f"{values.min(initial=np.inf):g}: leave samples of weight 0 out"
+        )
+    return values
 
 
 def check_gram(k: ArrayLike) -> tuple[NDArray[Any], FloatArray]:

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import blas, lapack  # pyright: ignore[reportMissingTypeStubs]
 
-from widelimit.solvers.blas import factor_in_place
-from widelimit.solvers.checks import check_gram, check_ridge, check_targets, epsilon
+from widelimit.solvers.blas import Arithmetic, factor_in_place
+from widelimit.solvers.checks import (
+    check_gram,
+    check_ridge,
+    check_targets,
+    check_weights,
+    epsilon,
+)
 from widelimit.solvers.matrix import Matrix, as_matrix, load
 from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status, failed
 
-__all__ = ["is_definite", "solve_cholesky"]
+__all__ = [
+    "CholeskyFactor",
+    "column_squares",
+    "factor_and_solve",
+    "is_definite",
+    "solve_cholesky",
+]
 
 # scipy has no type stubs, and its LAPACK and BLAS wrappers are compiled: the types are given here.
 _lapack, _blas = cast("Any", lapack), cast("Any", blas)
 _dpotrs: Callable[..., tuple[FloatArray, int]] = _lapack.dpotrs
 _dpocon: Callable[..., tuple[float, int]] = _lapack.dpocon
+_dtrtri: Callable[..., tuple[FloatArray, int]] = _lapack.dtrtri
 _dsymm: Callable[..., FloatArray] = _blas.dsymm
 _dtrsv: Callable[..., FloatArray] = _blas.dtrsv
 
 _EPSILON = 2.0**-52
 _BLOCK_ROWS = 128
+_BLOCK_COLUMNS = 128
 _FIRST_RIDGE = 1e-6  # that is tried where none, or a smaller one, is not enough
 _ENOUGH = "<which ridge>"  # stands in a message until a ridge has been tried
 # Roundings that a pivot must exceed: n by the error bound of Cholesky, and for small n those of
@@ -33,6 +48,169 @@ _ENOUGH = "<which ridge>"  # stands in a message until a ridge has been tried
 _MIN_ROUNDINGS = 100
 # A pivot below -1e-3 trace(k)/n is no rounding, not even that of a float32 kernel.
 _MAX_ROUNDING_PIVOT = 1e-3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CholeskyFactor:
+    """The factor of ``A = k + diag(noise) = L L^T`` and k itself, in one square.
+
+    Parameters
+    ----------
+    square : ndarray of float64, shape (n, n), C-contiguous
+        L in the lower triangle, k above the diagonal.
+    diagonal : ndarray of float64, shape (n,)
+        Of k.
+    noise : ndarray of float64, shape (n,)
+        What was added to it.
+    """
+
+    square: FloatArray
+    diagonal: FloatArray
+    noise: FloatArray
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.square)
+
+    def solve(self, y: FloatArray) -> FloatArray:
+        """Return ``A^-1 y``, (n, m), in ``2 n^2 m`` flops."""
+        # LAPACK wants columns first. The transpose is just that, and is a view.
+        return _dpotrs(self.square.T, y, lower=0)[0]
+
+    def solution(
+        self,
+        y: ArrayLike,
+        ridge: float,
+        ridge_absolute: float,
+        dtype: np.dtype[Any],
+        norm: float | None = None,
+        start: float | None = None,
+    ) -> Solution:
+        """Solve, and say how well.
+
+        Parameters
+        ----------
+        y : array-like of shape (n,) or (n, targets)
+        ridge, ridge_absolute : float
+            That are in the factor.
+        dtype : dtype
+            In which the entries of k were given.
+        norm : float or None
+            Largest sum of ``|A|`` over a row; None: it is computed.
+        start : float or None
+            Of the work, by `time.perf_counter`; None: now.
+        """
+        begun = time.perf_counter() if start is None else start
+        n, square = self.n, self.square
+        targets = check_targets(y, n)
+        value = self.solve(targets)
+        view = square.reshape(-1)[:: n + 1]
+        roots = view.copy()
+        try:
+            view[:] = diagonal = self.diagonal + self.noise
+            if norm is None:
+                norm = float(_row_sums(square).max())
+            residual = targets - _dsymm(1.0, square.T, value, lower=1)
+        finally:
+            view[:] = roots
+        rcond, _ = _dpocon(square.T, norm, uplo="U")
+        size = float(np.linalg.norm(targets))
+        # rcond * norm = 1 / |A^-1|_1, at most the smallest eigenvalue; independent roundings of
+        # the entries of k are a matrix of norm sqrt(n) eps trace(k)/n, up to a small factor.
+        uncertain = n**0.5 * epsilon(dtype) * float(diagonal.mean())
+        return Solution(
+            value=value.reshape(np.shape(y)),
+            status=Status.ILL_CONDITIONED if rcond * norm < uncertain else Status.SOLVED,
+            statistics=Statistics(
+                n=n,
+                ridge=ridge,
+                ridge_absolute=ridge_absolute,
+                residual_norm=float(np.linalg.norm(residual)) / size if size else 0.0,
+                reciprocal_condition=float(rcond),
+                seconds=time.perf_counter() - begun,
+            ),
+        )
+
+    def inverse_diagonal(self) -> FloatArray:
+        """Return the diagonal of ``A^-1``, (n,): ``n^3/3`` flops, and a copy of the square."""
+        inverse = self.square.copy()
+        _dtrtri(inverse.T, lower=0, overwrite_c=1)
+        return column_squares(inverse)
+
+    def log_determinant(self) -> float:
+        """Return ``log det A``."""
+        return 2 * float(np.log(self.square.diagonal()).sum())
+
+    def gram(self) -> FloatArray:
+        """Return k, (n, n), as a new array."""
+        k = np.triu(self.square, 1)
+        k += k.T
+        k.reshape(-1)[:: self.n + 1] = self.diagonal
+        return k
+
+    def extended(
+        self, columns: NDArray[Any], corner: NDArray[Any], noise: FloatArray
+    ) -> CholeskyFactor | None:
+        """Return the factor for more samples, computing its new rows only.
+
+        Parameters
+        ----------
+        columns : ndarray of shape (n, m)
+            The kernel between old and new samples.
+        corner : ndarray of shape (m, m)
+            That of the new samples.
+        noise : ndarray of shape (m,)
+            What is added to the diagonal of the corner.
+
+        Returns
+        -------
+        CholeskyFactor or None
+            None if the whole is not positive definite to rounding. Cost: ``n^2 m + n m^2`` flops,
+            and a copy of the square.
+        """
+        n, size = self.n, self.n + len(corner)
+        square = np.empty((size, size))
+        square[:n, :n] = self.square
+        square[:n, n:] = columns
+        diagonal = np.concatenate([self.diagonal, corner.diagonal()])
+        full_noise = np.concatenate([self.noise, noise])
+        rows = square[n:, :n]
+        rows[...] = np.transpose(columns)
+        arithmetic = Arithmetic(square.dtype)
+        arithmetic.divide(rows, square[:n, :n])
+        triangle = np.array(corner, np.float64, order="C")
+        triangle[np.diag_indices(len(corner))] += noise
+        arithmetic.subtract_square(triangle, rows)
+        if factor_in_place(triangle) != 0:
+            return None
+        square[n:, n:] = np.tril(triangle) + np.triu(corner, 1)
+        entries = diagonal + full_noise
+        if not is_definite(square.diagonal() ** 2 / entries):
+            return None
+        return CholeskyFactor(square, diagonal, full_noise)
+
+
+def _row_sums(square: FloatArray) -> FloatArray:
+    """Return the sums of ``|A|`` over the rows of a symmetric A, given by its upper triangle."""
+    sums = np.zeros(len(square))
+    for start in range(0, len(square), _BLOCK_ROWS):
+        block = np.abs(np.triu(square[start : start + _BLOCK_ROWS, start:]))
+        sums[start : start + _BLOCK_ROWS] += block.sum(axis=1)
+        sums[start:] += block.sum(axis=0)
+        rows = np.arange(len(block))
+        sums[start : start + _BLOCK_ROWS] -= block[rows, rows]
+    return sums
+
+
+def column_squares(triangle: NDArray[Any]) -> FloatArray:
+    """Return the sums of the squares of the columns of the lower triangle of a matrix."""
+    n = len(triangle)
+    sums = np.empty(n)
+    for start in range(0, n, _BLOCK_COLUMNS):
+        block = np.tril(triangle[start:, start : start + _BLOCK_COLUMNS])
+        sums[start : start + _BLOCK_COLUMNS] = np.einsum("ij,ij->j", block, block)
+    return sums
 
 
 def solve_cholesky(
@@ -82,6 +260,32 @@ def solve_cholesky(
     workspace becomes the factor and the other keeps k, so that the residual needs no second copy.
     Finding a ridge that is enough takes a factorisation for each that is tried, mostly one.
     """
+    return factor_and_solve(k, y, ridge, overwrite_k=overwrite_k)[0]
+
+
+def factor_and_solve(
+    k: ArrayLike | Matrix,
+    y: ArrayLike,
+    ridge: float = 0.0,
+    *,
+    weights: FloatArray | None = None,
+    overwrite_k: bool = False,
+) -> tuple[Solution, CholeskyFactor | None]:
+    """Solve as `solve_cholesky` does, with weights of samples, and return the factor, too.
+
+    Parameters
+    ----------
+    k, y, ridge, overwrite_k
+        As for `solve_cholesky`.
+    weights : ndarray of shape (n,) or None
+        Positive. A sample of weight w counts as w equal ones: the ridge is ``ridge sum(w_i k_ii) /
+        sum(w)``, and what is added to the diagonal is that divided by w_i.
+
+    Returns
+    -------
+    Solution, CholeskyFactor or None
+        None if there is no solution.
+    """
     start = time.perf_counter()
     dtype = as_matrix(k).dtype
     if hasattr(k, "tile"):  # stored: read into the buffer that becomes the factor
@@ -90,14 +294,17 @@ def solve_cholesky(
     n = matrix.shape[0]
     targets = check_targets(y, n)
     relative = check_ridge(ridge)
+    shares = check_weights(weights, n)
 
     work = _workspace(matrix, overwrite_k)
     # A view: the diagonal is changed in place, there is no k + ridge * eye(n).
     diagonal_view = work.reshape(-1)[:: n + 1]
-    mean_diagonal = float(diagonal_view.mean())
+    mean_diagonal = float(np.average(diagonal_view, weights=shares))
     ridge_absolute = relative * mean_diagonal
-    row_sums -= np.abs(diagonal_view)
-    diagonal_view += ridge_absolute
+    own = diagonal_view.copy()
+    row_sums -= np.abs(own)
+    noise = ridge_absolute / shares
+    diagonal_view += noise
     diagonal = diagonal_view.copy()
     norm = float(np.max(row_sums + np.abs(diagonal)))
 
@@ -111,32 +318,12 @@ def solve_cholesky(
             weakest = int(pivots.argmin())
     if weakest >= 0:
         why = _explain_pivot(work, diagonal, weakest, mean_diagonal, relative, dtype)
-        enough = _find_ridge(work, diagonal - ridge_absolute, mean_diagonal, relative)
+        enough = _find_ridge(work, own, mean_diagonal / shares, relative)
         message = why.replace(_ENOUGH, enough)
-        return failed(y, relative, ridge_absolute, message, time.perf_counter() - start)
-    # LAPACK wants columns first. The transpose is just that, and is a view.
-    columns = work.T
-    value, _ = _dpotrs(columns, targets, lower=0)
-    rcond, _ = _dpocon(columns, norm, uplo="U")
-
-    diagonal_view[:] = diagonal
-    residual = targets - _dsymm(1.0, columns, value, lower=1)
-    size = float(np.linalg.norm(targets))
-    # rcond * norm = 1 / |A^-1|_1, at most the smallest eigenvalue; independent roundings of the
-    # entries of k are a matrix of norm sqrt(n) eps trace(k)/n, up to a small factor.
-    noise = n**0.5 * epsilon(dtype) * mean_diagonal
-    return Solution(
-        value=value.reshape(np.shape(y)),
-        status=Status.ILL_CONDITIONED if rcond * norm < noise else Status.SOLVED,
-        statistics=Statistics(
-            n=n,
-            ridge=relative,
-            ridge_absolute=ridge_absolute,
-            residual_norm=float(np.linalg.norm(residual)) / size if size else 0.0,
-            reciprocal_condition=float(rcond),
-            seconds=time.perf_counter() - start,
-        ),
-    )
+        seconds = time.perf_counter() - start
+        return failed(y, relative, ridge_absolute, message, seconds), None
+    factor = CholeskyFactor(work, own, noise)
+    return factor.solution(y, relative, ridge_absolute, dtype, norm, start), factor
 
 
 def _workspace(matrix: NDArray[Any], overwrite: bool) -> FloatArray:
@@ -154,13 +341,14 @@ def is_definite(pivots: FloatArray) -> bool:
     return bool(pivots.min() >= max(pivots.size, _MIN_ROUNDINGS) * _EPSILON)
 
 
-def _find_ridge(work: FloatArray, diagonal: FloatArray, mean: float, ridge: float) -> str:
+def _find_ridge(work: FloatArray, diagonal: FloatArray, unit: FloatArray, ridge: float) -> str:
     """Say which relative ridge is enough: powers of ten are tried, from 1e-6 on.
 
-    The strict upper triangle of `work` keeps k, `diagonal` is that of k. `work` is destroyed.
+    The strict upper triangle of `work` keeps k, `diagonal` is that of k, `unit` what a relative
+    ridge of 1 adds to it. `work` is destroyed.
     """
     n = diagonal.size
-    if mean <= 0:
+    if unit[0] <= 0:
         return "no relative ridge can be enough, since trace(k)/n is not positive"
     larger = max(10 * ridge, _FIRST_RIDGE)
     while True:
@@ -169,7 +357,7 @@ def _find_ridge(work: FloatArray, diagonal: FloatArray, mean: float, ridge: floa
             square = np.triu(work[rows, rows], 1)
             work[start:, rows] = work[rows, start:].T
             work[rows, rows] = square + square.T
-        work.reshape(-1)[:: n + 1] = entries = diagonal + larger * mean
+        work.reshape(-1)[:: n + 1] = entries = diagonal + larger * unit
         if entries.min() > 0:
             info = factor_in_place(work)
             if info == 0 and is_definite(work.diagonal() ** 2 / entries):

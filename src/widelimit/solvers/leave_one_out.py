@@ -12,7 +12,7 @@ from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.solvers.blas import factor_in_place
 from widelimit.solvers.checks import check_ridge, check_targets
-from widelimit.solvers.cholesky import is_definite
+from widelimit.solvers.cholesky import column_squares, is_definite
 from widelimit.solvers.factor import Progress, TiledFactor
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load
 from widelimit.solvers.solution import FloatArray
@@ -20,7 +20,6 @@ from widelimit.solvers.solution import FloatArray
 __all__ = ["LeaveOneOut", "leave_one_out", "leave_one_out_of_factor"]
 
 _lapack = cast("Any", lapack)  # scipy has no type stubs
-_BLOCK_COLUMNS = 128
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +121,7 @@ def leave_one_out(k: ArrayLike | Matrix, y: ArrayLike, ridges: Sequence[float]) 
         # LAPACK wants columns first: it sees the transpose.
         value, _ = _lapack.dpotrs(work.T, targets, lower=0)
         _lapack.dtrtri(work.T, lower=0, overwrite_c=1)
-        predictions[index] = targets - value / _column_squares(work)[:, None]
+        predictions[index] = targets - value / column_squares(work)[:, None]
         del work  # before the next one is read
     return _result(relative, targets, predictions, np.shape(y))
 
@@ -159,13 +158,3 @@ def _result(
 ) -> LeaveOneOut:
     errors = ((targets - predictions) ** 2).mean(axis=(1, 2))
     return LeaveOneOut(ridges, predictions.reshape(len(ridges), *shape), errors)
-
-
-def _column_squares(triangle: NDArray[Any]) -> FloatArray:
-    """Return the sums of the squares of the columns of the lower triangle of a matrix."""
-    n = len(triangle)
-    sums = np.empty(n)
-    for start in range(0, n, _BLOCK_COLUMNS):
-        block = np.tril(triangle[start:, start : start + _BLOCK_COLUMNS])
-        sums[start : start + _BLOCK_COLUMNS] = np.einsum("ij,ij->j", block, block)
-    return sums

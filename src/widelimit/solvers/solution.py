@@ -24,6 +24,13 @@ class Status(Enum):
         "relative ridge such as ridge=1e-6 (it multiplies trace(k)/n), or remove near-duplicates "
         "from the training set."
     )
+    RANK_DEFICIENT = (
+        "Solved by least squares, with coefficients of smallest norm: this is the end of training, "
+        "but k is singular to rounding, so that not all targets can be met. Add a relative ridge "
+        "such as ridge=1e-6 (it multiplies trace(k)/n), or ridge='loo' in an estimator; give the "
+        "network biases (b_std > 0) if samples are multiples of one another; or remove samples "
+        "that are combinations of others."
+    )
     NOT_POSITIVE_DEFINITE = (
         "Not solved: k with the ridge is not positive definite to rounding. The message of the "
         "solution says why, and which ridge would make it so."

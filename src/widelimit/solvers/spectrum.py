@@ -1,0 +1,316 @@
+"""The eigendecomposition of a Gram matrix: every ridge, every training time, leave-one-out.
+
+With weights of samples W (ones, if there are none), ``W^1/2 k W^1/2 = U diag(s) U^T``. Training by
+gradient flow (Eq. 3-4 of the paper), on squares that are weighed by W and with the penalty
+``r |theta - theta_0|^2`` if there is a ridge r, gives at time t the coefficients
+
+    ``a_t = W^1/2 U g_t(s + r) U^T W^1/2 y``,    ``g_t(x) = (1 - exp(-t x)) / x``
+
+and ``g = 1/x`` at the end of training. Along eigenvectors that belong to zero nothing is learned.
+
+Leaving one out at the end of training is closed: the residual of sample i without it is
+``a_i / (A^-1)_ii`` for ``A = k + r W^-1``. For a finite time it is not, but g_t is a sum of such
+inverses: by Talbot's contour for the inverse Laplace transform of ``1/(p (p + x))``,
+
+    ``g_t(x) = sum_j c_j / (x + p_j)``
+
+with complex shifts p_j, to 14 digits with 28 of them (Trefethen, Weideman, Schmelzer, *Talbot
+quadratures and rational approximations*, BIT 46, 2006). Each term is closed, and so is their sum.
+"""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
+
+from widelimit.solvers.checks import (
+    check_gram,
+    check_ridge,
+    check_targets,
+    check_weights,
+    epsilon,
+)
+from widelimit.solvers.leave_one_out import LeaveOneOut
+from widelimit.solvers.matrix import Matrix, as_matrix, load
+from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status
+
+__all__ = ["Spectrum", "check_time"]
+
+_eigh: Callable[..., tuple[FloatArray, FloatArray]] = cast("Any", linalg).eigh  # no type stubs
+_NODES = 28  # of the contour, of which half are needed: they come in conjugate pairs
+_ALONE = 1e-8  # share of a sample in the null space below which it is rounding
+
+
+def check_time(time: object) -> float:
+    """Return a time of training as a float, above 0 or infinite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not a number above 0.
+    """
+    if isinstance(time, bool) or not isinstance(time, int | float | np.integer | np.floating):
+        raise TypeError(f"time must be a number, got {time!r} ({type(time).__name__})")
+    if not float(time) > 0:
+        raise ValueError(
+            f"time must be above 0, got {time!r}: it is the time of gradient flow, in units of 1 "
+            "over an eigenvalue of the kernel; infinity is the end of training"
+        )
+    return float(time)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectrum:
+    """``W^1/2 k W^1/2 = U diag(s) U^T``, from which all of the above follows in ``n^2`` flops.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (n,)
+        s, ascending.
+    vectors : ndarray of float64, shape (n, n)
+        U.
+    roots : ndarray of float64, shape (n,)
+        Square roots of the weights.
+    mean : float
+        ``sum(w_i k_ii) / sum(w)``, which relative ridges multiply.
+    rounding : float
+        Eigenvalues up to this are zero, to the rounding of the entries of k.
+    """
+
+    values: FloatArray
+    vectors: FloatArray
+    roots: FloatArray
+    mean: float
+    rounding: float
+
+    @classmethod
+    def of(cls, k: ArrayLike | Matrix, weights: FloatArray | None = None) -> Spectrum:
+        """Decompose a Gram matrix.
+
+        Parameters
+        ----------
+        k : Gram or array-like of shape (n, n)
+            Symmetric and finite.
+        weights : ndarray of shape (n,) or None
+            Of samples, above 0.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If k or the weights are not as described.
+
+        Notes
+        -----
+        Cost: about ``9 n^3`` flops; memory: ``24 n^2`` bytes beside k, ``8 n^2`` of them kept.
+        """
+        stored = hasattr(k, "tile")
+        matrix, _ = check_gram(load(as_matrix(k), "float64") if stored else cast("ArrayLike", k))
+        n = len(matrix)
+        shares = check_weights(weights, n)
+        roots = np.sqrt(shares)
+        work = np.array(matrix, np.float64, order="F")
+        mean = float(np.average(work.diagonal(), weights=shares))
+        work *= roots
+        work *= roots[:, None]
+        values, vectors = _eigh(work, overwrite_a=True, check_finite=False, driver="evd")
+        # Cholesky's rule for pivots, and what independent roundings of the entries amount to.
+        rounding = max(
+            max(n, 100) * 2.0**-52 * float(values[-1]),
+            2 * n**0.5 * epsilon(as_matrix(k).dtype) * mean * float(shares.max()),
+        )
+        return cls(values, vectors, roots, mean, max(rounding, 0.0))
+
+    @property
+    def rank(self) -> int:
+        """Number of eigenvalues above rounding."""
+        return int((self.values > self.rounding).sum())
+
+    def times(self, count: int = 21) -> FloatArray:
+        """Return times of training, equally spaced on a log scale: from 1 to 1e10 over s_max."""
+        return 10.0 ** np.linspace(0, 10, count) / max(float(self.values[-1]), np.finfo(float).tiny)
+
+    def _filter(self, ridge: float, time: float) -> FloatArray:
+        """Return g_t at the eigenvalues, for an absolute ridge."""
+        shifted = self.values + ridge
+        learned = self.values > self.rounding if ridge == 0 else shifted > 0
+        safe = np.where(learned, shifted, 1.0)
+        grown = 1.0 if np.isinf(time) else -np.expm1(-time * safe)
+        return np.where(learned, grown / safe, 0.0)
+
+    def solve(self, y: FloatArray, ridge_absolute: float, time: float = np.inf) -> FloatArray:
+        """Return the coefficients a_t for targets y (n, m)."""
+        rotated = self.vectors.T @ (self.roots[:, None] * y)
+        rotated *= self._filter(ridge_absolute, time)[:, None]
+        return self.roots[:, None] * (self.vectors @ rotated)
+
+    def solution(self, y: ArrayLike, ridge: float = 0.0, time: float = np.inf) -> Solution:
+        """Solve for a relative ridge and a time, and say how well.
+
+        Parameters
+        ----------
+        y : array-like of shape (n,) or (n, targets)
+        ridge : float
+            Relative ridge, >= 0.
+        time : float
+            Of gradient flow, above 0; infinity: the end of training.
+
+        Returns
+        -------
+        Solution
+            ``Status.RANK_DEFICIENT`` if eigenvalues are zero to rounding and there is neither
+            ridge nor an end of training: the value is then the coefficients of smallest norm.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described.
+        """
+        start = clock.perf_counter()
+        n = len(self.values)
+        targets = check_targets(y, n)
+        absolute = check_ridge(ridge) * self.mean
+        value = self.solve(targets, absolute, check_time(time))
+        # W^1/2 (k + r W^-1) value = (U s U^T + r) W^-1/2 value
+        rotated = self.vectors.T @ (value / self.roots[:, None])
+        fitted = self.vectors @ ((self.values + absolute)[:, None] * rotated)
+        weighed = self.roots[:, None] * targets
+        size = float(np.linalg.norm(weighed))
+        shifted = np.abs(self.values + absolute)
+        status, message = Status.SOLVED, ""
+        if absolute == 0 and np.isinf(time) and self.rank < n:
+            status = Status.RANK_DEFICIENT
+            message = f"The rank of k is {self.rank} for n = {n} samples."
+        return Solution(
+            value.reshape(np.shape(y)),
+            status,
+            Statistics(
+                n=n,
+                ridge=float(ridge),
+                ridge_absolute=absolute,
+                residual_norm=float(np.linalg.norm(weighed - fitted)) / size if size else 0.0,
+                reciprocal_condition=float(shifted.min() / max(shifted.max(), 1e-300)),
+                seconds=clock.perf_counter() - start,
+            ),
+            message,
+        )
+
+    def log_determinant(self, ridge_absolute: float) -> float:
+        """Return ``log det (k + r W^-1)``; minus infinity if it is singular to rounding."""
+        shifted = self.values + ridge_absolute
+        if shifted.min() <= (self.rounding if ridge_absolute == 0 else 0.0):
+            return -np.inf
+        return float(np.log(shifted).sum() - 2 * np.log(self.roots).sum())
+
+    def leave_one_out(self, y: ArrayLike, ridges: Sequence[float]) -> LeaveOneOut:
+        """Predict every sample from all others, for several ridges, in ``n^2`` flops for each.
+
+        Parameters
+        ----------
+        y : array-like of shape (n,) or (n, targets)
+        ridges : sequence of float
+            Relative. For a ridge of 0 and a k that is singular to rounding, the limit of small
+            ridges; NaN for ridges that leave the matrix not positive definite to rounding.
+
+        Returns
+        -------
+        LeaveOneOut
+            Its errors are means that the weights weigh.
+        """
+        targets = check_targets(y, len(self.values))
+        relative = np.array([check_ridge(ridge) for ridge in ridges], np.float64)
+        rotated = self.vectors.T @ (self.roots[:, None] * targets)
+        squares = self.vectors**2
+        predictions = np.full((relative.size, *targets.shape), np.nan)
+        for index, absolute in enumerate(relative * self.mean):
+            null = self.values <= self.rounding
+            if absolute > 0 or not null.any():
+                shifted = self.values + absolute
+                if shifted.min() <= max(100, shifted.size) * 2.0**-52 * shifted.max():
+                    continue
+                inverse = 1 / shifted
+                scale = squares @ inverse
+                left = self.vectors @ (inverse[:, None] * rotated)
+            else:  # the limit of ridge to 0: what lies in the null space outweighs all else
+                inverse = np.where(null, 0.0, 1 / np.where(null, 1.0, self.values))
+                inside = squares[:, null].sum(axis=1)
+                lost = inside > _ALONE
+                scale = np.where(lost, inside, squares @ inverse)
+                left = self.vectors @ (inverse[:, None] * rotated)
+                left[lost] = (self.vectors[:, null] @ rotated[null])[lost]
+            scale = np.where(scale > 0, scale, 1.0)  # all of k is zero: nothing is predicted
+            predictions[index] = targets - left / (self.roots * scale)[:, None]
+        return self._result(relative, targets, predictions, np.shape(y))
+
+    def leave_one_out_at(
+        self, y: ArrayLike, times: Sequence[float], ridge: float = 0.0
+    ) -> LeaveOneOut:
+        """Predict every sample from all others that were trained until some times; exactly.
+
+        Parameters
+        ----------
+        y : array-like of shape (n,) or (n, targets)
+        times : sequence of float
+            Each above 0; infinity is the end of training.
+        ridge : float
+            Relative.
+
+        Returns
+        -------
+        LeaveOneOut
+            One row for each time; ``ridges`` repeats the ridge.
+
+        Notes
+        -----
+        Cost: ``28 n^2 (targets + 1)`` complex products for each time, instead of n trainings.
+        """
+        targets = check_targets(y, len(self.values))
+        relative = check_ridge(ridge)
+        chosen = [check_time(time) for time in times]
+        rotated = self.vectors.T @ (self.roots[:, None] * targets)
+        squares = self.vectors**2
+        predictions = np.empty((len(chosen), *targets.shape))
+        for index, time in enumerate(chosen):
+            if np.isinf(time):
+                predictions[index] = self.leave_one_out(targets, [relative]).predictions[0]
+                continue
+            shifts, weights = _contour(time)
+            inverse = 1 / ((self.values + relative * self.mean)[:, None] + shifts)
+            # Products of real with complex matrices, as real ones.
+            scale = squares @ inverse.real + 1j * (squares @ inverse.imag)
+            total = np.zeros_like(targets)
+            for j, weight in enumerate(weights):
+                part = inverse[:, j, None] * rotated
+                left = self.vectors @ part.real + 1j * (self.vectors @ part.imag)
+                residual = left / (self.roots * scale[:, j])[:, None]
+                total += 2 * (weight * (targets - residual)).real
+            predictions[index] = total
+        ridges = np.full(len(chosen), relative)
+        return self._result(ridges, targets, predictions, np.shape(y))
+
+    def _result(
+        self,
+        ridges: FloatArray,
+        targets: FloatArray,
+        predictions: FloatArray,
+        shape: tuple[int, ...],
+    ) -> LeaveOneOut:
+        squares = ((targets - predictions) ** 2).mean(axis=2)
+        errors = np.average(squares, axis=1, weights=self.roots**2)
+        return LeaveOneOut(ridges, predictions.reshape(len(ridges), *shape), errors)
+
+
+def _contour(time: float) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
+    """Return shifts p_j and weights c_j with ``g_t(x) = 2 Re sum_j c_j / (x + p_j)`` for x >= 0."""
+    n = _NODES
+    theta = np.pi * np.arange(1, n, 2) / n
+    cot, sin = 1 / np.tan(0.6407 * theta), np.sin(0.6407 * theta)
+    z = n * (0.5017 * theta * cot - 0.6122 + 0.2645j * theta)
+    slope = n * (0.5017 * cot - 0.5017 * 0.6407 * theta / sin**2 + 0.2645j)
+    # (1 / 2 pi i) exp(z) / z dz / (z/t + x), dz = slope 2 pi / n
+    return z / time, np.exp(z) / z * slope / (1j * n)
