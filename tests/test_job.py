@@ -58,12 +58,13 @@ def test_network_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cntk_gap", "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, or the JSON"),
+        ("cntk_gap", "needs a depth, as in cntk-gap-11"),
+        ("gap", "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, or the JSON"),
         ("cntk_gap:", "needs a depth, as in cntk-gap-11"),
         ("cntk_gap:-3", "needs a depth"),
         ("cntk_gap:٣", "needs a depth"),
         ("cntk_gap:1", "at least 2, got 1"),
-        ("resnet:50", "or a JSON file, got 'resnet:50'"),
+        ("resnet:50", "or the JSON of a network, got 'resnet:50'"),
     ],
 )
 def test_no_network(text: str, message: str) -> None:

@@ -292,7 +292,7 @@ def factor_and_solve(
         k, overwrite_k = load(as_matrix(k), "float64"), True
     matrix, row_sums = check_gram(cast("ArrayLike", k))
     n = matrix.shape[0]
-    targets = check_targets(y, n)
+    check_targets(y, n)
     relative = check_ridge(ridge)
     shares = check_weights(weights, n)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.solvers.blas import factor_in_place

@@ -23,6 +23,7 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, cast
 
 import numpy as np
@@ -55,7 +56,7 @@ def check_time(time: object) -> float:
     TypeError, ValueError
         If it is not a number above 0.
     """
-    if isinstance(time, bool) or not isinstance(time, int | float | np.integer | np.floating):
+    if isinstance(time, bool) or not isinstance(time, Real):
         raise TypeError(f"time must be a number, got {time!r} ({type(time).__name__})")
     if not float(time) > 0:
         raise ValueError(

@@ -1,0 +1,601 @@
+"""What the classifier and the regressor share: samples in, outputs of the regression out."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import LinAlgWarning  # pyright: ignore[reportMissingTypeStubs]
+from sklearn import base, preprocessing  # pyright: ignore[reportMissingTypeStubs]
+from sklearn.utils import metaestimators, validation  # pyright: ignore[reportMissingTypeStubs]
+
+from widelimit.architectures import cntk_gap, named_network, ntk_dense
+from widelimit.backends import BackendName
+from widelimit.backends.base import Dtype
+from widelimit.estimators.regression import (
+    Factor,
+    Options,
+    Regression,
+    Solver,
+    SpectralFactor,
+    explain,
+    grow,
+    join,
+    regress,
+)
+from widelimit.estimators.samples import (
+    ImageShape,
+    Training,
+    resolve_shape,
+    split_shape,
+)
+from widelimit.gram.kernel import kernel, kernel_diagonal
+from widelimit.gram.run import gram
+from widelimit.network import Network
+from widelimit.program import Kind
+from widelimit.solvers import Solution, Spectrum
+from widelimit.solvers.checks import check_ridge
+from widelimit.solvers.cholesky import CholeskyFactor
+from widelimit.solvers.solution import FloatArray
+from widelimit.solvers.spectrum import check_time
+
+__all__ = [
+    "SAMPLE_DTYPES",
+    "Influence",
+    "NTKEstimator",
+    "can_grow",
+    "leaves_out",
+    "only_if",
+    "validate_data",
+]
+
+# scikit-learn has no types.
+_validation = cast("Any", validation)
+_check_is_fitted: Callable[[Any, str], None] = _validation.check_is_fitted
+_check_sample_weight: Callable[..., FloatArray] = _validation._check_sample_weight
+validate_data: Callable[..., Any] = _validation.validate_data
+only_if: Callable[..., Any] = cast("Any", metaestimators).available_if
+_StandardScaler: Callable[[], Any] = cast("Any", preprocessing).StandardScaler
+_clone: Callable[..., Any] = cast("Any", base).clone
+
+# Dtypes of samples that the kernel reads as they are; all others become float64.
+SAMPLE_DTYPES = [np.float64, np.float32, np.uint8]
+# Entries of the kernel between new and training samples that exist at a time (256 MiB in float64).
+_BLOCK_ENTRIES = 2**25
+
+Net = Network | str | Sequence[Network | str] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Influence:
+    """The training samples that a prediction owes most to.
+
+    Parameters
+    ----------
+    indices : ndarray of int64, shape (n, m)
+        Places of training samples in the X of `fit`, those of largest ``|weight|`` first. Of equal
+        samples the first.
+    weights : ndarray of float64, shape (n, m)
+        ``alpha_j k(x, x_j)``: what training sample j adds to the output. All of them sum to it.
+    """
+
+    indices: NDArray[np.int64]
+    weights: FloatArray
+
+
+class NTKEstimator(base.BaseEstimator):
+    """Kernel regression; what it is fitted to is up to the classifier and the regressor."""
+
+    n_features_in_: int
+    net_: Network | tuple[Network, ...] | None
+    kind_: Kind
+    dtype_: Dtype
+    image_shape_: ImageShape | None
+    standardisation_: tuple[FloatArray, FloatArray] | None
+    x_fit_: NDArray[Any] | None
+    _columns: NDArray[np.intp] | None
+    dual_coef_: FloatArray
+    solution_: Solution
+    ridge_: float
+    time_: float
+    loo_score_: float
+    loo_curve_: FloatArray
+    loo_grid_: FloatArray
+    loo_predictions_: FloatArray | None
+    _factor: Factor | None
+    _training: Training
+    _nngp_fit: Any
+
+    # Kernels of the training samples beside `kind`, for a covariance of predictions.
+    _extra_kinds: tuple[Kind, ...] = ()
+
+    def __init__(
+        self,
+        net: Net = None,
+        *,
+        kernel: Literal["network", "precomputed"] = "network",
+        kind: Kind = "ntk",
+        ridge: float | Literal["loo"] = 0.0,
+        combine: Literal["best", "mean"] = "best",
+        time: float | Literal["loo"] | None = None,
+        standardise: bool | None = None,
+        image_shape: Sequence[int] | None = None,
+        dtype: Dtype | None = None,
+        backend: BackendName = "auto",
+        threads: int | None = None,
+        solver: Solver = "auto",
+        store: str | os.PathLike[str] | None = None,
+        memory: int | str | None = None,
+        executor: Any = None,
+    ) -> None:
+        self.net = net
+        self.kernel = kernel
+        self.kind: Kind = kind
+        self.ridge = ridge
+        self.combine = combine
+        self.time = time
+        self.standardise = standardise
+        self.image_shape = image_shape
+        self.dtype: Dtype | None = dtype
+        self.backend: BackendName = backend
+        self.threads = threads
+        self.solver: Solver = solver
+        self.store = store
+        self.memory = memory
+        self.executor = executor
+
+    def __sklearn_tags__(self) -> Any:
+        tags = cast("Any", super()).__sklearn_tags__()
+        tags.input_tags.pairwise = self.kernel == "precomputed"
+        return tags
+
+    def __sklearn_clone__(self) -> Self:
+        """Copy parameters, but share the executor: it is a connection, and cannot be copied."""
+        parameters = cast("dict[str, Any]", self.get_params(deep=False))
+        executor = parameters.pop("executor")
+        copies = {name: _clone(value, safe=False) for name, value in parameters.items()}
+        cloned = type(self)(**copies, executor=executor)
+        for name in ("_metadata_request", "_sklearn_output_config"):
+            if name in self.__dict__:
+                setattr(cloned, name, copy.deepcopy(self.__dict__[name]))
+        return cloned
+
+    # --- fit ------------------------------------------------------------------------------------
+
+    def _fit(
+        self,
+        rows: NDArray[Any],
+        encode: Callable[[NDArray[np.bool_]], FloatArray],
+        sample_weight: ArrayLike | None,
+        found: ImageShape | None,
+    ) -> None:
+        """Fit checked rows (n, d) to the targets (n, t) that `encode` makes of those that count."""
+        options = self._options()
+        weight, counts = self._weigh(sample_weight, rows)
+        networks, shape = self._resolve(rows, found)
+        dtype: Dtype = self.dtype or (
+            "float64" if all(net.is_dense for net in networks) else "float32"
+        )
+        targets = encode(counts)
+        x, standardisation = rows[counts], None
+        if networks and self._standardises(shape):
+            scaler = _StandardScaler().fit(x, sample_weight=weight)
+            standardisation = scaler.mean_, scaler.scale_
+        samples = _as_samples(x, shape, standardisation) if networks else None
+        training = Training.of(samples, targets, weight)
+        if samples is None:  # precomputed
+            matrices = [self._square(rows, counts)]
+            extra, distinct = None, None
+        else:
+            distinct = samples
+            if len(training.first) < len(samples):
+                distinct = samples[training.first]
+            matrices, extra = self._matrices(networks, distinct, dtype)
+        if len(matrices) > 1 and options.solver == "cg":
+            raise ValueError(
+                "a choice among networks needs leave-one-out, which solver='cg' has not: give one "
+                "network, combine='mean', or solver='cholesky'"
+            )
+        curves: list[FloatArray] = []
+        best, regression = 0, None
+        for index, k in enumerate(matrices):
+            tried = regress(k, training, options)
+            curves.append(tried.curve)
+            if regression is None or tried.score > regression.score:
+                best, regression = index, tried
+        assert regression is not None
+        # All at the end: a fit that fails leaves no half-fitted estimator. What the kernel of new
+        # samples depends on is kept, so that set_params cannot change it without a new fit.
+        if samples is None:
+            self.net_ = None
+        elif self.combine == "mean" and len(networks) > 1:
+            self.net_ = tuple(networks)
+        else:
+            self.net_ = networks[best]
+        self.kind_, self.dtype_ = self.kind, dtype
+        self.image_shape_, self.standardisation_ = shape, standardisation
+        self.x_fit_ = distinct
+        self._columns = np.flatnonzero(counts) if samples is None else None
+        self._nngp_fit = None if extra is None else extra[best]
+        self._keep(regression, training)
+        self.loo_curve_ = np.stack(curves) if len(curves) > 1 else curves[0]
+
+    def _keep(self, regression: Regression, training: Training) -> None:
+        """Set what follows from coefficients; warn if they are not to be trusted."""
+        message = explain(regression.solution)
+        if message:
+            _warn(message)
+        self.solution_, self._factor, self._training = (
+            regression.solution,
+            regression.factor,
+            training,
+        )
+        self.dual_coef_ = self._shaped(regression.solution.value)
+        self.ridge_, self.time_ = regression.solution.statistics.ridge, regression.time
+        self.loo_grid_, self.loo_curve_ = regression.grid, regression.curve
+        self.loo_score_ = regression.score
+        left_out = regression.left_out
+        self.loo_predictions_ = None if left_out is None else self._shaped(left_out[training.place])
+
+    def _shaped(self, values: FloatArray) -> FloatArray:
+        """Return (n, t) values in the shape that users see."""
+        return values
+
+    def _options(self) -> Options:
+        """Check the parameters that do not depend on samples."""
+        for name, allowed in (
+            ("kernel", ("network", "precomputed")),
+            ("kind", ("ntk", "nngp")),
+            ("combine", ("best", "mean")),
+            ("solver", ("auto", "cholesky", "cg")),
+        ):
+            if getattr(self, name) not in allowed:
+                words = " or ".join(f'"{word}"' for word in allowed)
+                raise ValueError(f"{name} must be {words}, got {getattr(self, name)!r}: choose one")
+        ridge: Any = self.ridge
+        if not (isinstance(ridge, str) and ridge == "loo"):
+            ridge = check_ridge(ridge) if not isinstance(ridge, str) else _refuse("ridge", ridge)
+        time: Any = np.inf if self.time is None else self.time
+        if not (isinstance(time, str) and time == "loo"):
+            time = check_time(time) if not isinstance(time, str) else _refuse("time", time)
+        if ridge == "loo" and time != np.inf:
+            raise ValueError(
+                "ridge='loo' is chosen for the end of training, got a time as well: give ridge a "
+                "number, or leave time out"
+            )
+        if self.kernel == "precomputed" and (self.store is not None or self.executor is not None):
+            raise ValueError("store and executor are for kernels of networks: leave them out")
+        if self.executor is not None and self.store is None:
+            raise ValueError("executor needs store, a folder that all of its workers see")
+        return Options(ridge, time, self.solver, self.store, self.memory, self.threads)
+
+    def _weigh(
+        self, sample_weight: ArrayLike | None, rows: NDArray[Any]
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Return the weights above 0, and which samples have one."""
+        if sample_weight is None:
+            return np.ones(len(rows)), np.ones(len(rows), np.bool_)
+        weight = _check_sample_weight(sample_weight, rows, dtype=np.float64)
+        if weight.min() < 0:
+            raise ValueError(
+                f"sample_weight must be 0 or more, got {weight.min():g} for sample "
+                f"{int(weight.argmin())}: a sample of weight w counts as w equal ones"
+            )
+        counts = weight > 0
+        if not counts.any():
+            raise ValueError("sample_weight must be above 0 for some sample, got only zeros")
+        return weight[counts], counts
+
+    def _resolve(
+        self, rows: NDArray[Any], found: ImageShape | None
+    ) -> tuple[list[Network], ImageShape | None]:
+        """Return the networks, none if the kernel is precomputed, and the shape of an image."""
+        n_features = rows.shape[1]
+        if self.kernel == "precomputed":
+            if self.net is not None or found is not None:
+                raise ValueError(
+                    "with kernel='precomputed', X is the Gram matrix and net must be None, got "
+                    f"net={self.net!r} and {'images' if found else 'rows'}"
+                )
+            return [], None
+        shape = resolve_shape(self.image_shape, found, n_features)
+        if self.net is None:
+            return [ntk_dense(3) if shape is None else cntk_gap(depth=11)], shape
+        listed = isinstance(self.net, Sequence) and not isinstance(self.net, str)
+        entries: list[Any] = list(cast("Any", self.net)) if listed else [self.net]
+        networks = [named_network(net) if isinstance(net, str) else net for net in entries]
+        for net in networks:
+            if not isinstance(net, Network):
+                raise TypeError(
+                    f"net must be a Network, the name of a preset, a list of these, or None, got "
+                    f'{net!r}: use wl.cntk_gap(), "cntk-gap-11" or wl.Network([...])'
+                )
+            if shape is None and not net.is_dense:
+                raise ValueError(
+                    f"net ({net}) reads images, but X holds rows of {n_features} values: set "
+                    "image_shape=(h, w, c), or give X of shape (n, h, w, c)"
+                )
+        if not networks:
+            raise ValueError("net must be a Network or a non-empty list of them, got an empty list")
+        return networks, shape
+
+    def _standardises(self, shape: ImageShape | None) -> bool:
+        if self.standardise is None:
+            return self.net is None and shape is None
+        if not isinstance(self.standardise, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"standardise must be True, False or None, got {self.standardise!r}")
+        return self.standardise
+
+    def _square(self, rows: NDArray[Any], counts: NDArray[np.bool_]) -> NDArray[Any]:
+        """Return the precomputed matrix of the samples that count."""
+        if rows.shape[0] != rows.shape[1]:
+            raise ValueError(
+                "with kernel='precomputed', X must be the square Gram matrix of the training "
+                f"samples, got shape {rows.shape}: compute it as wl.kernel(net, x)"
+            )
+        return np.array(rows[np.ix_(counts, counts)])
+
+    def _matrices(
+        self, networks: list[Network], samples: NDArray[Any], dtype: Dtype
+    ) -> tuple[list[Any], list[Any] | None]:
+        """Return the Gram matrices to regress with, and those of the extra kinds."""
+        kinds = (self.kind, *(kind for kind in self._extra_kinds if kind != self.kind))
+        # One network or one kind is no axis of the result, nor of the store.
+        net = networks if len(networks) > 1 else networks[0]
+        kind: Any = kinds if len(kinds) > 1 else kinds[0]
+        arguments: dict[str, Any] = {
+            "kind": kind,
+            "backend": self.backend,
+            "dtype": dtype,
+            "threads": self.threads,
+        }
+        if self.store is None:
+            made = cast("Any", kernel(net, samples, **arguments))
+        else:
+            made = gram(
+                net,
+                samples,
+                **arguments,
+                store=join(self.store, "kernel.zarr"),
+                memory=self.memory,
+                executor=self.executor,
+            )
+        by_kind: list[list[Any]] = []
+        for part in cast("list[Any]", made if len(kinds) > 1 else [made]):
+            matrices: list[Any] = list(part) if len(networks) > 1 else [part]
+            if self.combine == "mean" and len(networks) > 1:
+                matrices = [np.mean([np.asarray(k) for k in matrices], axis=0)]
+            by_kind.append(matrices)
+        return by_kind[0], by_kind[1] if len(kinds) > 1 else None
+
+    # --- more samples -----------------------------------------------------------------------------
+
+    def _partial_fit(
+        self,
+        rows: NDArray[Any],
+        encode: Callable[[NDArray[np.bool_]], FloatArray],
+        sample_weight: ArrayLike | None,
+        found: ImageShape | None,
+    ) -> None:
+        """Add checked rows; `encode` returns the targets of all samples, old ones first."""
+        if self._factor is None:
+            raise ValueError(
+                "partial_fit extends a factor, and this model was solved by conjugate gradients: "
+                "fit with solver='cholesky'"
+            )
+        self._check_shape(found)
+        assert self.x_fit_ is not None
+        weight, counts = self._weigh(sample_weight, rows)
+        old = self._training
+        new = _as_samples(rows[counts], self.image_shape_, self.standardisation_)
+        together = np.concatenate([self.x_fit_, new])
+        known = Training.of(together, np.zeros((len(together), 1)), np.ones(len(together)))
+        m = len(self.x_fit_)
+        place = np.concatenate([old.place, known.place[m:]])
+        training = Training(
+            place,
+            np.unique(place, return_index=True)[1],
+            encode(counts),
+            np.concatenate([old.sample_weight, weight]),
+        )
+        samples = together[known.first]
+        regression, nngp = self._grow(samples, training)
+        self.x_fit_, self._nngp_fit = samples, nngp
+        self._keep(regression, training)
+
+    def _grow(self, samples: NDArray[Any], training: Training) -> tuple[Regression, Any]:
+        """Regress on distinct samples, of which the first are those of `x_fit_`."""
+        factor = self._factor
+        if not isinstance(factor, CholeskyFactor | SpectralFactor):
+            raise NotImplementedError
+        m, nngp = factor.n, self._nngp_fit
+        new = samples[m:]
+        kinds = (self.kind_,) if nngp is None else (self.kind_, "nngp")
+        columns: list[NDArray[Any]] = [np.empty((m, 0))] * len(kinds)
+        corner: list[NDArray[Any]] = [np.empty((0, 0))] * len(kinds)
+        if len(new):
+            columns = [k.T for k in self._kernel(new, samples[:m], kinds)]
+            corner = self._kernel(new, None, kinds)
+        if nngp is not None:
+            nngp = np.block([[nngp, columns[1]], [columns[1].T, corner[1]]])
+        ridge = self.solution_.statistics.ridge_absolute
+        return grow(factor, columns[0], corner[0], training, ridge), nngp
+
+    # --- prediction -------------------------------------------------------------------------------
+
+    def _read(self, X: Any) -> NDArray[Any]:
+        """Return new samples as the kernel takes them, checked against those of fit."""
+        _check_is_fitted(self, "dual_coef_")
+        rows, found = split_shape(X)
+        self._check_shape(found)
+        rows = validate_data(self, rows, reset=False, dtype=SAMPLE_DTYPES)
+        if self._columns is not None:
+            return rows[:, self._columns]
+        return _as_samples(rows, self.image_shape_, self.standardisation_)
+
+    def _check_shape(self, found: ImageShape | None) -> None:
+        shape = self.image_shape_
+        if found is not None and found != shape:
+            fitted = f"rows of {self.n_features_in_} values" if shape is None else f"images {shape}"
+            raise ValueError(
+                f"X must hold samples like those of fit, {fitted}, got images {found}: resize or "
+                "reshape them, or fit again"
+            )
+
+    def _kernel(
+        self, x1: NDArray[Any], x2: NDArray[Any] | None, kinds: Sequence[Kind]
+    ) -> list[NDArray[Any]]:
+        """Return the kernel of the fitted network, or the mean of those of several, by kind."""
+        nets = list(self.net_) if isinstance(self.net_, tuple) else self.net_
+        options: Any = {"backend": self.backend, "dtype": self.dtype_, "threads": self.threads}
+        # One kind is no axis: those who put a kernel of their own in its place need know one.
+        made: Any = kernel(
+            cast("Any", nets), x1, x2, kind=kinds[0] if len(kinds) == 1 else tuple(kinds), **options
+        )
+        parts = [made] if len(kinds) == 1 else list(made)
+        return [k.mean(axis=0) for k in parts] if isinstance(nets, list) else parts
+
+    def _cross(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Return the kernel between new and training samples."""
+        if self.net_ is None:
+            return samples
+        assert self.x_fit_ is not None
+        return self._kernel(samples, self.x_fit_, (self.kind_,))[0]
+
+    def _blocks(self, n: int) -> Iterator[slice]:
+        """Yield slices of new samples whose kernel is computed at a time."""
+        step = max(1, _BLOCK_ENTRIES // self._training.first.size)
+        for start in range(0, n, step):
+            yield slice(start, start + step)
+
+    def _outputs(self, X: Any, coefficients: FloatArray | None = None) -> FloatArray:
+        """Return ``kernel(X, x_fit_) @ coefficients``, (n, ...); None: ``dual_coef_``."""
+        samples = self._read(X)
+        chosen = self.dual_coef_ if coefficients is None else coefficients
+        outputs = np.empty((len(samples), *chosen.shape[1:]))
+        for block in self._blocks(len(samples)):
+            k = self._cross(samples[block])
+            np.matmul(k, chosen, out=outputs[block])
+        return outputs
+
+    def _staged(self, X: Any, times: ArrayLike) -> Generator[FloatArray]:
+        """Yield the outputs at some times of training, all from one pass over the kernel."""
+        _check_is_fitted(self, "dual_coef_")
+        grid = [check_time(time) for time in np.ravel(np.asarray(times, np.float64)).tolist()]
+        spectrum, ridge = self._spectrum(), self.solution_.statistics.ridge_absolute
+        means = self._training.means
+        values = [self._shaped(spectrum.solve(means, ridge, time)) for time in grid]
+        flat = np.concatenate([value.reshape(len(means), -1) for value in values], axis=1)
+        outputs = self._outputs(X, flat)
+        width = means.shape[1]
+        for index in range(len(grid)):
+            yield self._shaped(outputs[:, index * width : (index + 1) * width])
+
+    def _spectrum(self) -> Spectrum:
+        factor = self._factor
+        if isinstance(factor, SpectralFactor):
+            return factor.spectrum
+        if isinstance(factor, CholeskyFactor):
+            return Spectrum.of(factor.gram(), self._training.weights)
+        raise ValueError(
+            "this needs the eigenvectors of the kernel in memory, which a model with a stored "
+            "factor, or one of solver='cg', has not: fit fewer samples"
+        )
+
+    def _influence(self, X: Any, columns: Callable[[FloatArray], Any], n_largest: int) -> Influence:
+        """Return the largest ``alpha_j k(x, x_j)``; `columns` picks an output for each sample."""
+        samples = self._read(X)
+        m = self._training.first.size
+        if not n_largest >= 1:
+            raise ValueError(f"n_largest must be at least 1, got {n_largest}")
+        top = min(int(n_largest), m)
+        alpha = self.dual_coef_.reshape(m, -1)
+        indices = np.empty((len(samples), top), np.int64)
+        weights = np.empty((len(samples), top))
+        for block in self._blocks(len(samples)):
+            k = np.asarray(self._cross(samples[block]), np.float64)
+            share = k * alpha.T[columns(k @ alpha)]
+            order = np.argsort(-np.abs(share), axis=1, kind="stable")[:, :top]
+            indices[block] = self._training.first[order]
+            weights[block] = np.take_along_axis(share, order, axis=1)
+        return Influence(indices, weights)
+
+    @property
+    def self_influence_(self) -> FloatArray:
+        """Increase of the squared error of each training sample when it is left out, (n,).
+
+        ``|y_i - f_without_i(x_i)|^2 - |y_i - f(x_i)|^2``, summed over targets: large for samples
+        that the others contradict, such as mislabelled ones.
+        """
+        _check_is_fitted(self, "dual_coef_")
+        left_out = self._left_out("self_influence_")
+        training = self._training
+        fitted = training.means - self._penalty()
+        before = ((training.targets - fitted[training.place]) ** 2).sum(axis=1)
+        after = ((training.targets - left_out.reshape(training.targets.shape)) ** 2).sum(axis=1)
+        return after - before
+
+    def _left_out(self, what: str) -> FloatArray:
+        if self.loo_predictions_ is None:
+            raise AttributeError(
+                f"{what} needs leave-one-out predictions, which solver='cg' has not: use "
+                "solver='cholesky'"
+            )
+        return self.loo_predictions_
+
+    def _penalty(self) -> FloatArray:
+        """Return what outputs at the distinct training samples are short of their targets."""
+        training, value = self._training, self.dual_coef_.reshape(self._training.first.size, -1)
+        if isinstance(self._factor, SpectralFactor):
+            return training.means - self._factor.gram() @ value
+        noise = self.solution_.statistics.ridge_absolute / training.weights
+        return noise[:, None] * value
+
+    def _prior(self, samples: NDArray[Any], diagonal: bool) -> FloatArray:
+        """Return the covariance of outputs before training: NNGP, (n, n) or its diagonal."""
+        if not diagonal:
+            return np.asarray(self._kernel(samples, None, ("nngp",))[0], np.float64)
+        nets = list(self.net_) if isinstance(self.net_, tuple) else self.net_
+        options: Any = {"backend": self.backend, "dtype": self.dtype_, "threads": self.threads}
+        made: Any = kernel_diagonal(cast("Any", nets), samples, "nngp", **options)
+        return np.asarray(made.mean(axis=0) if isinstance(nets, list) else made, np.float64)
+
+
+def _warn(message: str) -> None:
+    """Warn, as from the line that called into this package."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals["__name__"].startswith("widelimit."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, LinAlgWarning, stacklevel=level)
+
+
+def can_grow(estimator: NTKEstimator) -> bool:
+    """Whether there is `partial_fit`: it computes kernels, and extends a factor."""
+    return estimator.kernel != "precomputed" and estimator.solver != "cg"
+
+
+def leaves_out(estimator: NTKEstimator) -> bool:
+    """Whether there are leave-one-out predictions, as `predict_proba` needs."""
+    return estimator.solver != "cg"
+
+
+def _refuse(name: str, value: str) -> Any:
+    raise ValueError(f'{name} must be a number or "loo", got {value!r}')
+
+
+def _as_samples(
+    rows: NDArray[Any],
+    shape: ImageShape | None,
+    standardisation: tuple[FloatArray, FloatArray] | None,
+) -> NDArray[Any]:
+    if standardisation is not None:
+        mean, scale = standardisation
+        rows = (rows - mean) / scale
+    return rows if shape is None else rows.reshape(-1, *shape)

@@ -1,0 +1,394 @@
+"""Regression, and the distribution of its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, Self, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn import base, utils  # pyright: ignore[reportMissingTypeStubs]
+
+from widelimit.estimators.base import (
+    SAMPLE_DTYPES,
+    Influence,
+    NTKEstimator,
+    can_grow,
+    only_if,
+    validate_data,
+)
+from widelimit.estimators.regression import SpectralFactor
+from widelimit.estimators.samples import split_shape
+from widelimit.program import Kind
+from widelimit.solvers import TiledFactor
+from widelimit.solvers.cholesky import CholeskyFactor
+from widelimit.solvers.matrix import multiply
+from widelimit.solvers.solution import FloatArray
+
+__all__ = ["NTKRegressor"]
+
+_check_random_state: Callable[[Any], Any] = cast("Any", utils).check_random_state
+
+
+class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
+    """Kernel regression with the kernel of an infinitely wide network.
+
+    With the kernel k, training samples x and targets y the prediction for a sample z is
+
+        ``f(z) = k(z, x) (k(x, x) + ridge trace(k(x, x))/n I)^-1 y``
+
+    (Section 3, Eq. 8, of the paper; its ridge is 0). As in the paper there is no intercept and
+    the targets are not centred: far from the data a prediction is not drawn to their mean, and
+    ``y + constant`` is a different problem. To centre, use
+    `sklearn.compose.TransformedTargetRegressor` with a `StandardScaler`.
+
+    `predict` also tells how far predictions spread: over networks from other initial weights, or,
+    with kind="nngp", over functions of a Gaussian process.
+
+    Parameters
+    ----------
+    net, kernel, kind, ridge, combine, time, standardise, image_shape, dtype, backend, threads, \
+solver, store, memory, executor
+        As for `NTKClassifier`.
+
+    Attributes
+    ----------
+    dual_coef_ : ndarray of float64, shape (m,) or (m, targets)
+        The coefficients of the m distinct training samples.
+    loo_predictions_ : ndarray of float64, shape (n,) or (n, targets)
+        Prediction of each training sample by a regression without it.
+    x_fit_, solution_, ridge_, time_, net_, loo_score_, loo_grid_, loo_curve_, self_influence_, \
+kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
+        As for `NTKClassifier`.
+
+    See Also
+    --------
+    NTKClassifier : The same regression on encoded labels; its notes hold.
+
+    Notes
+    -----
+    With kind="ntk" the NNGP kernel of the training samples is computed in the same pass and kept
+    (``4 n^2`` or ``8 n^2`` bytes): it is the covariance before training.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(200, 2))
+    >>> y = np.abs(x[:, 0]) - x[:, 1]
+    >>> regressor = NTKRegressor().fit(x[:100], y[:100])
+    >>> regressor.score(x[100:], y[100:]) > 0.98
+    True
+    """
+
+    _flat: bool
+    _extra_kinds: tuple[Kind, ...] = ("nngp",)
+
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit the regression of the targets on the samples.
+
+        Parameters
+        ----------
+        X, sample_weight
+            As for `NTKClassifier.fit`.
+        y : array-like of shape (n,) or (n, targets)
+            Finite real targets.
+
+        Returns
+        -------
+        NTKRegressor
+            The estimator itself.
+
+        Raises
+        ------
+        TypeError, ValueError, numpy.linalg.LinAlgError, MemoryError
+            As for `NTKClassifier.fit`.
+
+        Warns
+        -----
+        scipy.linalg.LinAlgWarning
+            As for `NTKClassifier.fit`.
+        """
+        rows, targets, shape = self._checked(X, y, reset=True)
+        flat, columns = targets.ndim == 1, targets.reshape(len(targets), -1)
+        before = getattr(self, "_flat", None)
+        self._flat = flat
+        try:
+            self._fit(rows, lambda counts: columns[counts], sample_weight, shape)
+        except BaseException:
+            if before is not None:
+                self._flat = before
+            raise
+        return self
+
+    @only_if(can_grow)
+    def partial_fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
+        """Add samples: only their part of the kernel, and of its factor, is computed.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        NTKRegressor
+            The estimator itself; the first call is a `fit`.
+
+        Raises
+        ------
+        TypeError, ValueError, numpy.linalg.LinAlgError
+            As for `fit`; the estimator is then as it was before.
+
+        Notes
+        -----
+        As for `NTKClassifier.partial_fit`: network, time and absolute ridge stay.
+        """
+        if not hasattr(self, "dual_coef_"):
+            return self.fit(X, y, sample_weight)
+        rows, targets, shape = self._checked(X, y, reset=False)
+        old = self._training.targets
+        new = targets.reshape(len(targets), -1)
+        if new.shape[1] != old.shape[1]:
+            raise ValueError(
+                f"y must have {old.shape[1]} target(s) as in the first fit, got {new.shape[1]}"
+            )
+        self._partial_fit(
+            rows, lambda counts: np.concatenate([old, new[counts]]), sample_weight, shape
+        )
+        return self
+
+    def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any, Any]:
+        rows, shape = split_shape(X)
+        rows, targets = validate_data(
+            self, rows, y, dtype=SAMPLE_DTYPES, multi_output=True, y_numeric=True, reset=reset
+        )
+        return rows, np.asarray(targets, np.float64), shape
+
+    def _shaped(self, values: FloatArray) -> FloatArray:
+        return values[:, 0] if self._flat else values
+
+    def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:
+        """Return predictions, and how far networks, or functions, would spread around them.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d) or (n, h, w, c), or (n, n_fit) with kernel="precomputed"
+            Samples like those of `fit`. Images are accepted if `fit` saw images, whether as
+            (n, h, w, c) or as rows.
+        return_std : bool
+            Whether to return standard deviations, too.
+        return_cov : bool
+            Whether to return the covariance of all predictions, too. Not both.
+
+        Returns
+        -------
+        mean : ndarray of float64, shape (n,) or (n, targets)
+        std : ndarray of float64, shape (n,) or (n, targets)
+            If return_std. The same for all targets.
+        cov : ndarray of float64, shape (n, n) or (n, n, targets)
+            If return_cov. In either case without the noise of y that a ridge stands for.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before `fit`.
+        ValueError
+            If the samples do not have the shape of those of `fit`, or are not finite; if both
+            are asked for; or for a covariance where the kernel is precomputed, or solver="cg".
+
+        Notes
+        -----
+        With kind="nngp" (at the end of training): the posterior of a Gaussian process whose
+        covariance K is the NNGP kernel and whose noise is the absolute ridge r,
+
+            ``K(x, x') - K(x, X) (K + r I)^-1 K(X, x')``.
+
+        With kind="ntk", or a time: the distribution of the outputs of infinitely many networks,
+        each from its own random initial weights, trained by gradient flow (Lee et al., *Wide neural
+        networks of any depth evolve as linear models under gradient descent*, 2019, Eq. 16),
+
+            ``K(x, x') + W K W'^T - W K(X, x') - K(x, X) W'^T``
+
+        with K the NNGP kernel, the covariance before training, and ``W = Theta(x, X) A`` for the
+        matrix A that takes targets to coefficients, ``(Theta + r I)^-1`` at the end of training.
+        """
+        if return_std and return_cov:
+            raise ValueError("return_std and return_cov must not both be True: ask for one")
+        if not (return_std or return_cov):
+            return self._outputs(X)
+        samples = self._read(X)
+        if self.net_ is None or self._factor is None:
+            raise ValueError(
+                "a covariance needs the kernel of new samples with themselves, and a factor: it is "
+                "not there with kernel='precomputed' or solver='cg'"
+            )
+        n = len(samples)
+        mean = np.empty((n, *self.dual_coef_.shape[1:]))
+        if return_cov:
+            k, explained = self._explained(samples)
+            mean[...] = k @ self.dual_coef_
+            cov = self._prior(samples, diagonal=False) - explained(slice(None))
+            cov = (cov + cov.T) / 2
+            return mean, cov if self._flat else np.repeat(
+                cov[..., None], self._training.targets.shape[1], axis=2
+            )
+        variance = self._prior(samples, diagonal=True)
+        for block in self._blocks(n):
+            k, explained = self._explained(samples[block])
+            mean[block] = k @ self.dual_coef_
+            variance[block] -= explained(None)
+        # Rounding may leave less than nothing where all is known.
+        std = np.sqrt(np.maximum(variance, 0.0))
+        return mean, std if self._flat else np.repeat(
+            std[:, None], self._training.targets.shape[1], axis=1
+        )
+
+    def _explained(self, samples: NDArray[Any]) -> Any:
+        """Return the kernel to training samples, and what training takes from the covariance.
+
+        The latter as a function: of None, the diagonal; of a slice, the matrix.
+        """
+        factor = self._factor
+        assert factor is not None
+        assert self.x_fit_ is not None
+        posterior = self.kind_ == "nngp" and np.isinf(self.time_)
+        if posterior:
+            k = np.asarray(self._cross(samples), np.float64)
+            solved = factor.solve(k.T)
+            left, right = k, solved
+            middle = None
+        else:
+            kinds: tuple[Kind, ...] = (self.kind_,) if self.kind_ == "nngp" else ("ntk", "nngp")
+            both = self._kernel(samples, self.x_fit_, kinds)
+            k, prior = (np.asarray(part, np.float64) for part in (both[0], both[-1]))
+            right = factor.solve(k.T)
+            left = prior
+            middle = self._nngp_product(right)
+
+        def explained(part: slice | None) -> FloatArray:
+            if part is None:
+                inner = np.einsum("ij,ji->i", left, right)
+                return inner if middle is None else 2 * inner - np.einsum("ji,ji->i", right, middle)
+            inner = left @ right
+            return inner if middle is None else inner + inner.T - right.T @ middle
+
+        return k, explained
+
+    def _nngp_product(self, v: FloatArray) -> FloatArray:
+        """Return the NNGP kernel of the training samples times v (m, n)."""
+        if self.kind_ == "nngp":
+            assert isinstance(self._factor, SpectralFactor)
+            return self._factor.gram() @ v
+        if hasattr(self._nngp_fit, "tile"):
+            return multiply(self._nngp_fit, v)
+        return np.asarray(self._nngp_fit, np.float64) @ v
+
+    def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> FloatArray:
+        """Draw outputs from the distribution of `predict`.
+
+        Parameters
+        ----------
+        X : array-like
+            As for `predict`, with the same errors.
+        n_samples : int
+        random_state : int, numpy.random.RandomState or None
+
+        Returns
+        -------
+        ndarray of float64, shape (n, n_samples) or (n, targets, n_samples)
+            Each a network from other initial weights, or a function of the posterior.
+        """
+        mean, cov = self.predict(X, return_cov=True)
+        random = _check_random_state(random_state)
+        first = cov if self._flat else cov[..., 0]
+        values, vectors = np.linalg.eigh(first)
+        roots = vectors * np.sqrt(np.maximum(values, 0.0))  # no less than nothing, but for rounding
+        drawn = random.standard_normal((mean[0].size, n_samples, len(mean)))
+        spread = np.moveaxis(drawn @ roots.T, -1, 0)  # (n, targets, n_samples)
+        return spread[:, 0] + mean[:, None] if self._flat else spread + mean[..., None]
+
+    def log_marginal_likelihood(self) -> float:
+        """Return the logarithm of the density of the training targets, summed over targets.
+
+        That of a Gaussian process with the kernel (NNGP or, with kind="ntk", the tangent kernel) as
+        covariance, and noise of variance r/w_i with r the absolute ridge and w_i the weight of a
+        sample: ``-1/2 y^T A^-1 y - 1/2 log det A - n/2 log 2 pi``. A criterion to compare networks
+        and ridges by, as `loo_score_` is; it depends on the scale of the kernel.
+
+        Raises
+        ------
+        ValueError
+            If there is no density: ``A = k + r W^-1`` is singular, or samples repeat and r = 0; or
+            for a finite time, or where there is no factor in memory or store.
+        """
+        factor, training = self._factor, self._training
+        if factor is None or not np.isinf(self.time_):
+            raise ValueError(
+                "log_marginal_likelihood is for the end of training, and needs a factor: leave "
+                "time out, and use a solver other than 'cg'"
+            )
+        ridge = self.solution_.statistics.ridge_absolute
+        m, n = training.first.size, training.place.size
+        if isinstance(factor, TiledFactor):
+            determinant = float(np.log(factor.pivots()).sum())
+        else:
+            assert isinstance(factor, CholeskyFactor | SpectralFactor)
+            determinant = factor.log_determinant()
+        if not np.isfinite(determinant) or (ridge == 0 and m < n):
+            raise ValueError(
+                "the kernel of the training samples with its ridge is singular, so that their "
+                "targets have no density: use a ridge above 0"
+            )
+        t = training.targets.shape[1]
+        value = self.dual_coef_.reshape(m, t)
+        quadratic = float((training.means * value).sum())
+        density = -0.5 * (quadratic + t * determinant + t * m * np.log(2 * np.pi))
+        if m == n and np.all(training.sample_weight == 1):
+            return density
+        # Copies of a sample differ by noise alone, of which their mean has the rest.
+        noise, mean_noise = ridge / training.sample_weight, ridge / training.weights
+        squares = ((training.targets - training.means[training.place]) ** 2).sum(axis=1)
+        density -= 0.5 * float((squares / noise).sum()) if ridge else 0.0
+        logs = (
+            np.log(2 * np.pi * noise).sum() - np.log(2 * np.pi * mean_noise).sum() if ridge else 0
+        )
+        return density - 0.5 * t * float(logs)
+
+    def staged_predict(self, X: Any, times: ArrayLike) -> Generator[FloatArray]:
+        """Yield what networks trained until some times predict.
+
+        Parameters
+        ----------
+        X : array-like
+            As for `predict`, with the same errors.
+        times : array-like of shape (m,)
+            As for `NTKClassifier.staged_predict`.
+
+        Yields
+        ------
+        ndarray of float64, shape (n,) or (n, targets)
+            For each time in turn.
+        """
+        yield from self._staged(X, times)
+
+    def influence(self, X: Any, n_largest: int = 10, target: int = 0) -> Influence:
+        """Return the training samples that each prediction owes most to.
+
+        Parameters
+        ----------
+        X : array-like
+            As for `predict`, with the same errors.
+        n_largest : int
+            How many, at least 1.
+        target : int
+            Which target, if there are several.
+
+        Returns
+        -------
+        Influence
+            ``alpha_j k(x, x_j)``; their sum over all j is the prediction.
+        """
+        targets = self._training.targets.shape[1] if hasattr(self, "_training") else 1
+        if not 0 <= target < targets:
+            raise ValueError(f"target must be from 0 to {targets - 1}, got {target}")
+        return self._influence(X, lambda outputs: np.full(len(outputs), target), n_largest)
