@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import widelimit as wl
-from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
+from widelimit.backends.base import Tile
+from widelimit.backends.cpu import ISA_VARIABLE, CpuBackend, instruction_sets
+from widelimit.gram import engine as engine_module
 from widelimit.gram.manifest import Manifest
 from widelimit.gram.memory import available_memory, held_memory, parse_memory, remaining
 from widelimit.gram.plan import Sizes, solve
@@ -390,6 +394,311 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         when = (0, 4e9)[index % 2]  # 1970, 2096
         os.utime(file, (when, when))
     wl.gram(VANILLA, X, store=path, progress=lambda state: pytest.fail("computed again"))
+
+
+# ---------------------------------------------------------------- reuse
+
+OLD = [75, 74, 64, 40, 5]  # of 75, in tiles of 16: none new, one, ragged new ones; more than a tile
+DENSE = wl.ntk_dense(2)
+HEAD = wl.Network([wl.Conv(3), wl.ReLU(), wl.Flatten(), wl.Dense(), wl.ReLU(), wl.Dense()])
+
+
+def contents(store: str | Path) -> dict[str, bytes]:
+    """What a store is: its metadata and all of its chunks."""
+    objects = open_objects(store)
+    return {name: objects.read(name) for name in ("zarr.json", *objects.sizes("c"))}
+
+
+def pairs_computed(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
+    """Note the pairs that a backend, or the engine for dense networks, is asked for."""
+    pairs: set[tuple[int, int]] = set()
+    numbers: dict[int, tuple[Any, Any]] = {}  # of the samples of each profile, which is kept alive
+    profile, tile = CpuBackend.profile, CpuBackend.tile
+    inner_products = engine_module._inner_products
+
+    def note(a: Any, b: Any, part: Tile) -> None:
+        left, right = a[part.rows], b[part.columns]
+        if not part.pairwise:
+            left, right = (side.ravel() for side in np.meshgrid(left, right))
+        lows, highs = np.minimum(left, right), np.maximum(left, right)
+        pairs.update(zip(lows.tolist(), highs.tolist(), strict=True))
+
+    def note_profile(self: Any, program: Any, images: Any, identity: Any, dtype: Any) -> Any:
+        made = profile(self, program, images, identity, dtype)
+        numbers[id(made)] = (identity, made)
+        return made
+
+    def note_tile(self: Any, program: Any, left: Any, right: Any, part: Tile, cancel: Any) -> Any:
+        note(numbers[id(left)][0], numbers[id(right)][0], part)
+        return tile(self, program, left, right, part, cancel)
+
+    def note_products(program: Any, a: Any, b: Any, part: Tile) -> Any:
+        note(a.identity, b.identity, part)
+        return inner_products(program, a, b, part)
+
+    monkeypatch.setattr(CpuBackend, "profile", note_profile)
+    monkeypatch.setattr(CpuBackend, "tile", note_tile)
+    monkeypatch.setattr(engine_module, "_inner_products", note_products)
+    return pairs
+
+
+@pytest.mark.parametrize("n_old", OLD)
+@pytest.mark.parametrize(
+    ("net", "kind", "dtype"),
+    [
+        (VANILLA, "ntk", "float32"),
+        ([VANILLA, GAP, wl.cntk_gap(2)], BOTH, "float64"),
+        ([HEAD], ("nngp",), "float32"),
+        (DENSE, "ntk", "float64"),
+    ],
+    ids=["one", "three", "head", "dense"],
+)
+def test_an_extended_matrix_is_the_whole_one(
+    net: Any, kind: Any, dtype: Any, n_old: int, tmp_path: Path
+) -> None:
+    paths = [tmp_path / name for name in ("whole.zarr", "old.zarr", "new.zarr")]
+    whole = wl.gram(net, X, None, kind, store=paths[0], tile=16, dtype=dtype)
+    wl.gram(net, X[:n_old], None, kind, store=paths[1], tile=16, dtype=dtype)
+    found = wl.gram(net, X, None, kind, store=paths[2], dtype=dtype, reuse=paths[1])
+    assert contents(paths[2]) == contents(paths[0])
+    assert np.array_equal(np.array(found), np.array(whole))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(1, 90), share=st.floats(0, 1), tile=st.integers(16, 40), threads=st.integers(1, 3)
+)
+def test_a_matrix_of_any_size_is_extended(
+    n: int, share: float, tile: int, threads: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    x, folder = RNG.random((n, 3, 4, 1)), tmp_path_factory.mktemp("k")
+    n_old = max(1, round(share * n))
+    call: dict[str, Any] = {"tile": tile, "threads": threads}
+    net = [wl.cntk_vanilla(2), wl.cntk_gap(2)]
+    wl.gram(net, x, store=folder / "whole", **call)
+    wl.gram(net, x[:n_old], store=folder / "old", **call)
+    wl.gram(net, x, store=folder / "new", reuse=folder / "old", **call)
+    assert contents(folder / "new") == contents(folder / "whole")
+
+
+@pytest.mark.parametrize("n_old", OLD)
+@pytest.mark.parametrize("net", [VANILLA, GAP, DENSE], ids=["vanilla", "gap", "dense"])
+def test_no_pair_is_computed_again(
+    net: wl.Network, n_old: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = RNG.random(X.shape)  # all different: the engine numbers them in order
+    expected = {(i, j) for j in range(75) for i in range(j + 1)}
+    with monkeypatch.context() as patch:
+        old = pairs_computed(patch)
+        wl.gram(net, x[:n_old], store=tmp_path / "old.zarr", tile=16)
+    assert old == {(i, j) for i, j in expected if j < n_old}
+    new = pairs_computed(monkeypatch)
+    states: list[Progress] = []
+    path = tmp_path / "new.zarr"
+    wl.gram(net, x, store=path, reuse=tmp_path / "old.zarr", progress=states.append)
+    assert new == expected - old
+    last = states[-1]
+    assert (last.tiles, last.tiles_found, last.pairs) == (15, 0, len(new))
+    assert last.pairs_total == len(new)
+
+
+@pytest.mark.parametrize(("key", "entry"), [((0, 1), (3, 20)), ((1, 2), (20, 39))])
+def test_old_entries_are_those_of_the_old_store(
+    key: tuple[int, int], entry: tuple[int, int], tmp_path: Path
+) -> None:
+    """One that was changed there is changed here, whether its tile is copied or at the edge."""
+    wl.gram(VANILLA, X[:40], store=tmp_path / "old.zarr", tile=16)
+    store = open_tiles(tmp_path / "old.zarr")
+    values = store.read(key).copy()
+    values[entry[0] % 16, entry[1] % 16] += 1
+    store.write(key, values)
+    found = wl.gram(VANILLA, X, store=tmp_path / "new.zarr", reuse=tmp_path / "old.zarr")
+    different = np.argwhere(np.triu(np.asarray(found) != wl.kernel(VANILLA, X)))
+    assert different.tolist() == [list(entry)]
+
+
+@pytest.mark.parametrize("stop", [2, 5, 8, 14])
+@pytest.mark.parametrize("lost", [False, True], ids=["with the old store", "without it"])
+def test_an_extension_that_was_stopped_goes_on(
+    stop: int, lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, path = tmp_path / "old.zarr", tmp_path / "new.zarr"
+    wl.gram(VANILLA, X[:40], store=old, tile=16)
+    computed, copied = tiles_computed(monkeypatch), list[tuple[int, int]]()
+    copy = TileStore.copy
+
+    def note(self: TileStore, key: tuple[int, int], source: TileStore) -> None:
+        copied.append(key)
+        copy(self, key, source)
+
+    def interrupt(state: Progress) -> None:
+        if state.tiles == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TileStore, "copy", note)
+    with pytest.raises(KeyboardInterrupt):
+        wl.gram(VANILLA, X, store=path, threads=1, reuse=old, progress=interrupt)
+    assert stop <= len(open_tiles(path).finished()) < 15
+    if lost:
+        shutil.rmtree(old)
+    wl.gram(VANILLA, X, store=path, threads=1, reuse=None if lost else old)
+    assert sorted(computed + copied) == sorted(open_tiles(path).grid.tiles())  # each once
+    assert sorted(copied) == [(0, 0), (0, 1), (1, 1)][: stop if lost else 3]
+    before = contents(path)
+    shutil.rmtree(old, ignore_errors=True)
+    wl.gram(VANILLA, X, store=path, reuse=old)  # finished: the same call is harmless
+    wl.gram(VANILLA, X, store=tmp_path / "whole.zarr", tile=16)
+    assert contents(path) == before == contents(tmp_path / "whole.zarr")
+
+
+EXTEND = """
+import os, signal, sys
+import numpy as np
+import widelimit as wl
+
+old, path, tiles = sys.argv[1:]
+
+def kill(state):
+    if state.tiles == int(tiles):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+x = np.random.default_rng(0).random((75, 7, 6, 2))
+wl.gram(wl.cntk_vanilla(3), x, store=path, reuse=old, threads=2, progress=kill)
+"""
+
+
+def test_an_extension_that_is_killed(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((75, 7, 6, 2))
+    old, path = tmp_path / "old.zarr", tmp_path / "new.zarr"
+    wl.gram(VANILLA, x[:40], store=old, tile=16)
+    for tiles in (2, 4, 9, 0):
+        command = [sys.executable, "-c", EXTEND, str(old), str(path), str(tiles)]
+        code = subprocess.run(command, check=False).returncode
+        assert code == (-signal.SIGKILL if tiles else 0)
+    wl.gram(VANILLA, x, store=tmp_path / "whole.zarr", tile=16)
+    assert contents(path) == contents(tmp_path / "whole.zarr")
+
+
+def test_workers_extend(tmp_path: Path) -> None:
+    old, path, net = tmp_path / "old.zarr", tmp_path / "new.zarr", [VANILLA, GAP]
+    x = RNG.random(X.shape)
+    wl.gram(net, x[:40], store=old, tile=16)
+    with ThreadPoolExecutor(2) as executor, pytest.MonkeyPatch.context() as patch:
+        pairs = pairs_computed(patch)
+        wl.gram(net, x, store=path, reuse=old, executor=executor)
+    assert min(j for _, j in pairs) == 40
+    wl.gram(net, x, store=tmp_path / "whole.zarr", tile=16)
+    assert contents(path) == contents(tmp_path / "whole.zarr")
+
+
+def test_extended_behind_a_url() -> None:
+    url = "memory://test_reuse"
+    for n_old, n in ((0, 33), (33, 50), (50, 75)):
+        reuse = f"{url}/{n_old}.zarr" if n_old else None
+        wl.gram(GAP, X[:n], store=f"{url}/{n}.zarr", reuse=reuse, tile=None if n_old else 16)
+    wl.gram(GAP, X, store=f"{url}/whole.zarr", tile=16)
+    assert contents(f"{url}/75.zarr") == contents(f"{url}/whole.zarr")
+
+
+@pytest.mark.parametrize("key", [(0, 1), (1, 2)], ids=["inside", "at the edge"])
+def test_damage_of_the_old_store_is_told_before_the_work(
+    key: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, path = tmp_path / "old.zarr", tmp_path / "new.zarr"
+    wl.gram(VANILLA, X[:40], store=old, tile=16)
+    file = old / "c" / str(key[0]) / str(key[1])
+    content = file.read_bytes()
+    file.write_bytes(content[:9] + b"?" + content[10:])
+    computed = tiles_computed(monkeypatch)
+    with pytest.raises(StoreError, match=rf"tile \({key[0]}, {key[1]}\) of .*old.zarr is damaged"):
+        wl.gram(VANILLA, X, store=path, reuse=old)
+    assert computed == []
+    assert (0, 0) in open_tiles(path).finished()  # what was copied is kept
+    file.unlink()
+    with pytest.raises(StoreError, match=r"old.zarr lacks 1 of its tiles: run the call that makes"):
+        wl.gram(VANILLA, X, store=path, reuse=old)
+    wl.gram(VANILLA, X[:40], store=old)
+    k = wl.gram(VANILLA, X, store=path, reuse=old)
+    assert np.array_equal(k, wl.kernel(VANILLA, X))
+
+
+def test_a_damaged_tile_of_an_extended_store_is_copied_again(tmp_path: Path) -> None:
+    old, path = tmp_path / "old.zarr", tmp_path / "new.zarr"
+    wl.gram(VANILLA, X[:40], store=old, tile=16)
+    wl.gram(VANILLA, X, store=path, reuse=old)
+    before = contents(path)
+    for name in ("c/0/1", "c/1/2", "c/3/4"):
+        content = (path / name).read_bytes()
+        (path / name).write_bytes(content[:9] + b"?" + content[10:])
+    wl.gram(VANILLA, X, store=path, reuse=old, verify=True)
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"x1": X + 1e-9},
+            r"x1 is \(40, 7, 6, 2\) with SHA-256 .* there, \(40, .*first samples",
+        ),
+        ({"x1": X[::-1]}, r"x1 is \(40, 7, 6, 2\) with SHA-256 .* there, \(40, 7, 6, 2\) with"),
+        ({"x1": X[:39]}, r"x1 is \(40, 7, 6, 2\) with .* there, \(39, 7, 6, 2\) with .* now"),
+        ({"net": GAP}, r"the network is Conv.* there, .*: give its path, or leave reuse out"),
+        ({"net": wl.Network(VANILLA.layers)}, "scaling is 'paper' there, 'fan_in' now"),
+        ({"net": [VANILLA]}, r"result is \(40, 40\) there, \(1, 40, 40\) now"),
+        ({"dtype": "float64"}, "dtype is float32 there, float64 now"),
+        ({"kind": BOTH}, "kind is ntk there, ntk/nngp now"),
+        (
+            {"backend": "reference"},
+            r"was made by backend cpu .*; here is backend reference",
+        ),
+        ({"tile": 32}, r"old.zarr has tiles of 16 samples, got tile=32: leave tile out"),
+        ({"x2": Z}, "reuse extends the symmetric matrix of x1, got x2 as well"),
+    ],
+)
+def test_what_is_not_the_beginning_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    old, path = tmp_path / "old.zarr", tmp_path / "new.zarr"
+    wl.gram(VANILLA, X[:40], store=old, tile=16)
+    call: dict[str, Any] = {"net": VANILLA, "x1": X, "store": path, "reuse": old}
+    with pytest.raises(ValueError, match=message):
+        wl.gram(**(call | change))
+    assert not (path / "zarr.json").exists()
+    assert np.array_equal(wl.gram(**call), wl.kernel(VANILLA, X))
+
+
+def test_stores_that_cannot_be_extended(tmp_path: Path) -> None:
+    call: dict[str, Any] = {"net": VANILLA, "x1": X, "store": tmp_path / "new.zarr"}
+    with pytest.raises(FileNotFoundError, match="there is no matrix of widelimit"):
+        wl.gram(**call, reuse=tmp_path / "nothing.zarr")
+    wl.gram(VANILLA, X[:40], Z, store=tmp_path / "two.zarr", tile=16)
+    with pytest.raises(ValueError, match=r"x2 is \(41, 7, 6, 2\) with SHA-256 .* there, None now"):
+        wl.gram(**call, reuse=tmp_path / "two.zarr")
+    wl.gram(VANILLA, X[:40], store=tmp_path / "old.zarr", tile=16)
+    wl.gram(**call, tile=32)
+    open_tiles(tmp_path / "new.zarr").delete((0, 2))
+    with pytest.raises(ValueError, match=r"old.zarr has tiles of 16 samples, got tile=32"):
+        wl.gram(**call, reuse=tmp_path / "old.zarr")
+
+
+def test_another_maker_of_the_old_store_needs_a_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, path = tmp_path / "old.zarr", tmp_path / "new.zarr"
+    best, *_, last = [name for name, there in instruction_sets().items() if there]
+    monkeypatch.setenv(ISA_VARIABLE, last)
+    wl.gram(VANILLA, X[:40], store=old, tile=16)
+    monkeypatch.setenv(ISA_VARIABLE, best)
+    with pytest.raises(
+        ValueError, match=rf"was made by .* with {last}.*; here is .*{best}, .*mixed"
+    ):
+        wl.gram(VANILLA, X, store=path, reuse=old)
+    k = wl.gram(VANILLA, X, store=path, reuse=old, allow_mixed=True)
+    makers = Manifest.from_json(open_tiles(path).manifest, "").makers
+    assert [maker.instruction_set for maker in makers] == [best, last]
+    assert np.array_equal(k[:40, :40], wl.open_gram(old))
+    assert np.array_equal(k[:, 40:], wl.kernel(VANILLA, X)[:, 40:])
 
 
 # ---------------------------------------------------------------- memory

@@ -266,6 +266,9 @@ class Engine:
         With the region "upper" if `right` is None.
     cached : int
         Blocks of profiles (of the samples of one side of a tile) that are held, 3 or more.
+    known : int
+        The pairs of so many samples, the first ones, are not computed: the sink has put them into
+        the tile. No tile may lie among them altogether. 0 if `right` is given.
     """
 
     def __init__(
@@ -278,13 +281,14 @@ class Engine:
         dtype: Dtype,
         threads: int,
         cached: int,
+        known: int = 0,
     ) -> None:
         self._programs, self._backend = programs, backend
         self._sides = (left, left if right is None else right)
         self._symmetric = right is None
         self._grid = grid
         self._dtype: Dtype = dtype
-        self._threads, self._cached = threads, cached
+        self._threads, self._cached, self._known = threads, cached, known
         self._blocks: OrderedDict[tuple[int, int], list[_Block]] = OrderedDict()
         self._cancel = np.zeros(1, np.int32)
 
@@ -315,12 +319,14 @@ class Engine:
     ) -> Iterator[Callable[[], Done]]:
         for key in keys:
             diagonal = self._symmetric and key[0] == key[1]
+            # Of a tile above the diagonal that reaches beyond them, all rows are known samples.
+            known = max(0, self._known - self._grid.extent(key)[1].start)
             left = self._block(0, key[0], pool)
             right = self._block(1, key[1], pool)
             tile = _OpenTile(key, sink.begin(key), diagonal)
             for index, (program, positions) in enumerate(self._programs):
                 pass_ = _Pass(program, positions, self._backend, self._dtype, self._cancel, tile)
-                for compute in pass_.tasks(left[index], right[index]):
+                for compute in pass_.tasks(left[index], right[index], known):
                     tile.add()
                     yield partial(_finish, compute, index, tile, sink)
             if tile.remove():
@@ -416,30 +422,37 @@ class _Pass:
     cancel: NDArray[np.int32]
     target: _OpenTile
 
-    def tasks(self, a: _Block, b: _Block) -> Iterator[Callable[[], int]]:
-        """Yield functions that each compute some entries and return how many."""
+    def tasks(self, a: _Block, b: _Block, known: int) -> Iterator[Callable[[], int]]:
+        """Yield functions that each compute some entries and return how many.
+
+        The first `known` columns are there, on the diagonal with as many rows.
+        """
         n1, n2 = len(a.profile), len(b.profile)
         if self.program.is_dense:
-            for i in range(0, n1, _DENSE_BLOCK):
-                rows = np.arange(i, min(n1, i + _DENSE_BLOCK))
-                for j in range(i if self.target.symmetric else 0, n2, _DENSE_BLOCK):
-                    part = Tile(rows, np.arange(j, min(n2, j + _DENSE_BLOCK)))
+            for j in range(known, n2, _DENSE_BLOCK):
+                columns = np.arange(j, min(n2, j + _DENSE_BLOCK))
+                last = columns[-1] + 1 if self.target.symmetric else n1
+                for i in range(0, last, _DENSE_BLOCK):
+                    part = Tile(np.arange(i, min(last, i + _DENSE_BLOCK)), columns)
                     yield lambda part=part: self._multiply(a, b, part)
             return
         lanes = self.backend.lanes(self.dtype)
         cost = self.program.element_layers * lanes
         rows_per_tile = max(1, int(_TILE_COST / max(1, cost)))
+        rows = known if self.target.symmetric else n1
+        for part, swapped in rectangle(rows, n2 - known, lanes, rows_per_tile):
+            if swapped:
+                tile = _moved(part, known, 0)
+                yield lambda tile=tile: self._compute(b, a, tile, swapped=True)
+            else:
+                tile = _moved(part, 0, known)
+                yield lambda tile=tile: self._compute(a, b, tile)
         if self.target.symmetric:
             # Packing a pair into lanes costs about as much as two slices.
             pack = len(self.program.displacements) > 8
-            for tile in triangle(n1, lanes, rows_per_tile, pack=pack):
+            for part in triangle(n2 - known, lanes, rows_per_tile, pack=pack):
+                tile = _moved(part, known, known)
                 yield lambda tile=tile: self._compute(a, b, tile)
-        else:
-            for tile, swapped in rectangle(n1, n2, lanes, rows_per_tile):
-                if swapped:
-                    yield lambda tile=tile: self._compute(b, a, tile, swapped=True)
-                else:
-                    yield lambda tile=tile: self._compute(a, b, tile)
 
     def _multiply(self, a: _Block, b: _Block, tile: Tile) -> int:
         return self._store(a, b, tile, _inner_products(self.program, a, b, tile))
@@ -479,6 +492,10 @@ class _Pass:
                     if self.target.symmetric:
                         target[across, down] = value.T
         return len(tile.rows) if tile.pairwise else same.size
+
+
+def _moved(tile: Tile, rows: int, columns: int) -> Tile:
+    return Tile(tile.rows + rows, tile.columns + columns, tile.pairwise)
 
 
 def _quiet() -> np.errstate:

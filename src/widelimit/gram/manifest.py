@@ -149,8 +149,16 @@ class Manifest:
                 "give another path"
             ) from error
 
-    def check_same(self, asked: Manifest, where: str) -> None:
+    def check_same(self, asked: Manifest, where: str, remedy: str) -> None:
         """Refuse to go on with a store that holds something else than what is asked for.
+
+        Parameters
+        ----------
+        asked : Manifest
+        where : str
+            Name of the store.
+        remedy : str
+            What to do, for the message.
 
         Raises
         ------
@@ -172,10 +180,7 @@ class Manifest:
         if not differences and self.networks != asked.networks:
             differences = _network_differences(self.networks, asked.networks)
         if differences:
-            raise ValueError(
-                f"{where} holds another kernel: {'; '.join(differences)}. Give another path, or "
-                "delete that one"
-            )
+            raise ValueError(f"{where} holds another kernel: {'; '.join(differences)}. {remedy}")
 
     @property
     def fingerprint(self) -> str:

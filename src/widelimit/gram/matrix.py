@@ -133,11 +133,7 @@ def open_gram(store: str | os.PathLike[str]) -> Any:
     """
     tiles = TileStore.open(open_objects(store))
     manifest = read_manifest(tiles)
-    missing = sum(1 for _ in tiles.grid.tiles()) - len(tiles.finished())
-    if missing:
-        raise StoreError(
-            f"{tiles.objects.name} lacks {missing} of its tiles: run the call that makes it again"
-        )
+    tiles.check_finished()
     return arrange(tiles, manifest)
 
 

@@ -82,7 +82,8 @@ class Sizes:
         """Return the bytes that a plan takes at its peak."""
         # Open tiles: one that is being handed out, and one that is being finished by each thread,
         # of which one matrix is then copied to be filled up, encoded, and given its checksum.
-        tiles = (threads + 1) * self.matrices * self.entry + threads * 3 * self.entry
+        # One of another store may be read meanwhile.
+        tiles = (threads + 1) * self.matrices * self.entry + (threads * 3 + 1) * self.entry
         blocks = (cached + 1) * self.profile + 3 * self.sample
         return threads * (self.scratch + _THREAD) + tile**2 * tiles + tile * blocks
 

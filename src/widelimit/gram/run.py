@@ -62,6 +62,7 @@ def gram(
     threads: int | None = None,
     memory: int | str | None = None,
     tile: int | None = None,
+    reuse: str | os.PathLike[str] | None = None,
     executor: Any = None,
     timeout: float | None = None,
     progress: bool | Callable[[Progress], None] = False,
@@ -90,7 +91,14 @@ def gram(
         will take in all, what it holds already included. Threads, tiles and profiles held are
         solved from it. None: what is held, and 60 % of what is available.
     tile : int or None
-        Side of a tile of a new store, 16 or more. None: solved from memory and cost.
+        Side of a tile of a new store, 16 or more. None: that of `reuse`, or solved from memory and
+        cost.
+    reuse : path, fsspec URL or None
+        A finished store of the same networks, kinds and dtype, whose samples are the first ones of
+        `x1` (``x2=None`` there and here): its entries are copied, and only pairs with a new sample
+        are computed. It is read, never written, by all workers, and not looked at once the new
+        store is finished: then it may be deleted. If it is lost before, the call without it
+        computes what is missing; no bit depends on it.
     executor : concurrent.futures.Executor, dask.distributed.Client or None
         Where tiles are computed. Workers read the inputs from the store, once, and write their
         tiles there: all have to see its path. Tasks that fail, or whose worker is lost, are handed
@@ -107,7 +115,8 @@ def gram(
         again. Without it only their length is looked at, and a wrong checksum is an error when
         the tile is read.
     allow_mixed : bool
-        Whether to go on with a store that another backend, instruction set or version has begun.
+        Whether to go on with a store, or to extend one, that another backend, instruction set or
+        version has begun.
         The result then depends, in the last bits, on who computed what.
 
     Returns
@@ -119,12 +128,15 @@ def gram(
     Raises
     ------
     TypeError, ValueError
-        As for `kernel`; or if the store holds another kernel (the message says what differs), or
-        tiles that something else computes, without `allow_mixed`.
+        As for `kernel`; or if the store, or `reuse`, holds another kernel (the message says what
+        differs), or tiles that something else computes, without `allow_mixed`.
     MemoryError
         Before the work starts, if it cannot be done within `memory`.
     BlockingIOError
         If another process is writing to the store.
+    FileNotFoundError, StoreError
+        If there is no store at `reuse`, or tiles are missing or damaged there. What it takes from
+        there is read before anything is computed; what is copied is kept.
     OSError
         If the store cannot be written: no room, no permission. Finished tiles are kept.
     TimeoutError
@@ -133,7 +145,8 @@ def gram(
     Notes
     -----
     Cost as for `kernel`. Every tile that was under way when a run was killed is lost: seconds of
-    work for each thread. A store takes ``n (n + tile)/2`` entries of each symmetric matrix.
+    work for each thread. A store takes ``n (n + tile)/2`` entries of each symmetric matrix. With
+    `reuse`, profiles of all samples are made again, ``n`` of them; of the pairs only new ones.
     """
     networks = check_networks(net)
     kinds = check_kinds(kind)
@@ -144,6 +157,10 @@ def gram(
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
     values1, values2 = check_inputs(networks, x1, x2)
+    if reuse is not None and values2 is not None:
+        raise ValueError(
+            "reuse extends the symmetric matrix of x1, got x2 as well: leave one of them out"
+        )
     display = Display(progress)
 
     objects = open_objects(store)
@@ -162,26 +179,26 @@ def gram(
         )
         computation = Computation(manifest, values1, values2, backend)
         sizes = _sizes(computation, values1, values2)
-        tiles = _find_store(store, manifest)
-        if tiles is not None and side not in (None, tiles.tile):
-            raise ValueError(
-                f"{objects.name} has tiles of {tiles.tile} samples, got tile={side}: leave tile "
-                "out, or give another path"
-            )
-        plan = solve(sizes, budget, workers, side if tiles is None else tiles.tile)
         maker = Maker.of(computation.backend)
+        tiles = _find_store(store, manifest)
+        found = set[Key]() if tiles is None else tiles.finished()
+        if tiles is not None and verify:
+            found.difference_update(tiles.damaged(sorted(found)))
+        old = None
+        if reuse is not None and (tiles is None or found != set(tiles.grid.tiles())):
+            old = _find_reused(reuse, manifest, values1, None if allow_mixed else maker)
+        plan = solve(sizes, budget, workers, _one_side(side, tiles, old))
         if tiles is None:
             content = replace(manifest, makers=(maker,)).to_json()
             region = "upper" if values2 is None else "full"
             tiles = TileStore.create(objects, manifest.shape, plan.tile, dtype, region, content)
-        found = tiles.finished()
-        if verify:
-            found.difference_update(tiles.damaged(sorted(found)))
         missing = set(tiles.grid.tiles()) - found
         if missing:
-            tiles = _admit(tiles, maker, allow_mixed)
-            run = _Run(tiles, computation, plan, sizes, missing, len(found))
+            for made in (maker, *(() if old is None else read_manifest(old).makers)):
+                tiles = _admit(tiles, made, allow_mixed)
+            run = _Run(tiles, computation, plan, sizes, missing, old)
             with display as report:
+                run.copy(report)
                 if pool is None:
                     run.here(report, run.keys)
                 else:
@@ -201,18 +218,40 @@ class _Run:
         plan: Plan,
         sizes: Sizes,
         missing: set[Key],
-        found: int,
+        old: TileStore | None,
     ) -> None:
         self._tiles, self._computation, self._plan, self._sizes = tiles, computation, plan, sizes
-        self.keys = list(tiles.grid.order(missing, plan.group))
+        self._old = old
+        self._partly = set[Key]() if old is None else missing & set(old.grid.tiles())
+        self._wholly = set[Key]() if old is None else missing & tiles.grid.common(old.grid)
+        self.keys = list(tiles.grid.order(missing - self._wholly, plan.group))
         self._weights = [max(1, program.element_layers) for program, _ in computation.programs]
-        pairs = sum(map(tiles.grid.pairs, self.keys))
-        self._tracker = Tracker(len(missing) + found, found, pairs, sizes.element_layers)
+        total = sum(1 for _ in tiles.grid.tiles())
+        pairs = sum(map(self._pairs, self.keys))
+        self._tracker = Tracker(total, total - len(missing), pairs, sizes.element_layers)
+
+    def _pairs(self, key: Key) -> int:
+        """Return how many pairs of a tile are computed."""
+        known = self._old.grid.pairs(key) if self._old is not None and key in self._partly else 0
+        return self._tiles.grid.pairs(key) - known
+
+    def copy(self, report: Callable[[Progress], None]) -> None:
+        """Copy the tiles of the old matrix; read those at its edge, to be told of damage now."""
+        if self._old is None:
+            return
+        for key in sorted(self._partly):
+            if key in self._wholly:
+                self._tiles.copy(key, self._old)
+                report(self._tracker.add(0, 1))
+            else:
+                for place in self._old.places:
+                    self._old.read(key, place)
 
     def here(self, report: Callable[[Progress], None], keys: Sequence[Key]) -> None:
         """Compute tiles on threads of this process."""
-        engine = self._computation.engine(self._tiles, self._plan.threads, self._plan.cached)
-        sink = Stored(self._tiles, self._computation.manifest)
+        plan, old = self._plan, self._old
+        engine = self._computation.engine(self._tiles, plan.threads, plan.cached, old)
+        sink = Stored(self._tiles, self._computation.manifest, old)
         total = sum(self._weights)
         with closing(engine.run(keys, sink)) as parts:
             for part in parts:
@@ -231,15 +270,16 @@ class _Run:
         cost = self._plan.tile**2 * max(1, self._sizes.element_layers)
         size = max(1, min(round(_BATCH_PAIRS / cost), len(self.keys) // _FEWEST_TASKS))
         plan, name = self._plan, self._tiles.objects.name
+        reuse = None if self._old is None else self._old.objects.name
         tasks = [
-            Task(name, keys, backend, maker, plan.threads, plan.cached)
+            Task(name, keys, backend, maker, plan.threads, plan.cached, reuse)
             for keys in batches(iter(self.keys), size)
         ]
 
         def finished(done: Report) -> None:
             if done.maker not in read_manifest(self._tiles).makers:  # allowed, or it had not run
                 self._tiles = _admit(self._tiles, done.maker, allow_mixed=True)
-            pairs = sum(map(self._tiles.grid.pairs, done.checksums))
+            pairs = sum(map(self._pairs, done.checksums))
             report(self._tracker.add(pairs, len(done.checksums)))
 
         left = distribute(executor, tasks, self._tiles, timeout, finished)
@@ -280,8 +320,46 @@ def _find_store(store: str | os.PathLike[str], manifest: Manifest) -> TileStore 
         tiles = TileStore.open(open_objects(store))
     except FileNotFoundError:
         return None
-    read_manifest(tiles).check_same(manifest, tiles.objects.name)
+    remedy = "Give another path, or delete that one"
+    read_manifest(tiles).check_same(manifest, tiles.objects.name, remedy)
     return tiles
+
+
+def _find_reused(
+    reuse: str | os.PathLike[str], manifest: Manifest, values: NDArray[Any], maker: Maker | None
+) -> TileStore:
+    """Return the finished store of the first samples, made by `maker` (None: by any)."""
+    old = TileStore.open(open_objects(reuse))
+    name, there = old.objects.name, read_manifest(old)
+    first = replace(manifest, x1=Inputs.of(values[: there.x1.shape[0]]))
+    remedy = (
+        "reuse must be the kernel of the first samples of x1, for the same networks, kinds and "
+        "dtype: give its path, or leave reuse out"
+    )
+    there.check_same(first, name, remedy)
+    old.check_finished()
+    if maker is not None and set(there.makers) != {maker}:
+        made = "; ".join(map(str, there.makers))
+        raise ValueError(
+            f"{name} was made by {made}; here is {maker}, whose last bits may differ: extend it "
+            "where it was made, set the environment variable WIDELIMIT_ISA to its instruction set, "
+            "or allow it with allow_mixed=True"
+        )
+    return old
+
+
+def _one_side(side: int | None, tiles: TileStore | None, old: TileStore | None) -> int | None:
+    """Return the side of tiles that is asked for, or that of the stores that are there."""
+    for there in (tiles, old):
+        if there is None:
+            continue
+        if side not in (None, there.tile):
+            raise ValueError(
+                f"{there.objects.name} has tiles of {there.tile} samples, got tile={side}: leave "
+                "tile out, or give another path"
+            )
+        side = there.tile
+    return side
 
 
 def _admit(tiles: TileStore, maker: Maker, allow_mixed: bool) -> TileStore:

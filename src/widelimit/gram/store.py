@@ -369,6 +369,21 @@ class TileStore:
             if all(sizes.get(name) == self._chunk_bytes for name in self._names(key))
         }
 
+    def check_finished(self) -> None:
+        """Refuse a store that lacks tiles.
+
+        Raises
+        ------
+        StoreError
+            With how many.
+        """
+        missing = sum(1 for _ in self.grid.tiles()) - len(self.finished())
+        if missing:
+            raise StoreError(
+                f"{self.objects.name} lacks {missing} of its tiles: run the call that makes it "
+                "again"
+            )
+
     def write(self, key: Key, values: NDArray[Any]) -> tuple[int, ...]:
         """Write one tile of every matrix; return their checksums.
 
@@ -384,22 +399,34 @@ class TileStore:
         """
         rows, columns = values.shape[-2:]
         checksums: list[int] = []
-        for place, name in zip(self.places, self._names(key), strict=True):
+        for place in self.places:
             whole = np.full((self.tile, self.tile), np.nan, self.dtype)
             whole[:rows, :columns] = values[place]
             content = whole.tobytes()
             checksum = _crc32c(content)
-            try:
-                self.objects.write(name, content + checksum.to_bytes(_CRC_BYTES, "little"))
-            except OSError as error:
-                raise type(error)(
-                    error.errno,
-                    f"{error.strerror or error}, while tile {key} was written; the finished tiles "
-                    "are kept: mend this, and run the same call again",
-                    f"{self.objects.name}/{name}",
-                ) from error
+            self._put(key, place, content + checksum.to_bytes(_CRC_BYTES, "little"))
             checksums.append(checksum)
         return tuple(checksums)
+
+    def copy(self, key: Key, source: TileStore) -> None:
+        """Write a tile of every matrix that another store has, byte for byte.
+
+        Parameters
+        ----------
+        key : Key
+            Of the same entries in both: `Grid.common`.
+        source : TileStore
+            Of as many matrices, with the same tile and dtype.
+
+        Raises
+        ------
+        StoreError
+            If the tile is not there, or does not have its checksum.
+        OSError
+            As for `write`.
+        """
+        for place in self.places:
+            self._put(key, place, source._checked(key, place))
 
     def read(self, key: Key, place: tuple[int, ...] = ()) -> NDArray[Any]:
         """Read one tile of one matrix, and check it.
@@ -409,18 +436,7 @@ class TileStore:
         StoreError
             If the tile is not there, or does not have its checksum.
         """
-        name = "/".join(map(str, ("c", *place, *key)))
-        try:
-            content = self.objects.read(name)
-        except FileNotFoundError:
-            raise StoreError(
-                f"tile {key} is not in {self.objects.name}: run the call that makes it again"
-            ) from None
-        if len(content) != self._chunk_bytes or _crc32c(content) != _CRC_RESIDUE:
-            raise StoreError(
-                f"tile {key} of {self.objects.name} is damaged, its checksum is wrong: run the "
-                "call that makes it again with verify=True, which computes such tiles anew"
-            )
+        content = self._checked(key, place)
         whole = np.frombuffer(content, self.dtype, self.tile**2).reshape(self.tile, self.tile)
         rows, columns = self.grid.extent(key)
         return whole[: rows.stop - rows.start, : columns.stop - columns.start]
@@ -486,7 +502,38 @@ class TileStore:
         return self.tile**2 * self.dtype.itemsize + _CRC_BYTES
 
     def _names(self, key: Key) -> list[str]:
-        return ["/".join(map(str, ("c", *place, *key))) for place in self.places]
+        return [_name(key, place) for place in self.places]
+
+    def _checked(self, key: Key, place: tuple[int, ...]) -> bytes:
+        """Return the bytes of one tile of one matrix, of which the checksum is right."""
+        try:
+            content = self.objects.read(_name(key, place))
+        except FileNotFoundError:
+            raise StoreError(
+                f"tile {key} is not in {self.objects.name}: run the call that makes it again"
+            ) from None
+        if len(content) != self._chunk_bytes or _crc32c(content) != _CRC_RESIDUE:
+            raise StoreError(
+                f"tile {key} of {self.objects.name} is damaged, its checksum is wrong: run the "
+                "call that makes it again with verify=True, which computes such tiles anew"
+            )
+        return content
+
+    def _put(self, key: Key, place: tuple[int, ...], content: bytes) -> None:
+        name = _name(key, place)
+        try:
+            self.objects.write(name, content)
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"{error.strerror or error}, while tile {key} was written; the finished tiles "
+                "are kept: mend this, and run the same call again",
+                f"{self.objects.name}/{name}",
+            ) from error
+
+
+def _name(key: Key, place: tuple[int, ...]) -> str:
+    return "/".join(map(str, ("c", *place, *key)))
 
 
 def _crc32c(content: bytes) -> int:

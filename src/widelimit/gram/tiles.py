@@ -63,6 +63,11 @@ class Grid:
         i, j = (index * self.tile for index in key)
         return slice(i, min(self.n1, i + self.tile)), slice(j, min(self.n2, j + self.tile))
 
+    def common(self, other: Grid) -> set[Key]:
+        """Return the keys of the tiles that cover the same entries in another grid."""
+        mine, others = set(self.tiles()), set(other.tiles())
+        return {key for key in mine & others if self.extent(key) == other.extent(key)}
+
     def pairs(self, key: Key) -> int:
         """Return the number of entries of a tile, without the mirror images of a diagonal tile."""
         rows, columns = (part.stop - part.start for part in self.extent(key))

@@ -56,6 +56,7 @@ class Task:
     maker: Maker | None  # what has to compute them; None: any
     threads: int
     cached: int
+    reuse: str | None  # the store of the first samples, whose pairs are read from there
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +70,31 @@ class Report:
 
 
 class Stored:
-    """Puts tiles into a store, and keeps their checksums: a sink of the engine."""
+    """Puts tiles into a store, and keeps their checksums: a sink of the engine.
 
-    def __init__(self, store: TileStore, manifest: Manifest) -> None:
-        self._store = store
+    Parameters
+    ----------
+    store : TileStore
+    manifest : Manifest
+    old : TileStore or None
+        The same matrices of the first samples: entries that are there are put into new tiles.
+    """
+
+    def __init__(self, store: TileStore, manifest: Manifest, old: TileStore | None) -> None:
+        self._store, self._old = store, old
         self._matrices = (len(manifest.networks), len(manifest.kinds))
         self.checksums: dict[Key, tuple[int, ...]] = {}
 
     def begin(self, key: Key) -> Output:
-        """Return memory for a tile."""
-        rows, columns = self._store.grid.extent(key)
-        return np.empty(
-            (*self._matrices, rows.stop - rows.start, columns.stop - columns.start),
-            self._store.dtype,
-        )
+        """Return memory for a tile, with the entries that are known."""
+        rows, columns = (part.stop - part.start for part in self._store.grid.extent(key))
+        values = np.empty((*self._matrices, rows, columns), self._store.dtype)
+        if self._old is not None and max(key) < self._old.grid.shape[0]:
+            by_place = values.reshape(*self._old.shape[:-2], rows, columns)
+            for place in self._old.places:
+                known = self._old.read(key, place)
+                by_place[place][: known.shape[0], : known.shape[1]] = known
+        return values
 
     def end(self, key: Key, values: Output) -> None:
         """Write a tile."""
@@ -103,11 +115,15 @@ class Computation:
         self._left = Samples(x1, left)
         self._right = None if x2 is None or right is None else Samples(x2, right)
 
-    def engine(self, store: TileStore, threads: int, cached: int) -> Engine:
-        """Return an engine for the tiles of a store; one thread at a time may run it."""
+    def engine(self, store: TileStore, threads: int, cached: int, old: TileStore | None) -> Engine:
+        """Return an engine for the tiles of a store; one thread at a time may run it.
+
+        With `old`, for a sink that takes what is known from there.
+        """
         sides = (self._left, self._right)
-        dtype = self.manifest.dtype
-        return Engine(self.programs, self.backend, *sides, store.grid, dtype, threads, cached)
+        plan = (store.grid, self.manifest.dtype, threads, cached)
+        known = 0 if old is None else old.shape[-1]
+        return Engine(self.programs, self.backend, *sides, *plan, known)
 
 
 # ---------------------------------------------------------------- on a worker
@@ -168,12 +184,13 @@ def run_task(task: Task) -> Report:
             "environment variable WIDELIMIT_ISA to one instruction set that all workers have, or "
             "allow tiles of several makers with allow_mixed=True"
         )
-    wanted = (task.store, fingerprint, task.backend, task.threads, task.cached)
+    old = None if task.reuse is None else TileStore.open(open_objects(task.reuse))
+    wanted = (task.store, fingerprint, task.backend, task.threads, task.cached, task.reuse)
     engine: Engine | None = _engines.made.get(wanted) if hasattr(_engines, "made") else None
     if engine is None:
-        engine = computation.engine(tiles, task.threads, task.cached)
+        engine = computation.engine(tiles, task.threads, task.cached, old)
         _engines.made = {wanted: engine}
-    sink = Stored(tiles, computation.manifest)
+    sink = Stored(tiles, computation.manifest, old)
     with closing(engine.run(task.keys, sink)) as parts:
         for _ in parts:
             pass
