@@ -23,7 +23,13 @@ from widelimit.network import (
 
 if TYPE_CHECKING:
     from widelimit.data import Dataset, load_dataset
-    from widelimit.estimators import NTKClassifier, NTKRegressor
+    from widelimit.estimators import (
+        KernelMetric,
+        NTKClassifier,
+        NTKRegressor,
+        load_model,
+        save_model,
+    )
 
 __all__ = [
     "Conv",
@@ -32,6 +38,7 @@ __all__ = [
     "Flatten",
     "GlobalAvgPool",
     "Gram",
+    "KernelMetric",
     "LocalAvgPool",
     "NTKClassifier",
     "NTKRegressor",
@@ -43,12 +50,17 @@ __all__ = [
     "gram",
     "kernel",
     "load_dataset",
+    "load_model",
     "ntk_dense",
     "open_gram",
+    "save_model",
 ]
 
 # Imported when first used: scikit-learn takes longer to import than many kernels to compute.
 _LAZY = {
+    "KernelMetric": "widelimit.estimators",
+    "load_model": "widelimit.estimators",
+    "save_model": "widelimit.estimators",
     "NTKClassifier": "widelimit.estimators",
     "NTKRegressor": "widelimit.estimators",
     "Dataset": "widelimit.data",

@@ -2,6 +2,8 @@
 
 from widelimit.estimators.base import Influence
 from widelimit.estimators.classifier import NTKClassifier
+from widelimit.estimators.metric import KernelMetric
 from widelimit.estimators.regressor import NTKRegressor
+from widelimit.estimators.saved import load_model, save_model
 
-__all__ = ["Influence", "NTKClassifier", "NTKRegressor"]
+__all__ = ["Influence", "KernelMetric", "NTKClassifier", "NTKRegressor", "load_model", "save_model"]

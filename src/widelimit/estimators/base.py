@@ -51,6 +51,7 @@ __all__ = [
     "Influence",
     "NTKEstimator",
     "can_grow",
+    "check_is_fitted",
     "leaves_out",
     "only_if",
     "validate_data",
@@ -58,7 +59,7 @@ __all__ = [
 
 # scikit-learn has no types.
 _validation = cast("Any", validation)
-_check_is_fitted: Callable[[Any, str], None] = _validation.check_is_fitted
+check_is_fitted: Callable[[Any, str], None] = _validation.check_is_fitted
 _check_sample_weight: Callable[..., FloatArray] = _validation._check_sample_weight
 validate_data: Callable[..., Any] = _validation.validate_data
 only_if: Callable[..., Any] = cast("Any", metaestimators).available_if
@@ -432,7 +433,7 @@ class NTKEstimator(base.BaseEstimator):
 
     def _read(self, X: Any) -> NDArray[Any]:
         """Return new samples as the kernel takes them, checked against those of fit."""
-        _check_is_fitted(self, "dual_coef_")
+        check_is_fitted(self, "dual_coef_")
         rows, found = split_shape(X)
         self._check_shape(found)
         rows = validate_data(self, rows, reset=False, dtype=SAMPLE_DTYPES)
@@ -487,7 +488,7 @@ class NTKEstimator(base.BaseEstimator):
 
     def _staged(self, X: Any, times: ArrayLike) -> Generator[FloatArray]:
         """Yield the outputs at some times of training, all from one pass over the kernel."""
-        _check_is_fitted(self, "dual_coef_")
+        check_is_fitted(self, "dual_coef_")
         grid = [check_time(time) for time in np.ravel(np.asarray(times, np.float64)).tolist()]
         spectrum, ridge = self._spectrum(), self.solution_.statistics.ridge_absolute
         means = self._training.means
@@ -534,7 +535,7 @@ class NTKEstimator(base.BaseEstimator):
         ``|y_i - f_without_i(x_i)|^2 - |y_i - f(x_i)|^2``, summed over targets: large for samples
         that the others contradict, such as mislabelled ones.
         """
-        _check_is_fitted(self, "dual_coef_")
+        check_is_fitted(self, "dual_coef_")
         left_out = self._left_out("self_influence_")
         training = self._training
         fitted = training.means - self._penalty()

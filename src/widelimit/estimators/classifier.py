@@ -138,7 +138,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     See Also
     --------
     NTKRegressor : The same regression for real targets, with a distribution of predictions.
-    widelimit.load_model : Reads what `save` wrote.
+    widelimit.save_model : Writes it to a folder, without pickle.
 
     Notes
     -----

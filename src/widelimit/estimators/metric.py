@@ -1,0 +1,90 @@
+"""A kernel as a function of two sets of samples, for estimators that take a callable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.architectures import named_network
+from widelimit.backends import BackendName
+from widelimit.backends.base import Dtype
+from widelimit.estimators.samples import resolve_shape, split_shape
+from widelimit.gram.kernel import kernel, kernel_diagonal
+from widelimit.network import Network
+from widelimit.program import Kind
+
+__all__ = ["KernelMetric"]
+
+
+@dataclass(frozen=True)
+class KernelMetric:
+    """The kernel of a network as a callable: ``SVC(kernel=KernelMetric("cntk-gap-11", ...))``.
+
+    Parameters
+    ----------
+    net : Network or str
+        As for `NTKClassifier`.
+    image_shape : (h, w, c) or (h, w) or None
+        Shape of the image in a row. None: a row is a vector.
+    kind : {"ntk", "nngp"}
+    normalise : bool
+        Whether to divide by ``sqrt(k(x, x) k(z, z))``: a support vector machine has a cost C that
+        is absolute, and kernels differ in scale by orders of magnitude.
+    dtype, backend, threads
+        As for `widelimit.kernel`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.svm import SVC
+    >>> X, y = load_digits(return_X_y=True)
+    >>> svc = SVC(kernel=KernelMetric("cntk-vanilla-3", (8, 8)), C=10).fit(X[:300], y[:300])
+    >>> svc.score(X[300:], y[300:]) > 0.9
+    True
+    """
+
+    net: Network | str
+    image_shape: Sequence[int] | None = None
+    kind: Kind = "ntk"
+    normalise: bool = True
+    dtype: Dtype = "float64"
+    backend: BackendName = "auto"
+    threads: int | None = None
+
+    def __call__(self, x1: Any, x2: Any = None) -> NDArray[Any]:
+        """Return the kernel between rows or images, (n1, n2).
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `widelimit.kernel`, or if rows do not fit image_shape.
+        """
+        net = named_network(self.net) if isinstance(self.net, str) else self.net
+        left = self._samples(x1)
+        # Callers pass the training samples twice.
+        right = None if x2 is None or x2 is x1 else self._samples(x2)
+        k = self._kernel(net, left, right)
+        if not self.normalise:
+            return k
+        scale1 = self._scale(net, left)
+        scale2 = scale1 if right is None else self._scale(net, right)
+        return k / scale1[:, None] / scale2
+
+    def _samples(self, x: Any) -> NDArray[Any]:
+        rows, found = split_shape(x)
+        rows = np.asarray(rows)
+        shape = resolve_shape(self.image_shape, found, rows.shape[-1])
+        return rows if shape is None else rows.reshape(-1, *shape)
+
+    def _kernel(self, net: Network, x1: NDArray[Any], x2: NDArray[Any] | None) -> NDArray[Any]:
+        options: Any = {"backend": self.backend, "dtype": self.dtype, "threads": self.threads}
+        return kernel(net, x1, x2, self.kind, **options)
+
+    def _scale(self, net: Network, x: NDArray[Any]) -> NDArray[Any]:
+        options: Any = {"backend": self.backend, "dtype": self.dtype, "threads": self.threads}
+        scale = np.sqrt(kernel_diagonal(net, x, self.kind, **options))
+        return np.where(scale > 0, scale, 1.0)  # a sample of zeros has the kernel 0 with all
