@@ -165,7 +165,8 @@ class NTKEstimator(base.BaseEstimator):
         cloned = type(self)(**copies, executor=executor)
         for name in ("_metadata_request", "_sklearn_output_config"):
             if name in self.__dict__:
-                setattr(cloned, name, copy.deepcopy(self.__dict__[name]))
+                shared = {id(executor): executor}
+                setattr(cloned, name, copy.deepcopy(self.__dict__[name], shared))
         return cloned
 
     # --- fit ------------------------------------------------------------------------------------

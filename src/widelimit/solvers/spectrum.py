@@ -120,10 +120,13 @@ class Spectrum:
         work *= roots
         work *= roots[:, None]
         values, vectors = _eigh(work, overwrite_a=True, check_finite=False, driver="evd")
-        # Cholesky's rule for pivots, and what independent roundings of the entries amount to.
+        # Cholesky's rule for pivots; what independent roundings of the entries amount to; and, as
+        # entries of nearly collinear samples are less exact than their dtype, what errors show:
+        # a Gram matrix has no negative eigenvalues, so those there are have their size.
         rounding = max(
             max(n, 100) * 2.0**-52 * float(values[-1]),
             2 * n**0.5 * epsilon(as_matrix(k).dtype) * mean * float(shares.max()),
+            -10 * float(values[0]),
         )
         return cls(values, vectors, roots, mean, max(rounding, 0.0))
 

@@ -1,0 +1,641 @@
+"""What estimators tell beside predictions: leave-one-out, distributions, times, influence."""
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import config_context
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_digits
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Kernel
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+from sklearn.svm import SVC
+
+import widelimit as wl
+from widelimit.estimators import base
+from widelimit.estimators.calibration import fit_temperature, log_softmax
+from widelimit.gram.engine import default_threads
+from widelimit.solvers import CholeskyFactor, Status
+
+NET = wl.Network([wl.Dense(1.4, 0.3), wl.ReLU(), wl.Dense(1.4, 0.3), wl.ReLU(), wl.Dense(1, 0.2)])
+
+
+def regression(n=60, m=17, targets=(), seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, 4)), rng.normal(size=(n, *targets)), rng.normal(size=(m, 4))
+
+
+def digits(n, seed=0):
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(x))[:n]
+    return x[order] / 16, y[order]
+
+
+# --- leave-one-out ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"ridge": 1e-2}, {"time": 0.3}, {"ridge": "loo"}])
+def test_leave_one_out_is_a_fit_without_one(options):
+    x, y, _ = regression()
+    model = wl.NTKRegressor(NET, **options).fit(x, y)
+    k = wl.kernel(NET, x, dtype="float64")
+    ridge = model.solution_.statistics.ridge_absolute
+    expected = np.empty(60)
+    for i in range(60):
+        rest = np.arange(60) != i
+        inner = k[np.ix_(rest, rest)]
+        if "time" in options:  # a precomputed kernel, and the same time
+            one = wl.NTKRegressor(kernel="precomputed", time=0.3).fit(inner, y[rest])
+        else:
+            one = KernelRidge(alpha=ridge, kernel="precomputed").fit(inner, y[rest])
+        expected[i] = one.predict(k[i : i + 1, rest])[0]
+    np.testing.assert_allclose(model.loo_predictions_, expected, atol=1e-10)
+    assert model.loo_score_ == pytest.approx(-np.mean((y - expected) ** 2), rel=1e-10)
+    influence = (y - expected) ** 2 - (y - model.predict(x)) ** 2
+    np.testing.assert_allclose(model.self_influence_, influence, atol=1e-9)
+
+
+def test_ridge_by_leave_one_out():
+    x, y, _ = regression(80)
+    y = x[:, 0] + y  # half of it noise: some ridge is best
+    model = wl.NTKRegressor(NET, ridge="loo").fit(x, y)
+    assert model.loo_grid_[0] < model.ridge_ < model.loo_grid_[-1]
+    best = int(np.argmax(model.loo_curve_))
+    assert model.ridge_ == model.loo_grid_[best]
+    assert model.loo_score_ == model.loo_curve_[best]
+    for place in (3, best, 18):
+        alone = wl.NTKRegressor(NET, ridge=model.loo_grid_[place]).fit(x, y)
+        assert alone.loo_score_ == pytest.approx(model.loo_curve_[place], rel=1e-9)
+    same = wl.NTKRegressor(NET, ridge=model.ridge_).fit(x, y)
+    np.testing.assert_allclose(model.dual_coef_, same.dual_coef_, rtol=1e-9)
+
+
+def test_early_stopping_by_leave_one_out():
+    x, y, new = regression(80)
+    y = x[:, 0] + y
+    model = wl.NTKRegressor(NET, time="loo").fit(x, y)
+    best = int(np.argmax(model.loo_curve_))
+    assert 0 < best < len(model.loo_grid_) - 1
+    assert model.time_ == model.loo_grid_[best]
+    assert model.loo_score_ > wl.NTKRegressor(NET).fit(x, y).loo_score_
+    same = wl.NTKRegressor(NET, time=model.time_).fit(x, y)
+    np.testing.assert_allclose(model.predict(new), same.predict(new), rtol=1e-9)
+
+
+@pytest.mark.parametrize("estimator", [wl.NTKClassifier, wl.NTKRegressor])
+def test_networks_by_leave_one_out(estimator):
+    x, y = digits(90)
+    nets = ["ntk-dense-1", wl.cntk_gap(3), wl.cntk_vanilla(3).to_json()]
+    model = estimator(nets, image_shape=(8, 8), ridge="loo").fit(x, y)
+    alone = [
+        estimator(net, image_shape=(8, 8), ridge="loo", dtype="float32").fit(x, y) for net in nets
+    ]
+    scores = [one.loo_score_ for one in alone]
+    assert model.loo_curve_.shape == (3, len(model.loo_grid_))
+    np.testing.assert_allclose(model.loo_curve_.max(axis=1), scores, rtol=1e-5)
+    chosen = alone[int(np.argmax(scores))]
+    assert model.net_ == chosen.net_
+    np.testing.assert_allclose(model.dual_coef_, chosen.dual_coef_, rtol=1e-4, atol=1e-6)
+
+
+def test_mean_of_kernels():
+    x, y = digits(60)
+    images = x.reshape(-1, 8, 8, 1)
+    nets = [wl.cntk_gap(3), wl.cntk_gap(4)]
+    model = wl.NTKRegressor(nets, combine="mean", dtype="float64").fit(images[:40], y[:40])
+    assert model.net_ == tuple(nets)
+    k = wl.kernel(nets, images, dtype="float64").mean(axis=0)
+    expected = k[40:, :40] @ np.linalg.solve(k[:40, :40], y[:40])
+    np.testing.assert_allclose(model.predict(images[40:]), expected, rtol=1e-8)
+    mean, std = model.predict(images[40:], return_std=True)
+    np.testing.assert_allclose(mean, expected, rtol=1e-8)
+    assert np.all(std > 0)
+
+
+# --- equal samples, weights ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_a_weight_is_a_number_of_copies(ridge):
+    x, y, new = regression(30, targets=(2,))
+    counts = np.random.default_rng(1).integers(0, 4, 30)
+    weighted = wl.NTKRegressor(NET, ridge=ridge).fit(x, y, sample_weight=counts)
+    copies = wl.NTKRegressor(NET, ridge=ridge).fit(x.repeat(counts, 0), y.repeat(counts, 0))
+    np.testing.assert_allclose(weighted.predict(new), copies.predict(new), rtol=1e-9)
+    assert weighted.loo_score_ == pytest.approx(copies.loo_score_)
+    assert len(copies.x_fit_) == np.count_nonzero(counts)
+    if ridge:
+        plain = KernelRidge(
+            alpha=weighted.solution_.statistics.ridge_absolute, kernel="precomputed"
+        )
+        plain.fit(wl.kernel(NET, x, dtype="float64"), y, sample_weight=counts)
+        expected = plain.predict(wl.kernel(NET, new, x, dtype="float64"))
+        np.testing.assert_allclose(weighted.predict(new), expected, rtol=1e-8)
+        assert (
+            np.abs(
+                weighted.predict(new) - wl.NTKRegressor(NET, ridge=ridge).fit(x, y).predict(new)
+            ).max()
+            > 1e-3
+        )
+
+
+def test_equal_samples_with_unequal_targets():
+    x, y, new = regression(20)
+    twice = np.r_[0:20, 5, 5]
+    targets = y[twice] + np.r_[np.zeros(20), 1.0, 4.0]
+    model = wl.NTKRegressor(NET, ridge=0.05).fit(x[twice], targets)
+    k = wl.kernel(NET, x[twice], dtype="float64")
+    ridge = 0.05 * np.trace(k) / 22
+    expected = wl.kernel(NET, new, x[twice], dtype="float64") @ np.linalg.solve(
+        k + ridge * np.eye(22), targets
+    )
+    np.testing.assert_allclose(model.predict(new), expected, rtol=1e-9)
+    # Without a ridge the limit of training: the mean target.
+    limit = wl.NTKRegressor(NET).fit(x[twice], targets)
+    np.testing.assert_allclose(limit.predict(x[5:6]), np.mean(targets[[5, 20, 21]]), rtol=1e-8)
+    assert limit.loo_predictions_[5] == limit.loo_predictions_[20]
+    density = stats.multivariate_normal(np.zeros(22), k + ridge * np.eye(22)).logpdf(targets)
+    assert model.log_marginal_likelihood() == pytest.approx(density)
+    with pytest.raises(ValueError, match="no density: use a ridge"):
+        limit.log_marginal_likelihood()
+
+
+def test_bad_weights():
+    x, y, _ = regression(10)
+    with pytest.raises(ValueError, match="sample_weight must be 0 or more, got -1 for sample 3"):
+        wl.NTKRegressor(NET).fit(x, y, sample_weight=np.where(np.arange(10) == 3, -1, 1))
+    with pytest.raises(ValueError, match=r"above 0 for some sample|zero"):
+        wl.NTKRegressor(NET).fit(x, y, sample_weight=np.zeros(10))
+
+
+def test_singular_kernels_are_solved_and_warned_of():
+    rng = np.random.default_rng(0)
+    x = np.abs(rng.normal(size=(12, 1))) + 0.1
+    y = 3 * x[:, 0] + rng.normal(size=12)
+    net = wl.ntk_dense(2)  # without biases: a line through 0
+    with pytest.warns(Warning, match=r"rank of k is 1 for n = 12.*smallest pivot") as caught:
+        model = wl.NTKRegressor(net).fit(x, y)
+    assert caught[0].filename == __file__
+    assert model.solution_.status is Status.RANK_DEFICIENT
+    slope = (x[:, 0] @ y) / (x[:, 0] @ x[:, 0])
+    np.testing.assert_allclose(model.predict([[2.0]]), 2 * slope, rtol=1e-9)
+
+
+# --- Gaussian processes and ensembles -----------------------------------------------------------
+
+
+class Precomputed(Kernel):
+    """A kernel of scikit-learn's Gaussian processes."""
+
+    def __init__(self, net, kind):
+        self.net, self.kind = net, kind
+
+    def __call__(self, X, Y=None, eval_gradient=False):
+        return wl.kernel(self.net, X, Y, kind=self.kind, dtype="float64")
+
+    def diag(self, X):
+        return self(X).diagonal().copy()
+
+    def is_stationary(self):
+        return False
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1e-2])
+@pytest.mark.parametrize("targets", [(), (2,)])
+def test_posterior_is_that_of_scikit_learn(ridge, targets):
+    x, y, new = regression(targets=targets)
+    model = wl.NTKRegressor(NET, kind="nngp", ridge=ridge).fit(x, y)
+    alpha = model.solution_.statistics.ridge_absolute
+    reference = GaussianProcessRegressor(Precomputed(NET, "nngp"), alpha=alpha, optimizer=None)
+    reference.fit(x, y)
+    for option in ({"return_std": True}, {"return_cov": True}):
+        for found, expected in zip(
+            model.predict(new, **option), reference.predict(new, **option), strict=True
+        ):
+            assert found.shape == expected.shape
+            np.testing.assert_allclose(found, expected, atol=1e-8)
+    density = reference.log_marginal_likelihood_value_
+    assert model.log_marginal_likelihood() == pytest.approx(density, abs=1e-8 * abs(density))
+    other = wl.NTKRegressor(NET, kind="nngp", ridge=2 * ridge).fit(x, y)
+    expected = reference.predict(new, return_std=True)[1]
+    assert np.abs(other.predict(new, return_std=True)[1] - expected).max() > 1e-8
+
+
+def ensemble(theta, nngp, theta_new, nngp_new, prior, a):
+    """Eq. 16 of Lee et al., for the matrix a that takes targets to coefficients."""
+    w = theta_new @ a
+    return prior - w @ nngp_new.T - nngp_new @ w.T + w @ nngp @ w.T
+
+
+@pytest.mark.parametrize("options", [{}, {"ridge": 0.02}, {"time": 0.7}, {"time": 2, "ridge": 0.1}])
+@pytest.mark.parametrize("kind", ["ntk", "nngp"])
+def test_ensembles_of_trained_networks(options, kind):
+    x, y, new = regression()
+    model = wl.NTKRegressor(NET, kind=kind, **options).fit(x, y)
+    theta, nngp = (
+        wl.kernel(NET, x, kind=(kind, "nngp"), dtype="float64")
+        if kind == "ntk"
+        else ([wl.kernel(NET, x, kind="nngp", dtype="float64")] * 2)
+    )
+    theta_new = wl.kernel(NET, new, x, kind=kind, dtype="float64")
+    nngp_new = wl.kernel(NET, new, x, kind="nngp", dtype="float64")
+    prior = wl.kernel(NET, new, kind="nngp", dtype="float64")
+    values, vectors = np.linalg.eigh(theta)
+    values = values + model.solution_.statistics.ridge_absolute
+    grown = 1 - np.exp(-values * options.get("time", np.inf))
+    a = vectors * (grown / values) @ vectors.T
+    expected = ensemble(theta, nngp, theta_new, nngp_new, prior, a)
+    if kind == "nngp" and options == {"ridge": 0.02}:  # the posterior, not the ensemble
+        expected = prior - nngp_new @ a @ nngp_new.T
+    mean, cov = model.predict(new, return_cov=True)
+    np.testing.assert_allclose(mean, theta_new @ a @ y, atol=1e-8)
+    np.testing.assert_allclose(cov, expected, atol=1e-8)
+    std = model.predict(new, return_std=True)[1]
+    np.testing.assert_allclose(std**2, np.diag(expected), atol=1e-8)
+
+
+def test_finite_networks_spread_as_the_ensemble_says():
+    # Linear networks f = f0 + J (theta - theta0) with Gaussian features: exact for any width.
+    rng = np.random.default_rng(0)
+    x, y, new = regression(12, 5)
+    model = wl.NTKRegressor(NET).fit(x, y)
+    both = np.concatenate([x, new])
+    nngp = wl.kernel(NET, both, kind="nngp", dtype="float64")
+    theta = wl.kernel(NET, both, dtype="float64")
+    start = rng.multivariate_normal(np.zeros(17), nngp, size=20_000)
+    w = theta[12:, :12] @ np.linalg.inv(theta[:12, :12])
+    outputs = start[:, 12:] + (y - start[:, :12]) @ w.T
+    mean, cov = model.predict(new, return_cov=True)
+    scale = np.sqrt(np.diag(cov))
+    np.testing.assert_allclose(outputs.mean(axis=0), mean, atol=0.05 * scale.max())
+    np.testing.assert_allclose(np.cov(outputs.T), cov, atol=0.05 * scale.max() ** 2)
+
+
+def test_draws():
+    x, y, new = regression()
+    model = wl.NTKRegressor(NET, ridge=1e-3).fit(x, y)
+    mean, cov = model.predict(new, return_cov=True)
+    drawn = model.sample_y(new, 20_000, random_state=1)
+    assert drawn.shape == (17, 20_000)
+    np.testing.assert_allclose(drawn.mean(axis=1), mean, atol=0.05)
+    np.testing.assert_allclose(np.cov(drawn), cov, atol=0.05 * cov.max())
+    np.testing.assert_array_equal(model.sample_y(new, 2), model.sample_y(new, 2, random_state=0))
+    several = wl.NTKRegressor(NET, ridge=1e-3).fit(x, np.c_[y, y])
+    assert several.sample_y(new, 3).shape == (17, 2, 3)
+
+
+def test_where_there_is_no_distribution():
+    x, y, new = regression()
+    k = wl.kernel(NET, x, dtype="float64")
+    model = wl.NTKRegressor(kernel="precomputed").fit(k, y)
+    with pytest.raises(ValueError, match="kernel of new samples with themselves"):
+        model.predict(k[:3], return_std=True)
+    with pytest.raises(ValueError, match="not both be True"):
+        model.predict(k[:3], return_std=True, return_cov=True)
+    model = wl.NTKRegressor(NET, time=1.0).fit(x, y)
+    with pytest.raises(ValueError, match="end of training"):
+        model.log_marginal_likelihood()
+    model = wl.NTKRegressor(NET, ridge=0.1, solver="cg").fit(x, y)
+    assert model.loo_predictions_ is None
+    assert not hasattr(model, "self_influence_")
+    assert not hasattr(model, "partial_fit")
+    assert not hasattr(wl.NTKClassifier(solver="cg"), "predict_proba")
+    exact = wl.NTKRegressor(NET, ridge=0.1).fit(x, y)
+    np.testing.assert_allclose(model.predict(new), exact.predict(new), atol=1e-6)
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.05])
+def test_the_end_of_time_is_the_plain_prediction(ridge):
+    x, y, new = regression()
+    plain = wl.NTKRegressor(NET, ridge=ridge).fit(x, y)
+    late = wl.NTKRegressor(NET, ridge=ridge, time=1e15).fit(x, y)
+    np.testing.assert_allclose(late.predict(new), plain.predict(new), rtol=1e-8, atol=1e-9)
+    *_, last = plain.staged_predict(new, [0.1, np.inf])
+    np.testing.assert_allclose(last, plain.predict(new), rtol=1e-8, atol=1e-9)
+    early = wl.NTKRegressor(NET, time=1e-9).fit(x, y)  # f_t = t k(x, X) y
+    k = wl.kernel(NET, new, x, dtype="float64")
+    np.testing.assert_allclose(early.predict(new), 1e-9 * k @ y, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"time": 0.5}, {"ridge": "loo"}])
+def test_stages(options):
+    x, y, new = regression(targets=(2,))
+    model = wl.NTKRegressor(NET, **options).fit(x, y)
+    times = [0.01, 0.5, 20.0]
+    for time, found in zip(times, model.staged_predict(new, times), strict=True):
+        alone = wl.NTKRegressor(NET, time=time, ridge=model.ridge_).fit(x, y)
+        np.testing.assert_allclose(found, alone.predict(new), rtol=1e-9, atol=1e-12)
+    x, y = digits(60)
+    labels = wl.NTKClassifier().fit(x[:40], y[:40])
+    *_, last = labels.staged_predict(x[40:], [1e-3, np.inf])
+    np.testing.assert_array_equal(last, labels.predict(x[40:]))
+    (outputs,) = labels.staged_decision_function(x[40:], [np.inf])
+    np.testing.assert_allclose(outputs, labels.decision_function(x[40:]), atol=1e-9)
+
+
+# --- explanations -------------------------------------------------------------------------------
+
+
+def test_influences_sum_to_the_output():
+    x, y = digits(80)
+    model = wl.NTKClassifier(ridge=1e-3).fit(x[:50], y[:50])
+    found = model.influence(x[50:], n_largest=50)
+    outputs = model.decision_function(x[50:])
+    np.testing.assert_allclose(found.weights.sum(axis=1), outputs.max(axis=1), rtol=1e-9)
+    size = np.abs(found.weights)
+    assert np.all(size[:, :-1] >= size[:, 1:])
+    assert np.all(np.sort(found.indices, axis=1) == np.arange(50))
+    few = model.influence(x[50:], n_largest=3)
+    np.testing.assert_array_equal(few.indices, found.indices[:, :3])
+    targets = wl.NTKRegressor(ridge=1e-3).fit(x[:50], np.c_[y[:50], -2 * y[:50]])
+    both = [targets.influence(x[50:], 50, target=t).weights.sum(axis=1) for t in (0, 1)]
+    np.testing.assert_allclose(np.stack(both, axis=1), targets.predict(x[50:]), rtol=1e-8)
+    with pytest.raises(ValueError, match="target must be from 0 to 1, got 2"):
+        targets.influence(x, target=2)
+    with pytest.raises(ValueError, match="n_largest must be at least 1, got 0"):
+        model.influence(x, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("options", [{}, {"net": "cntk-gap-3", "image_shape": (8, 8)}])
+def test_mislabelled_samples_are_found(seed, options):
+    x, y = digits(400, seed)
+    rng = np.random.default_rng(seed)
+    wrong = rng.choice(400, 20, replace=False)  # 5 %
+    labels = y.copy()
+    labels[wrong] = (labels[wrong] + rng.integers(1, 10, 20)) % 10
+    model = wl.NTKClassifier(ridge="loo", **options).fit(x, labels)
+    suspects = np.argsort(-model.self_influence_)[:40]  # 10 %
+    assert np.isin(wrong, suspects).mean() >= 0.8
+    clean = wl.NTKClassifier(ridge="loo", **options).fit(x, y)
+    assert np.isin(wrong, np.argsort(-clean.self_influence_)[:40]).mean() < 0.5
+
+
+# --- probabilities ------------------------------------------------------------------------------
+
+
+def test_temperature_makes_left_out_labels_most_likely():
+    rng = np.random.default_rng(0)
+    labels, weights = rng.integers(0, 4, 200), rng.uniform(0.5, 2, 200)
+    outputs = rng.normal(size=(200, 4)) + 1.5 * np.eye(4)[labels]
+    found = fit_temperature(outputs, labels, weights)
+    n = weights.sum()
+    soft = np.full((200, 4), 1 / (n + 1) / 4)
+    soft[np.arange(200), labels] += n / (n + 1)
+
+    def loss(temperature):
+        return -(weights @ (soft * log_softmax(outputs, temperature)).sum(axis=1))
+
+    assert loss(found) < min(loss(found * 1.0001), loss(found / 1.0001))
+    doubled = fit_temperature(2 * outputs, labels, weights)
+    assert doubled == pytest.approx(2 * found, rel=1e-9)
+    assert 1e-6 < fit_temperature(np.eye(4)[labels], labels, weights) < 0.3  # all of them right
+    assert fit_temperature(np.eye(4)[(labels + 1) % 4], labels, weights) > 100  # all wrong
+    assert np.isfinite(fit_temperature(np.zeros((200, 4)), labels, weights))
+
+
+def test_probabilities():
+    x, y = digits(900)
+    model = wl.NTKClassifier().fit(x[:300], y[:300])
+    p = model.predict_proba(x[300:])
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    np.testing.assert_array_equal(model.classes_[p.argmax(axis=1)], model.predict(x[300:]))
+    np.testing.assert_allclose(np.exp(model.predict_log_proba(x[300:])), p)
+    right = p.argmax(axis=1) == y[300:]
+    assert abs(p.max(axis=1).mean() - right.mean()) < 0.05  # as sure as it is right
+    plain = np.exp(log_softmax(model.decision_function(x[300:]), 1.0))
+    loss = [-np.log(q[np.arange(600), y[300:]]).mean() for q in (p, plain)]
+    assert loss[0] < 0.3 < loss[1]
+
+
+# --- more samples -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(40,), (20, 1, 19), (1, 39), (13, 27)])
+@pytest.mark.parametrize("options", [{}, {"kind": "nngp"}, {"time": 0.5}])
+def test_more_samples(sizes, options):
+    x, y, new = regression(40)
+    whole = wl.NTKRegressor(NET, **options).fit(x, y)
+    model, start = wl.NTKRegressor(NET, **options), 0
+    for size in sizes:
+        model.partial_fit(x[start : start + size], y[start : start + size])
+        start += size
+    np.testing.assert_allclose(model.dual_coef_, whole.dual_coef_, rtol=1e-6, atol=1e-8)
+    for option in ({"return_cov": True}, {"return_std": True}):
+        for found, expected in zip(
+            model.predict(new, **option), whole.predict(new, **option), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, atol=1e-7)
+    np.testing.assert_allclose(model.loo_predictions_, whole.loo_predictions_, atol=1e-7)
+
+
+def test_more_samples_compute_no_old_pair(monkeypatch):
+    x, y = digits(60)
+    calls, real = [], base.kernel
+
+    def spy(net, x1, x2=None, **options):
+        calls.append((len(x1), None if x2 is None else len(x2)))
+        return real(net, x1, x2, **options)
+
+    monkeypatch.setattr(base, "kernel", spy)
+    factors, extended = [], CholeskyFactor.extended
+    monkeypatch.setattr(
+        CholeskyFactor, "extended", lambda self, *a: factors.append(self.n) or extended(self, *a)
+    )
+    model = wl.NTKClassifier(wl.ntk_dense(3)).partial_fit(x[:40], y[:40], classes=range(10))
+    model.partial_fit(x[40:], y[40:])
+    assert calls == [(40, None), (20, 40), (20, None)]
+    assert factors == [40]
+    whole = wl.NTKClassifier(wl.ntk_dense(3)).fit(x, y)
+    np.testing.assert_allclose(
+        model.decision_function(x + 0.1), whole.decision_function(x + 0.1), atol=1e-9
+    )
+
+
+def test_more_samples_of_new_classes_and_old_samples():
+    x, y = digits(120)
+    first = y < 7
+    model = wl.NTKClassifier(wl.ntk_dense(3), ridge=1e-3).partial_fit(x[first], y[first])
+    assert model.classes_.tolist() == list(range(7))
+    again = np.r_[np.flatnonzero(~first), np.flatnonzero(first)[:5]]  # five samples once more
+    model.partial_fit(x[again], y[again], sample_weight=np.r_[np.full(len(again) - 1, 2.0), 0.0])
+    assert model.classes_.tolist() == list(range(10))
+    absolute = model.solution_.statistics.ridge_absolute
+    weights = np.r_[np.ones(first.sum()), np.full(len(again) - 1, 2.0)]
+    rows = np.r_[np.flatnonzero(first), again[:-1]]
+    k = wl.kernel(wl.ntk_dense(3), x[rows], dtype="float64")
+    relative = absolute / np.average(np.diag(k), weights=weights)
+    whole = wl.NTKClassifier(wl.ntk_dense(3), ridge=relative).fit(x[rows], y[rows], weights)
+    np.testing.assert_allclose(
+        model.decision_function(x + 0.1), whole.decision_function(x + 0.1), atol=1e-9
+    )
+    before = model.decision_function(x)
+    with pytest.raises(ValueError, match="63 features"):
+        model.partial_fit(x[:, 1:], y)
+    np.testing.assert_array_equal(model.decision_function(x), before)
+
+
+# --- life in scikit-learn, and with other libraries ---------------------------------------------
+
+
+def test_grid_search_in_processes_shares_the_processors():
+    from joblib import Parallel, delayed, parallel_config
+
+    x, y = digits(120)
+    grid = {"net": ["ntk-dense-1", wl.cntk_vanilla(3)], "ridge": [1e-4, 1e-2, "loo"]}
+    model = wl.NTKClassifier(image_shape=(8, 8))
+    results = []
+    for jobs in (1, 2):
+        with parallel_config(backend="loky"):
+            results.append(GridSearchCV(model, grid, cv=3, n_jobs=jobs).fit(x, y))
+    one, two = (result.cv_results_["mean_test_score"] for result in results)
+    np.testing.assert_array_equal(one, two)
+    assert results[1].best_params_ == results[0].best_params_
+    # What each of two workers takes, when it is left to choose.
+    share = max(1, default_threads() // 2)
+    with parallel_config(backend="loky"):
+        assert Parallel(n_jobs=2)(delayed(default_threads)() for _ in range(4)) == [share] * 4
+
+
+@pytest.mark.parametrize("limit", ["1", " 2 ", "", "x", "0", "99"])
+def test_threads_that_the_environment_allows(monkeypatch, limit):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    processors = default_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    asked = int(limit) if limit.strip().isdigit() and int(limit) else processors
+    assert default_threads() == min(asked, processors)
+
+
+def test_pipelines_and_calibration():
+    x, y = digits(200)
+    pipeline = make_pipeline(MinMaxScaler(), wl.NTKClassifier("cntk-vanilla-3", image_shape=(8, 8)))
+    assert cross_val_score(pipeline, x, y, cv=3).mean() > 0.85
+    calibrated = CalibratedClassifierCV(wl.NTKClassifier(ridge=1e-3), cv=3).fit(x, y)
+    assert calibrated.predict_proba(x).shape == (200, 10)
+
+
+def test_precomputed_kernels_are_cut_by_cross_validation():
+    x, y = digits(150)
+    net = wl.ntk_dense(2)
+    k = wl.kernel(net, x, dtype="float64")
+    scores = cross_val_score(wl.NTKClassifier(kernel="precomputed"), k, y, cv=3)
+    np.testing.assert_array_equal(scores, cross_val_score(wl.NTKClassifier(net), x, y, cv=3))
+    weights = np.arange(150) % 2
+    zeros = wl.NTKClassifier(kernel="precomputed").fit(k, y, sample_weight=weights)
+    half = wl.NTKClassifier(net).fit(x[1::2], y[1::2])
+    np.testing.assert_allclose(zeros.decision_function(k), half.decision_function(x), atol=1e-9)
+
+
+def test_a_kernel_for_support_vector_machines():
+    x, y = digits(300)
+    metric = wl.KernelMetric("cntk-vanilla-3", (8, 8))
+    model = SVC(kernel=metric, C=10).fit(x[:200], y[:200])
+    assert model.score(x[200:], y[200:]) > 0.9
+    images = x.reshape(-1, 8, 8, 1)
+    k = wl.kernel(wl.cntk_vanilla(3), images, dtype="float64")
+    scale = np.sqrt(np.diag(k))
+    np.testing.assert_allclose(metric(x, x), k / scale / scale[:, None], rtol=1e-12)
+    np.testing.assert_allclose(metric(x[:9], images), metric(x)[:9], rtol=1e-12)
+    plain = wl.KernelMetric(wl.cntk_vanilla(3), (8, 8), normalise=False)
+    np.testing.assert_array_equal(plain(x), k)
+    assert clone(SVC(kernel=metric)).kernel == metric
+
+
+class Tensor:
+    """What PyTorch and CuPy have in common: DLPack, and a way to the host of their own."""
+
+    def __init__(self, values, move="cpu", graph=False):
+        self._values, self._graph = values, graph
+        self.ndim, self.shape, self.dtype = values.ndim, values.shape, values.dtype
+        setattr(self, move, lambda: self._values)
+
+    def __dlpack__(self, **options):
+        raise BufferError("it is on a device")
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("no implicit conversion")
+
+
+@pytest.mark.parametrize("move", ["cpu", "get"])
+def test_arrays_of_other_libraries(move):
+    x, y = digits(60)
+    images = x.reshape(-1, 8, 8, 1).astype("float32")
+    expected = wl.NTKClassifier("cntk-gap-3").fit(images, y).decision_function(images)
+    model = wl.NTKClassifier("cntk-gap-3").fit(Tensor(images, move), y)
+    np.testing.assert_array_equal(model.decision_function(Tensor(images, move)), expected)
+    with pytest.raises(TypeError, match="must have a dtype that NumPy has"):
+        model.predict(Tensor(images, "nowhere"))
+
+
+def test_tensors():
+    torch = pytest.importorskip("torch")
+    x, y = digits(60)
+    images = x.reshape(-1, 8, 8, 1)
+    expected = wl.NTKClassifier("cntk-gap-3").fit(images, y).decision_function(images)
+    tensor = torch.tensor(images, requires_grad=True)
+    model = wl.NTKClassifier("cntk-gap-3").fit(tensor, torch.tensor(y))
+    np.testing.assert_array_equal(model.decision_function(tensor), expected)
+    with pytest.raises(TypeError, match=r"torch must have a dtype that NumPy has.*bfloat16"):
+        model.predict(tensor.to(torch.bfloat16))
+
+
+def test_data_frames():
+    pandas = pytest.importorskip("pandas")
+    x, y = digits(60)
+    frame = pandas.DataFrame(x, columns=[f"p{i}" for i in range(64)])
+    model = wl.NTKClassifier(ridge=1e-3).fit(frame, y)
+    assert model.feature_names_in_.tolist() == list(frame.columns)
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.predict(frame[frame.columns[::-1]])
+
+
+def test_standardised_features():
+    x, y, new = regression()
+    x, new = 100 + 5 * x, 100 + 5 * new
+    model = wl.NTKRegressor(ridge=1e-3).fit(x, y)
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+    same = wl.NTKRegressor(wl.ntk_dense(3), ridge=1e-3).fit((x - mean) / scale, y)
+    np.testing.assert_allclose(model.predict(new), same.predict((new - mean) / scale), rtol=1e-9)
+    raw = wl.NTKRegressor(standardise=False, ridge=1e-3).fit(x, y)
+    assert raw.standardisation_ is None
+    assert not np.allclose(raw.predict(new), model.predict(new), rtol=1e-2)
+
+
+def test_an_executor_is_shared_by_clones():
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as executor, config_context(enable_metadata_routing=True):
+        model = wl.NTKRegressor(executor=executor, ridge=0.5).set_fit_request(sample_weight=True)
+        twin = clone(model)
+        assert twin.executor is executor
+        assert twin.ridge == 0.5
+        assert twin.get_metadata_routing().fit.requests == {"sample_weight": True}
+
+
+def test_kernels_in_a_store(tmp_path):
+    x, y = digits(70)
+    images = x.reshape(-1, 8, 8, 1)
+    plain = wl.NTKRegressor("cntk-vanilla-3").fit(images[:60], y[:60])
+    options = {"store": tmp_path / "fit", "memory": "2GB"}
+    stored = wl.NTKRegressor("cntk-vanilla-3", **options).fit(images[:60], y[:60])
+    np.testing.assert_array_equal(stored.dual_coef_, plain.dual_coef_)
+    for found, expected in zip(
+        stored.predict(images[60:], return_std=True),
+        plain.predict(images[60:], return_std=True),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = wl.NTKRegressor("cntk-vanilla-3", **options).fit(images[:60], y[:60])
+    np.testing.assert_array_equal(again.dual_coef_, plain.dual_coef_)
+    assert wl.open_gram(tmp_path / "fit" / "kernel.zarr")[0].shape == (60, 60)
