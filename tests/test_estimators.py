@@ -351,6 +351,7 @@ def test_clone_pickle_and_parameters(estimator):
         "store": None,
         "memory": None,
         "executor": None,
+        "verbose": False,
     }
     x, y = digits(30)
     model.fit(x, y)

@@ -34,6 +34,7 @@ LAYERS = [
     "report",
     "bench",
     "job",
+    "classify",
     "cli",
     "__main__",
     "testing",

@@ -389,8 +389,8 @@ def test_temperature_makes_left_out_labels_most_likely():
     outputs = rng.normal(size=(200, 4)) + 1.5 * np.eye(4)[labels]
     found = fit_temperature(outputs, labels, weights)
     n = weights.sum()
-    soft = np.full((200, 4), 1 / (n + 1) / 4)
-    soft[np.arange(200), labels] += n / (n + 1)
+    soft = np.full((200, 4), 1 / (n + 2) / 3)
+    soft[np.arange(200), labels] = (n + 1) / (n + 2)
 
     def loss(temperature):
         return -(weights @ (soft * log_softmax(outputs, temperature)).sum(axis=1))

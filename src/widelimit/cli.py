@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that ``widelimit --help`` is
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,18 @@ def user_input() -> Generator[None]:
     except (OSError, ValueError) as error:
         _complain(_one_line(error))
         raise typer.Exit(WRONG_INPUT) from None
+
+
+@contextmanager
+def _warnings() -> Generator[None]:
+    """Show warnings as one line each."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        yield
+
+
+def _show_warning(message: Warning | str, *rest: object, **more: object) -> None:
+    _complain(f"warning: {message}")
 
 
 def _one_line(error: OSError | ValueError) -> str:
@@ -252,6 +265,120 @@ def kernel(
         )
         job.run(progress=stored or sys.stdout.isatty())
     typer.echo(f"{out}: {job.shape[0]} x {job.shape[1]}, {dtype}")
+
+
+@app.command()
+def fit(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="digits, fashion-mnist, cifar10, a folder of images by class, or an .npz file.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder for the model.", show_default=False)],
+    net: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"{NETWORK_HELP} May be repeated: the best by leave-one-out.",
+            show_default="cntk-gap-11",
+        ),
+    ] = None,
+    kind: Annotated[str, typer.Option(help="ntk or nngp.")] = "ntk",
+    ridge: Annotated[
+        str, typer.Option(help="Relative ridge, or loo: chosen by leave-one-out.")
+    ] = "0",
+    time: Annotated[
+        str | None,
+        typer.Option(
+            help="Time of training, or loo: chosen by leave-one-out.", show_default="until the end"
+        ),
+    ] = None,
+    combine: Annotated[
+        str, typer.Option(help="Of several networks: best, or the mean of their kernels.")
+    ] = "best",
+    per_class: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training images drawn of each class.", show_default="all"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    test: Annotated[
+        bool, typer.Option("--test", help="Classify the test images of DATA, too.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or float64.", show_default="float32")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder for the kernel and its factor, which may be larger than memory; the "
+            "same command goes on with it after it was stopped.",
+            show_default="in memory",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that is there.")
+    ] = False,
+) -> None:
+    """Fit a classifier to labelled images, and save it; tells its leave-one-out accuracy."""
+    kept = NOTHING_WRITTEN if store is None else "finished tiles are kept, the same command goes on"
+    with exits(kept), user_input(), _warnings():
+        from widelimit.classify import Fit, read_choice
+        from widelimit.job import read_network
+
+        networks = [read_network(text) for text in net or []]
+        job = Fit.prepare(
+            data,
+            out,
+            overwrite=overwrite,
+            per_class=per_class,
+            seed=seed,
+            net=None if not networks else networks[0] if len(networks) == 1 else networks,
+            kind=kind,
+            ridge=read_choice("ridge", ridge),
+            time=read_choice("time", time),
+            combine=combine,
+            dtype=dtype,
+            threads=threads,
+            store=store,
+            memory=memory,
+            verbose=sys.stderr.isatty(),
+        )
+        job.run(typer.echo, test=test)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that fit wrote.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGES...", help="Image files in any format that Pillow reads, and folders."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The table, a CSV file.", show_default="printed"),
+    ] = None,
+) -> None:
+    """Classify images: a table of classes and probabilities."""
+    with exits(), user_input():
+        from widelimit.classify import Prediction
+
+        job = Prediction.prepare(model, images)
+        text = job.run(_complain)
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            job.write(text, out)
+            typer.echo(f"{out}: {len(job.files):,} images")
 
 
 @app.command()

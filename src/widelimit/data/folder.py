@@ -6,23 +6,19 @@ size that a file announces is checked before it is decoded.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from widelimit.data.dataset import (
-    MAX_VALUES,
     Dataset,
     FloatArray,
     IntArray,
     check_size,
     split_by_class,
 )
+from widelimit.data.image import read_image
 
 __all__ = ["load_image_folder"]
 
@@ -130,12 +126,12 @@ def _labels_of(classes: dict[str, list[Path]]) -> IntArray:
 
 def _read_images(files: Sequence[Path], folder: Path) -> FloatArray:
     """Read all files to one array; grey images become coloured if others are."""
-    first = _read_image(files[0], folder)
+    first = read_image(files[0], folder, _FORMATS)
     h, w, _ = first.shape
     check_size((len(files), *first.shape), str(folder))
     images = [first]
     for path in files[1:]:
-        image = _read_image(path, folder)
+        image = read_image(path, folder, _FORMATS)
         if image.shape[:2] != (h, w):
             raise ValueError(
                 f"all images of {folder} must have one size, got {w} x {h} in "
@@ -149,55 +145,3 @@ def _read_images(files: Sequence[Path], folder: Path) -> FloatArray:
     for target, image in zip(result, images, strict=True):
         np.divide(image, float(np.iinfo(image.dtype).max), out=target)  # grey fills three channels
     return result
-
-
-def _read_image(path: Path, folder: Path) -> NDArray[Any]:
-    """Read one image as (h, w, 1) or (h, w, 3), uint8 or uint16."""
-    name = path.relative_to(folder)
-    try:
-        image = _decode(path)
-    except (PermissionError, FileNotFoundError):
-        raise
-    except (
-        Exception
-    ) as error:  # a damaged image may raise anything, from SyntaxError to struct.error
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{folder}: cannot read {name} ({reason}): mend the file or remove it"
-        ) from error
-
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if np.asarray(image)[..., 3].min() < 255:
-            raise ValueError(
-                f"{folder}: images must be opaque, got transparent pixels in {name}: put it on a "
-                "background before"
-            )
-        image = image.convert("RGB")
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))[..., None]
-    if image.mode.startswith("I"):  # 16 bits; "I" in Pillow before 11.3
-        pixels = np.asarray(image)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(
-                f"{folder}: pixels must have 8 or 16 bits, got {pixels.min()} to {pixels.max()} in "
-                f"{name}: save it as PNG"
-            )
-        return pixels.astype(np.uint16)[..., None]
-    if image.mode == "F":
-        raise ValueError(
-            f"{folder}: pixels must have 8 or 16 bits, got floats in {name}: save it as PNG"
-        )
-    return np.asarray(image.convert("RGB"))
-
-
-def _decode(path: Path) -> Image.Image:
-    """Decode one image and turn it as its camera says."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata, and of the size, which is checked here
-        with Image.open(path, formats=_FORMATS) as opened:
-            if 3 * opened.height * opened.width > MAX_VALUES:
-                raise ValueError(
-                    f"{opened.width} x {opened.height} pixels, at most {MAX_VALUES // 3:,}"
-                )
-            return ImageOps.exif_transpose(opened)

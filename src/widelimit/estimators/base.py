@@ -7,7 +7,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, cast
 
 import numpy as np
@@ -135,6 +135,7 @@ class NTKEstimator(base.BaseEstimator):
         store: str | os.PathLike[str] | None = None,
         memory: int | str | None = None,
         executor: Any = None,
+        verbose: bool = False,
     ) -> None:
         self.net = net
         self.kernel = kernel
@@ -151,6 +152,7 @@ class NTKEstimator(base.BaseEstimator):
         self.store = store
         self.memory = memory
         self.executor = executor
+        self.verbose = verbose
 
     def __sklearn_tags__(self) -> Any:
         tags = cast("Any", super()).__sklearn_tags__()
@@ -234,12 +236,9 @@ class NTKEstimator(base.BaseEstimator):
         message = explain(regression.solution)
         if message:
             _warn(message)
-        self.solution_, self._factor, self._training = (
-            regression.solution,
-            regression.factor,
-            training,
-        )
+        self._factor, self._training = regression.factor, training
         self.dual_coef_ = self._shaped(regression.solution.value)
+        self.solution_ = replace(regression.solution, value=self.dual_coef_)
         self.ridge_, self.time_ = regression.solution.statistics.ridge, regression.time
         self.loo_grid_, self.loo_curve_ = regression.grid, regression.curve
         self.loo_score_ = regression.score
@@ -357,6 +356,7 @@ class NTKEstimator(base.BaseEstimator):
             "backend": self.backend,
             "dtype": dtype,
             "threads": self.threads,
+            **({"progress": True} if self.verbose else {}),
         }
         if self.store is None:
             made = cast("Any", kernel(net, samples, **arguments))

@@ -23,9 +23,9 @@ def fit_temperature(outputs: FloatArray, labels: NDArray[np.intp], weights: Floa
     """Return the temperature that makes labels most likely, given outputs that have not seen them.
 
     The targets are a little softer than the labels, as Platt's are (*Probabilistic outputs for
-    support vector machines*, 1999): of n samples each gives ``1/(n + 1)`` of itself to all classes
-    alike. Without this, outputs that are all right would have the temperature 0, and probabilities
-    of exactly 0 and 1.
+    support vector machines*, 1999): of n samples each gives ``1/(n + 2)`` of itself to the other
+    classes. Without this, outputs that are all right would have the temperature 0, and
+    probabilities of exactly 0 and 1.
 
     Parameters
     ----------
@@ -42,8 +42,8 @@ def fit_temperature(outputs: FloatArray, labels: NDArray[np.intp], weights: Floa
         From 1e-6 to 1e3. The likelihood is concave in its inverse, which Newton's method finds.
     """
     n, c = float(weights.sum()), outputs.shape[1]
-    targets = np.full(outputs.shape, 1 / (n + 1) / c)
-    targets[np.arange(len(labels)), labels] += n / (n + 1)
+    targets = np.full(outputs.shape, 1 / (n + 2) / (c - 1))
+    targets[np.arange(len(labels)), labels] = (n + 1) / (n + 2)
     wanted = float(weights @ (targets * outputs).sum(axis=1))
     low, high = _SMALLEST, _LARGEST
     inverse = 1.0

@@ -48,7 +48,7 @@ class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
     Parameters
     ----------
     net, kernel, kind, ridge, combine, time, standardise, image_shape, dtype, backend, threads, \
-solver, store, memory, executor
+solver, store, memory, executor, verbose
         As for `NTKClassifier`.
 
     Attributes
@@ -220,7 +220,13 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
         if self.net_ is None or self._factor is None:
             raise ValueError(
                 "a covariance needs the kernel of new samples with themselves, and a factor: it is "
-                "not there with kernel='precomputed' or solver='cg'"
+                "not there with kernel='precomputed' or solver='cg', nor in a saved model whose "
+                "factor stays in the store"
+            )
+        if self.kind_ == "ntk" and self._nngp_fit is None:
+            raise ValueError(
+                "a covariance needs the NNGP kernel of the training samples, which is not in this "
+                "model: it stays in the store of the fit"
             )
         n = len(samples)
         mean = np.empty((n, *self.dual_coef_.shape[1:]))

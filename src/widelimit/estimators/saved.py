@@ -42,9 +42,10 @@ _MAX_DOCUMENT = 2**26  # bytes; the names of a million features
 _ESTIMATORS: dict[str, type[NTKEstimator]] = {
     kind.__name__: kind for kind in (NTKClassifier, NTKRegressor)
 }
+_CHUNK = 2**24  # bytes
 # Parameters that mean something on one machine only.
 _LOCAL = ("store", "memory", "executor")
-_CRC: Callable[[int, Any], int] = cast("Any", google_crc32c).extend
+_CRC: Callable[[int, bytes], int] = cast("Any", google_crc32c).extend
 
 # What may be in each array: kinds of dtypes, and how its shape follows from n samples, m distinct
 # ones and t targets. None: anything.
@@ -188,7 +189,10 @@ def _is_model(path: Path) -> bool:
 
 
 def _checksum(values: NDArray[Any]) -> int:
-    return int(_CRC(0, values.view(np.uint8).reshape(-1).data))
+    content, found = values.reshape(-1).view(np.uint8), 0
+    for start in range(0, content.size, _CHUNK):  # the library wants bytes, so a copy
+        found = _CRC(found, content[start : start + _CHUNK].tobytes())
+    return found
 
 
 # --- what is written --------------------------------------------------------------------------

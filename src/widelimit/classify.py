@@ -1,0 +1,250 @@
+"""Classifiers from the command line: what ``widelimit fit`` and ``widelimit predict`` do."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.data.dataset import Dataset, FloatArray, split_by_class
+from widelimit.data.image import fit_image, image_suffixes, read_image, safe_formats
+from widelimit.data.load import load_dataset
+from widelimit.estimators import NTKClassifier, load_model, save_model
+from widelimit.files import write_atomically
+
+__all__ = ["Fit", "Prediction", "read_choice"]
+
+_BATCH = 256  # images that are read and predicted at a time
+
+
+def read_choice(name: str, text: str | None) -> Any:
+    """Return "loo", a number, or None.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these.
+    """
+    if text is None or text == "loo":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--{name} must be a number or loo, got {text!r}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A classifier to be fitted to the training images of a data set, and saved.
+
+    Parameters
+    ----------
+    data : Dataset
+    chosen : ndarray of int
+        Places of the training images.
+    model : NTKClassifier
+    out : Path
+        A folder.
+    overwrite : bool
+        Whether to replace a model that is there.
+    """
+
+    data: Dataset
+    chosen: NDArray[np.int64]
+    model: NTKClassifier
+    out: Path
+    overwrite: bool
+
+    @classmethod
+    def prepare(
+        cls,
+        source: str,
+        out: Path,
+        *,
+        overwrite: bool = False,
+        per_class: int | None = None,
+        seed: int = 0,
+        **parameters: Any,
+    ) -> Fit:
+        """Check what can be checked before the work.
+
+        Parameters
+        ----------
+        source : str
+            For `load_dataset`.
+        out : Path
+        overwrite : bool
+        per_class, seed : int or None, int
+            How many images of each class to draw; None: all.
+        **parameters
+            Of `NTKClassifier`.
+
+        Raises
+        ------
+        OSError
+            If the data cannot be read, or the folder exists.
+        ValueError
+            If the data or a parameter are wrong.
+        """
+        if out.exists() and not overwrite:
+            raise FileExistsError(f"{out} exists: give another folder, or --overwrite")
+        if not out.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{out} must be in a folder that exists")
+        data = load_dataset(source)
+        chosen = np.arange(len(data.y_train))
+        if per_class is not None:
+            smallest = int(np.bincount(data.y_train).min())
+            if per_class > smallest:
+                raise ValueError(
+                    f"--per-class must be at most {smallest}, the images of the smallest class of "
+                    f"{source}, got {per_class}"
+                )
+            if per_class < smallest or len(set(np.bincount(data.y_train))) > 1:
+                chosen = split_by_class(data.y_train, train_per_class=per_class, seed=seed)[0]
+        return cls(data, chosen, NTKClassifier(**parameters), out, overwrite)
+
+    def run(self, say: Callable[[str], None], *, test: bool = False) -> None:
+        """Fit, say what came out, and save.
+
+        Raises
+        ------
+        OSError
+            If the model cannot be written.
+        ValueError
+            If a parameter is wrong, or the kernel is not positive definite.
+        """
+        data, model = self.data, self.model
+        names = np.array(data.class_names)
+        x, y = data.x_train[self.chosen], names[data.y_train[self.chosen]]
+        say(f"{data.name}: {len(x):,} images {_shape(data.image_shape)}, {len(names)} classes")
+        try:
+            model.fit(x, y)
+        except (np.linalg.LinAlgError, TypeError, OverflowError) as error:
+            raise ValueError(str(error)) from error
+        nets = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
+        for net in nets:
+            say(f"network: {net}")
+        if model.ridge == "loo":
+            say(f"relative ridge, by leave-one-out: {model.ridge_:.1e}")
+        if model.time == "loo":
+            say(f"time of training, by leave-one-out: {model.time_:.2e}")
+        if model.loo_predictions_ is not None:
+            say(f"leave-one-out accuracy: {model.loo_accuracy_:.2%}")
+        save_model(model, self.out, overwrite=self.overwrite)
+        say(f"model: {self.out}")
+        if test:
+            correct: NDArray[np.bool_] = model.predict(data.x_test) == names[data.y_test]
+            accuracy = correct.mean()
+            say(f"accuracy on {len(data.y_test):,} test images: {accuracy:.2%}")
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A saved classifier, and files of images to be classified."""
+
+    model: NTKClassifier
+    shape: tuple[int, int, int]
+    files: list[Path]
+
+    @classmethod
+    def prepare(cls, folder: Path, images: Sequence[Path]) -> Prediction:
+        """Load the model and find the images.
+
+        Parameters
+        ----------
+        folder : Path
+            Of a model.
+        images : sequence of Path
+            Files, and folders that are searched for files with names like those of images.
+
+        Raises
+        ------
+        OSError
+            If a file or folder is not there.
+        ValueError
+            If the model is no classifier of images, or a folder has none.
+        """
+        model = load_model(folder)
+        if not isinstance(model, NTKClassifier):
+            raise ValueError(f"{folder} must hold a classifier, got a {type(model).__name__}")
+        shape = model.image_shape_
+        if shape is None or shape[2] not in (1, 3):
+            reads = f"rows of {model.n_features_in_}" if shape is None else _shape(shape)
+            raise ValueError(
+                f"{folder} must hold a model of grey or colour images, it reads {reads}"
+            )
+        files: list[Path] = []
+        for path in images:
+            if not path.exists():
+                raise FileNotFoundError(f"there is no file or folder {path}")
+            files += _search(path) if path.is_dir() else [path]
+        return cls(model, shape, files)
+
+    def run(self, warn: Callable[[str], None]) -> str:
+        """Classify all images; return the table as CSV, and warn of what was changed in them.
+
+        Raises
+        ------
+        OSError, ValueError
+            If an image cannot be read.
+        """
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["image", "class", *self.model.classes_])
+        changed: Counter[str] = Counter()
+        first: dict[str, str] = {}
+        for start in range(0, len(self.files), _BATCH):
+            part = self.files[start : start + _BATCH]
+            x = np.empty((len(part), *self.shape))
+            for index, path in enumerate(part):
+                x[index] = self._read(path, changed, first)
+            chances: FloatArray = self.model.predict_proba(x)
+            labels = self.model.classes_[chances.argmax(axis=1)]
+            for path, label, row in zip(part, labels, chances, strict=True):
+                table.writerow([path, label, *(f"{chance:.6g}" for chance in row)])
+        for change, count in changed.items():
+            many = "image was" if count == 1 else "images were"
+            warn(
+                f"warning: {count:,} {many} {change} to {_shape(self.shape)}, as those the model "
+                f"was fitted to, the first is {first[change]}"
+            )
+        return text.getvalue()
+
+    def _read(self, path: Path, changed: Counter[str], first: dict[str, str]) -> FloatArray:
+        image = read_image(path, path.parent, safe_formats())
+        values, changes = fit_image(image, self.shape)
+        for change in changes:
+            changed[change] += 1
+            first.setdefault(change, f"{path} ({_shape(image.shape)})")
+        return values
+
+    @staticmethod
+    def write(text: str, out: Path) -> None:
+        """Write the table to a file, which is there completely or not at all."""
+        write_atomically(out, text)
+
+
+def _search(folder: Path) -> list[Path]:
+    suffixes = image_suffixes()
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise ValueError(f"{folder} must hold images, found no file with a name like one")
+    return found
+
+
+def _shape(shape: Sequence[int]) -> str:
+    h, w, c = shape
+    return f"{h} x {w} {'grey' if c == 1 else 'colour' if c == 3 else f'x {c}'}"

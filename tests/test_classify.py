@@ -1,0 +1,216 @@
+"""`widelimit fit` and `widelimit predict`, as a user types them."""
+
+import csv
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import widelimit as wl
+from widelimit import classify, cli
+from widelimit.data.image import fit_image, safe_formats
+
+
+def widelimit(*words):
+    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Bright and dark images, in folders by class; and others to classify."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for name, level in (("bright, very", 200), ("dark", 60)):
+        (folder / "train" / name).mkdir(parents=True)
+        for index in range(12):
+            pixels = (level + rng.integers(-40, 40, (6, 5))).astype("uint8")
+            Image.fromarray(pixels).save(folder / "train" / name / f"{index}.png")
+    new = folder / "new"
+    (new / "more").mkdir(parents=True)
+    Image.new("L", (5, 6), 220).save(new / "a.png")
+    Image.new("RGB", (50, 60), (60, 50, 70)).save(new / "b.jpg")
+    Image.new("L", (5, 6), 40).save(new / "more" / "c.webp", lossless=True)
+    Image.fromarray(np.full((6, 5), 58_000, "uint16")).save(new / "d.tiff")
+    Image.new("L", (5, 6), 210).save(new / "e.tga")
+    (new / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(images):
+    code, _, error = widelimit(
+        "fit", images / "train", "--net", "cntk-gap-3", "--out", images / "model"
+    )
+    assert (code, error) == (0, "")
+    return images / "model"
+
+
+def test_fit_and_predict(images, model, tmp_path):
+    out = tmp_path / "p.csv"
+    code, text, error = widelimit("predict", model, images / "new", "--out", out)
+    assert (code, text) == (0, f"{out}: 5 images\n")
+    assert "2 images were made grey to 6 x 5 grey" in error
+    assert "1 image was resized to 6 x 5 grey" in error
+    assert f"{images / 'new' / 'b.jpg'} (60 x 50 colour)" in error
+    rows = list(csv.reader(io.StringIO(out.read_text())))
+    assert rows[0] == ["image", "class", "bright, very", "dark"]
+    names = {row[0].rpartition("/")[2]: row[1] for row in rows[1:]}
+    assert names == {
+        "a.png": "bright, very",
+        "b.jpg": "dark",
+        "c.webp": "dark",
+        "d.tiff": "bright, very",
+        "e.tga": "bright, very",
+    }
+    for row in rows[1:]:
+        assert float(row[2]) + float(row[3]) == pytest.approx(1, abs=1e-5)
+    code, text, _ = widelimit("predict", model, images / "new" / "a.png")
+    assert code == 0
+    assert text.splitlines()[1].startswith(f'{images / "new" / "a.png"},"bright, very",')
+
+
+def test_what_fit_says(images, tmp_path):
+    words = [
+        "fit",
+        "digits",
+        "--per-class",
+        12,
+        "--ridge",
+        "loo",
+        "--net",
+        "cntk-vanilla-3",
+        "--net",
+        "cntk-gap-3",
+        "--test",
+        "--out",
+        tmp_path / "m",
+    ]
+    code, text, error = widelimit(*words)
+    assert (code, error) == (0, "")
+    assert text.startswith("digits: 120 images 8 x 8 grey, 10 classes\nnetwork: Conv(3)")
+    assert "relative ridge, by leave-one-out: " in text
+    assert "leave-one-out accuracy: " in text
+    assert "accuracy on 517 test images: " in text
+    loaded = wl.load_model(tmp_path / "m")
+    assert loaded.classes_.tolist() == [str(digit) for digit in range(10)]
+    assert len(loaded.x_fit_) == 120
+    code, _, error = widelimit(*words)
+    assert code == 2
+    assert "exists: give another folder, or --overwrite" in error
+    assert widelimit(*words, "--overwrite", "--time", "loo", "--ridge", "0")[0] == 0
+    assert wl.load_model(tmp_path / "m").time == "loo"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["digts"], "did you mean digits?"),
+        (["digits", "--ridge", "lo"], "--ridge must be a number or loo, got 'lo'"),
+        (["digits", "--ridge", "-1"], "ridge must be finite and >= 0"),
+        (["digits", "--time", "soon"], "--time must be a number or loo"),
+        (["digits", "--net", "cntk-gap"], "cntk-gap needs a depth, as in cntk-gap-11"),
+        (["digits", "--net", "resnet"], "cntk-gap-DEPTH"),
+        (["digits", "--kind", "cntk"], "kind must be"),
+        (["digits", "--combine", "sum"], "combine must be"),
+        (["digits", "--per-class", "500"], "--per-class must be at most 128"),
+        (["digits", "--memory", "much"], "memory"),
+    ],
+)
+def test_bad_fit(words, message, tmp_path):
+    code, _, error = widelimit("fit", *words, "--out", tmp_path / "m")
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "m").exists()
+
+
+def test_bad_predict(images, model, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((images / "new" / "a.png").read_bytes()[:40])
+    program = tmp_path / "program.png"
+    program.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "m").mkdir()
+    for words, message in [
+        ((model, tmp_path / "none.png"), "there is no file or folder"),
+        ((model, broken), f"{tmp_path}: cannot read broken.png"),
+        ((model, program), "cannot read program.png"),
+        ((model, tmp_path / "empty"), "must hold images"),
+        ((tmp_path / "m", broken), "has no file model.json"),
+        ((tmp_path / "none", broken), "there is no folder"),
+        ((model, images / "new", "--out", tmp_path / "none" / "p.csv"), "No such file"),
+    ]:
+        code, _, error = widelimit("predict", *words)
+        assert code == 2, words
+        assert message in error
+    assert "EPS" not in safe_formats()
+    wl.save_model(wl.NTKClassifier().fit(np.eye(4), [0, 1, 0, 1]), tmp_path / "rows")
+    assert "reads rows of 4" in widelimit("predict", tmp_path / "rows", images / "new")[2]
+    wl.save_model(wl.NTKRegressor().fit(np.eye(4), [0, 1, 0, 1]), tmp_path / "numbers")
+    assert "must hold a classifier" in widelimit("predict", tmp_path / "numbers", broken)[2]
+
+
+def test_interrupted(images, monkeypatch, tmp_path):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classify.NTKClassifier, "fit", interrupt)
+    code, _, error = widelimit("fit", images / "train", "--out", tmp_path / "m")
+    assert (code, error) == (130, "widelimit: interrupted, nothing was written\n")
+    assert not (tmp_path / "m").exists()
+
+
+def test_batches_change_nothing(images, model, monkeypatch):
+    whole = widelimit("predict", model, images / "new")[1]
+    monkeypatch.setattr(classify, "_BATCH", 2)
+    assert widelimit("predict", model, images / "new")[1] == whole
+
+
+def test_warnings_are_one_line(tmp_path):
+    x = np.random.default_rng(0).random((6, 4, 4, 1))
+    x[3] = 0  # without biases its kernel is 0
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=np.arange(6) % 2)
+    code, _, error = widelimit(
+        "fit",
+        tmp_path / "d.npz",
+        "--net",
+        "cntk-vanilla-3",
+        "--dtype",
+        "float64",
+        "--out",
+        tmp_path / "m",
+    )
+    assert code == 0
+    assert error.startswith("widelimit: warning: Solved by least squares")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", [(6, 5), (60, 50), (3, 2), (6, 6)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_images_fit_the_model(size, dtype):
+    level = np.iinfo(dtype).max
+    plain = np.full((*size, 1), level // 5 * 3, dtype)
+    values, changes = fit_image(plain, (6, 5, 3))
+    assert values.shape == (6, 5, 3)
+    np.testing.assert_allclose(values, level // 5 * 3 / level, atol=1e-6)
+    assert changes == ([] if size == (6, 5) else ["resized"])
+    colour = np.random.default_rng(0).integers(0, level, (*size, 3)).astype(dtype)
+    values, changes = fit_image(colour, (6, 5, 1))
+    assert changes[0] == "made grey"
+    assert 0 <= values.min() <= values.max() <= 1
+    expected = (colour / level) @ np.array([[0.299], [0.587], [0.114]])
+    np.testing.assert_allclose(values.mean(), expected.mean(), atol=0.1)
+
+
+def test_help_is_quick_and_whole():
+    for command in ("fit", "predict"):
+        run = subprocess.run(
+            [sys.executable, "-m", "widelimit", command, "--help"], capture_output=True, text=True
+        )
+        assert run.returncode == 0
+        assert "--out" in run.stdout

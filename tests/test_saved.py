@@ -1,0 +1,262 @@
+"""Models in folders: everything comes back, damage and strangers are refused."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
+
+import widelimit as wl
+from widelimit.estimators import saved
+
+X, Y = load_digits(return_X_y=True)
+X, IMAGES = X / 16, (X / 16).reshape(-1, 8, 8, 1)
+NAMES = np.array([f"digit {label}" for label in Y])
+
+MODELS = {
+    "classifier": (wl.NTKClassifier(ridge=1e-3), X, Y),
+    "names": (wl.NTKClassifier("cntk-vanilla-3", ridge="loo"), IMAGES.astype("float32"), NAMES),
+    "objects": (
+        wl.NTKClassifier(wl.cntk_gap(3), time=np.float64(0.5)),
+        IMAGES,
+        NAMES.astype(object),
+    ),
+    "regressor": (wl.NTKRegressor(ridge=1e-3), X, Y / 3),
+    "targets": (
+        wl.NTKRegressor([wl.cntk_gap(3), "cntk-gap-4"], combine="mean", image_shape=(8, 8)),
+        X,
+        np.c_[Y, -Y],
+    ),
+    "posterior": (wl.NTKRegressor(kind="nngp", ridge="loo"), (16 * X).astype("uint8"), Y / 3),
+    "early": (wl.NTKRegressor(time="loo", standardise=True), X + 0.01, Y / 3),
+    "iterated": (wl.NTKClassifier(ridge=0.1, solver="cg"), X, Y),
+    "singular": (wl.NTKRegressor(wl.ntk_dense(2)), np.r_[X, 0 * X[:5]], np.r_[Y, Y[:5]]),
+}
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    models = {}
+    for name, (model, x, y) in MODELS.items():
+        rows = np.r_[0:60, len(x) - 5 : len(x)]  # the last five: zeros, of "singular"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("warnings.warn", lambda *a, **k: None)
+            models[name] = model.fit(x[rows], y[rows])
+    return models
+
+
+def same(one, two):
+    """Equal, whatever it is made of."""
+    if isinstance(one, np.ndarray):
+        assert one.dtype == two.dtype
+        np.testing.assert_array_equal(one, two)
+    elif hasattr(one, "__dataclass_fields__"):
+        assert type(one) is type(two)
+        for name in one.__dataclass_fields__:
+            same(getattr(one, name), getattr(two, name))
+    elif isinstance(one, float) and np.isnan(one):
+        assert np.isnan(two)
+    elif isinstance(one, tuple | list):
+        assert len(one) == len(two)
+        for first, second in zip(one, two, strict=True):
+            same(first, second)
+    else:
+        assert one == two
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_everything_comes_back(fitted, name, tmp_path):
+    model = fitted[name]
+    wl.save_model(model, tmp_path / "m")
+    again = wl.load_model(tmp_path / "m")
+    assert type(again) is type(model)
+    for key, value in model.__dict__.items():
+        same(value, again.__dict__[key])
+    assert again.__dict__.keys() == model.__dict__.keys()
+    new = MODELS[name][1][100:110]
+    np.testing.assert_array_equal(again.predict(new), model.predict(new))
+    if model.solver != "cg":
+        more = MODELS[name][1][200:206], MODELS[name][2][200:206]
+        same(
+            again.partial_fit(*more).dual_coef_,
+            pickle.loads(pickle.dumps(model)).partial_fit(*more).dual_coef_,
+        )
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_names_of_features_and_infinite_times(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X[:40], columns=[f"p{i}" for i in range(64)])
+    model = wl.NTKRegressor(ridge=0.1, time=np.inf).fit(frame, Y[:40])
+    wl.save_model(model, tmp_path / "m")
+    again = wl.load_model(tmp_path / "m")
+    np.testing.assert_array_equal(again.predict(frame), model.predict(frame))
+    assert again.time == np.inf
+
+
+def test_a_stored_matrix_stays_where_it_is(tmp_path):
+    model = wl.NTKRegressor("cntk-vanilla-3", store=tmp_path / "s").fit(IMAGES[:30], Y[:30])
+    wl.save_model(model, tmp_path / "m")
+    again = wl.load_model(tmp_path / "m")
+    assert again.store is None
+    np.testing.assert_array_equal(again.predict(IMAGES[:9]), model.predict(IMAGES[:9]))
+    with pytest.raises(ValueError, match="stays in the store"):
+        again.predict(IMAGES[:9], return_std=True)
+
+
+def test_what_exists_is_kept(fitted, tmp_path):
+    model, other = fitted["classifier"], fitted["regressor"]
+    wl.save_model(model, tmp_path / "m")
+    with pytest.raises(FileExistsError, match="overwrite=True to replace"):
+        wl.save_model(other, tmp_path / "m")
+    assert isinstance(wl.load_model(tmp_path / "m"), wl.NTKClassifier)
+    wl.save_model(other, tmp_path / "m", overwrite=True)
+    assert isinstance(wl.load_model(tmp_path / "m"), wl.NTKRegressor)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text").write_text("years of work")
+    with pytest.raises(FileExistsError, match="it is no model"):
+        wl.save_model(model, tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "text").exists()
+    with pytest.raises(NotFittedError):
+        wl.save_model(wl.NTKClassifier(), tmp_path / "n")
+
+
+@pytest.mark.parametrize("step", ["save", "write", "rename"])
+def test_a_failed_save_leaves_what_was_there(fitted, tmp_path, monkeypatch, step):
+    wl.save_model(fitted["classifier"], tmp_path / "m")
+
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    if step == "save":
+        monkeypatch.setattr(saved.np, "save", fail)
+    elif step == "write":
+        monkeypatch.setattr(saved, "write_atomically", fail)
+    else:
+        monkeypatch.setattr(saved.Path, "rename", fail)
+    with pytest.raises(OSError, match="No space"):
+        wl.save_model(fitted["regressor"], tmp_path / "m", overwrite=True)
+    monkeypatch.undo()
+    assert isinstance(wl.load_model(tmp_path / "m"), wl.NTKClassifier)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.fixture(scope="module")
+def folder(fitted, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "m"
+    wl.save_model(fitted["classifier"], path)
+    return path
+
+
+def broken(folder, tmp_path, change):
+    path = tmp_path / "copy"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(folder, path)
+    document = json.loads((path / "model.json").read_text())
+    change(path, document)
+    (path / "model.json").write_text(json.dumps(document))
+    return path
+
+
+def put(*keys, value):
+    def change(path, document):
+        inner = document
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+
+    return change
+
+
+def replace_array(name, values, pickled=False):
+    def change(path, document):
+        np.save(path / f"{name}.npy", values, allow_pickle=pickled)
+        if not pickled:
+            document["arrays"][name] = {
+                "dtype": values.dtype.str,
+                "shape": list(values.shape),
+                "crc32c": saved._checksum(values),
+            }
+
+    return change
+
+
+def link(path, document):
+    (path / "x_fit.npy").rename(path.parent / "elsewhere.npy")
+    (path / "x_fit.npy").symlink_to(path.parent / "elsewhere.npy")
+
+
+def shorten(path, document):
+    content = (path / "targets.npy").read_bytes()
+    (path / "targets.npy").write_bytes(content[:-8])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("format", value="widelimit.model/9"), r"format widelimit.model/1, got 'widelimit"),
+        (put("format", value=None), r"must hold a model of format"),
+        (put("estimator", value="os.system"), r"damaged: KeyError"),
+        (put("parameters", "__class__", value=1), r"damaged: TypeError"),
+        (put("arrays", "../x", value={}), r"unknown arrays \['../x'\]"),
+        (put("arrays", "x_fit", "crc32c", value=7), r"x_fit.npy is damaged, its checksum"),
+        (put("arrays", "x_fit", "shape", value=[1, 2]), r"x_fit.npy does not hold what"),
+        (put("arrays", "x_fit", value=None), r"damaged"),
+        (put("arrays", value=[]), r"damaged"),
+        (put("fitted", "kind", value="rbf"), r"expected one of .*got 'rbf'"),
+        (put("fitted", "status", value="FINE"), r"damaged"),
+        (put("fitted", "net", value=[{"a": 1}]), r"network JSON"),
+        (put("fitted", "n_features", value=65), r"x_fit must have shape"),
+        (put("fitted", "n_features", value=-1), r"number of samples or features, got -1"),
+        (put("fitted", "image_shape", value=[4, 4, 1]), r"as many values as there are features"),
+        (put("fitted", "feature_names", value=["a"]), r"one name for each feature"),
+        (replace_array("place", np.full(65, 99)), r"place and first must number samples"),
+        (replace_array("targets", np.ones((65, 9))), r"dual_coef has shape"),
+        (replace_array("sample_weight", np.zeros(65)), r"sample_weight must be above 0"),
+        (replace_array("dual_coef", np.ones(4)), r"dual_coef has shape \(4,\)"),
+        (replace_array("x_fit", np.ones((65, 64), complex)), r"does not hold what"),
+        (replace_array("x_fit", np.array([print]), pickled=True), r"must hold a model"),
+        (replace_array("classes", np.arange(3)), r"one column of targets for each class"),
+        (link, r"x_fit.npy is missing"),
+        (shorten, r"must hold a model"),
+    ],
+)
+def test_damage_and_strangers_are_refused(folder, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        wl.load_model(broken(folder, tmp_path, change))
+
+
+def test_no_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        wl.load_model(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"has no file model.json"):
+        wl.load_model(tmp_path)
+    (tmp_path / "model.json").write_text("[" * 10**5)
+    with pytest.raises(ValueError, match="must be the JSON of a model"):
+        wl.load_model(tmp_path)
+
+
+def test_memory_is_looked_at_first(folder, monkeypatch):
+    monkeypatch.setattr(saved, "available_memory", lambda: 10_000)
+    with pytest.raises(MemoryError, match=r"more than 0\.0 GiB"):
+        wl.load_model(folder)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_flipped_bit_is_found(folder, tmp_path, data):
+    path = broken(folder, tmp_path, lambda path, document: None)
+    files = sorted(file for file in path.iterdir() if file.suffix == ".npy")
+    file = data.draw(st.sampled_from(files))
+    content = bytearray(file.read_bytes())
+    content[data.draw(st.integers(128, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="checksum is wrong"):
+        wl.load_model(path)
