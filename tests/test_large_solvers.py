@@ -596,6 +596,17 @@ def test_what_is_not_the_beginning_is_refused(
     factorise(**call)
 
 
+def test_the_relative_ridge_finds_an_extended_factor_whatever_its_last_bit(tmp_path: Path) -> None:
+    k, rounded = gram(20), 0
+    for ridge in np.linspace(0.1, 0.3, 10):
+        old, new = tmp_path / f"{ridge}-old", tmp_path / f"{ridge}-new"
+        factorise(k[:10, :10], ridge, store=old)
+        factor = factorise(k, store=new, reuse=old)
+        rounded += factor.ridge * k.diagonal().mean() != factor.ridge_absolute
+        assert factorise(k, factor.ridge, store=new).ridge_absolute == factor.ridge_absolute
+    assert rounded > 0
+
+
 def test_a_factor_with_another_ridge_than_it_says_is_refused(tmp_path: Path) -> None:
     old = factorise(gram(90)[:50, :50], 0.1, store=tmp_path / "old", tile=16).store
     ridge = old.manifest["ridge_absolute"] + 1e-8
