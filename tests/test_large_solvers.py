@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -352,6 +353,338 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lower = factor.store.block(slice(0, 90), slice(0, 90))
     np.testing.assert_allclose(lower, np.linalg.cholesky(k), atol=1e-10)
 
+
+# ---------------------------------------------------------------- reuse
+
+OLD = [90, 89, 64, 50, 5]  # of 90, in tiles of 16: none new, one, ragged new ones; more than a tile
+
+
+def contents(store: str | Path) -> dict[str, bytes]:
+    """What a store is: its metadata and all of its chunks."""
+    objects = open_objects(store)
+    return {name: objects.read(name) for name in ("zarr.json", *objects.sizes("c"))}
+
+
+def tiles_written(patch: pytest.MonkeyPatch) -> tuple[list[tuple[int, int]], ...]:
+    """The tiles that are computed, and those that are copied."""
+    computed: list[tuple[int, int]] = []
+    copied: list[tuple[int, int]] = []
+    write, copy = TileStore.write, TileStore.copy
+
+    def note_write(self: TileStore, key: tuple[int, int], values: Any) -> Any:
+        computed.append(key)
+        return write(self, key, values)
+
+    def note_copy(self: TileStore, key: tuple[int, int], source: TileStore) -> None:
+        copied.append(key)
+        copy(self, key, source)
+
+    patch.setattr(TileStore, "write", note_write)
+    patch.setattr(TileStore, "copy", note_copy)
+    return computed, copied
+
+
+@pytest.mark.parametrize("n_old", OLD)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stored", [False, True], ids=["array", "stored"])
+def test_an_extended_factor_is_the_whole_one(
+    stored: bool, dtype: str, n_old: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def given(n: int) -> Any:
+        return Stored(gram(90)[:n, :n], 16) if stored else gram(90)[:n, :n]
+
+    old, path, whole = (tmp_path / name for name in ("old", "new", "whole"))
+    factorise(given(n_old), store=old, tile=16, dtype=dtype)
+    computed, copied = tiles_written(monkeypatch)
+    factorise(given(90), store=path, reuse=old, dtype=dtype)
+    rows = 6 if n_old == 90 else n_old // 16  # complete ones
+    assert sorted(copied) == [(i, j) for i in range(rows) for j in range(i + 1)]
+    assert sorted(computed) == [(i, j) for i in range(rows, 6) for j in range(i + 1)]
+    factorise(given(90), store=whole, tile=16, dtype=dtype)
+    assert contents(path) == contents(whole)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 120),
+    share=st.floats(0, 1),
+    tile=st.sampled_from([16, 32, 50]),
+    ridge=st.sampled_from([0.0, 1e-3, 0.5]),
+    dtype=st.sampled_from(["float32", "float64"]),
+)
+def test_extended_factors_solve(
+    n: int,
+    share: float,
+    tile: int,
+    ridge: float,
+    dtype: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    k, y = gram(n, n, dtype), np.random.default_rng(n).normal(size=(n, 2))
+    n_old, folder = max(1, round(share * n)), tmp_path_factory.mktemp("f")
+    first = k[:n_old, :n_old]
+    old = factorise(first, ridge, store=folder / "old", tile=tile)
+    solution = solve_tiled(k, y, store=folder / "new", reuse=folder / "old", tile=tile)
+    used = solution.statistics
+    assert used.ridge_absolute == old.ridge_absolute
+    np.testing.assert_allclose(used.ridge * np.trace(k) / n, used.ridge_absolute, rtol=1e-5)
+    a = k.astype(np.float64) + used.ridge_absolute * np.eye(n)
+    expected = solve_cholesky(a, y).value
+    np.testing.assert_allclose(
+        solution.value, expected, rtol=0, atol=1e-10 * np.abs(expected).max()
+    )
+
+
+def test_kernel_and_factor_are_extended_together(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((90, 6, 6, 1))
+    y = np.random.default_rng(1).normal(size=(90, 2))
+    net = wl.cntk_vanilla(4)
+    for n_old, n in ((0, 40), (40, 41), (41, 90)):
+        old = [str(tmp_path / f"{name}{n_old}") if n_old else None for name in "kl"]
+        k = wl.gram(net, x[:n], store=tmp_path / f"k{n}", tile=16, reuse=old[0])
+        ridge = 0.0 if n_old else 1e-4
+        solution = solve_tiled(k, y[:n], ridge, store=tmp_path / f"l{n}", reuse=old[1])
+        expected = solve_cholesky(k, y[:n], solution.statistics.ridge).value
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(solution.value, expected, rtol=0, atol=1e-10 * scale)
+
+
+def test_the_comparison_notices_a_wrong_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k, y = gram(90), np.ones(90)
+    factorise(k[:50, :50], store=tmp_path / "old", tile=16)
+
+    def perturbed(self: TileStore, key: tuple[int, int], source: TileStore) -> None:
+        self.write(key, source.read(key) * (1 + 1e-6))
+
+    monkeypatch.setattr(TileStore, "copy", perturbed)
+    solution = solve_tiled(k, y, store=tmp_path / "new", reuse=tmp_path / "old")
+    expected = solve_cholesky(k, y).value
+    assert np.abs(solution.value - expected).max() > 1e-8 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("place", ["copying", "computing"])
+@pytest.mark.parametrize("lost", [False, True], ids=["with the old factor", "without it"])
+def test_an_extended_factor_that_was_stopped_goes_on(
+    lost: bool, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k, old, path = gram(90), tmp_path / "old", tmp_path / "new"
+    factorise(k[:50, :50], 0.1, store=old, tile=16)
+    with monkeypatch.context() as patch:
+        factorise(k, store=tmp_path / "whole", reuse=old)
+        computed, _ = tiles_written(patch)
+
+        def stop(share: float) -> None:
+            if len(computed) > 5:
+                raise KeyboardInterrupt
+
+        if place == "copying":
+            copy, room = TileStore.copy, iter(range(4))
+
+            def copy_some(self: TileStore, key: tuple[int, int], source: TileStore) -> None:
+                if next(room, None) is None:
+                    raise KeyboardInterrupt
+                copy(self, key, source)
+
+            patch.setattr(TileStore, "copy", copy_some)
+        with pytest.raises(KeyboardInterrupt):
+            factorise(k, store=path, reuse=old, progress=stop, threads=1)
+        finished = TileStore.open(open_objects(path)).finished()
+        assert 4 <= len(finished) < 21
+    computed_again, copied_again = tiles_written(monkeypatch)
+    if lost:
+        shutil.rmtree(old)
+        with pytest.raises(FileNotFoundError, match="there is no matrix of widelimit"):
+            factorise(k, store=path, reuse=old)
+        with pytest.raises(ValueError, match=r"ridge is 0\.\d+ there, 0.0 now") as told:
+            factorise(k, store=path)
+        ridge = re.search(r"ridge is (\S+) there", str(told.value))
+        assert ridge is not None
+        factorise(k, float(ridge[1]), store=path)
+        assert copied_again == []
+    else:
+        factorise(k, store=path, reuse=old)
+    assert not finished & set(computed_again + copied_again)
+    assert len(computed_again + copied_again) == 21 - len(finished)
+    shutil.rmtree(old, ignore_errors=True)
+    factorise(k, store=path, reuse=old)  # finished: the same call is harmless
+    assert contents(path) == contents(tmp_path / "whole")
+
+
+EXTEND = """
+import os, signal, sys
+import numpy as np
+from widelimit.solvers import factorise
+
+old, path, share = sys.argv[1:]
+
+def kill(done):
+    if done > float(share):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+k = np.load(old + ".npy")
+factorise(k, store=path, reuse=old, threads=1, progress=kill)
+"""
+
+
+def test_an_extended_factor_that_is_killed(tmp_path: Path) -> None:
+    k, old, path = gram(150), tmp_path / "old", tmp_path / "new"
+    np.save(tmp_path / "old.npy", k)
+    factorise(k[:60, :60], 0.1, store=old, tile=16)
+    for share in ("0.2", "0.6", "2"):
+        command = [sys.executable, "-c", EXTEND, str(old), str(path), share]
+        code = subprocess.run(command, check=False).returncode
+        assert code == (0 if share == "2" else -signal.SIGKILL)
+    factorise(k, store=tmp_path / "whole", reuse=old)
+    assert contents(path) == contents(tmp_path / "whole")
+
+
+def test_extended_factors_behind_a_url() -> None:
+    k, url = gram(90), "memory://test_reuse_factor"
+    factorise(k[:50, :50], store=f"{url}/50", tile=16)
+    factorise(k[:70, :70], store=f"{url}/70", reuse=f"{url}/50")
+    factorise(k, store=f"{url}/90", reuse=f"{url}/70")
+    factorise(k, store=f"{url}/whole", tile=16)
+    assert contents(f"{url}/90") == contents(f"{url}/whole")
+
+
+def changed(k: np.ndarray, i: int, j: int, by: float) -> np.ndarray:
+    other = k.copy()
+    other[i, j] += by
+    other[j, i] = other[i, j]
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"k": gram(90, 1)},
+            r"reuse must be a factor of the first 50 rows .*random v, L L\^T v dif",
+        ),
+        ({"k": gram(90)[::-1, ::-1]}, "is not: for a random v, .* or leave reuse out"),
+        (
+            {"k": changed(gram(90), 49, 3, 1e-7)},
+            r"v by 1?\.?\d.*e-0\d in row 3, .*e-1\d is rounding",
+        ),
+        ({"k": changed(gram(90), 20, 20, 1e-7)}, "in row 20, "),
+        ({"k": changed(gram(90), 20, 3, np.nan)}, "v by nan in row 3, "),
+        (
+            {"k": gram(90)[:49, :49]},
+            r"is of 50 samples, k of 49: reuse must be a factor of the fir",
+        ),
+        (
+            {"ridge": 0.1},
+            r"reuse keeps the ridge that its factor has, got ridge=0.1 as well: leave",
+        ),
+        (
+            {"dtype": "float32"},
+            r"has dtype='float64', got 'float32': give dtype='float64', or leave",
+        ),
+        ({"tile": 32}, r"has tile=16, got 32: give tile=16, or leave reuse out"),
+    ],
+)
+def test_what_is_not_the_beginning_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    call: dict[str, Any] = {"k": gram(90), "store": tmp_path / "new", "reuse": tmp_path / "old"}
+    factorise(gram(90)[:50, :50], 0.1, store=tmp_path / "old", tile=16)
+    with pytest.raises(ValueError, match=message):
+        factorise(**(call | change))
+    assert not (tmp_path / "new" / "zarr.json").exists()
+    factorise(**call)
+
+
+def test_the_relative_ridge_finds_an_extended_factor_whatever_its_last_bit(tmp_path: Path) -> None:
+    k, rounded = gram(20), 0
+    for ridge in np.linspace(0.1, 0.3, 10):
+        old, new = tmp_path / f"{ridge}-old", tmp_path / f"{ridge}-new"
+        factorise(k[:10, :10], ridge, store=old)
+        factor = factorise(k, store=new, reuse=old)
+        rounded += factor.ridge * k.diagonal().mean() != factor.ridge_absolute
+        assert factorise(k, factor.ridge, store=new).ridge_absolute == factor.ridge_absolute
+    assert rounded > 0
+
+
+def test_a_factor_with_another_ridge_than_it_says_is_refused(tmp_path: Path) -> None:
+    old = factorise(gram(90)[:50, :50], 0.1, store=tmp_path / "old", tile=16).store
+    ridge = old.manifest["ridge_absolute"] + 1e-8
+    old.with_manifest({**old.manifest, "ridge_absolute": ridge})
+    with pytest.raises(ValueError, match="reuse must be a factor of the first 50 rows and columns"):
+        factorise(gram(90), store=tmp_path / "new", reuse=tmp_path / "old")
+
+
+@pytest.mark.parametrize("n", [1, 2, 17, 150])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("least", [1e-1, 1e-3])
+def test_rounding_is_no_reason_to_refuse(n: int, dtype: str, least: float, tmp_path: Path) -> None:
+    k = with_ridge(gram(n + 3, least=least), 1e-5)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(n + 3)
+        samples = k[np.ix_(order, order)]
+        old, new = tmp_path / f"{seed}-old", tmp_path / f"{seed}-new"
+        factorise(samples[:n, :n], store=old, dtype=dtype, tile=16)
+        factorise(samples, store=new, dtype=dtype, reuse=old)
+
+
+def test_a_change_of_new_samples_is_none_of_the_beginning(tmp_path: Path) -> None:
+    factorise(gram(90)[:50, :50], 0.1, store=tmp_path / "old", tile=16)
+    for name, k in (("a", changed(gram(90), 50, 3, 1e-2)), ("b", changed(gram(90), 60, 3, np.nan))):
+        call: dict[str, Any] = {"store": tmp_path / name, "reuse": tmp_path / "old"}
+        if name == "a":
+            factorise(k, **call)
+        else:
+            with pytest.raises(
+                ValueError, match="k must be finite, got NaN or infinity in rows 48"
+            ):
+                factorise(k, **call)
+
+
+def test_stores_whose_factor_cannot_be_extended(tmp_path: Path) -> None:
+    k, old = gram(90), tmp_path / "old"
+    with pytest.raises(FileNotFoundError, match="there is no matrix of widelimit"):
+        factorise(k, store=tmp_path / "new", reuse=old)
+    wl.gram(wl.cntk_vanilla(2), np.ones((3, 4, 4, 1)), store=tmp_path / "k.zarr")
+    with pytest.raises(StoreError, match="must hold a factor, it does not"):
+        factorise(k, store=tmp_path / "new", reuse=tmp_path / "k.zarr")
+    factorise(k[:50, :50], store=old, tile=16)
+    file = old / "c" / "2" / "1"
+    content = file.read_bytes()
+    file.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+    with pytest.raises(StoreError, match=r"tile \(2, 1\) of .*old is damaged.*verify=True"):
+        factorise(k, store=tmp_path / "new", reuse=old)
+    file.unlink()
+    with pytest.raises(StoreError, match="old lacks 1 of its tiles: run the call that makes it"):
+        factorise(k, store=tmp_path / "new", reuse=old)
+    assert not (tmp_path / "new" / "zarr.json").exists()
+    factorise(k[:50, :50], store=old)
+    factorise(k, store=tmp_path / "new", reuse=old)
+
+
+def test_damaged_tiles_of_an_extended_factor(tmp_path: Path) -> None:
+    k, old, path = gram(90), tmp_path / "old", tmp_path / "new"
+    factorise(k[:50, :50], 0.1, store=old, tile=16)
+    factorise(k, store=path, reuse=old)
+    before = contents(path)
+    for name in ("c/1/0", "c/4/2"):
+        content = (path / name).read_bytes()
+        (path / name).write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+    with pytest.raises(ValueError, match="holds another factor: kernel is"):
+        factorise(2 * k, 0.1, store=path, verify=True)
+    factorise(k, store=path, reuse=old, verify=True)
+    assert contents(path) == before
+
+
+def test_new_samples_that_repeat_old_ones(tmp_path: Path) -> None:
+    k, y = duplicates(90, "float64"), np.ones(90)
+    factorise(k[:80, :80], store=tmp_path / "old", tile=16)
+    solution = solve_tiled(k, y, store=tmp_path / "new", reuse=tmp_path / "old")
+    assert solution.status is Status.NOT_POSITIVE_DEFINITE
+    assert re.search(r"sample 86 .* sample 2 \(weight 1\).*: leave reuse out", solution.message)
+
+
+# ---------------------------------------------------------------- memory
 
 MEASURE = """
 import sys

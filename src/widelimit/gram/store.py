@@ -369,6 +369,10 @@ class TileStore:
             if all(sizes.get(name) == self._chunk_bytes for name in self._names(key))
         }
 
+    def missing(self) -> set[Key]:
+        """Return the keys of the other tiles."""
+        return set(self.grid.tiles()) - self.finished()
+
     def check_finished(self) -> None:
         """Refuse a store that lacks tiles.
 
@@ -377,7 +381,7 @@ class TileStore:
         StoreError
             With how many.
         """
-        missing = sum(1 for _ in self.grid.tiles()) - len(self.finished())
+        missing = len(self.missing())
         if missing:
             raise StoreError(
                 f"{self.objects.name} lacks {missing} of its tiles: run the call that makes it "

@@ -86,6 +86,16 @@ class TiledFactor:
         parts = [self.store.read((i, i)).diagonal() for i in range(self._rows)]
         return np.concatenate(parts).astype(np.float64) ** 2
 
+    def multiply(self, v: FloatArray) -> FloatArray:
+        """Return ``A v = L (L^T v)`` in float64 for v (n, m); reads the factor twice."""
+        down, out = np.zeros_like(v), np.zeros_like(v)
+        with Reader(self.store, np.dtype(np.float64)) as reader:
+            for (i, j), tile in reader.stream(self.store.grid.tiles()):
+                down[self._part(j)] += tile.T @ v[self._part(i)]
+            for (i, j), tile in reader.stream(self.store.grid.tiles()):
+                out[self._part(i)] += tile @ down[self._part(j)]
+        return out
+
     def solve(self, y: FloatArray) -> FloatArray:
         """Return ``A^-1 y`` for y (n, targets) by two substitutions; reads the factor twice."""
         arithmetic = Arithmetic(np.dtype(np.float64))

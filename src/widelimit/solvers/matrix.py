@@ -13,6 +13,7 @@ from widelimit.gram.memory import available_memory
 from widelimit.solvers.solution import FloatArray
 
 __all__ = [
+    "Leading",
     "Matrix",
     "as_matrix",
     "columns_of",
@@ -89,6 +90,23 @@ def fingerprint(k: Matrix) -> str:
     for start in range(0, k.shape[0], _SMALLEST_TILE):
         digest.update(np.ascontiguousarray(k[start : start + _SMALLEST_TILE, :]).data)
     return digest.hexdigest()
+
+
+class Leading:
+    """The first n rows and columns of a matrix, read from it in its own pieces."""
+
+    def __init__(self, k: Matrix, n: int) -> None:
+        self._k, self.shape, self.dtype, self.tile = k, (n, n), k.dtype, tile_side(k)
+
+    def __getitem__(self, index: tuple[slice, slice], /) -> NDArray[Any]:
+        rows, columns = index
+        return self._k[self._whole(rows), self._whole(columns)][
+            : rows.stop - rows.start, : columns.stop - columns.start
+        ]
+
+    def _whole(self, part: slice) -> slice:
+        stop = -(-part.stop // self.tile) * self.tile
+        return slice(part.start, min(stop, self._k.shape[0]))
 
 
 def pieces(k: Matrix) -> Iterator[tuple[slice, slice, NDArray[Any]]]:

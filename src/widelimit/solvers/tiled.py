@@ -26,11 +26,12 @@ from numpy.typing import ArrayLike, NDArray
 from widelimit._version import __version__
 from widelimit.gram.memory import remaining
 from widelimit.gram.store import StoreError, TileStore, open_objects
-from widelimit.gram.tiles import Key
+from widelimit.gram.tiles import Grid, Key
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_ridge, check_targets, epsilon
 from widelimit.solvers.factor import Progress, Reader, TiledFactor, fitting_width
 from widelimit.solvers.matrix import (
+    Leading,
     Matrix,
     as_matrix,
     diagonal,
@@ -45,6 +46,7 @@ __all__ = ["NotPositiveDefinite", "factorise", "solve_tiled"]
 _FORMAT = "widelimit.factor/1"
 _MIN_ROUNDINGS = 100  # that a pivot must exceed, as in `solve_cholesky`
 _MAX_ROUNDINGS = 100  # that a negative pivot of a Gram matrix may be
+_REUSE_ROUNDINGS = 2  # times n that a factor may differ from its matrix: `_check_factor_of`
 _WIDEST_PANEL = 6  # tiles: wider ones leave less to do side by side
 _AHEAD = 2  # tiles that wait to be written
 
@@ -117,6 +119,7 @@ def factorise(
     memory: int | str | None = None,
     threads: int | None = None,
     tile: int | None = None,
+    reuse: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     verify: bool = False,
 ) -> TiledFactor:
@@ -127,7 +130,7 @@ def factorise(
     k : Gram or array-like of shape (n, n)
         Symmetric; of a stored matrix each tile is read once.
     ridge : float
-        Relative ridge, finite and >= 0: it multiplies ``trace(k)/n``.
+        Relative ridge, finite and >= 0: it multiplies ``trace(k)/n``. Not with `reuse`.
     store : path or fsspec URL
         Where the tiles of the factor lie: ``n (n + tile)/2`` entries.
     dtype : {"float64", "float32"}
@@ -138,7 +141,15 @@ def factorise(
     threads : int or None
         None: one for each processor that this process may use. No bit depends on it.
     tile : int or None
-        Side of a tile of a new factor. None: that of k.
+        Side of a tile of a new factor. None: that of `reuse`, or of k.
+    reuse : path, fsspec URL or None
+        A finished factor, of the same dtype and tile, of the first rows and columns of k: its
+        complete tiles are copied, the others computed. If its last row of tiles is not complete,
+        those rows, tile - 1 at most, are computed again. Its ridge stays, as an absolute number (a
+        relative one would change with the trace, and all of the factor with it): `ridge` must be
+        left out, and `TiledFactor.ridge` is the old one in units of the new ``trace(k)/n``. It is
+        not looked at once the new factor is finished: then it may be deleted. If it is lost before,
+        the call without it is refused, and names the ridge with which it goes on.
     progress : callable or None
         Is given the finished share of the flops, 0 to 1.
     verify : bool
@@ -153,53 +164,93 @@ def factorise(
     NotPositiveDefinite
         If a pivot is not positive to rounding. `solve_tiled` makes a status of it.
     TypeError, ValueError
-        If k, ridge or memory are not as described, or the store holds another factor.
+        If k, ridge or memory are not as described, the store holds another factor, or `reuse` is no
+        factor of the beginning of k.
     MemoryError
         If not even one column of tiles fits into memory.
-    BlockingIOError, OSError, StoreError
-        As for `gram`.
+    BlockingIOError, OSError, FileNotFoundError, StoreError
+        As for `gram`; nothing is copied of a `reuse` that is damaged.
 
     Notes
     -----
     Cost: ``n^3/3`` flops by BLAS; a column of tiles is read again for every panel of as many
     columns as fit into memory. A kill costs the tile under way.
+
+    Whether `reuse` belongs to k is asked with one random vector v: ``L (L^T v)`` must be
+    ``(k + ridge) v``, on the rows of `reuse`, to ``2 max(n, 100)`` roundings of its dtype in units
+    of the diagonal: a difference beyond that is noticed wherever it is, a smaller one is not.
+    Cost, as long as there is something to copy: two passes over the old factor and one over its
+    part of k. Then ``n_old^2 m + n_old m^2 + m^3/3`` flops for m new samples.
     """
     matrix = as_matrix(k)
     relative = check_ridge(ridge)
+    if reuse is not None and relative:
+        raise ValueError(
+            f"reuse keeps the ridge that its factor has, got ridge={ridge!r} as well: leave ridge "
+            "out, or leave reuse out and factor all of k"
+        )
     if dtype not in ("float32", "float64"):
         raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
     n = matrix.shape[0]
-    trace_mean = float(diagonal(matrix).mean())
-    manifest: dict[str, Any] = {
-        "format": _FORMAT,
-        "kernel": fingerprint(matrix),
-        "ridge": relative,
-        "ridge_absolute": relative * trace_mean,
-        "version": __version__,
-    }
+    mean = float(diagonal(matrix).mean())
+    absolute = relative * mean
     objects = open_objects(store)
     with objects.locked():
-        factor_store = _open_store(store, manifest, n, dtype)
-        if factor_store is None:
-            side = tile or tile_side(matrix)
-            factor_store = TileStore.create(objects, (n, n), side, dtype, "lower", manifest)
-        if verify:
-            for key in factor_store.damaged(sorted(factor_store.finished())):
-                factor_store.delete(key)
-        _Factorisation(matrix, factor_store, memory, progress).run(threads)
-    return TiledFactor(factor_store, memory)
+        found, old = _find_factor(store), None
+        if reuse is not None:
+            if found is None or found.missing():
+                side = tile if found is None else found.tile
+                old = same_ridge = _find_reused(reuse, n, dtype, side)
+            else:
+                same_ridge = found
+            absolute = TiledFactor(same_ridge, memory).ridge_absolute
+            relative = absolute / mean if mean > 0 else 0.0
+        manifest: dict[str, Any] = {
+            "format": _FORMAT,
+            "kernel": fingerprint(matrix),
+            "ridge": relative,
+            "ridge_absolute": absolute,
+            "version": __version__,
+        }
+        if found is not None:
+            _check_same(found, manifest, n, dtype)
+            for key in found.damaged(sorted(found.finished())) if verify else ():
+                found.delete(key)
+        copied: list[Key] = []
+        if old is not None:
+            grid = Grid(n, n, old.tile, "lower")
+            copied = sorted(grid.common(old.grid) - (found.finished() if found else set()))
+            if copied or found is None:
+                _check_factor_of(matrix, TiledFactor(old, memory))
+        if found is None:
+            side = tile or (tile_side(matrix) if old is None else old.tile)
+            found = TileStore.create(objects, (n, n), side, dtype, "lower", manifest)
+        if old is not None:
+            for key in copied:
+                found.copy(key, old)
+        _Factorisation(matrix, found, memory, progress).run(threads)
+    return TiledFactor(found, memory)
 
 
-def _open_store(
-    store: str | os.PathLike[str], manifest: dict[str, Any], n: int, dtype: str
-) -> TileStore | None:
-    try:
-        found = TileStore.open(open_objects(store))
-    except FileNotFoundError:
-        return None
+def _open_factor(store: str | os.PathLike[str]) -> TileStore:
+    found = TileStore.open(open_objects(store))
     if found.manifest.get("format") != _FORMAT or found.region != "lower":
         raise StoreError(f"{found.objects.name} must hold a factor, it does not: give another path")
+    return found
+
+
+def _find_factor(store: str | os.PathLike[str]) -> TileStore | None:
+    """Return the factor that is there already, None if there is none."""
+    try:
+        return _open_factor(store)
+    except FileNotFoundError:
+        return None
+
+
+def _check_same(found: TileStore, manifest: dict[str, Any], n: int, dtype: str) -> None:
+    """Refuse to go on with a store that holds another factor than the one that is asked for."""
     asked = {**manifest, "dtype": dtype, "n": n}
+    del asked["ridge_absolute"]  # of one kernel and relative ridge, but for its last bit
     there = {**found.manifest, "dtype": found.dtype.name, "n": found.shape[0]}
     differences = [
         f"{name} is {there.get(name)} there, {value} now"
@@ -211,7 +262,49 @@ def _open_store(
             f"{found.objects.name} holds another factor: {'; '.join(differences)}. Give another "
             "path, or delete that one"
         )
-    return found
+
+
+def _find_reused(reuse: str | os.PathLike[str], n: int, dtype: str, side: int | None) -> TileStore:
+    """Return the finished factor of at most n samples, of which tiles can be copied."""
+    old = _open_factor(reuse)
+    name = old.objects.name
+    for what, there, wanted in (
+        ("dtype", old.dtype.name, dtype),
+        ("tile", old.tile, side or old.tile),
+    ):
+        if there != wanted:
+            raise ValueError(
+                f"the factor in {name} has {what}={there!r}, got {wanted!r}: give "
+                f"{what}={there!r}, or leave reuse out"
+            )
+    if old.shape[0] > n:
+        raise ValueError(
+            f"the factor in {name} is of {old.shape[0]} samples, k of {n}: reuse "
+            "must be a factor of the first rows and columns of k"
+        )
+    old.check_finished()
+    return old
+
+
+def _check_factor_of(matrix: Matrix, factor: TiledFactor) -> None:
+    """Refuse a factor of something else than the beginning of a matrix: see `factorise`."""
+    n, ridge = factor.n, factor.ridge_absolute
+    first = Leading(matrix, n)
+    v = np.random.default_rng(0).normal(size=(n, 1))
+    gap = np.abs(factor.multiply(v) - multiply(first, v) - ridge * v)[:, 0]
+    # Of L L^T an entry is off by roundings of sqrt(a_ii a_jj), a row times v by their sum.
+    entries = np.abs(diagonal(first)) + ridge
+    rounding = _REUSE_ROUNDINGS * max(n, _MIN_ROUNDINGS) * float(np.finfo(factor.store.dtype).eps)
+    allowed = rounding * np.sqrt(entries * entries.mean())
+    wrong = ~(gap <= allowed)  # also true for nan
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(
+            f"reuse must be a factor of the first {n} rows and columns of k, that in "
+            f"{factor.store.objects.name} is not: for a random v, L L^T v differs from "
+            f"(k + ridge) v by {gap[row]:.1e} in row {row}, {allowed[row]:.1e} is rounding; give "
+            "the factor of these samples in this order, or leave reuse out"
+        )
 
 
 class _Factorisation:
@@ -412,15 +505,16 @@ class _Factorisation:
         return np.concatenate([weights, last])
 
 
-def _explain(matrix: Matrix, error: NotPositiveDefinite, ridge: float, mean: float) -> str:
+def _explain(matrix: Matrix, error: NotPositiveDefinite, ridge: float) -> str:
     """Say why a pivot is not positive, and which ridge would be enough."""
     n, index = matrix.shape[0], error.index
+    entries = diagonal(matrix)
+    mean = float(entries.mean())
     unit, name = (mean, " trace(k)/n") if mean > 0 else (1.0, "")
     message = (
         f"k is not positive definite to rounding, with relative ridge {ridge:g}: the pivot of "
         f"sample {index} (from 0) of n = {n} is {error.pivot / unit:.3g}{name}. "
     )
-    entries = diagonal(matrix)
     if entries[index] <= 0 or mean <= 0:
         return message + (
             f"k[{index}, {index}] is {entries[index]:.3g}; it is 0 for a sample of zeros: remove "
@@ -460,6 +554,7 @@ def solve_tiled(
     memory: int | str | None = None,
     threads: int | None = None,
     tile: int | None = None,
+    reuse: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     verify: bool = False,
 ) -> Solution:
@@ -467,7 +562,7 @@ def solve_tiled(
 
     Parameters
     ----------
-    k, ridge, store, memory, threads, tile, progress, verify
+    k, ridge, store, memory, threads, tile, reuse, progress, verify
         As for `factorise`; the factor is float64, and stays in the store.
     y : array-like of shape (n,) or (n, targets)
 
@@ -494,14 +589,17 @@ def solve_tiled(
             memory=memory,
             threads=threads,
             tile=tile,
+            reuse=reuse,
             progress=progress,
             verify=verify,
         )
     except NotPositiveDefinite as error:
-        relative = check_ridge(ridge)
-        mean = float(diagonal(matrix).mean())
-        message = _explain(matrix, error, relative, mean)
-        return failed(y, relative, relative * mean, message, time.perf_counter() - start)
+        begun = TiledFactor(_open_factor(store), memory)
+        message = _explain(matrix, error, begun.ridge)
+        if reuse is not None:
+            message += " Another ridge changes all of the factor: leave reuse out then."
+        seconds = time.perf_counter() - start
+        return failed(y, begun.ridge, begun.ridge_absolute, message, seconds)
     value = factor.solve(targets)
     residual = targets - multiply(matrix, value) - factor.ridge_absolute * value
     size = float(np.linalg.norm(targets))
