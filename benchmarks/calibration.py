@@ -164,11 +164,11 @@ def plot(path: Path, out: Path) -> None:
 
     record = json.loads(path.read_text())
     mpl.rcParams.update({"svg.hashsalt": "widelimit", "svg.fonttype": "none", "font.size": 9})
-    figure = Figure(figsize=(7.2, 3.9), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (data, title) in zip(panels, TITLES.items(), strict=True):
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
-        axes.text(0.46, 0.42, "perfect calibration", rotation=45, color="0.4", ha="center")
+        axes.text(0.2, 0.11, "calibrated", rotation=45, color="0.4", ha="center", va="center")
         mine = [one for one in record["draws"] if one["data"] == data]
         sizes = sorted({one["n_train"] for one in mine})
         styles = zip(sizes, "os", ("C0", "C1"), strict=True)
@@ -188,14 +188,15 @@ def plot(path: Path, out: Path) -> None:
                     markerfacecolor=colour if filled else "white",
                     markersize=4.5,
                     linewidth=1.2 if filled else 0,
-                    label=f"{n_train:,} training images, "
-                    + ("temperature by leave-one-out" if filled else "temperature 1"),
+                    label=f"{n_train:,}, " + ("leave-one-out" if filled else "always 1"),
+                    clip_on=False,
+                    zorder=3,
                 )
         axes.set(title=title, xlabel="confidence: the largest probability", aspect="equal")
         axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+        axes.legend(loc="lower right", title="training images, temperature", fontsize=8)
     panels[0].set_ylabel("test images that are right, share")
     drawn = io.BytesIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None, "Source": digest(path)})
