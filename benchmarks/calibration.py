@@ -157,19 +157,16 @@ def digest(path: Path) -> str:
     return f"{path.name}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
-def plot(path: Path, out: Path) -> None:
+def reliability(draws: list[dict[str, Any]]) -> Any:
     """Draw accuracy against confidence, for each training size the bins of all its draws."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    record = json.loads(path.read_text())
-    mpl.rcParams.update({"svg.hashsalt": "widelimit", "svg.fonttype": "none", "font.size": 9})
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (data, title) in zip(panels, TITLES.items(), strict=True):
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
         axes.text(0.2, 0.11, "calibrated", rotation=45, color="0.4", ha="center", va="center")
-        mine = [one for one in record["draws"] if one["data"] == data]
+        mine = [one for one in draws if one["data"] == data]
         sizes = sorted({one["n_train"] for one in mine})
         styles = zip(sizes, "os", ("C0", "C1"), strict=True)
         for n_train, marker, colour in styles:
@@ -198,8 +195,18 @@ def plot(path: Path, out: Path) -> None:
         axes.set_axisbelow(True)
         axes.legend(loc="lower right", title="training images, temperature", fontsize=8)
     panels[0].set_ylabel("test images that are right, share")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None, "Source": digest(path)})
+    return figure
+
+
+def plot(path: Path, out: Path) -> None:
+    """Write the reliability diagram of a record."""
+    import matplotlib as mpl
+
+    record = json.loads(path.read_text())
+    with mpl.rc_context({"svg.hashsalt": "widelimit", "svg.fonttype": "none", "font.size": 9}):
+        figure = reliability(record["draws"])
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Source": digest(path)})
     write_atomically(out, drawn.getvalue())
 
 
