@@ -19,9 +19,10 @@ from sklearn.svm import SVC
 
 import widelimit as wl
 from widelimit.estimators import base
+from widelimit.estimators import regression as regression_module
 from widelimit.estimators.calibration import fit_temperature, log_softmax
 from widelimit.gram.engine import default_threads
-from widelimit.solvers import CholeskyFactor, Status
+from widelimit.solvers import CholeskyFactor, Status, TiledFactor
 
 NET = wl.Network([wl.Dense(1.4, 0.3), wl.ReLU(), wl.Dense(1.4, 0.3), wl.ReLU(), wl.Dense(1, 0.2)])
 
@@ -639,3 +640,56 @@ def test_kernels_in_a_store(tmp_path):
         again = wl.NTKRegressor("cntk-vanilla-3", **options).fit(images[:60], y[:60])
     np.testing.assert_array_equal(again.dual_coef_, plain.dual_coef_)
     assert wl.open_gram(tmp_path / "fit" / "kernel.zarr")[0].shape == (60, 60)
+
+
+@pytest.mark.parametrize("estimator", [wl.NTKRegressor, wl.NTKClassifier])
+@pytest.mark.parametrize("ridge", [0.0, 1e-2])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_more_samples_in_a_store(tmp_path, monkeypatch, estimator, ridge, tiled):
+    x, y = digits(100)
+    images = x.reshape(-1, 8, 8, 1)
+    calls = []
+
+    def choose(n, options):
+        calls.append(n)
+        return "tiled" if tiled else "memory"
+
+    monkeypatch.setattr(regression_module, "solver_for", choose)
+    options = {"net": "cntk-vanilla-3", "ridge": ridge, "store": str(tmp_path / "s")}
+    model = estimator(**options).partial_fit(images[:60], y[:60])
+    assert isinstance(model._factor, TiledFactor if tiled else CholeskyFactor)
+    if estimator is wl.NTKRegressor:
+        model.partial_fit(images[60:61], y[60:61]).partial_fit(images[61:90], y[61:90])
+    else:
+        model.partial_fit(images[60:90], y[60:90])
+    names = sorted(path.name for path in (tmp_path / "s").iterdir())
+    assert "kernel-90.zarr" in names
+    assert ("factor-90.zarr" in names) == tiled
+    monkeypatch.undo()
+    absolute = model.solution_.statistics.ridge_absolute
+    k = np.asarray(wl.kernel(wl.cntk_vanilla(3), images[:90]), np.float64)
+    relative = absolute / k.diagonal().mean()
+    whole = estimator("cntk-vanilla-3", ridge=relative).fit(images[:90], y[:90])
+    np.testing.assert_allclose(model.dual_coef_, whole.dual_coef_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(model.loo_predictions_, whole.loo_predictions_, atol=1e-6)
+    if estimator is wl.NTKRegressor:
+        for found, expected in zip(
+            model.predict(images[90:], return_cov=True),
+            whole.predict(images[90:], return_cov=True),
+            strict=True,
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_does_not_fit_into_memory(tmp_path):
+    x, y = digits(40)
+    with pytest.raises(MemoryError, match=r'store, a folder for it, or use solver="cg"'):
+        wl.NTKClassifier(wl.ntk_dense(2), memory=1, solver="cholesky").fit(x, y)
+    with pytest.raises(MemoryError, match="eigenvectors of 40 samples in memory"):
+        wl.NTKClassifier(wl.ntk_dense(2), memory=1, ridge="loo").fit(x, y)
+    model = wl.NTKClassifier(wl.ntk_dense(2), ridge=0.1)
+    options = regression_module.Options(0.1, np.inf, "auto", None, 1, None)
+    assert regression_module.solver_for(40, options) == "cg"
+    options = regression_module.Options(0.1, np.inf, "auto", tmp_path, 1, None)
+    assert regression_module.solver_for(40, options) == "tiled"
+    assert isinstance(model.fit(x, y)._factor, CholeskyFactor)

@@ -20,11 +20,13 @@ from widelimit.architectures import cntk_gap, named_network, ntk_dense
 from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
 from widelimit.estimators.regression import (
+    FACTOR,
     Factor,
     Options,
     Regression,
     Solver,
     SpectralFactor,
+    by_tiles,
     explain,
     grow,
     join,
@@ -40,7 +42,7 @@ from widelimit.gram.kernel import kernel, kernel_diagonal
 from widelimit.gram.run import gram
 from widelimit.network import Network
 from widelimit.program import Kind
-from widelimit.solvers import Solution, Spectrum
+from widelimit.solvers import Solution, Spectrum, TiledFactor
 from widelimit.solvers.checks import check_ridge
 from widelimit.solvers.cholesky import CholeskyFactor
 from widelimit.solvers.solution import FloatArray
@@ -113,6 +115,8 @@ class NTKEstimator(base.BaseEstimator):
     _factor: Factor | None
     _training: Training
     _nngp_fit: Any
+    _folder: str | os.PathLike[str] | None
+    _stores: tuple[str, str] | None  # paths of the kernel and, if it is stored, the factor
 
     # Kernels of the training samples beside `kind`, for a covariance of predictions.
     _extra_kinds: tuple[Kind, ...] = ()
@@ -228,6 +232,9 @@ class NTKEstimator(base.BaseEstimator):
         self.x_fit_ = distinct
         self._columns = np.flatnonzero(counts) if samples is None else None
         self._nngp_fit = None if extra is None else extra[best]
+        self._folder, self._stores = self.store, None
+        if self.store is not None and len(networks) == 1:
+            self._stores = join(self.store, "kernel.zarr"), join(self.store, FACTOR)
         self._keep(regression, training)
         self.loo_curve_ = np.stack(curves) if len(curves) > 1 else curves[0]
 
@@ -415,20 +422,68 @@ class NTKEstimator(base.BaseEstimator):
     def _grow(self, samples: NDArray[Any], training: Training) -> tuple[Regression, Any]:
         """Regress on distinct samples, of which the first are those of `x_fit_`."""
         factor = self._factor
-        if not isinstance(factor, CholeskyFactor | SpectralFactor):
-            raise NotImplementedError
-        m, nngp = factor.n, self._nngp_fit
-        new = samples[m:]
-        kinds = (self.kind_,) if nngp is None else (self.kind_, "nngp")
+        assert factor is not None
+        m = factor.n
+        kinds: tuple[Kind, ...] = (self.kind_,)
+        if self._nngp_fit is not None:
+            kinds = (self.kind_, "nngp")
+        if self._stores is not None:
+            return self._grow_stored(samples, training, kinds)
+        if isinstance(factor, TiledFactor):
+            raise ValueError(
+                "partial_fit with a factor in a store is for one network: fit with the one that "
+                "was chosen, net_"
+            )
+        assert isinstance(factor, CholeskyFactor | SpectralFactor)
+        new, nngp = samples[m:], self._nngp_fit
         columns: list[NDArray[Any]] = [np.empty((m, 0))] * len(kinds)
         corner: list[NDArray[Any]] = [np.empty((0, 0))] * len(kinds)
         if len(new):
             columns = [k.T for k in self._kernel(new, samples[:m], kinds)]
             corner = self._kernel(new, None, kinds)
         if nngp is not None:
-            nngp = np.block([[nngp, columns[1]], [columns[1].T, corner[1]]])
+            nngp = np.block([[np.asarray(nngp), columns[1]], [columns[1].T, corner[1]]])
         ridge = self.solution_.statistics.ridge_absolute
         return grow(factor, columns[0], corner[0], training, ridge), nngp
+
+    def _grow_stored(
+        self, samples: NDArray[Any], training: Training, kinds: Sequence[Kind]
+    ) -> tuple[Regression, Any]:
+        """Do the same with stores beside those that are there, which are kept."""
+        assert self._stores is not None
+        factor, n = self._factor, len(samples)
+        assert factor is not None
+        m, (k_path, factor_path), folder = factor.n, self._stores, self._folder
+        assert folder is not None
+        old = (k_path, factor_path)
+        if n > m:
+            k_path, factor_path = (
+                join(folder, f"{name}-{n}.zarr") for name in ("kernel", "factor")
+            )
+        made: Any = gram(
+            cast("Network", self.net_),
+            samples,
+            kind=cast("Any", tuple(kinds) if len(kinds) > 1 else kinds[0]),
+            store=k_path,
+            reuse=old[0] if n > m else None,
+            backend=self.backend,
+            dtype=self.dtype_,
+            threads=self.threads,
+            memory=self.memory,
+            executor=self.executor,
+            progress=self.verbose,
+        )
+        k, nngp = (made[0], made[1]) if len(kinds) > 1 else (made, None)
+        if isinstance(factor, TiledFactor):
+            reuse = old[1] if n > m else None
+            options = Options(self.ridge_, np.inf, "cholesky", folder, self.memory, self.threads)
+            regression = by_tiles(k, training, options, factor_path, reuse)
+        else:
+            assert isinstance(factor, CholeskyFactor | SpectralFactor)
+            ridge = self.solution_.statistics.ridge_absolute
+            regression = grow(factor, k[:m, m:], k[m:, m:], training, ridge)
+        self._stores = (k_path, factor_path)
+        return regression, nngp
 
     # --- prediction -------------------------------------------------------------------------------
 

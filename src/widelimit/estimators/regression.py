@@ -16,7 +16,6 @@ from widelimit.solvers import (
     Solution,
     Spectrum,
     Status,
-    TiledFactor,
     factor_and_solve,
     factorise,
     leave_one_out_of_factor,
@@ -28,12 +27,14 @@ from widelimit.solvers.matrix import Matrix, as_matrix, diagonal
 from widelimit.solvers.solution import FloatArray
 
 __all__ = [
+    "FACTOR",
     "RIDGES",
     "Factor",
     "Options",
     "Regression",
     "Solver",
     "SpectralFactor",
+    "by_tiles",
     "explain",
     "grow",
     "join",
@@ -42,6 +43,9 @@ __all__ = [
 ]
 
 Solver = Literal["auto", "cholesky", "cg"]
+FACTOR = "factor.zarr"
+"""Name of a factor in the folder of a fit."""
+
 RIDGES = 10.0 ** np.arange(-8.0, 2.5, 0.5)
 """Relative ridges that ridge="loo" chooses from."""
 
@@ -202,7 +206,8 @@ def regress(k: NDArray[Any] | Matrix, training: Training, options: Options) -> R
         case "cg":
             return _by_conjugate_gradients(k, training, options)
         case "tiled":
-            return _by_tiles(k, training, options)
+            assert options.store is not None
+            return by_tiles(k, training, options, join(options.store, FACTOR))
         case "memory":
             pass
     if options.ridge == "loo" or options.time != np.inf:
@@ -308,18 +313,33 @@ def _by_spectrum(k: NDArray[Any], training: Training, options: Options) -> Regre
     return Regression(solution, factor, time, tried.predictions[best], grid, curve)
 
 
-def _by_tiles(k: NDArray[Any] | Matrix, training: Training, options: Options) -> Regression:
-    assert options.store is not None
+def by_tiles(
+    k: NDArray[Any] | Matrix,
+    training: Training,
+    options: Options,
+    path: str,
+    reuse: str | None = None,
+) -> Regression:
+    """Solve with a factor in a store.
+
+    Parameters
+    ----------
+    k, training, options
+        As for `regress`.
+    path : str
+        Of the factor.
+    reuse : str or None
+        A factor of the first samples, whose absolute ridge is kept.
+    """
     assert options.ridge != "loo"
     _no_weights(training, options.ridge)
-    path = join(options.store, "factor.zarr")
     where: dict[str, Any] = {"store": path, "memory": options.memory, "threads": options.threads}
-    solution = solve_tiled(k, training.means, options.ridge, **where).require()
-    return of_tiles(solution, factorise(k, options.ridge, **where), training)
-
-
-def of_tiles(solution: Solution, factor: TiledFactor, training: Training) -> Regression:
-    """Leave one out with a stored factor."""
+    if reuse is not None:
+        where["reuse"] = reuse
+    else:
+        where["ridge"] = options.ridge
+    solution = solve_tiled(k, training.means, **where).require()
+    factor = factorise(k, **where)
     tried = leave_one_out_of_factor(factor, training.means, value=solution.value)
     return _one(solution, factor, tried.predictions[0], training, factor.ridge)
 

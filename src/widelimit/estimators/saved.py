@@ -422,6 +422,7 @@ def _restore(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> NTKEs
     private: Any = model
     private._columns = arrays.get("columns")
     private._training = training
+    private._folder = private._stores = None
     private._nngp_fit = arrays.get("nngp")
     private._factor = _restore_factor(fitted["factor"], arrays)
     model.time_ = _infinite(fitted["time"])

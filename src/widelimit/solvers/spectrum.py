@@ -119,7 +119,8 @@ class Spectrum:
         mean = float(np.average(work.diagonal(), weights=shares))
         work *= roots
         work *= roots[:, None]
-        values, vectors = _eigh(work, overwrite_a=True, check_finite=False, driver="evd")
+        driver = "evd" if n > 1 else "evr"  # SciPy before 1.12 asks for too little room for n = 1
+        values, vectors = _eigh(work, overwrite_a=True, check_finite=False, driver=driver)
         # Cholesky's rule for pivots; what independent roundings of the entries amount to; and, as
         # entries of nearly collinear samples are less exact than their dtype, what errors show:
         # a Gram matrix has no negative eigenvalues, so those there are have their size.
