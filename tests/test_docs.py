@@ -1,12 +1,16 @@
 """The documentation is true: examples run and print what they show, links lead somewhere."""
 
 import contextlib
+import doctest
 import io
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+
+from widelimit.estimators import classifier, metric, regressor
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -74,6 +78,13 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     assert find_dead_links(page) == []
+
+
+@pytest.mark.parametrize("module", [classifier, metric, regressor], ids=lambda m: m.__name__)
+def test_examples_of_estimators_run(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 2
+    assert result.failed == 0
 
 
 def test_readme_has_an_example_with_its_output() -> None:
