@@ -1,6 +1,7 @@
 """What estimators tell beside predictions: leave-one-out, distributions, times, influence."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -612,8 +613,6 @@ def test_standardised_features():
 
 
 def test_an_executor_is_shared_by_clones():
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(1) as executor, config_context(enable_metadata_routing=True):
         model = wl.NTKRegressor(executor=executor, ridge=0.5).set_fit_request(sample_weight=True)
         twin = clone(model)
@@ -627,7 +626,9 @@ def test_kernels_in_a_store(tmp_path):
     images = x.reshape(-1, 8, 8, 1)
     plain = wl.NTKRegressor("cntk-vanilla-3").fit(images[:60], y[:60])
     options = {"store": tmp_path / "fit", "memory": "2GB"}
-    stored = wl.NTKRegressor("cntk-vanilla-3", **options).fit(images[:60], y[:60])
+    with ThreadPoolExecutor(2) as executor:
+        stored = wl.NTKRegressor("cntk-vanilla-3", executor=executor, **options)
+        stored.fit(images[:60], y[:60])
     np.testing.assert_array_equal(stored.dual_coef_, plain.dual_coef_)
     for found, expected in zip(
         stored.predict(images[60:], return_std=True),
