@@ -325,3 +325,10 @@ def test_numpy_integers_are_integers() -> None:
 def test_layers_of_a_preset_are_layers_of_the_public_type() -> None:
     layers: list[Layer] = list(cntk_gap(3).layers)
     assert Network(layers, "paper") == cntk_gap(3)
+
+
+def test_biases_of_the_dense_network() -> None:
+    assert ntk_dense(2, b_std=0.0) == ntk_dense(2)
+    dense = [layer for layer in ntk_dense(2, b_std=0.5).layers if isinstance(layer, Dense)]
+    assert [layer.b_std for layer in dense] == [0.5, 0.5, 0.5]
+    assert [layer.w_std for layer in dense] == [1.0, 2**0.5, 2**0.5]

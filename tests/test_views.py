@@ -162,6 +162,11 @@ def test_equal_samples_with_unequal_targets():
     limit = wl.NTKRegressor(NET).fit(x[twice], targets)
     np.testing.assert_allclose(limit.predict(x[5:6]), np.mean(targets[[5, 20, 21]]), rtol=1e-8)
     assert limit.loo_predictions_[5] == limit.loo_predictions_[20]
+    weights = np.r_[np.ones(20), 3.0, 2.0]
+    copies = np.repeat(np.arange(22), weights.astype(int))
+    weighted = wl.NTKRegressor(NET, ridge=0.05).fit(x[twice], targets, sample_weight=weights)
+    repeated = wl.NTKRegressor(NET, ridge=0.05).fit(x[twice][copies], targets[copies])
+    np.testing.assert_allclose(weighted.predict(new), repeated.predict(new), rtol=1e-9)
     density = stats.multivariate_normal(np.zeros(22), k + ridge * np.eye(22)).logpdf(targets)
     assert model.log_marginal_likelihood() == pytest.approx(density)
     with pytest.raises(ValueError, match="no density: use a ridge"):
@@ -438,6 +443,12 @@ def test_more_samples(sizes, options):
         ):
             np.testing.assert_allclose(found, expected, atol=1e-7)
     np.testing.assert_allclose(model.loo_predictions_, whole.loo_predictions_, atol=1e-7)
+    k = wl.kernel(NET, x, kind=options.get("kind", "ntk"), dtype="float64")
+    np.testing.assert_allclose(model._factor.gram(), k, rtol=1e-15)
+    for found, expected in zip(
+        model.staged_predict(new, [0.1, 10]), whole.staged_predict(new, [0.1, 10]), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 def test_more_samples_compute_no_old_pair(monkeypatch):
@@ -680,6 +691,33 @@ def test_more_samples_in_a_store(tmp_path, monkeypatch, estimator, ridge, tiled)
             strict=True,
         ):
             np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_networks_have_factors_of_their_own_in_a_store(tmp_path, monkeypatch):
+    x, y = digits(60)
+    images = x.reshape(-1, 8, 8, 1)
+    nets = [wl.cntk_vanilla(3), wl.cntk_vanilla(4)]
+    plain = wl.NTKClassifier(nets, ridge=1e-3).fit(images, y)
+    monkeypatch.setattr(regression_module, "solver_for", lambda n, options: "tiled")
+    model = wl.NTKClassifier(nets, ridge=1e-3, store=tmp_path / "s").fit(images, y)
+    assert model.net_ == plain.net_
+    np.testing.assert_allclose(model.loo_curve_, plain.loo_curve_, rtol=1e-6)
+    np.testing.assert_allclose(model.dual_coef_, plain.dual_coef_, rtol=1e-5, atol=1e-8)
+    with pytest.raises(ValueError, match="fit with the one that was chosen"):
+        model.partial_fit(images[:1] + 1, y[:1])
+
+
+def test_warnings_that_are_errors_leave_what_was_there():
+    x, y = digits(40)
+    model = wl.NTKRegressor(wl.ntk_dense(2)).fit(x, y)
+    before = model.predict(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Warning, match="least squares"):
+            model.fit(np.r_[x[:20], 0 * x[:1]], y[:21])
+        with pytest.raises(Warning, match="least squares"):
+            model.partial_fit(0 * x[:1], y[:1])
+    np.testing.assert_array_equal(model.predict(x), before)
 
 
 def test_what_does_not_fit_into_memory(tmp_path):

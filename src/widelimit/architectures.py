@@ -70,7 +70,7 @@ def cntk_vanilla(depth: int = 11, filter_size: int = 3) -> Network:
     return Network([*convs, Flatten(), Dense(w_std=_SQRT_C / filter_size)], scaling="paper")
 
 
-def ntk_dense(depth: int = 3) -> Network:
+def ntk_dense(depth: int = 3, b_std: float = 0.0) -> Network:
     """NTK of a fully connected network (Eq. 7-9), on vectors or flattened images.
 
     ``Sigma^(0) = Theta^(0) = x.z``, ``Theta^(h) = Theta^(h-1) * Sigma'^(h) + Sigma^(h)``, value:
@@ -80,6 +80,9 @@ def ntk_dense(depth: int = 3) -> Network:
     ----------
     depth : int
         Number of hidden layers L, at least 1.
+    b_std : float
+        Standard deviation of the biases of all layers, 0 to 1e100. The paper has none, and its
+        network is homogeneous, ``f(2 x) = 2 f(x)``: on few features biases are worth having.
 
     Returns
     -------
@@ -89,11 +92,11 @@ def ntk_dense(depth: int = 3) -> Network:
     Raises
     ------
     TypeError, ValueError
-        If depth is not an integer, or is less than 1.
+        If depth is not an integer, or is less than 1, or b_std is out of range.
     """
     n_hidden = _depth(depth, 1, "hidden layers")
-    hidden = [ReLU(), Dense(w_std=_SQRT_C)] * n_hidden
-    return Network([Dense(w_std=1.0), *hidden], scaling="paper")
+    hidden = [ReLU(), Dense(w_std=_SQRT_C, b_std=b_std)] * n_hidden
+    return Network([Dense(w_std=1.0, b_std=b_std), *hidden], scaling="paper")
 
 
 _PRESETS = {"cntk-gap": cntk_gap, "cntk-vanilla": cntk_vanilla, "ntk-dense": ntk_dense}

@@ -191,6 +191,12 @@ class NTKEstimator(base.BaseEstimator):
         dtype: Dtype = self.dtype or (
             "float64" if all(net.is_dense for net in networks) else "float32"
         )
+        several = len(networks) > 1 and self.combine == "best"
+        if several and options.solver == "cg":
+            raise ValueError(
+                "a choice among networks needs leave-one-out, which solver='cg' has not: give one "
+                "network, combine='mean', or solver='cholesky'"
+            )
         targets = encode(counts)
         x, standardisation = rows[counts], None
         if networks and self._standardises(shape):
@@ -206,19 +212,18 @@ class NTKEstimator(base.BaseEstimator):
             if len(training.first) < len(samples):
                 distinct = samples[training.first]
             matrices, extra = self._matrices(networks, distinct, dtype)
-        if len(matrices) > 1 and options.solver == "cg":
-            raise ValueError(
-                "a choice among networks needs leave-one-out, which solver='cg' has not: give one "
-                "network, combine='mean', or solver='cholesky'"
-            )
         curves: list[FloatArray] = []
         best, regression = 0, None
         for index, k in enumerate(matrices):
+            if several and self.store is not None:  # each has a factor of its own
+                own = join(self.store, networks[index].fingerprint[:16])
+                options = replace(options, store=own)
             tried = regress(k, training, options)
             curves.append(tried.curve)
             if regression is None or tried.score > regression.score:
                 best, regression = index, tried
         assert regression is not None
+        _warn(regression.solution)
         # All at the end: a fit that fails leaves no half-fitted estimator. What the kernel of new
         # samples depends on is kept, so that set_params cannot change it without a new fit.
         if samples is None:
@@ -239,10 +244,7 @@ class NTKEstimator(base.BaseEstimator):
         self.loo_curve_ = np.stack(curves) if len(curves) > 1 else curves[0]
 
     def _keep(self, regression: Regression, training: Training) -> None:
-        """Set what follows from coefficients; warn if they are not to be trusted."""
-        message = explain(regression.solution)
-        if message:
-            _warn(message)
+        """Set what follows from coefficients."""
         self._factor, self._training = regression.factor, training
         self.dual_coef_ = self._shaped(regression.solution.value)
         self.solution_ = replace(regression.solution, value=self.dual_coef_)
@@ -415,11 +417,14 @@ class NTKEstimator(base.BaseEstimator):
             np.concatenate([old.sample_weight, weight]),
         )
         samples = together[known.first]
-        regression, nngp = self._grow(samples, training)
-        self.x_fit_, self._nngp_fit = samples, nngp
+        regression, nngp, stores = self._grow(samples, training)
+        _warn(regression.solution)
+        self.x_fit_, self._nngp_fit, self._stores = samples, nngp, stores
         self._keep(regression, training)
 
-    def _grow(self, samples: NDArray[Any], training: Training) -> tuple[Regression, Any]:
+    def _grow(
+        self, samples: NDArray[Any], training: Training
+    ) -> tuple[Regression, Any, tuple[str, str] | None]:
         """Regress on distinct samples, of which the first are those of `x_fit_`."""
         factor = self._factor
         assert factor is not None
@@ -444,11 +449,11 @@ class NTKEstimator(base.BaseEstimator):
         if nngp is not None:
             nngp = np.block([[np.asarray(nngp), columns[1]], [columns[1].T, corner[1]]])
         ridge = self.solution_.statistics.ridge_absolute
-        return grow(factor, columns[0], corner[0], training, ridge), nngp
+        return grow(factor, columns[0], corner[0], training, ridge), nngp, None
 
     def _grow_stored(
         self, samples: NDArray[Any], training: Training, kinds: Sequence[Kind]
-    ) -> tuple[Regression, Any]:
+    ) -> tuple[Regression, Any, tuple[str, str]]:
         """Do the same with stores beside those that are there, which are kept."""
         assert self._stores is not None
         factor, n = self._factor, len(samples)
@@ -482,8 +487,7 @@ class NTKEstimator(base.BaseEstimator):
             assert isinstance(factor, CholeskyFactor | SpectralFactor)
             ridge = self.solution_.statistics.ridge_absolute
             regression = grow(factor, k[:m, m:], k[m:, m:], training, ridge)
-        self._stores = (k_path, factor_path)
-        return regression, nngp
+        return regression, nngp, (k_path, factor_path)
 
     # --- prediction -------------------------------------------------------------------------------
 
@@ -625,8 +629,11 @@ class NTKEstimator(base.BaseEstimator):
         return np.asarray(made.mean(axis=0) if isinstance(nets, list) else made, np.float64)
 
 
-def _warn(message: str) -> None:
-    """Warn, as from the line that called into this package."""
+def _warn(solution: Solution) -> None:
+    """Warn of coefficients that are not to be trusted, as from the line that called the package."""
+    message = explain(solution)
+    if not message:
+        return
     frame, level = inspect.currentframe(), 1
     while frame is not None and frame.f_globals["__name__"].startswith("widelimit."):
         frame, level = frame.f_back, level + 1
