@@ -361,6 +361,8 @@ def test_influences_sum_to_the_output():
     size = np.abs(found.weights)
     assert np.all(size[:, :-1] >= size[:, 1:])
     assert np.all(np.sort(found.indices, axis=1) == np.arange(50))
+    again = wl.NTKClassifier(wl.ntk_dense(3)).fit(x[[0, 0, 1, 2, 1, 3]], y[[0, 0, 1, 2, 1, 3]])
+    assert set(again.influence(x[:9], 6).indices.ravel()) == {0, 2, 3, 5}  # the first of equal ones
     few = model.influence(x[50:], n_largest=3)
     np.testing.assert_array_equal(few.indices, found.indices[:, :3])
     targets = wl.NTKRegressor(ridge=1e-3).fit(x[:50], np.c_[y[:50], -2 * y[:50]])
