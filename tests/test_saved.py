@@ -205,6 +205,7 @@ def shorten(path, document):
         (put("format", value=None), r"must hold a model of format"),
         (put("estimator", value="os.system"), r"damaged: KeyError"),
         (put("parameters", "__class__", value=1), r"damaged: TypeError"),
+        (put("parameters", "store", value="/etc"), r"no parameters \['store'\]"),
         (put("arrays", "../x", value={}), r"unknown arrays \['../x'\]"),
         (put("arrays", "x_fit", "crc32c", value=7), r"x_fit.npy is damaged, its checksum"),
         (put("arrays", "x_fit", "shape", value=[1, 2]), r"x_fit.npy does not hold what"),

@@ -397,6 +397,8 @@ def _restore(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> NTKEs
     _check_shapes(arrays)
     fitted, kind = document["fitted"], _ESTIMATORS[document["estimator"]]
     parameters = {name: _parameter(value) for name, value in document["parameters"].items()}
+    if places := set(parameters) & set(_LOCAL):  # where a later fit would write
+        raise ValueError(f"a model has no parameters {sorted(places)}")
     model = kind(**parameters)
     training = Training(
         arrays["place"], arrays["first"], arrays["targets"], arrays["sample_weight"]
