@@ -298,7 +298,14 @@ def test_an_ill_conditioned_solution_warns(monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"ridge": -1}, {"ridge": np.nan}, {"kind": "cntk"}, {"net": "gap"}, {"image_shape": (9, 9)}],
+    [
+        {"ridge": -1},
+        {"ridge": np.nan},
+        {"memory": "much"},
+        {"kind": "cntk"},
+        {"net": "gap"},
+        {"image_shape": (9, 9)},
+    ],
 )
 @pytest.mark.parametrize("estimator", BOTH)
 def test_errors_come_before_the_work(monkeypatch, estimator, options):
@@ -426,6 +433,7 @@ NAN = np.where(np.arange(64) == 5, np.nan, ROWS)
         ({"kernel": "precomputed"}, IMAGES, ValueError, r"X is the Gram matrix.*images"),
         ({"solver": "cg", "ridge": "loo"}, ROWS, ValueError, r"need a factor"),
         ({"solver": "cg", "net": ["ntk-dense-1"] * 2}, ROWS, ValueError, r"choice among networks"),
+        ({"memory": "much"}, ROWS, ValueError, r"memory"),
         ({"executor": object()}, ROWS, ValueError, r"executor needs store"),
         ({"standardise": 1}, ROWS, TypeError, r"standardise must be True, False or None"),
         ({"kind": ("ntk", "nngp")}, ROWS, ValueError, r"kind must be .*got \('ntk', 'nngp'\)"),

@@ -39,6 +39,7 @@ from widelimit.estimators.samples import (
     split_shape,
 )
 from widelimit.gram.kernel import kernel, kernel_diagonal
+from widelimit.gram.memory import parse_memory
 from widelimit.gram.run import gram
 from widelimit.network import Network
 from widelimit.program import Kind
@@ -282,6 +283,8 @@ class NTKEstimator(base.BaseEstimator):
             )
         if self.kernel == "precomputed" and (self.store is not None or self.executor is not None):
             raise ValueError("store and executor are for kernels of networks: leave them out")
+        if self.memory is not None:
+            parse_memory(self.memory)
         if self.executor is not None and self.store is None:
             raise ValueError("executor needs store, a folder that all of its workers see")
         return Options(ridge, time, self.solver, self.store, self.memory, self.threads)
