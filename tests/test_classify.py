@@ -118,6 +118,23 @@ def test_what_fit_says(images, tmp_path):
     assert wl.load_model(tmp_path / "m").time == "loo"
 
 
+def test_as_many_images_as_the_smallest_class_has(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.array([0] * 3 + [1] * 7)
+    np.savez(
+        tmp_path / "d.npz",
+        x_train=rng.random((10, 4, 4, 1)),
+        y_train=labels,
+        x_test=rng.random((2, 4, 4, 1)),
+        y_test=[0, 1],
+    )
+    words = ["fit", tmp_path / "d.npz", "--net", "cntk-vanilla-3", "--out", tmp_path / "m"]
+    code, text, error = widelimit(*words, "--per-class", 3)
+    assert (code, error) == (0, "")
+    assert text.startswith("d: 6 images 4 x 4 grey, 2 classes")
+    assert len(wl.load_model(tmp_path / "m").x_fit_) == 6
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

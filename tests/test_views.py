@@ -709,6 +709,22 @@ def test_networks_have_factors_of_their_own_in_a_store(tmp_path, monkeypatch):
         model.partial_fit(images[:1] + 1, y[:1])
 
 
+def test_a_ridge_that_cholesky_does_not_take_keeps_the_kernel(monkeypatch):
+    x, y, new = regression(30)
+    expected = wl.NTKRegressor(NET, ridge="loo").fit(x, y)
+
+    def refuse(k, y, ridge, *, weights, overwrite_k=False):
+        if overwrite_k:
+            k[...] = np.nan
+        return None, None
+
+    monkeypatch.setattr(regression_module, "factor_and_solve", refuse)
+    model = wl.NTKRegressor(NET, ridge="loo").fit(x, y)
+    np.testing.assert_array_equal(model._factor.gram(), wl.kernel(NET, x, dtype="float64"))
+    np.testing.assert_allclose(model.predict(new), expected.predict(new), rtol=1e-9)
+    np.testing.assert_allclose(model.self_influence_, expected.self_influence_, atol=1e-9)
+
+
 def test_warnings_that_are_errors_leave_what_was_there():
     x, y = digits(40)
     model = wl.NTKRegressor(wl.ntk_dense(2)).fit(x, y)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.data.dataset import Dataset, FloatArray, split_by_class
+from widelimit.data.dataset import Dataset, FloatArray
 from widelimit.data.image import fit_image, image_suffixes, read_image, safe_formats
 from widelimit.data.load import load_dataset
 from widelimit.estimators import NTKClassifier, load_model, save_model
+from widelimit.experiments.plan import draw_training_sets
 from widelimit.files import write_atomically
 
 __all__ = ["Fit", "Prediction", "read_choice"]
@@ -106,8 +107,8 @@ class Fit:
                     f"--per-class must be at most {smallest}, the images of the smallest class of "
                     f"{source}, got {per_class}"
                 )
-            if per_class < smallest or len(set(np.bincount(data.y_train))) > 1:
-                chosen = split_by_class(data.y_train, train_per_class=per_class, seed=seed)[0]
+            rng = np.random.default_rng(seed)
+            chosen = draw_training_sets(data.y_train, [per_class], rng)[0]
         return cls(data, chosen, NTKClassifier(**parameters), out, overwrite)
 
     def run(self, say: Callable[[str], None], *, test: bool = False) -> None:

@@ -38,6 +38,7 @@ from widelimit.estimators.samples import (
     resolve_shape,
     split_shape,
 )
+from widelimit.gram.inputs import number_samples
 from widelimit.gram.kernel import kernel, kernel_diagonal
 from widelimit.gram.memory import parse_memory
 from widelimit.gram.run import gram
@@ -270,12 +271,8 @@ class NTKEstimator(base.BaseEstimator):
             if getattr(self, name) not in allowed:
                 words = " or ".join(f'"{word}"' for word in allowed)
                 raise ValueError(f"{name} must be {words}, got {getattr(self, name)!r}: choose one")
-        ridge: Any = self.ridge
-        if not (isinstance(ridge, str) and ridge == "loo"):
-            ridge = check_ridge(ridge) if not isinstance(ridge, str) else _refuse("ridge", ridge)
-        time: Any = np.inf if self.time is None else self.time
-        if not (isinstance(time, str) and time == "loo"):
-            time = check_time(time) if not isinstance(time, str) else _refuse("time", time)
+        ridge = _number_or_loo("ridge", self.ridge, check_ridge)
+        time = _number_or_loo("time", np.inf if self.time is None else self.time, check_time)
         if ridge == "loo" and time != np.inf:
             raise ValueError(
                 "ridge='loo' is chosen for the end of training, got a time as well: give ridge a "
@@ -359,35 +356,55 @@ class NTKEstimator(base.BaseEstimator):
         self, networks: list[Network], samples: NDArray[Any], dtype: Dtype
     ) -> tuple[list[Any], list[Any] | None]:
         """Return the Gram matrices to regress with, and those of the extra kinds."""
-        kinds = (self.kind, *(kind for kind in self._extra_kinds if kind != self.kind))
-        # One network or one kind is no axis of the result, nor of the store.
-        net = networks if len(networks) > 1 else networks[0]
-        kind: Any = kinds if len(kinds) > 1 else kinds[0]
-        arguments: dict[str, Any] = {
-            "kind": kind,
-            "backend": self.backend,
-            "dtype": dtype,
-            "threads": self.threads,
-            **({"progress": True} if self.verbose else {}),
-        }
-        if self.store is None:
-            made = cast("Any", kernel(net, samples, **arguments))
-        else:
-            made = gram(
-                net,
-                samples,
-                **arguments,
-                store=join(self.store, "kernel.zarr"),
-                memory=self.memory,
-                executor=self.executor,
-            )
+        extra = [kind for kind in self._extra_kinds if kind != self.kind]
+        kinds: list[Kind] = [self.kind, *extra]
+        path = None if self.store is None else join(self.store, "kernel.zarr")
+        made = self._compute(networks, samples, None, kinds, dtype, path, verbose=self.verbose)
         by_kind: list[list[Any]] = []
-        for part in cast("list[Any]", made if len(kinds) > 1 else [made]):
+        for part in made:
             matrices: list[Any] = list(part) if len(networks) > 1 else [part]
             if self.combine == "mean" and len(networks) > 1:
                 matrices = [np.mean([np.asarray(k) for k in matrices], axis=0)]
             by_kind.append(matrices)
         return by_kind[0], by_kind[1] if len(kinds) > 1 else None
+
+    def _compute(
+        self,
+        networks: Sequence[Network],
+        x1: NDArray[Any],
+        x2: NDArray[Any] | None,
+        kinds: Sequence[Kind],
+        dtype: Dtype,
+        store: str | None = None,
+        reuse: str | None = None,
+        *,
+        verbose: bool = False,
+    ) -> list[Any]:
+        """Return kernels by kind, in memory or in a store; those of several networks together."""
+        # One network or one kind is no axis of the result, nor of the store.
+        net: Any = list(networks) if len(networks) > 1 else networks[0]
+        kind: Any = tuple(kinds) if len(kinds) > 1 else kinds[0]
+        options: dict[str, Any] = {
+            "kind": kind,
+            "backend": self.backend,
+            "dtype": dtype,
+            "threads": self.threads,
+            **({"progress": True} if verbose else {}),
+        }
+        if store is None:
+            made = cast("Any", kernel(net, x1, x2, **options))
+        else:
+            made = gram(
+                net,
+                x1,
+                x2,
+                **options,
+                store=store,
+                reuse=reuse,
+                memory=self.memory,
+                executor=self.executor,
+            )
+        return list(made) if len(kinds) > 1 else [made]
 
     # --- more samples -----------------------------------------------------------------------------
 
@@ -410,16 +427,15 @@ class NTKEstimator(base.BaseEstimator):
         old = self._training
         new = _as_samples(rows[counts], self.image_shape_, self.standardisation_)
         together = np.concatenate([self.x_fit_, new])
-        known = Training.of(together, np.zeros((len(together), 1)), np.ones(len(together)))
-        m = len(self.x_fit_)
-        place = np.concatenate([old.place, known.place[m:]])
+        numbers = number_samples(together, None)[0]  # 0 to m - 1 are those of x_fit_
+        place = np.concatenate([old.place, numbers[len(self.x_fit_) :]])
         training = Training(
             place,
             np.unique(place, return_index=True)[1],
             encode(counts),
             np.concatenate([old.sample_weight, weight]),
         )
-        samples = together[known.first]
+        samples = together[np.unique(numbers, return_index=True)[1]]
         regression, nngp, stores = self._grow(samples, training)
         _warn(regression.solution)
         self.x_fit_, self._nngp_fit, self._stores = samples, nngp, stores
@@ -468,24 +484,21 @@ class NTKEstimator(base.BaseEstimator):
             k_path, factor_path = (
                 join(folder, f"{name}-{n}.zarr") for name in ("kernel", "factor")
             )
-        made: Any = gram(
-            cast("Network", self.net_),
+        reuse = old if n > m else (None, None)
+        made = self._compute(
+            self._networks,
             samples,
-            kind=cast("Any", tuple(kinds) if len(kinds) > 1 else kinds[0]),
-            store=k_path,
-            reuse=old[0] if n > m else None,
-            backend=self.backend,
-            dtype=self.dtype_,
-            threads=self.threads,
-            memory=self.memory,
-            executor=self.executor,
-            progress=self.verbose,
+            None,
+            kinds,
+            self.dtype_,
+            k_path,
+            reuse[0],
+            verbose=self.verbose,
         )
-        k, nngp = (made[0], made[1]) if len(kinds) > 1 else (made, None)
+        k, nngp = made[0], made[1] if len(made) > 1 else None
         if isinstance(factor, TiledFactor):
-            reuse = old[1] if n > m else None
             options = Options(self.ridge_, np.inf, "cholesky", folder, self.memory, self.threads)
-            regression = by_tiles(k, training, options, factor_path, reuse)
+            regression = by_tiles(k, training, options, factor_path, reuse[1])
         else:
             assert isinstance(factor, CholeskyFactor | SpectralFactor)
             ridge = self.solution_.statistics.ridge_absolute
@@ -517,14 +530,18 @@ class NTKEstimator(base.BaseEstimator):
         self, x1: NDArray[Any], x2: NDArray[Any] | None, kinds: Sequence[Kind]
     ) -> list[NDArray[Any]]:
         """Return the kernel of the fitted network, or the mean of those of several, by kind."""
-        nets = list(self.net_) if isinstance(self.net_, tuple) else self.net_
-        options: Any = {"backend": self.backend, "dtype": self.dtype_, "threads": self.threads}
-        # One kind is no axis: those who put a kernel of their own in its place need know one.
-        made: Any = kernel(
-            cast("Any", nets), x1, x2, kind=kinds[0] if len(kinds) == 1 else tuple(kinds), **options
-        )
-        parts = [made] if len(kinds) == 1 else list(made)
-        return [k.mean(axis=0) for k in parts] if isinstance(nets, list) else parts
+        made = self._compute(self._networks, x1, x2, kinds, self.dtype_)
+        return [self._averaged(k) for k in made]
+
+    @property
+    def _networks(self) -> tuple[Network, ...]:
+        """The fitted networks: one, or those whose kernels are averaged."""
+        assert self.net_ is not None
+        return self.net_ if isinstance(self.net_, tuple) else (self.net_,)
+
+    def _averaged(self, k: NDArray[Any]) -> NDArray[Any]:
+        """Return the mean over networks, if there are several."""
+        return k.mean(axis=0) if isinstance(self.net_, tuple) else k
 
     def _cross(self, samples: NDArray[Any]) -> NDArray[Any]:
         """Return the kernel between new and training samples."""
@@ -555,9 +572,8 @@ class NTKEstimator(base.BaseEstimator):
         grid = [check_time(time) for time in np.ravel(np.asarray(times, np.float64)).tolist()]
         spectrum, ridge = self._spectrum(), self.solution_.statistics.ridge_absolute
         means = self._training.means
-        values = [self._shaped(spectrum.solve(means, ridge, time)) for time in grid]
-        flat = np.concatenate([value.reshape(len(means), -1) for value in values], axis=1)
-        outputs = self._outputs(X, flat)
+        values = [spectrum.solve(means, ridge, time) for time in grid]
+        outputs = self._outputs(X, np.concatenate(values, axis=1))
         width = means.shape[1]
         for index in range(len(grid)):
             yield self._shaped(outputs[:, index * width : (index + 1) * width])
@@ -626,10 +642,15 @@ class NTKEstimator(base.BaseEstimator):
         """Return the covariance of outputs before training: NNGP, (n, n) or its diagonal."""
         if not diagonal:
             return np.asarray(self._kernel(samples, None, ("nngp",))[0], np.float64)
-        nets = list(self.net_) if isinstance(self.net_, tuple) else self.net_
-        options: Any = {"backend": self.backend, "dtype": self.dtype_, "threads": self.threads}
-        made: Any = kernel_diagonal(cast("Any", nets), samples, "nngp", **options)
-        return np.asarray(made.mean(axis=0) if isinstance(nets, list) else made, np.float64)
+        made = kernel_diagonal(
+            self._networks if isinstance(self.net_, tuple) else self._networks[0],
+            samples,
+            "nngp",
+            backend=self.backend,
+            dtype=self.dtype_,
+            threads=self.threads,
+        )
+        return np.asarray(self._averaged(made), np.float64)
 
 
 def _warn(solution: Solution) -> None:
@@ -653,8 +674,12 @@ def leaves_out(estimator: NTKEstimator) -> bool:
     return estimator.solver != "cg"
 
 
-def _refuse(name: str, value: str) -> Any:
-    raise ValueError(f'{name} must be a number or "loo", got {value!r}')
+def _number_or_loo(name: str, value: Any, check: Callable[[object], float]) -> Any:
+    if not isinstance(value, str):
+        return check(value)
+    if value != "loo":
+        raise ValueError(f'{name} must be a number or "loo", got {value!r}')
+    return value
 
 
 def _as_samples(

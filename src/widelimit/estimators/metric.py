@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,11 +68,21 @@ class KernelMetric:
         left = self._samples(x1)
         # Callers pass the training samples twice.
         right = None if x2 is None or x2 is x1 else self._samples(x2)
-        k = self._kernel(net, left, right)
+        options: Any = {
+            "kind": self.kind,
+            "backend": self.backend,
+            "dtype": self.dtype,
+            "threads": self.threads,
+        }
+        k = cast("NDArray[Any]", kernel(net, left, right, **options))
         if not self.normalise:
             return k
-        scale1 = self._scale(net, left)
-        scale2 = scale1 if right is None else self._scale(net, right)
+        if right is None:
+            own1 = own2 = k.diagonal()
+        else:
+            own1, own2 = (kernel_diagonal(net, x, **options) for x in (left, right))
+        # A sample of zeros has the kernel 0 with all.
+        scale1, scale2 = (np.where(own > 0, np.sqrt(own), 1.0) for own in (own1, own2))
         return k / scale1[:, None] / scale2
 
     def _samples(self, x: Any) -> NDArray[Any]:
@@ -80,12 +90,3 @@ class KernelMetric:
         rows = np.asarray(rows)
         shape = resolve_shape(self.image_shape, found, rows.shape[-1])
         return rows if shape is None else rows.reshape(-1, *shape)
-
-    def _kernel(self, net: Network, x1: NDArray[Any], x2: NDArray[Any] | None) -> NDArray[Any]:
-        options: Any = {"backend": self.backend, "dtype": self.dtype, "threads": self.threads}
-        return kernel(net, x1, x2, self.kind, **options)
-
-    def _scale(self, net: Network, x: NDArray[Any]) -> NDArray[Any]:
-        options: Any = {"backend": self.backend, "dtype": self.dtype, "threads": self.threads}
-        scale = np.sqrt(kernel_diagonal(net, x, self.kind, **options))
-        return np.where(scale > 0, scale, 1.0)  # a sample of zeros has the kernel 0 with all

@@ -304,8 +304,7 @@ def _by_spectrum(k: NDArray[Any], training: Training, options: Options) -> Regre
     curve = -(tried.errors + training.spread)
     if options.ridge == "loo":
         # From here on as for a ridge that was given: the factor can grow, the spectrum cannot.
-        weights = training.weights
-        solution, factor = factor_and_solve(k, means, ridge, weights=weights, overwrite_k=True)
+        solution, factor = factor_and_solve(k, means, ridge, weights=training.weights)
         if factor is not None:
             return Regression(solution, factor, np.inf, tried.predictions[best], grid, curve)
     solution = spectrum.solution(means, ridge, time)

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import google_crc32c
 import numpy as np
@@ -511,4 +511,4 @@ def _integer(value: Any) -> int:
 def _one_of(value: Any, options: Any) -> Any:
     if value not in get_args(options):
         raise ValueError(f"expected one of {get_args(options)}, got {value!r:.100}")
-    return cast("Literal['']", value)
+    return value

@@ -108,7 +108,7 @@ class CholeskyFactor:
         view = square.reshape(-1)[:: n + 1]
         roots = view.copy()
         try:
-            view[:] = diagonal = self.diagonal + self.noise
+            view[:] = self.diagonal + self.noise
             if norm is None:
                 norm = float(_row_sums(square).max())
             residual = targets - _dsymm(1.0, square.T, value, lower=1)
@@ -118,7 +118,7 @@ class CholeskyFactor:
         size = float(np.linalg.norm(targets))
         # rcond * norm = 1 / |A^-1|_1, at most the smallest eigenvalue; independent roundings of
         # the entries of k are a matrix of norm sqrt(n) eps trace(k)/n, up to a small factor.
-        uncertain = n**0.5 * epsilon(dtype) * float(diagonal.mean())
+        uncertain = n**0.5 * epsilon(dtype) * float(self.diagonal.mean())
         return Solution(
             value=value.reshape(np.shape(y)),
             status=Status.ILL_CONDITIONED if rcond * norm < uncertain else Status.SOLVED,

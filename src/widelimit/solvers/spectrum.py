@@ -168,8 +168,8 @@ class Spectrum:
         Returns
         -------
         Solution
-            ``Status.RANK_DEFICIENT`` if eigenvalues are zero to rounding and there is neither
-            ridge nor an end of training: the value is then the coefficients of smallest norm.
+            ``Status.RANK_DEFICIENT`` if eigenvalues are zero to rounding, the ridge is 0 and the
+            time infinite: the value is then the coefficients of smallest norm.
 
         Raises
         ------
