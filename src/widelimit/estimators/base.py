@@ -356,8 +356,7 @@ class NTKEstimator(base.BaseEstimator):
         self, networks: list[Network], samples: NDArray[Any], dtype: Dtype
     ) -> tuple[list[Any], list[Any] | None]:
         """Return the Gram matrices to regress with, and those of the extra kinds."""
-        extra = [kind for kind in self._extra_kinds if kind != self.kind]
-        kinds: list[Kind] = [self.kind, *extra]
+        kinds: list[Kind] = list(dict.fromkeys((self.kind, *self._extra_kinds)))
         path = None if self.store is None else join(self.store, "kernel.zarr")
         made = self._compute(networks, samples, None, kinds, dtype, path, verbose=self.verbose)
         by_kind: list[list[Any]] = []
