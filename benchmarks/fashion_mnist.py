@@ -26,8 +26,8 @@ import numpy as np
 import widelimit as wl
 from widelimit.experiments.environment import describe_environment
 from widelimit.files import write_atomically
-from widelimit.gram.memory import peak_memory
-from widelimit.gram.progress import Progress
+from widelimit.machine import peak_memory
+from widelimit.matrices.progress import Progress
 from widelimit.solvers import encode_labels, factorise, leave_one_out_of_factor, solve_tiled
 
 DEPTHS = (3, 6, 11)

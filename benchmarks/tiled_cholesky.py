@@ -22,8 +22,8 @@ import numpy as np
 from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
-from widelimit.gram.memory import peak_memory
-from widelimit.gram.store import TileStore, open_objects
+from widelimit.machine import peak_memory
+from widelimit.matrices.store import TileStore, open_objects
 from widelimit.solvers import TiledFactor, factorise
 from widelimit.solvers.blas import factor_in_place
 

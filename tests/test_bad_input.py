@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import widelimit as wl
-from widelimit.backends.base import Cancelled, Tile
+from widelimit.backends.base import Cancelled, Pairs
 from widelimit.backends.cpu import CpuBackend
 from widelimit.network import (
     Conv,
@@ -358,7 +358,8 @@ def test_wrong_networks(net: Any, error: type[Exception], message: str) -> None:
 
 # ---------------------------------------------------------------- memory
 
-MODULE = importlib.import_module("widelimit.gram.kernel")  # the package's `kernel` is the function
+# The attribute `kernel` of the package is the function.
+MODULE = importlib.import_module("widelimit.matrices.kernel")
 
 
 def refuse_work(*_: Any) -> None:
@@ -442,8 +443,8 @@ def test_an_exception_from_progress_stops_everything(
     error: type[BaseException], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
-    tile = CpuBackend.tile
-    monkeypatch.setattr(CpuBackend, "tile", lambda *a: (started.append(1), tile(*a))[1])
+    tile = CpuBackend.sums
+    monkeypatch.setattr(CpuBackend, "sums", lambda *a: (started.append(1), tile(*a))[1])
 
     def stop(share: float) -> None:
         raise error(f"at {share}")
@@ -460,9 +461,9 @@ def test_an_exception_from_progress_stops_everything(
 def test_ctrl_c_sets_the_flag_that_tiles_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[bool] = []
     begun: list[int] = []
-    right_tile = CpuBackend.tile
+    right_tile = CpuBackend.sums
 
-    def tile(self: Any, program: Any, left: Any, right: Any, tile: Any, cancel: Any) -> Any:
+    def sums(self: Any, program: Any, left: Any, right: Any, tile: Any, cancel: Any) -> Any:
         begun.append(1)
         if len(begun) == 1:  # let the calling thread come to where it waits
             return right_tile(self, program, left, right, tile, cancel)
@@ -474,7 +475,7 @@ def test_ctrl_c_sets_the_flag_that_tiles_look_at(monkeypatch: pytest.MonkeyPatch
             time.sleep(0.01)
         raise AssertionError("nobody set the flag")
 
-    monkeypatch.setattr(CpuBackend, "tile", tile)
+    monkeypatch.setattr(CpuBackend, "sums", sums)
     with pytest.raises(KeyboardInterrupt):
         kernel(NET, images(40), threads=1)
     assert stopped == [True]
@@ -495,8 +496,8 @@ def test_the_engine_notices_the_flag_while_it_works(dtype: Any, pairwise: bool) 
     def work() -> None:
         begun.set()
         try:
-            tile = Tile(np.arange(300), np.arange(300), pairwise)
-            backend.tile(program, profile, profile, tile, cancel)
+            tile = Pairs(np.arange(300), np.arange(300), pairwise)
+            backend.sums(program, profile, profile, tile, cancel)
         except BaseException as error:
             caught.append(error)
 
@@ -514,14 +515,14 @@ def test_the_engine_notices_the_flag_while_it_works(dtype: Any, pairwise: bool) 
 def test_an_error_in_a_tile_reaches_the_caller(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tile = CpuBackend.tile
+    tile = CpuBackend.sums
 
     def fail(self: Any, program: Any, left: Any, right: Any, what: Any, cancel: Any) -> Any:
         if 30 in what.columns:
             raise RuntimeError("tile 30")
         return tile(self, program, left, right, what, cancel)
 
-    monkeypatch.setattr(CpuBackend, "tile", fail)
+    monkeypatch.setattr(CpuBackend, "sums", fail)
     with pytest.raises(RuntimeError, match="tile 30"):
         kernel(NET, images(40), threads=threads)
     assert no_thread_is_left()
@@ -564,9 +565,9 @@ def test_long_doubles_that_float64_rounds() -> None:
 
 def test_ctrl_c_is_free_while_variances_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: set[threading.Thread] = set()
-    tile = CpuBackend.tile
+    tile = CpuBackend.sums
     monkeypatch.setattr(
-        CpuBackend, "tile", lambda *a: (threads.add(threading.current_thread()), tile(*a))[1]
+        CpuBackend, "sums", lambda *a: (threads.add(threading.current_thread()), tile(*a))[1]
     )
     kernel(Network([*NET.layers[:-1], Dense(), ReLU(), Dense()]), images(20), threads=2)
     assert threading.current_thread() not in threads

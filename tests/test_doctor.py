@@ -10,7 +10,7 @@ import pytest
 
 import widelimit
 import widelimit.backends
-from widelimit.backends.base import Tile
+from widelimit.backends.base import Pairs
 from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
 from widelimit.backends.reference import ReferenceBackend
 from widelimit.doctor import (
@@ -108,8 +108,8 @@ class Broken(ReferenceBackend):
     def __init__(self, factor: float, pairwise: bool) -> None:
         self.factor, self.pairwise = factor, pairwise
 
-    def tile(self, program: Any, left: Any, right: Any, tile: Tile, cancel: Any) -> Any:
-        result = super().tile(program, left, right, tile, cancel)
+    def sums(self, program: Any, left: Any, right: Any, tile: Pairs, cancel: Any) -> Any:
+        result = super().sums(program, left, right, tile, cancel)
         if tile.pairwise == self.pairwise:
             result.reshape(result.shape[0], 2, -1)[-1, 1, -1] *= self.factor
         return result

@@ -20,14 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import widelimit as wl
-from widelimit.backends.base import Tile
+from widelimit.backends.base import Pairs
 from widelimit.backends.cpu import ISA_VARIABLE, CpuBackend, instruction_sets
-from widelimit.gram import engine as engine_module
-from widelimit.gram.manifest import Manifest
-from widelimit.gram.memory import available_memory, held_memory, parse_memory, remaining
-from widelimit.gram.plan import Sizes, solve
-from widelimit.gram.progress import Progress, Tracker
-from widelimit.gram.store import StoreError, TileStore, open_objects
+from widelimit.machine import available_memory, held_memory, parse_memory, remaining
+from widelimit.matrices import engine as engine_module
+from widelimit.matrices.manifest import Manifest
+from widelimit.matrices.plan import Sizes, solve
+from widelimit.matrices.progress import Progress, Tracker
+from widelimit.matrices.store import StoreError, TileStore, open_objects
 from widelimit.program import Kind
 
 RNG = np.random.default_rng(0)
@@ -94,7 +94,7 @@ def test_no_bit_depends_on_tiles_or_threads(tile: int, threads: int, tmp_path: P
 def test_few_profiles_held_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
 
-    run = importlib.import_module("widelimit.gram.run")
+    run = importlib.import_module("widelimit.matrices.run")
     monkeypatch.setattr(run, "solve", lambda *a: replace(solve(*a), cached=3))
     k = wl.gram(VANILLA, X, Z, store=tmp_path / "k.zarr", tile=16)
     assert np.array_equal(k, wl.kernel(VANILLA, X, Z))
@@ -327,7 +327,7 @@ RUN = """
 import os, sys
 import numpy as np
 import widelimit as wl
-from widelimit.gram.workers import Stored
+from widelimit.matrices.workers import Stored
 
 path, journal = sys.argv[1:]
 handle = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -413,10 +413,10 @@ def pairs_computed(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
     """Note the pairs that a backend, or the engine for dense networks, is asked for."""
     pairs: set[tuple[int, int]] = set()
     numbers: dict[int, tuple[Any, Any]] = {}  # of the samples of each profile, which is kept alive
-    profile, tile = CpuBackend.profile, CpuBackend.tile
+    profile, tile = CpuBackend.profile, CpuBackend.sums
     inner_products = engine_module._inner_products
 
-    def note(a: Any, b: Any, part: Tile) -> None:
+    def note(a: Any, b: Any, part: Pairs) -> None:
         left, right = a[part.rows], b[part.columns]
         if not part.pairwise:
             left, right = (side.ravel() for side in np.meshgrid(left, right))
@@ -428,16 +428,16 @@ def pairs_computed(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
         numbers[id(made)] = (identity, made)
         return made
 
-    def note_tile(self: Any, program: Any, left: Any, right: Any, part: Tile, cancel: Any) -> Any:
+    def note_tile(self: Any, program: Any, left: Any, right: Any, part: Pairs, cancel: Any) -> Any:
         note(numbers[id(left)][0], numbers[id(right)][0], part)
         return tile(self, program, left, right, part, cancel)
 
-    def note_products(program: Any, a: Any, b: Any, part: Tile) -> Any:
+    def note_products(program: Any, a: Any, b: Any, part: Pairs) -> Any:
         note(a.identity, b.identity, part)
         return inner_products(program, a, b, part)
 
     monkeypatch.setattr(CpuBackend, "profile", note_profile)
-    monkeypatch.setattr(CpuBackend, "tile", note_tile)
+    monkeypatch.setattr(CpuBackend, "sums", note_tile)
     monkeypatch.setattr(engine_module, "_inner_products", note_products)
     return pairs
 
@@ -707,7 +707,7 @@ MEASURE = """
 import sys
 import numpy as np
 import widelimit as wl
-from widelimit.gram.memory import peak_memory
+from widelimit.machine import peak_memory
 
 rows = np.random.default_rng(0).random((1500, 32, 32, 3), dtype=np.float32)
 path, memory = sys.argv[1:]

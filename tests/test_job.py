@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 import widelimit as wl
 from widelimit.cli import app
-from widelimit.gram.store import TileStore, open_objects
 from widelimit.job import (
     Job,
     explain_networks,
@@ -22,6 +21,7 @@ from widelimit.job import (
     read_network,
     read_shape,
 )
+from widelimit.matrices.store import TileStore, open_objects
 
 X = np.random.default_rng(0).random((4, 6, 5, 2))
 

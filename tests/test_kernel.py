@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 import widelimit as wl
 from widelimit.backends import get_backend
-from widelimit.backends.base import Tile
+from widelimit.backends.base import Pairs
 from widelimit.backends.cpu import ISA_VARIABLE, CpuBackend, instruction_sets
 from widelimit.network import (
     Conv,
@@ -563,8 +563,8 @@ def test_global_pooling_is_the_sum_of_all_displacement_sums(backend: Any, dtype:
         changed = replace(program, taps=taps)
         left = engine.profile(changed, x, np.arange(3), dtype)
         right = engine.profile(changed, z, np.arange(3, 21), dtype)
-        tile = Tile(np.arange(3), np.arange(18))
-        return engine.tile(changed, left, right, tile, np.zeros(1, np.int32))
+        tile = Pairs(np.arange(3), np.arange(18))
+        return engine.sums(changed, left, right, tile, np.zeros(1, np.int32))
 
     own = (pooled.layer, pooled.pooling, True, True)
     single = [OneDistance(*own, {h: di, w: dj}) for di in range(h) for dj in range(w)]

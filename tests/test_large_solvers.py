@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import widelimit as wl
-from widelimit.gram.store import StoreError, TileStore, open_objects
+from widelimit.matrices.store import StoreError, TileStore, open_objects
 from widelimit.solvers import (
     Convergence,
     Status,
@@ -263,7 +263,7 @@ RUN = """
 import os, sys
 import numpy as np
 from widelimit.solvers import tiled
-from widelimit.gram.store import TileStore
+from widelimit.matrices.store import TileStore
 
 path, journal = sys.argv[1:]
 handle = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -689,7 +689,7 @@ def test_new_samples_that_repeat_old_ones(tmp_path: Path) -> None:
 MEASURE = """
 import sys
 import numpy as np
-from widelimit.gram.memory import peak_memory
+from widelimit.machine import peak_memory
 from widelimit.solvers import factorise, solve_tiled
 
 class Identity:

@@ -17,14 +17,16 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # ARCHITECTURE.md, "Layers": a module may import from those before it.
 LAYERS = [
     "_version",
+    "arrays",
     "files",
+    "machine",
     "_core",
     "network",
     "architectures",
     "dual",
     "program",
     "backends",
-    "gram",
+    "matrices",
     "doctor",
     "solvers",
     "estimators",

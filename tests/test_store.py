@@ -17,8 +17,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from widelimit.gram.store import StoreError, TileStore, open_objects
-from widelimit.gram.tiles import Grid
+from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.tiles import Grid
 
 LEADING = [(), (2,), (2, 3)]
 
@@ -334,7 +334,7 @@ def test_a_failed_write_leaves_nothing(store: TileStore, monkeypatch: pytest.Mon
 
 HOLD = """
 import sys, time
-from widelimit.gram.store import open_objects
+from widelimit.matrices.store import open_objects
 with open_objects(sys.argv[1]).locked():
     print("held", flush=True)
     time.sleep(60)

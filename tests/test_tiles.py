@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from widelimit.backends.base import Tile
-from widelimit.gram.tiles import rectangle, triangle
+from widelimit.backends.base import Pairs
+from widelimit.matrices.tiles import rectangle, triangle
 
 Counts = NDArray[np.int64]
 sizes = st.integers(1, 70)
@@ -20,14 +20,14 @@ row_counts = st.integers(1, 40)
 many = settings(max_examples=150, deadline=None, derandomize=True)
 
 
-def entries(tile: Tile) -> tuple[Counts, Counts]:
+def entries(tile: Pairs) -> tuple[Counts, Counts]:
     if tile.pairwise:
         return tile.rows, tile.columns
     rows, columns = np.meshgrid(tile.rows, tile.columns, indexing="ij")
     return rows.ravel(), columns.ravel()
 
 
-def cover_rectangle(tiles: Iterable[tuple[Tile, bool]], n1: int, n2: int) -> Counts:
+def cover_rectangle(tiles: Iterable[tuple[Pairs, bool]], n1: int, n2: int) -> Counts:
     count = np.zeros((n1, n2), np.int64)
     for tile, swapped in tiles:
         rows, columns = entries(tile)
@@ -35,7 +35,7 @@ def cover_rectangle(tiles: Iterable[tuple[Tile, bool]], n1: int, n2: int) -> Cou
     return count
 
 
-def cover_triangle(tiles: Iterable[Tile], n: int) -> Counts:
+def cover_triangle(tiles: Iterable[Pairs], n: int) -> Counts:
     """How often each unordered pair is computed, above the diagonal."""
     count = np.zeros((n, n), np.int64)
     for tile in tiles:
@@ -45,7 +45,7 @@ def cover_triangle(tiles: Iterable[Tile], n: int) -> Counts:
     return count
 
 
-def check_sizes(tile: Tile, lanes: int, rows_per_tile: int) -> None:
+def check_sizes(tile: Pairs, lanes: int, rows_per_tile: int) -> None:
     assert tile.rows.dtype == tile.columns.dtype == np.int64
     assert tile.rows.size > 0
     if tile.pairwise:
@@ -112,11 +112,11 @@ def test_coverage_check_can_fail() -> None:
     assert len(tiles) > 3
     assert (cover_rectangle(tiles[1:], 19, 21) == 0).any()
     assert (cover_rectangle([*tiles, tiles[0]], 19, 21) == 2).any()
-    moved = [(Tile((t.rows + 1) % 19, t.columns, t.pairwise), s) for t, s in tiles[:2]]
+    moved = [(Pairs((t.rows + 1) % 19, t.columns, t.pairwise), s) for t, s in tiles[:2]]
     assert (cover_rectangle([*moved, *tiles[2:]], 19, 21) != 1).any()
 
 
 def test_shape_of_a_tile() -> None:
     i = np.arange(3)
-    assert Tile(i, np.arange(4)).shape == (3, 4)
-    assert Tile(i, i, pairwise=True).shape == (3,)
+    assert Pairs(i, np.arange(4)).shape == (3, 4)
+    assert Pairs(i, i, pairwise=True).shape == (3,)

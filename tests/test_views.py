@@ -22,7 +22,7 @@ import widelimit as wl
 from widelimit.estimators import base
 from widelimit.estimators import regression as regression_module
 from widelimit.estimators.calibration import fit_temperature, log_softmax
-from widelimit.gram.engine import default_threads
+from widelimit.machine import default_threads
 from widelimit.solvers import CholeskyFactor, Status, TiledFactor
 
 NET = wl.Network([wl.Dense(1.4, 0.3), wl.ReLU(), wl.Dense(1.4, 0.3), wl.ReLU(), wl.Dense(1, 0.2)])

@@ -24,9 +24,9 @@ import pytest
 
 import widelimit as wl
 from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
-from widelimit.gram.progress import Progress
-from widelimit.gram.store import StoreError, TileStore, open_objects
-from widelimit.gram.workers import Report, Task, run_task
+from widelimit.matrices.progress import Progress
+from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.workers import Report, Task, run_task
 
 X = np.random.default_rng(0).random((120, 7, 6, 2))
 Z = np.random.default_rng(1).random((50, 7, 6, 2))
@@ -280,7 +280,7 @@ def test_a_worker_with_another_instruction_set(
     def other(number: int, task: Task) -> None:
         monkeypatch.setenv(ISA_VARIABLE, last)
 
-    from widelimit.gram import workers
+    from widelimit.matrices import workers
 
     workers._computation.cache_clear()
     with pytest.raises(ValueError, match=rf"has backend cpu with {last}, .* set the environment"):
@@ -292,7 +292,7 @@ def test_workers_of_several_makers_are_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best, *_, last = [name for name, there in instruction_sets().items() if there]
-    from widelimit.gram import workers
+    from widelimit.matrices import workers
 
     def change(number: int, task: Task) -> None:
         if number == 5:

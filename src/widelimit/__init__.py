@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from widelimit._version import __version__
 from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
-from widelimit.gram import Gram, gram, kernel, open_gram
+from widelimit.matrices import Gram, gram, kernel, open_gram
 from widelimit.network import (
     Conv,
     Dense,

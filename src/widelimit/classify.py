@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.data.dataset import Dataset, FloatArray
+from widelimit.arrays import FloatArray
+from widelimit.data.dataset import Dataset
 from widelimit.data.image import fit_image, image_suffixes, read_image, safe_formats
 from widelimit.data.load import load_dataset
 from widelimit.estimators import NTKClassifier, load_model, save_model

@@ -18,20 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from widelimit._version import __version__
 from widelimit.architectures import cntk_gap, cntk_vanilla
-from widelimit.backends.base import Backend, Dtype, Tile
+from widelimit.arrays import FloatArray
+from widelimit.backends.base import Backend, Dtype, Pairs
 from widelimit.backends.reference import ReferenceBackend
-from widelimit.gram.engine import default_threads
-from widelimit.gram.memory import available_memory
+from widelimit.machine import available_memory, default_threads
 from widelimit.network import Conv, Dense, Flatten, LocalAvgPool, Network, ReLU
 from widelimit.program import Program, compile_networks
 
 __all__ = ["Diagnosis", "Level", "Machine", "examine", "find_machine", "render"]
 
-Float = NDArray[np.float64]
 
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "zarr", "torch", "cupy-cuda12x")
 
@@ -177,7 +175,7 @@ def _test_programs(shape: tuple[int, int, int]) -> list[Program]:
     return [program for program, _ in compile_networks(networks, shape, ("ntk", "nngp"))]
 
 
-def sample_sums(backend: Backend, dtype: Dtype) -> list[Float]:
+def sample_sums(backend: Backend, dtype: Dtype) -> list[FloatArray]:
     """Compute small kernels by whole tiles and by single pairs: what the self test compares.
 
     Parameters
@@ -195,15 +193,15 @@ def sample_sums(backend: Backend, dtype: Dtype) -> list[Float]:
     identity = np.arange(n)
     cancel = np.zeros(1, np.int32)
     rows, columns = (index.ravel() for index in np.indices((n, n)))
-    tiles = [Tile(np.arange(n), np.arange(n)), Tile(rows, columns, pairwise=True)]
-    sums: list[Float] = []
+    tiles = [Pairs(np.arange(n), np.arange(n)), Pairs(rows, columns, pairwise=True)]
+    sums: list[FloatArray] = []
     for program in _test_programs(shape):
         profile = backend.profile(program, images, identity, dtype)
-        sums += [backend.tile(program, profile, profile, tile, cancel) for tile in tiles]
+        sums += [backend.sums(program, profile, profile, tile, cancel) for tile in tiles]
     return sums
 
 
-def largest_error(got: Sequence[Float], want: Sequence[Float]) -> float:
+def largest_error(got: Sequence[FloatArray], want: Sequence[FloatArray]) -> float:
     """Return the largest relative difference of two lists of arrays, nan if a value is."""
     errors = [np.max(np.abs(a - b) / np.abs(b)) for a, b in zip(got, want, strict=True)]
     return float(np.max(errors))

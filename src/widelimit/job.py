@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from widelimit.architectures import named_network
 from widelimit.backends.base import Dtype
 from widelimit.files import atomic_file
-from widelimit.gram import gram, kernel
-from widelimit.gram.matrix import read_manifest
-from widelimit.gram.memory import parse_memory
-from widelimit.gram.store import TileStore, open_objects
+from widelimit.machine import parse_memory
+from widelimit.matrices import gram, kernel
+from widelimit.matrices.matrix import read_manifest
+from widelimit.matrices.store import TileStore, open_objects
 from widelimit.network import Network
 from widelimit.program import Kind, compile_networks
 

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from widelimit.arrays import FloatArray
 from widelimit.dual import relu_dual
 from widelimit.network import (
     Conv,
@@ -30,7 +31,6 @@ from widelimit.network import (
 __all__ = ["Kind", "Program", "Readout", "Step", "Tap", "compile_family", "compile_networks"]
 
 Kind: TypeAlias = Literal["ntk", "nngp"]
-Float: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Tap:
     want_sigma: bool
     want_theta: bool
 
-    def weights(self, extent: int) -> Float:
+    def weights(self, extent: int) -> FloatArray:
         """Weight of each entry of each slice along one axis: separable, even in the displacement.
 
         Parameters
@@ -102,12 +102,12 @@ class Readout:
 
     def apply(
         self,
-        sigma: Float,
-        theta: Float,
-        variance1: Float | None = None,
-        variance2: Float | None = None,
+        sigma: FloatArray,
+        theta: FloatArray,
+        variance1: FloatArray | None = None,
+        variance2: FloatArray | None = None,
         same: NDArray[np.bool_] | None = None,
-    ) -> tuple[Float, Float]:
+    ) -> tuple[FloatArray, FloatArray]:
         """Run the head on the sums of a tap.
 
         Parameters

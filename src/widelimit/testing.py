@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.architectures import cntk_gap, cntk_vanilla
+from widelimit.arrays import FloatArray
 from widelimit.backends import get_backend
-from widelimit.backends.base import Backend, Cancelled, Dtype, Profile, Tile
-from widelimit.gram.engine import Samples, fill
+from widelimit.backends.base import Backend, Cancelled, Dtype, Pairs, Profile
+from widelimit.matrices.engine import Samples, fill
 from widelimit.network import (
     Conv,
     Dense,
@@ -35,7 +36,7 @@ from widelimit.network import (
     Network,
     ReLU,
 )
-from widelimit.program import Float, Kind, Program, Tap, compile_family, compile_networks
+from widelimit.program import Kind, Program, Tap, compile_family, compile_networks
 
 __all__ = [
     "AccuracyRow",
@@ -182,7 +183,7 @@ class Case:
         """Whether a layer has a bias: then the kernel is not homogeneous."""
         return any(getattr(layer, "b_std", 0.0) > 0 for layer in self.network.layers)
 
-    def images(self, n: int, seed: int = 0) -> Float:
+    def images(self, n: int, seed: int = 0) -> FloatArray:
         """Return random images, shape (n, h, w, c): uniform in [0, 1], or normal if signed."""
         rng = np.random.default_rng(seed)
         images = rng.uniform(0.0, 1.0, (n, *self.shape))
@@ -215,7 +216,7 @@ _CASES = (
 
 
 @lru_cache(maxsize=32)
-def _expected(case: Case) -> tuple[Float, Float, Float]:
+def _expected(case: Case) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Images, their Gram matrices by the reference backend (nngp, ntk), and floors of errors."""
     images = case.images(22)
     images[21] = images[1]
@@ -289,13 +290,13 @@ class BackendConformance:
             program, profile = self._prepared(backend, case, dtype)
             cancel = np.zeros(1, np.int32)
             rows, columns = np.arange(5), np.arange(2, len(profile))
-            forth = backend.tile(program, profile, profile, Tile(rows, columns), cancel)
-            back = backend.tile(program, profile, profile, Tile(columns, rows), cancel)
+            forth = backend.sums(program, profile, profile, Pairs(rows, columns), cancel)
+            back = backend.sums(program, profile, profile, Pairs(columns, rows), cancel)
             context = f"{case.name}, {dtype}: k(z, x)"
             _assert_same_bits(forth, back.swapaxes(-1, -2), context)
             i, j = (a.ravel() for a in np.meshgrid(rows, columns))
-            forth = backend.tile(program, profile, profile, Tile(i, j, pairwise=True), cancel)
-            back = backend.tile(program, profile, profile, Tile(j, i, pairwise=True), cancel)
+            forth = backend.sums(program, profile, profile, Pairs(i, j, pairwise=True), cancel)
+            back = backend.sums(program, profile, profile, Pairs(j, i, pairwise=True), cancel)
             _assert_same_bits(forth, back, f"{context}, pairs")
 
     def test_tile_is_the_sum_of_its_entries(self) -> None:
@@ -305,17 +306,17 @@ class BackendConformance:
             cancel = np.zeros(1, np.int32)
             n = len(profile)
             every = np.arange(n)
-            block = backend.tile(program, profile, profile, Tile(every, every), cancel)
+            block = backend.sums(program, profile, profile, Pairs(every, every), cancel)
             what = f"{case.name}, {dtype}"
             if block.shape != (len(program.taps), 2, n, n) or block.dtype != np.float64:
                 raise AssertionError(f"{what}: tile is {block.dtype} of shape {block.shape}")
             for columns in (np.array([3]), every[::-1], np.array([2, 2, 7, 0])):
                 rows = every[1:4]
-                part = backend.tile(program, profile, profile, Tile(rows, columns), cancel)
+                part = backend.sums(program, profile, profile, Pairs(rows, columns), cancel)
                 _assert_same_bits(part, block[:, :, rows[:, None], columns], f"{what}: block")
             rows, columns = np.divmod(np.random.default_rng(1).permutation(n * n)[: 2 * n + 3], n)
-            pairs = Tile(rows, columns, pairwise=True)
-            part = backend.tile(program, profile, profile, pairs, cancel)
+            pairs = Pairs(rows, columns, pairwise=True)
+            part = backend.sums(program, profile, profile, pairs, cancel)
             _assert_same_bits(part, block[:, :, rows, columns], f"{what}: pairs")
 
     def test_a_profile_belongs_to_its_image_alone(self) -> None:
@@ -394,8 +395,8 @@ class BackendConformance:
                 program = compile_family([case.network], case.shape, [kind])
                 samples, _ = _samples(images[:3], None)
                 profile = backend.profile(program, *samples.block(0, 3), dtype)
-                tile = Tile(np.arange(3), np.arange(3))
-                sums = backend.tile(program, profile, profile, tile, np.zeros(1, np.int32))
+                tile = Pairs(np.arange(3), np.arange(3))
+                sums = backend.sums(program, profile, profile, tile, np.zeros(1, np.int32))
                 for tap, fields in zip(program.taps, sums, strict=True):
                     for wanted, field in zip((tap.want_sigma, tap.want_theta), fields, strict=True):
                         if not wanted:
@@ -407,9 +408,9 @@ class BackendConformance:
         for backend, case, dtype in self._runs():
             program, profile = self._prepared(backend, case, dtype)
             for pairwise in (False, True):
-                tile = Tile(np.arange(4), np.arange(4), pairwise)
+                tile = Pairs(np.arange(4), np.arange(4), pairwise)
                 try:
-                    backend.tile(program, profile, profile, tile, np.ones(1, np.int32))
+                    backend.sums(program, profile, profile, tile, np.ones(1, np.int32))
                 except Cancelled:
                     continue
                 raise AssertionError(f"{case.name}, {dtype}: the cancelled tile was returned")
@@ -421,7 +422,7 @@ class BackendConformance:
             sizes = (
                 backend.lanes(dtype),
                 backend.profile_bytes(program, dtype),
-                backend.tile_bytes(program, dtype),
+                backend.scratch_bytes(program, dtype),
             )
             if any(size < 1 for size in sizes) or len(profile) != len(_expected(case)[0]):
                 raise AssertionError(f"{case.name}, {dtype}: lanes, bytes {sizes}, {len(profile)}")
@@ -455,7 +456,7 @@ Fault: TypeAlias = Literal[
 class _ShiftedTap(Tap):
     """Reads the slice next to the one it should read."""
 
-    def weights(self, extent: int) -> Float:
+    def weights(self, extent: int) -> FloatArray:
         shifted = np.roll(Tap.weights(self, extent), 1, axis=0)
         d = np.abs(np.arange(1 - extent, extent))[:, None]
         return np.where(np.arange(extent) + d < extent, shifted, 0.0)
@@ -502,12 +503,12 @@ class FaultyBackend:
             return 0
         return self.backend.profile_bytes(program, dtype)
 
-    def tile_bytes(self, program: Program, dtype: Dtype) -> int:
+    def scratch_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return what the correct backend returns."""
-        return self.backend.tile_bytes(program, dtype)
+        return self.backend.scratch_bytes(program, dtype)
 
     def profile(
-        self, program: Program, images: Float, identity: NDArray[np.int64], dtype: Dtype
+        self, program: Program, images: FloatArray, identity: NDArray[np.int64], dtype: Dtype
     ) -> Profile:
         """Compute profiles, of the wrong program if that is the fault."""
         if self.fault == "forgotten identity":
@@ -517,18 +518,18 @@ class FaultyBackend:
             images = images * (1 + 1e-6 * np.arange(len(images)))[:, None, None, None]
         return self.backend.profile(self._program(program), images, identity, dtype)
 
-    def tile(
+    def sums(
         self,
         program: Program,
         left: Profile,
         right: Profile,
-        tile: Tile,
+        tile: Pairs,
         cancel: NDArray[np.int32],
-    ) -> Float:
+    ) -> FloatArray:
         """Compute a tile, wrongly."""
         if self.fault == "deaf to cancel":
             cancel = np.zeros(1, np.int32)
-        sums = self.backend.tile(self._program(program), left, right, tile, cancel)
+        sums = self.backend.sums(self._program(program), left, right, tile, cancel)
         match self.fault:
             case "perturbed entry":
                 sums.reshape(*sums.shape[:2], -1)[:, :, -1] *= 1 + 1e-5
@@ -843,8 +844,8 @@ def accuracy_table(
 
 
 def _accuracy_pairs(
-    x: Float, distances: Sequence[float], rng: np.random.Generator
-) -> dict[str, tuple[Float, Float, NDArray[np.bool_]]]:
+    x: FloatArray, distances: Sequence[float], rng: np.random.Generator
+) -> dict[str, tuple[FloatArray, FloatArray, NDArray[np.bool_]]]:
     """Left images, right images, and which pairs of them count."""
     axes = (1, 2, 3)
     middle = (x.max(axis=axes, keepdims=True) + x.min(axis=axes, keepdims=True)) / 2

@@ -1,4 +1,4 @@
-"""What a backend is: profiles of images, and sums over slices for tiles of the Gram matrix."""
+"""What a backend is: profiles of images, and sums over slices for pairs of them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from widelimit.program import Program
 
-__all__ = ["Backend", "Cancelled", "Dtype", "Profile", "Tile"]
+__all__ = ["Backend", "Cancelled", "Dtype", "Pairs", "Profile"]
 
 Dtype: TypeAlias = Literal["float32", "float64"]
 
 
 @dataclass(frozen=True, eq=False)
-class Tile:
+class Pairs:
     """Entries of a Gram matrix that are computed by one call.
 
     Parameters
@@ -34,7 +34,7 @@ class Tile:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the tile's values."""
+        """Shape of their values."""
         n = len(self.rows)
         return (n,) if self.pairwise else (n, len(self.columns))
 
@@ -50,24 +50,24 @@ class Cancelled(Exception):
 
 
 class Backend(Protocol):
-    """An implementation of `profile` and `tile` for programs of convolutional networks.
+    """An implementation of `profile` and `sums` for programs of convolutional networks.
 
-    The values of a tile must not depend on the other entries of the tile, to the last bit, and
+    The sums of a pair must not depend on the other pairs of the call, to the last bit, and
     ``k(x, z)`` must equal ``k(z, x)`` to the last bit.
     """
 
     name: str
 
     def lanes(self, dtype: Dtype) -> int:
-        """Return the number of images in one vector; tiles are best multiples of it."""
+        """Return the number of images in one vector; blocks of columns are best multiples of it."""
         ...
 
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the memory that the profile of one image takes."""
         ...
 
-    def tile_bytes(self, program: Program, dtype: Dtype) -> int:
-        """Return the scratch memory that one call of `tile` takes, without its result."""
+    def scratch_bytes(self, program: Program, dtype: Dtype) -> int:
+        """Return the scratch memory that one call of `sums` takes, without its result."""
         ...
 
     def profile(
@@ -84,25 +84,25 @@ class Backend(Protocol):
         program : Program
         images : ndarray of float64, shape (n, h, w, c), C-contiguous
         identity : ndarray of int64, shape (n,)
-            Equal numbers mean identical images, also between the two profiles of a tile.
+            Equal numbers mean identical images, also between the two profiles of a call.
         dtype : {"float32", "float64"}
             Precision of the slices; profiles are always computed in float64.
         """
         ...
 
-    def tile(
+    def sums(
         self,
         program: Program,
         left: Profile,
         right: Profile,
-        tile: Tile,
+        pairs: Pairs,
         cancel: NDArray[np.int32],
     ) -> NDArray[np.float64]:
         """Sum the fields over slices, for every tap and entry.
 
         Returns
         -------
-        ndarray of float64, shape (n_taps, 2, *tile.shape)
+        ndarray of float64, shape (n_taps, 2, *pairs.shape)
             Plain weighted sums of K (index 0) and Theta (index 1) for `Readout.apply`; a field
             that no kernel needs is 0.
 

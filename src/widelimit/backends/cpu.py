@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit._core import _engine
-from widelimit.backends.base import Cancelled, Dtype, Profile, Tile
+from widelimit.arrays import FloatArray
+from widelimit.backends.base import Cancelled, Dtype, Pairs, Profile
 from widelimit.program import Program
 
 __all__ = ["ISA_VARIABLE", "CpuBackend", "instruction_sets"]
@@ -20,8 +21,6 @@ __all__ = ["ISA_VARIABLE", "CpuBackend", "instruction_sets"]
 ISA_VARIABLE = "WIDELIMIT_ISA"  # forces one instruction set
 
 _PROFILE_CHUNK = 32  # images at a time: between two chunks Python takes notice of Ctrl-C
-
-Float = NDArray[np.float64]
 
 
 def instruction_sets() -> dict[str, bool]:
@@ -58,7 +57,7 @@ class _Units:
 
     in_scale: float
     out_scales: tuple[float, ...]
-    biases: Float  # beta
+    biases: FloatArray  # beta
     gains: tuple[float, ...]  # for each layer, the input (0) included
 
 
@@ -102,7 +101,7 @@ def _units(program: Program) -> _Units:
 class _Compiled:
     plan: Any
     units: _Units
-    factors: Float  # (n_taps,): from the engine's sums to true sums
+    factors: FloatArray  # (n_taps,): from the engine's sums to true sums
 
 
 @lru_cache(maxsize=64)
@@ -135,7 +134,7 @@ def _compile(program: Program) -> _Compiled:
 @dataclass(frozen=True, eq=False)
 class _Profile:
     batch: Any
-    scale: Float  # (n,): images were divided by it
+    scale: FloatArray  # (n,): images were divided by it
     dtype: Dtype
 
     def __len__(self) -> int:
@@ -166,13 +165,13 @@ class CpuBackend:
         h, w, c = program.shape
         return (4 if dtype == "float32" else 8) * h * w * (c + len(program.steps))
 
-    def tile_bytes(self, program: Program, dtype: Dtype) -> int:
+    def scratch_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes that the engine allocates for one call."""
         plan = _compile(program).plan
         return _engine.workspace_bytes(self.isa, plan, dtype == "float32", True)
 
     def profile(
-        self, program: Program, images: Float, identity: NDArray[np.int64], dtype: Dtype
+        self, program: Program, images: FloatArray, identity: NDArray[np.int64], dtype: Dtype
     ) -> Profile:
         """Compute profiles in float64 and store them, scaled, in `dtype`."""
         compiled = _compile(program)
@@ -189,26 +188,26 @@ class CpuBackend:
         make = _engine.Batch32 if single else _engine.Batch64
         return _Profile(make(compiled.plan, *stored, identity, diagonal), scale, dtype)
 
-    def tile(
+    def sums(
         self,
         program: Program,
         left: Profile,
         right: Profile,
-        tile: Tile,
+        pairs: Pairs,
         cancel: NDArray[np.int32],
-    ) -> Float:
-        """Run the engine on lane groups of the tile's columns; see `Backend.tile`."""
+    ) -> FloatArray:
+        """Run the engine on lane groups of the columns; see `Backend.sums`."""
         assert isinstance(left, _Profile)
         assert isinstance(right, _Profile)
         compiled = _compile(program)
-        result = np.empty((len(program.taps), 2, *tile.shape))
+        result = np.empty((len(program.taps), 2, *pairs.shape))
         run = _engine.run32 if left.dtype == "float32" else _engine.run64
-        rows, columns = tile.rows, tile.columns
-        arguments = (rows, columns, tile.pairwise, result, cancel)
+        rows, columns = pairs.rows, pairs.columns
+        arguments = (rows, columns, pairs.pairwise, result, cancel)
         run(self.isa, compiled.plan, left.batch, right.batch, *arguments)
         if cancel[0]:
             raise Cancelled
-        if not tile.pairwise:
+        if not pairs.pairwise:
             rows, columns = rows[:, None], columns[None, :]
         # One product of the two scales first: k(x, z) and k(z, x) must agree to the last bit.
         factors = compiled.factors.reshape(-1, *([1] * (result.ndim - 1)))

@@ -1,6 +1,6 @@
 """The reference: float64 NumPy, to be read beside Section 4 and Section H of the paper.
 
-One slice at a time, all pairs of a tile at once. Slow, and meant to be obviously right.
+One slice at a time, all pairs of a call at once. Slow, and meant to be obviously right.
 """
 
 from __future__ import annotations
@@ -10,26 +10,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.backends.base import Cancelled, Dtype, Profile, Tile
+from widelimit.arrays import FloatArray
+from widelimit.backends.base import Cancelled, Dtype, Pairs, Profile
 from widelimit.dual import relu_dual
 from widelimit.program import Program
 
 __all__ = ["ReferenceBackend"]
 
-Float = NDArray[np.float64]
-
 
 @dataclass(frozen=True, eq=False)
 class _Profile:
-    images: Float  # (n, h, w, c)
+    images: FloatArray  # (n, h, w, c)
     identity: NDArray[np.int64]  # (n,)
-    x: tuple[Float, ...]  # for each step: X(p) = sqrt(Sigma_xx(p, p)), shape (n, h, w)
+    x: tuple[FloatArray, ...]  # for each step: X(p) = sqrt(Sigma_xx(p, p)), shape (n, h, w)
 
     def __len__(self) -> int:
         return len(self.images)
 
 
-def box(field: Float, q: int) -> Float:
+def box(field: FloatArray, q: int) -> FloatArray:
     """Sum over the q x q window around each entry of the last two axes, zero outside."""
     r = q // 2
     h, w = field.shape[-2:]
@@ -52,17 +51,17 @@ class ReferenceBackend:
         h, w, c = program.shape
         return 8 * h * w * (c + len(program.steps))
 
-    def tile_bytes(self, program: Program, dtype: Dtype) -> int:
+    def scratch_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of the fields of 16 x 16 pairs, about ten at a time."""
         h, w, c = program.shape
         return 8 * h * w * (10 + c) * 256
 
     def profile(
-        self, program: Program, images: Float, identity: NDArray[np.int64], dtype: Dtype
+        self, program: Program, images: FloatArray, identity: NDArray[np.int64], dtype: Dtype
     ) -> Profile:
         """Compute ``X`` of each step; ``kappa1(1) = 1`` makes a ReLU a factor of 1/2."""
         variance = program.input_scale * np.sum(images * images, axis=-1)
-        x: list[Float] = []
+        x: list[FloatArray] = []
         for step in program.steps:
             q = step.filter_size
             variance = step.weight_variance / q**2 * box(variance, q) + step.bias_variance
@@ -71,41 +70,41 @@ class ReferenceBackend:
                 variance = variance / 2
         return _Profile(images, identity, tuple(x))
 
-    def tile(
+    def sums(
         self,
         program: Program,
         left: Profile,
         right: Profile,
-        tile: Tile,
+        pairs: Pairs,
         cancel: NDArray[np.int32],
-    ) -> Float:
-        """Sum every slice that has a weight; see `Backend.tile`."""
+    ) -> FloatArray:
+        """Sum every slice that has a weight; see `Backend.sums`."""
         assert isinstance(left, _Profile)
         assert isinstance(right, _Profile)
-        result = np.zeros((len(program.taps), 2, *tile.shape))
+        result = np.zeros((len(program.taps), 2, *pairs.shape))
         for di, dj in program.displacements:
             if cancel[0]:
                 raise Cancelled
             if (di, dj) == (0, 0):
-                result += _slice(program, left, right, tile, 0, 0)
+                result += _slice(program, left, right, pairs, 0, 0)
             elif (di, dj) > (0, 0):
                 # The two together, so that k(x, z) and k(z, x) agree to the last bit.
-                result += _slice(program, left, right, tile, di, dj) + _slice(
-                    program, left, right, tile, -di, -dj
+                result += _slice(program, left, right, pairs, di, dj) + _slice(
+                    program, left, right, pairs, -di, -dj
                 )
         return result
 
 
 def _slice(
-    program: Program, left: _Profile, right: _Profile, tile: Tile, di: int, dj: int
-) -> Float:
+    program: Program, left: _Profile, right: _Profile, pairs: Pairs, di: int, dj: int
+) -> FloatArray:
     """Take the slice of displacement d through all steps; return its weighted sums."""
-    rows, columns = tile.rows, tile.columns
-    if not tile.pairwise:
+    rows, columns = pairs.rows, pairs.columns
+    if not pairs.pairwise:
         rows, columns = rows[:, None], columns[None, :]
     same = (left.identity[rows] == right.identity[columns])[..., None, None]
     h, w, _ = program.shape
-    result = np.zeros((len(program.taps), 2, *tile.shape))
+    result = np.zeros((len(program.taps), 2, *pairs.shape))
 
     # p runs over the pixels of x for which p' = p + d lies inside z.
     p = np.s_[max(0, -di) : h - max(0, di), max(0, -dj) : w - max(0, dj)]

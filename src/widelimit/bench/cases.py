@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit._core import _engine
-from widelimit.backends.base import Dtype, Tile
+from widelimit.backends.base import Dtype, Pairs
 from widelimit.backends.cpu import (
     ISA_VARIABLE,
     CpuBackend,
@@ -33,9 +33,9 @@ from widelimit.backends.cpu import (
     instruction_sets,
 )
 from widelimit.bench.images import Images
-from widelimit.gram import gram, kernel
-from widelimit.gram.engine import default_threads
-from widelimit.gram.tiles import triangle
+from widelimit.machine import default_threads
+from widelimit.matrices import gram, kernel
+from widelimit.matrices.tiles import triangle
 from widelimit.network import Network
 from widelimit.program import Kind, compile_family, compile_networks
 
@@ -287,8 +287,8 @@ def bare_core(setting: Setting, name: str, network: Network, n: int) -> Case:
         start = perf_counter()
         profile = backend.profile(program, images, np.arange(n), "float32")
 
-        def compute(tile: Tile) -> None:
-            backend.tile(program, profile, profile, tile, cancel)
+        def compute(tile: Pairs) -> None:
+            backend.sums(program, profile, profile, tile, cancel)
 
         with ThreadPoolExecutor(setting.cores) as pool:
             for _ in pool.map(compute, tiles):

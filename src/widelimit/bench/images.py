@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 __all__ = ["Images", "smooth_images"]
 
-Float = NDArray[np.float32]
+_Pixels = NDArray[np.float32]
 
 
-def smooth_images(n: int, shape: tuple[int, int, int], seed: int) -> Float:
+def smooth_images(n: int, shape: tuple[int, int, int], seed: int) -> _Pixels:
     """Random images with the power spectrum of photographs, ``1/f^2``, and correlated channels.
 
     Parameters
@@ -63,13 +63,13 @@ class Images:
     def __init__(self, path: Path | None = None, seed: int = 0) -> None:
         self.seed = seed
         self.source = "random, 1/f^2 spectrum"
-        self._stored: Float | None = None
+        self._stored: _Pixels | None = None
         if path is not None:
             self._stored = _read(path)
             digest = hashlib.sha256(self._stored.tobytes()).hexdigest()[:16]
             self.source = f"{path.name}, {self._stored.shape}, sha256 {digest}"
 
-    def take(self, n: int, shape: tuple[int, int, int]) -> Float:
+    def take(self, n: int, shape: tuple[int, int, int]) -> _Pixels:
         """Return n different images of a shape: the first of the file, or random ones."""
         stored = self._stored
         if stored is not None and stored.shape[1:] == shape and n <= len(stored):
@@ -77,7 +77,7 @@ class Images:
         return smooth_images(n, shape, self.seed)
 
 
-def _read(path: Path) -> Float:
+def _read(path: Path) -> _Pixels:
     with np.load(path) as stored:
         arrays = cast("dict[str, NDArray[Any]]", dict(stored))
     found = {name: array for name, array in arrays.items() if array.ndim == 4}

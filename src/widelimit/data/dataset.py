@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from widelimit.arrays import FloatArray, IntArray
 
 __all__ = [
     "MAX_VALUES",
@@ -20,8 +22,6 @@ __all__ = [
     "to_unit_interval",
 ]
 
-FloatArray: TypeAlias = NDArray[np.float64]
-IntArray: TypeAlias = NDArray[np.int64]
 
 MAX_VALUES = 2**28
 """Most pixel values that a loader reads: 2 GiB in float64 (CIFAR-10 has 1.8e8)."""

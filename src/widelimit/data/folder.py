@@ -11,13 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from widelimit.data.dataset import (
-    Dataset,
-    FloatArray,
-    IntArray,
-    check_size,
-    split_by_class,
-)
+from widelimit.arrays import FloatArray, IntArray
+from widelimit.data.dataset import Dataset, check_size, split_by_class
 from widelimit.data.image import read_image
 
 __all__ = ["load_image_folder"]

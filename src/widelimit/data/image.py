@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from widelimit.data.dataset import MAX_VALUES, FloatArray
+from widelimit.arrays import FloatArray
+from widelimit.data.dataset import MAX_VALUES
 
 __all__ = ["fit_image", "image_suffixes", "read_image", "safe_formats"]
 

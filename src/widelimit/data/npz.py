@@ -15,14 +15,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.data.dataset import (
-    MAX_VALUES,
-    Dataset,
-    FloatArray,
-    check_size,
-    split_by_class,
-    to_unit_interval,
-)
+from widelimit.arrays import FloatArray
+from widelimit.data.dataset import MAX_VALUES, Dataset, check_size, split_by_class, to_unit_interval
 
 __all__ = ["load_npz"]
 

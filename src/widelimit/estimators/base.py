@@ -17,6 +17,7 @@ from sklearn import base, preprocessing  # pyright: ignore[reportMissingTypeStub
 from sklearn.utils import metaestimators, validation  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.architectures import cntk_gap, named_network, ntk_dense
+from widelimit.arrays import FloatArray
 from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
 from widelimit.estimators.regression import (
@@ -38,16 +39,15 @@ from widelimit.estimators.samples import (
     resolve_shape,
     split_shape,
 )
-from widelimit.gram.inputs import number_samples
-from widelimit.gram.kernel import kernel, kernel_diagonal
-from widelimit.gram.memory import parse_memory
-from widelimit.gram.run import gram
+from widelimit.machine import parse_memory
+from widelimit.matrices.inputs import number_samples
+from widelimit.matrices.kernel import kernel, kernel_diagonal
+from widelimit.matrices.run import gram
 from widelimit.network import Network
 from widelimit.program import Kind
 from widelimit.solvers import Solution, Spectrum, TiledFactor
 from widelimit.solvers.checks import check_ridge
 from widelimit.solvers.cholesky import CholeskyFactor
-from widelimit.solvers.solution import FloatArray
 from widelimit.solvers.spectrum import check_time
 
 __all__ = [

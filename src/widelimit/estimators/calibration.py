@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.solvers.solution import FloatArray
+from widelimit.arrays import FloatArray
 
 __all__ = ["fit_temperature", "log_softmax"]
 

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn import base  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.utils import multiclass  # pyright: ignore[reportMissingTypeStubs]
 
+from widelimit.arrays import FloatArray
 from widelimit.estimators.base import (
     SAMPLE_DTYPES,
     Influence,
@@ -22,7 +23,6 @@ from widelimit.estimators.base import (
 from widelimit.estimators.calibration import fit_temperature, log_softmax
 from widelimit.estimators.samples import split_shape
 from widelimit.solvers.labels import encode_labels
-from widelimit.solvers.solution import FloatArray
 
 __all__ = ["NTKClassifier"]
 
@@ -91,9 +91,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         A folder for the Gram matrix (``kernel.zarr``) and, if it does not fit into memory, its
         factor: a fit that is stopped goes on when it is made again. None: all in memory.
     memory : int, str or None
-        Bytes, or ``"6GB"``: the most that this process takes, as for `widelimit.gram`.
+        Bytes, or ``"6GB"``: the most that this process takes, as for `widelimit.matrices`.
     executor : concurrent.futures.Executor, dask.distributed.Client or None
-        Where the tiles of a stored Gram matrix are computed, as for `widelimit.gram`.
+        Where the tiles of a stored Gram matrix are computed, as for `widelimit.matrices`.
     verbose : bool
         Whether to show the progress of the kernel of the training samples.
 

@@ -13,7 +13,7 @@ from widelimit.architectures import named_network
 from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
 from widelimit.estimators.samples import resolve_shape, split_shape
-from widelimit.gram.kernel import kernel, kernel_diagonal
+from widelimit.matrices.kernel import kernel, kernel_diagonal
 from widelimit.network import Network
 from widelimit.program import Kind
 

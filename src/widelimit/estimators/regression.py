@@ -10,8 +10,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from widelimit.arrays import FloatArray
 from widelimit.estimators.samples import Training
-from widelimit.gram.memory import remaining
+from widelimit.machine import remaining
 from widelimit.solvers import (
     Solution,
     Spectrum,
@@ -24,7 +25,6 @@ from widelimit.solvers import (
 )
 from widelimit.solvers.cholesky import CholeskyFactor
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal
-from widelimit.solvers.solution import FloatArray
 
 __all__ = [
     "FACTOR",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn import base, utils  # pyright: ignore[reportMissingTypeStubs]
 
+from widelimit.arrays import FloatArray
 from widelimit.estimators.base import (
     SAMPLE_DTYPES,
     Influence,
@@ -23,7 +24,6 @@ from widelimit.program import Kind
 from widelimit.solvers import TiledFactor
 from widelimit.solvers.cholesky import CholeskyFactor
 from widelimit.solvers.matrix import multiply
-from widelimit.solvers.solution import FloatArray
 
 __all__ = ["NTKRegressor"]
 

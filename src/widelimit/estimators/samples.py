@@ -10,8 +10,8 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.gram.inputs import number_samples
-from widelimit.solvers.solution import FloatArray
+from widelimit.arrays import FloatArray
+from widelimit.matrices.inputs import number_samples
 
 __all__ = [
     "ImageShape",

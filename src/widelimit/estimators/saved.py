@@ -29,7 +29,7 @@ from widelimit.estimators.regression import Factor, SpectralFactor
 from widelimit.estimators.regressor import NTKRegressor
 from widelimit.estimators.samples import Training, check_image_shape
 from widelimit.files import PARTIAL_SUFFIX, write_atomically
-from widelimit.gram.memory import available_memory
+from widelimit.machine import available_memory
 from widelimit.network import Network
 from widelimit.program import Kind
 from widelimit.solvers import CholeskyFactor, Solution, Spectrum, Statistics, Status

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, cast
 import numpy as np
 from sklearn import exceptions, linear_model, model_selection, svm
 
-from widelimit.data.dataset import FloatArray, IntArray
+from widelimit.arrays import FloatArray, IntArray
 
 __all__ = ["GRIDS", "Baseline", "Cancelled", "ConvergenceWarning", "Fit", "fit_baseline"]
 

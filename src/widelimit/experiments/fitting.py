@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from widelimit.data.dataset import FloatArray
+from widelimit.arrays import FloatArray
 from widelimit.experiments.baselines import Baseline, Cancelled, ConvergenceWarning, fit_baseline
 from widelimit.experiments.images import Images
 from widelimit.experiments.methods import METHODS, Method
 from widelimit.experiments.plan import Plan
+from widelimit.machine import blas_on_one_thread
 from widelimit.solvers import Status, encode_labels, solve_cholesky
 
 __all__ = ["RIDGES", "Gram", "Result", "Results", "fit_all"]
@@ -119,7 +119,7 @@ def fit_all(
         return result
 
     # One thread each for linear algebra: the same sums, in the same order, on any machine.
-    with warnings.catch_warnings(), threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+    with warnings.catch_warnings(), blas_on_one_thread(), ThreadPoolExecutor(workers) as pool:
         warnings.simplefilter("ignore", ConvergenceWarning)
         futures: dict[tuple[str, int, int], Future[Result]] = {}
         try:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from widelimit.data.dataset import Dataset, FloatArray, IntArray
+from widelimit.arrays import FloatArray, IntArray
+from widelimit.data.dataset import Dataset
 from widelimit.experiments.plan import Plan, draw_training_sets, shrink_images
 
 __all__ = ["Draw", "Images", "take"]

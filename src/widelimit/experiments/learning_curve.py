@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.architectures import cntk_gap
-from widelimit.data.dataset import Dataset, FloatArray
+from widelimit.arrays import FloatArray
+from widelimit.data.dataset import Dataset
 from widelimit.experiments.environment import describe_environment
 from widelimit.experiments.fitting import RIDGES, Gram, Results, fit_all
 from widelimit.experiments.hardest import find_hardest, make_confusion
@@ -24,8 +25,8 @@ from widelimit.experiments.images import Images, take
 from widelimit.experiments.methods import METHODS, Method
 from widelimit.experiments.plan import DEPTH, Plan, make_plan, shrink_images
 from widelimit.experiments.record import Curve, Data, Kernel, Point, Record
-from widelimit.gram.engine import default_threads
-from widelimit.gram.kernel import kernel as compute_kernel
+from widelimit.machine import default_threads
+from widelimit.matrices.kernel import kernel as compute_kernel
 from widelimit.network import Network
 from widelimit.program import compile_networks
 

@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 
 from widelimit.architectures import cntk_gap
-from widelimit.data.dataset import Dataset, FloatArray, IntArray
+from widelimit.arrays import FloatArray, IntArray
+from widelimit.data.dataset import Dataset
 from widelimit.program import compile_networks
 
 __all__ = ["DEPTH", "Plan", "draw_training_sets", "make_plan", "shrink_images"]

@@ -9,8 +9,9 @@ from operator import index
 import numpy as np
 from numpy.typing import ArrayLike
 
-from widelimit.finite.network import FiniteNetwork, Float
-from widelimit.gram import kernel
+from widelimit.arrays import FloatArray
+from widelimit.finite.network import FiniteNetwork
+from widelimit.matrices import kernel
 from widelimit.network import Network
 
 __all__ = ["Convergence", "Estimate", "convergence"]
@@ -29,22 +30,22 @@ class Estimate:
         The kernel of every draw.
     """
 
-    exact: Float
+    exact: FloatArray
     widths: tuple[int, ...]
-    values: Float
+    values: FloatArray
 
     @property
-    def mean(self) -> Float:
+    def mean(self) -> FloatArray:
         """Mean over draws, shape (widths, n, n)."""
         return self.values.mean(axis=1)
 
     @property
-    def standard_error(self) -> Float:
+    def standard_error(self) -> FloatArray:
         """Standard error of `mean`, shape (widths, n, n)."""
         return self.values.std(axis=1, ddof=1) / np.sqrt(self.values.shape[1])
 
     @property
-    def relative_error(self) -> Float:
+    def relative_error(self) -> FloatArray:
         """Root mean square over draws of ``|K_hat - K|_F / |K|_F``, shape (widths,).
 
         Falls like ``1/sqrt(width)``: the scatter of draws, not their bias, is the larger part.
@@ -53,7 +54,7 @@ class Estimate:
         return np.sqrt(squares / (self.exact**2).sum())
 
     @property
-    def limit(self) -> tuple[Float, Float]:
+    def limit(self) -> tuple[FloatArray, FloatArray]:
         """Means extrapolated to infinite width, and the standard error: two (n, n) arrays.
 
         ``mean = limit + bias / width`` by least squares, weights ``width`` (the variance of a

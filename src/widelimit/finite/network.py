@@ -24,13 +24,13 @@ from numbers import Integral
 from typing import TypeAlias, final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from widelimit.arrays import FloatArray
 from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, Layer, LocalAvgPool, Network
 
 __all__ = ["FiniteNetwork", "Parameters"]
 
-Float: TypeAlias = NDArray[np.float64]
 Seed: TypeAlias = int | Sequence[int] | np.random.SeedSequence | np.random.Generator
 
 _BLOCK = 2**22  # entries of the gradients that are held at a time: 32 MiB
@@ -50,13 +50,13 @@ class Parameters:
         ``b_std``.
     """
 
-    weight: Float
-    bias: Float
+    weight: FloatArray
+    bias: FloatArray
     weight_scale: float
     bias_scale: float
 
     @property
-    def matrix(self) -> Float:
+    def matrix(self) -> FloatArray:
         """Weights of shape (fan-in, outputs)."""
         return self.weight.reshape(-1, self.weight.shape[-1])
 
@@ -148,7 +148,7 @@ class FiniteNetwork:
             channels = fan_in = width
         return cls(network, tuple(int(s) for s in input_shape), int(width), tuple(parameters))
 
-    def forward(self, x: ArrayLike) -> Float:
+    def forward(self, x: ArrayLike) -> FloatArray:
         """Outputs of the network.
 
         Parameters
@@ -167,7 +167,7 @@ class FiniteNetwork:
         """
         return self._activations("x", x)[-1][:, 0]
 
-    def empirical_ntk(self, x1: ArrayLike, x2: ArrayLike | None = None) -> Float:
+    def empirical_ntk(self, x1: ArrayLike, x2: ArrayLike | None = None) -> FloatArray:
         """Tangent kernel of this draw: inner products of gradients over trained parameters.
 
         ``Theta_hat(x, z) = <df(x)/dtheta, df(z)/dtheta>``, which tends to Theta for growing width
@@ -210,7 +210,7 @@ class FiniteNetwork:
             out += own.bias_scale**2 * (d1.sum(axis=1) @ d2.sum(axis=1).T)
         return _symmetric(out) if x2 is None else out
 
-    def empirical_nngp(self, x1: ArrayLike, x2: ArrayLike | None = None) -> Float:
+    def empirical_nngp(self, x1: ArrayLike, x2: ArrayLike | None = None) -> FloatArray:
         """Covariance of outputs over draws of the last layer, the others as they were drawn.
 
         ``K_hat(x, z) = w^2/c phi(x).phi(z) + b^2``, phi being the c features that enter the last
@@ -237,14 +237,14 @@ class FiniteNetwork:
         out = last.weight_scale**2 * (left @ right.T) + last.bias_scale**2
         return _symmetric(out) if x2 is None else out
 
-    def _activations(self, name: str, x: ArrayLike) -> list[Float]:
+    def _activations(self, name: str, x: ArrayLike) -> list[FloatArray]:
         """Input of every layer, and the output."""
         values = [self._checked(name, x)]
         for layer, own in zip(self.network.layers, self.parameters, strict=True):
             values.append(_forward(layer, own, values[-1]))
         return values
 
-    def _deltas(self, activations: list[Float]) -> list[Float]:
+    def _deltas(self, activations: list[FloatArray]) -> list[FloatArray]:
         """Derivative of the output with respect to the output of every layer."""
         layers = self.network.layers
         deltas = [np.ones_like(activations[-1])]
@@ -252,7 +252,7 @@ class FiniteNetwork:
             deltas.append(_backward(layers[i], self.parameters[i], activations[i], deltas[-1]))
         return deltas[::-1]
 
-    def _checked(self, name: str, x: ArrayLike) -> Float:
+    def _checked(self, name: str, x: ArrayLike) -> FloatArray:
         values = np.asarray(x)
         if values.dtype.kind not in "buif":
             raise TypeError(f"{name} must hold real numbers, got dtype {values.dtype}")
@@ -270,7 +270,7 @@ class FiniteNetwork:
         return values.reshape(len(values), -1) if dense else values
 
 
-def _forward(layer: Layer, own: Parameters | None, x: Float) -> Float:
+def _forward(layer: Layer, own: Parameters | None, x: FloatArray) -> FloatArray:
     match layer:
         case Conv() | Dense():
             assert own is not None
@@ -287,7 +287,7 @@ def _forward(layer: Layer, own: Parameters | None, x: Float) -> Float:
             return np.maximum(x, 0.0)
 
 
-def _backward(layer: Layer, own: Parameters | None, x: Float, delta: Float) -> Float:
+def _backward(layer: Layer, own: Parameters | None, x: FloatArray, delta: FloatArray) -> FloatArray:
     """From the derivative with respect to the output of a layer to that for its input x."""
     match layer:
         case Conv() | Dense():
@@ -308,7 +308,7 @@ def _backward(layer: Layer, own: Parameters | None, x: Float, delta: Float) -> F
             return np.where(x > 0.0, delta, 0.0)
 
 
-def _features(layer: Conv | Dense, x: Float) -> Float:
+def _features(layer: Conv | Dense, x: FloatArray) -> FloatArray:
     """What the weights of a layer are multiplied with, shape (n, pixels, fan-in)."""
     if isinstance(layer, Dense):
         return x[:, None, :]
@@ -320,7 +320,7 @@ def _features(layer: Conv | Dense, x: Float) -> Float:
     return windows.transpose(0, 1, 2, 4, 5, 3).reshape(n, h * w, -1)
 
 
-def _fold(windows: Float) -> Float:
+def _fold(windows: FloatArray) -> FloatArray:
     """Add every patch of shape (q, q, c) where it was taken: the transpose of `_features`."""
     n, h, w, q, _, c = windows.shape
     r = q // 2
@@ -331,28 +331,30 @@ def _fold(windows: Float) -> Float:
     return padded[:, r : r + h, r : r + w]
 
 
-def _average(x: Float, half_width: int) -> Float:
+def _average(x: FloatArray, half_width: int) -> FloatArray:
     """Mean over the window around each pixel, zero-padded."""
     rows, columns = (_window(size, half_width) for size in x.shape[1:3])
     return np.einsum("ij,njlc,lk->nikc", rows, x, columns, optimize=True)
 
 
-def _window(size: int, half_width: int) -> Float:
+def _window(size: int, half_width: int) -> FloatArray:
     place = np.arange(size, dtype=np.float64)
     return (np.abs(place[:, None] - place) <= half_width) / (2 * half_width + 1)
 
 
-def _pixels(delta: Float) -> Float:
+def _pixels(delta: FloatArray) -> FloatArray:
     """Shape (n, pixels, channels)."""
     return delta.reshape(len(delta), -1, delta.shape[-1])
 
 
-def _symmetric(matrix: Float) -> Float:
+def _symmetric(matrix: FloatArray) -> FloatArray:
     """Both halves from the lower one: sums of products may be rounded differently in each."""
     return np.tril(matrix) + np.tril(matrix, -1).T
 
 
-def _gradient_products(f1: Float, d1: Float, f2: Float, d2: Float) -> Float:
+def _gradient_products(
+    f1: FloatArray, d1: FloatArray, f2: FloatArray, d2: FloatArray
+) -> FloatArray:
     """``sum_{p,p'} (f1(p).f2(p')) (d1(p).d2(p'))`` for all pairs, the cheaper way."""
     n1, pixels, fan_in = f1.shape
     n2, outputs = len(f2), d2.shape[-1]
@@ -361,7 +363,7 @@ def _gradient_products(f1: Float, d1: Float, f2: Float, d2: Float) -> Float:
     return (_by_gram if by_gram <= by_gradient else _by_gradient)(f1, d1, f2, d2)
 
 
-def _by_gram(f1: Float, d1: Float, f2: Float, d2: Float) -> Float:
+def _by_gram(f1: FloatArray, d1: FloatArray, f2: FloatArray, d2: FloatArray) -> FloatArray:
     """Gram matrix of features times Gram matrix of deltas, for one left input at a time."""
     all_f2, all_d2 = f2.reshape(-1, f2.shape[-1]), d2.reshape(-1, d2.shape[-1])
     rows = [
@@ -371,7 +373,7 @@ def _by_gram(f1: Float, d1: Float, f2: Float, d2: Float) -> Float:
     return np.array(rows).reshape(len(f1), len(f2))
 
 
-def _by_gradient(f1: Float, d1: Float, f2: Float, d2: Float) -> Float:
+def _by_gradient(f1: FloatArray, d1: FloatArray, f2: FloatArray, d2: FloatArray) -> FloatArray:
     """Gradients ``sum_p f(p) d(p)^T``, for a few output channels at a time."""
     out = np.zeros((len(f1), len(f2)))
     step = max(1, _BLOCK // ((len(f1) + len(f2)) * f1.shape[-1]))

@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from widelimit.data.dataset import FloatArray
+from widelimit.arrays import FloatArray
 
 __all__ = ["to_data_uri"]
 

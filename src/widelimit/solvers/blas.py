@@ -13,13 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from widelimit.gram.engine import default_threads
+from widelimit.machine import blas_on_one_thread, default_threads
 
 __all__ = ["Arithmetic", "Crew", "factor_in_place"]
 
@@ -171,15 +170,15 @@ class Crew:
     def __init__(self, threads: int | None) -> None:
         self.size = default_threads() if threads is None else threads
         self._pool = ThreadPoolExecutor(self.size, thread_name_prefix="widelimit")
-        self._limits = cast("Any", threadpool_limits)(1)
+        self._alone = blas_on_one_thread()
 
     def __enter__(self) -> Crew:
-        self._limits.__enter__()
+        self._alone.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._limits.__exit__(*exception)
+        self._alone.__exit__(None, None, None)
 
     def run(self, tasks: Iterable[Callable[[], Any]]) -> None:
         """Run tasks that do not depend on one another, and wait for all."""

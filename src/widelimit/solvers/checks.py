@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from widelimit.arrays import FloatArray
 from widelimit.solvers.matrix import as_matrix
-from widelimit.solvers.solution import FloatArray
 
 __all__ = ["check_gram", "check_ridge", "check_targets", "check_weights", "epsilon"]
 

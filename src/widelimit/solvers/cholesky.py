@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import blas, lapack  # pyright: ignore[reportMissingTypeStubs]
 
+from widelimit.arrays import FloatArray
 from widelimit.solvers.blas import Arithmetic, factor_in_place
 from widelimit.solvers.checks import (
     check_gram,
@@ -20,7 +21,7 @@ from widelimit.solvers.checks import (
     epsilon,
 )
 from widelimit.solvers.matrix import Matrix, as_matrix, load
-from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status, failed
+from widelimit.solvers.solution import Solution, Statistics, Status, failed
 
 __all__ = [
     "CholeskyFactor",

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
+from widelimit.arrays import FloatArray
 from widelimit.files import write_atomically
-from widelimit.gram.memory import remaining
+from widelimit.machine import remaining
 from widelimit.solvers.checks import check_ridge, check_targets
 from widelimit.solvers.matrix import (
     Matrix,
@@ -34,7 +35,7 @@ from widelimit.solvers.matrix import (
     fingerprint,
     multiply,
 )
-from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status, failed
+from widelimit.solvers.solution import Solution, Statistics, Status, failed
 
 __all__ = ["Convergence", "solve_conjugate"]
 

@@ -11,11 +11,11 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.gram.memory import remaining
-from widelimit.gram.store import TileStore
-from widelimit.gram.tiles import Key
+from widelimit.arrays import FloatArray
+from widelimit.machine import remaining
+from widelimit.matrices.store import TileStore
+from widelimit.matrices.tiles import Key
 from widelimit.solvers.blas import Arithmetic, Crew
-from widelimit.solvers.solution import FloatArray
 
 __all__ = ["Progress", "Reader", "TiledFactor", "fitting_width"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widelimit.solvers.solution import FloatArray
+from widelimit.arrays import FloatArray
 
 __all__ = ["encode_labels"]
 

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
+from widelimit.arrays import FloatArray
 from widelimit.solvers.blas import factor_in_place
 from widelimit.solvers.checks import check_ridge, check_targets
 from widelimit.solvers.cholesky import column_squares, is_definite
 from widelimit.solvers.factor import Progress, TiledFactor
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load
-from widelimit.solvers.solution import FloatArray
 
 __all__ = ["LeaveOneOut", "leave_one_out", "leave_one_out_of_factor"]
 

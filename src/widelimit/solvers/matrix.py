@@ -9,8 +9,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widelimit.gram.memory import available_memory
-from widelimit.solvers.solution import FloatArray
+from widelimit.arrays import FloatArray
+from widelimit.machine import available_memory
 
 __all__ = [
     "Leading",

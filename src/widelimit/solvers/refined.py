@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
+from widelimit.arrays import FloatArray
 from widelimit.solvers.blas import factor_in_place
 from widelimit.solvers.checks import check_ridge, check_targets
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load, multiply
-from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status
+from widelimit.solvers.solution import Solution, Statistics, Status
 from widelimit.solvers.tiled import NotPositiveDefinite, factorise
 
 __all__ = ["solve_refined"]

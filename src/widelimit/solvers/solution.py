@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-__all__ = ["FloatArray", "Solution", "Statistics", "Status", "failed"]
+from widelimit.arrays import FloatArray
 
-FloatArray: TypeAlias = NDArray[np.float64]
+__all__ = ["Solution", "Statistics", "Status", "failed"]
 
 
 class Status(Enum):

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
+from widelimit.arrays import FloatArray
 from widelimit.solvers.checks import (
     check_gram,
     check_ridge,
@@ -39,7 +40,7 @@ from widelimit.solvers.checks import (
 )
 from widelimit.solvers.leave_one_out import LeaveOneOut
 from widelimit.solvers.matrix import Matrix, as_matrix, load
-from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status
+from widelimit.solvers.solution import Solution, Statistics, Status
 
 __all__ = ["Spectrum", "check_time"]
 

@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit._version import __version__
-from widelimit.gram.memory import remaining
-from widelimit.gram.store import StoreError, TileStore, open_objects
-from widelimit.gram.tiles import Grid, Key
+from widelimit.arrays import FloatArray
+from widelimit.machine import remaining
+from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.tiles import Grid, Key
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_ridge, check_targets, epsilon
 from widelimit.solvers.factor import Progress, Reader, TiledFactor, fitting_width
@@ -39,7 +40,7 @@ from widelimit.solvers.matrix import (
     multiply,
     tile_side,
 )
-from widelimit.solvers.solution import FloatArray, Solution, Statistics, Status, failed
+from widelimit.solvers.solution import Solution, Statistics, Status, failed
 
 __all__ = ["NotPositiveDefinite", "factorise", "solve_tiled"]
 

@@ -1,7 +1,7 @@
 """Cutting a Gram matrix into tiles: pure functions, no arrays of data.
 
 Twice: a `Grid` cuts the matrix into square tiles, the unit that is stored and sent to workers;
-`rectangle` and `triangle` cut one of these into the `Tile` of single calls of a backend. Such a
+`rectangle` and `triangle` cut one of these into the `Pairs` of single calls of a backend. Such a
 tile is best when its columns fill whole lane groups. What does not fill one (the triangles on the
 diagonal, the last few samples) is collected as single pairs, which share lanes freely.
 """
@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.backends.base import Tile
+from widelimit.backends.base import Pairs
 
 __all__ = ["Grid", "Key", "Region", "rectangle", "triangle"]
 
@@ -94,7 +94,7 @@ class Grid:
                         yield i, j
 
 
-def rectangle(n1: int, n2: int, lanes: int, rows_per_tile: int) -> Iterator[tuple[Tile, bool]]:
+def rectangle(n1: int, n2: int, lanes: int, rows_per_tile: int) -> Iterator[tuple[Pairs, bool]]:
     """Cut all pairs of n1 left and n2 right samples.
 
     Parameters
@@ -107,7 +107,7 @@ def rectangle(n1: int, n2: int, lanes: int, rows_per_tile: int) -> Iterator[tupl
 
     Yields
     ------
-    tile, swapped : Tile, bool
+    tile, swapped : Pairs, bool
         If `swapped`, `tile.rows` are right and `tile.columns` left samples: then the lanes run
         along the left samples, where more of them are left to fill a group.
     """
@@ -122,7 +122,7 @@ def rectangle(n1: int, n2: int, lanes: int, rows_per_tile: int) -> Iterator[tupl
         yield tile, False
 
 
-def triangle(n: int, lanes: int, rows_per_tile: int, *, pack: bool) -> Iterator[Tile]:
+def triangle(n: int, lanes: int, rows_per_tile: int, *, pack: bool) -> Iterator[Pairs]:
     """Cut the pairs ``i <= j`` of n samples; the other half is the mirror image.
 
     Parameters
@@ -152,15 +152,15 @@ def triangle(n: int, lanes: int, rows_per_tile: int, *, pack: bool) -> Iterator[
 
 def _blocks(
     rows: NDArray[np.int64], columns: NDArray[np.int64], lanes: int, rows_per_tile: int
-) -> Iterator[Tile]:
+) -> Iterator[Pairs]:
     for group in range(0, len(columns), lanes):
         for start in range(0, len(rows), rows_per_tile):
-            yield Tile(rows[start : start + rows_per_tile], columns[group : group + lanes])
+            yield Pairs(rows[start : start + rows_per_tile], columns[group : group + lanes])
 
 
 def _pairs(
     rows: NDArray[np.int64], columns: NDArray[np.int64], pairs_per_tile: int
-) -> Iterator[Tile]:
+) -> Iterator[Pairs]:
     for start in range(0, len(rows), pairs_per_tile):
         part = slice(start, start + pairs_per_tile)
-        yield Tile(rows[part], columns[part], pairwise=True)
+        yield Pairs(rows[part], columns[part], pairwise=True)

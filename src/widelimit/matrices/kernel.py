@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.backends import Backend, BackendName, get_backend
 from widelimit.backends.base import Dtype
-from widelimit.gram.engine import (
+from widelimit.machine import available_memory
+from widelimit.matrices.engine import (
     Samples,
     block_bytes,
     cached_blocks,
@@ -19,7 +20,7 @@ from widelimit.gram.engine import (
     fill_diagonal,
     memory_grid,
 )
-from widelimit.gram.inputs import (
+from widelimit.matrices.inputs import (
     check_dtype,
     check_inputs,
     check_kinds,
@@ -27,7 +28,6 @@ from widelimit.gram.inputs import (
     check_threads,
     number_samples,
 )
-from widelimit.gram.memory import available_memory
 from widelimit.network import Network
 from widelimit.program import Kind, Program, compile_networks
 
@@ -225,7 +225,9 @@ def _check_memory(
     grid = memory_grid(shape[2], None if symmetric else shape[3])
     blocks = cached_blocks(programs, engine, dtype, grid)
     held = blocks * block_bytes(programs, engine, dtype, min(grid.tile, max(shape[2:])))
-    scratch = [engine.tile_bytes(program, dtype) for program, _ in programs if not program.is_dense]
+    scratch = [
+        engine.scratch_bytes(program, dtype) for program, _ in programs if not program.is_dense
+    ]
     work = held + workers * max(scratch, default=0)
     free = available_memory()
     if free is not None and result + work > free:

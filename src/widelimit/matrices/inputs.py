@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.backends.base import Dtype
-from widelimit.gram.engine import default_threads
+from widelimit.machine import default_threads
 from widelimit.network import Network
 from widelimit.program import Kind
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from widelimit.gram.tiles import Grid, Key
+from widelimit.matrices.tiles import Grid, Key
 
 __all__ = ["Plan", "Sizes", "batches", "solve"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.gram.manifest import Manifest
-from widelimit.gram.store import StoreError, TileStore, open_objects
+from widelimit.matrices.manifest import Manifest
+from widelimit.matrices.store import StoreError, TileStore, open_objects
 
 __all__ = ["Gram", "open_gram"]
 

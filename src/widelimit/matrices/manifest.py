@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from widelimit._version import __version__
 from widelimit.backends.base import Backend, Dtype
-from widelimit.gram.inputs import chunks
-from widelimit.gram.store import StoreError
+from widelimit.matrices.inputs import chunks
+from widelimit.matrices.store import StoreError
 from widelimit.network import Network
 from widelimit.program import Kind
 
 __all__ = ["Inputs", "Maker", "Manifest"]
 
-_FORMAT = "widelimit.gram/1"
+_FORMAT = "widelimit.matrices/1"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.files import PARTIAL_SUFFIX, write_atomically
-from widelimit.gram.tiles import Grid, Key, Region
+from widelimit.matrices.tiles import Grid, Key, Region
 
 __all__ = ["Objects", "StoreError", "TileStore", "open_objects"]
 

@@ -17,22 +17,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
-from widelimit.gram.engine import block_bytes
-from widelimit.gram.inputs import (
+from widelimit.machine import remaining
+from widelimit.matrices.engine import block_bytes
+from widelimit.matrices.inputs import (
     check_dtype,
     check_inputs,
     check_kinds,
     check_networks,
     check_threads,
 )
-from widelimit.gram.manifest import Inputs, Maker, Manifest
-from widelimit.gram.matrix import arrange, read_manifest
-from widelimit.gram.memory import remaining
-from widelimit.gram.plan import Plan, Sizes, batches, solve
-from widelimit.gram.progress import Display, Progress, Tracker
-from widelimit.gram.store import TileStore, open_objects
-from widelimit.gram.tiles import Key
-from widelimit.gram.workers import (
+from widelimit.matrices.manifest import Inputs, Maker, Manifest
+from widelimit.matrices.matrix import arrange, read_manifest
+from widelimit.matrices.plan import Plan, Sizes, batches, solve
+from widelimit.matrices.progress import Display, Progress, Tracker
+from widelimit.matrices.store import TileStore, open_objects
+from widelimit.matrices.tiles import Key
+from widelimit.matrices.workers import (
     Computation,
     Report,
     Stored,
@@ -389,6 +389,6 @@ def _sizes(computation: Computation, values1: NDArray[Any], values2: NDArray[Any
         matrices=len(manifest.networks) * len(manifest.kinds),
         sample=8 * values1[0].size,
         profile=block_bytes(programs, backend, manifest.dtype, 1),
-        scratch=max((backend.tile_bytes(p, manifest.dtype) for p in conv), default=2**20),
+        scratch=max((backend.scratch_bytes(p, manifest.dtype) for p in conv), default=2**20),
         element_layers=sum(program.element_layers for program, _ in programs),
     )

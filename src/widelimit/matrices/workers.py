@@ -31,12 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.backends import BackendName, get_backend
-from widelimit.gram.engine import Engine, Output, Samples
-from widelimit.gram.inputs import number_samples
-from widelimit.gram.manifest import Inputs, Maker, Manifest
-from widelimit.gram.matrix import read_manifest
-from widelimit.gram.store import Objects, StoreError, TileStore, open_objects
-from widelimit.gram.tiles import Key
+from widelimit.matrices.engine import Engine, Output, Samples
+from widelimit.matrices.inputs import number_samples
+from widelimit.matrices.manifest import Inputs, Maker, Manifest
+from widelimit.matrices.matrix import read_manifest
+from widelimit.matrices.store import Objects, StoreError, TileStore, open_objects
+from widelimit.matrices.tiles import Key
 from widelimit.program import compile_networks
 
 __all__ = ["Computation", "Report", "Stored", "Task", "distribute", "put_inputs", "run_task"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -15,8 +14,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.backends.base import Backend, Dtype, Profile, Tile
-from widelimit.gram.tiles import Grid, Key, rectangle, triangle
+from widelimit.arrays import FloatArray
+from widelimit.backends.base import Backend, Dtype, Pairs, Profile
+from widelimit.matrices.tiles import Grid, Key, rectangle, triangle
 from widelimit.program import Program
 
 __all__ = [
@@ -27,35 +27,17 @@ __all__ = [
     "Sink",
     "block_bytes",
     "cached_blocks",
-    "default_threads",
     "fill",
     "fill_diagonal",
     "memory_grid",
 ]
 
-Float = NDArray[np.float64]
 Output = NDArray[Any]  # (n_networks, n_kinds, n1, n2) in the dtype of the user
 
 _BLOCK = 512  # side of a tile of a matrix in memory
 _CACHE_BYTES = 2**28  # profiles that `fill` holds, if a few blocks are not more
 _TILE_COST = 1e8  # element-layers of one tile: a tenth of a second or less
 _DENSE_BLOCK = 128  # samples, and entries of each, of one matrix product: `_inner_products`
-
-
-def default_threads() -> int:
-    """Return the number of processors that this process may use.
-
-    At most the environment variable OMP_NUM_THREADS: joblib sets it in the worker processes of
-    scikit-learn's ``n_jobs``, and schedulers of clusters in jobs, so that they share processors.
-    """
-    if hasattr(os, "sched_getaffinity"):
-        processors = len(os.sched_getaffinity(0))
-    else:
-        processors = os.cpu_count() or 1
-    limit = os.environ.get("OMP_NUM_THREADS", "").strip()
-    if limit.isascii() and limit.isdigit() and int(limit) > 0:
-        return min(processors, int(limit))
-    return processors
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +58,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.values)
 
-    def block(self, start: int, stop: int) -> tuple[Float, NDArray[np.int64]]:
+    def block(self, start: int, stop: int) -> tuple[FloatArray, NDArray[np.int64]]:
         """Return samples in C order as float64, and their identities."""
         values = np.ascontiguousarray(self.values[start:stop], dtype=np.float64)
         return values, np.ascontiguousarray(self.identity[start:stop])
@@ -232,7 +214,7 @@ class _Block:
 
     profile: Profile
     identity: NDArray[np.int64]
-    variances: Float | None  # (n_taps, n): k(x, x) at the taps, if a head has an activation
+    variances: FloatArray | None  # (n_taps, n): k(x, x) at the taps, if a head has an activation
 
 
 class _OpenTile:
@@ -350,7 +332,7 @@ class Engine:
     def _profile(
         self,
         program: Program,
-        values: Float,
+        values: FloatArray,
         identity: NDArray[np.int64],
         pool: ThreadPoolExecutor,
     ) -> _Block:
@@ -366,13 +348,15 @@ class Engine:
             variances = self._variances(program, profile, pool)
         return _Block(profile, identity, variances)
 
-    def _variances(self, program: Program, profile: Profile, pool: ThreadPoolExecutor) -> Float:
+    def _variances(
+        self, program: Program, profile: Profile, pool: ThreadPoolExecutor
+    ) -> FloatArray:
         variances = np.empty((len(program.taps), len(profile)))
 
         def compute(part: NDArray[np.int64]) -> int:
-            itself = Tile(part, part, pairwise=True)
+            itself = Pairs(part, part, pairwise=True)
             with _quiet():
-                sums = self._backend.tile(program, profile, profile, itself, self._cancel)
+                sums = self._backend.sums(program, profile, profile, itself, self._cancel)
             variances[:, part] = sums[:, 0]
             return len(part)
 
@@ -433,7 +417,7 @@ class _Pass:
                 columns = np.arange(j, min(n2, j + _DENSE_BLOCK))
                 last = columns[-1] + 1 if self.target.symmetric else n1
                 for i in range(0, last, _DENSE_BLOCK):
-                    part = Tile(np.arange(i, min(last, i + _DENSE_BLOCK)), columns)
+                    part = Pairs(np.arange(i, min(last, i + _DENSE_BLOCK)), columns)
                     yield lambda part=part: self._multiply(a, b, part)
             return
         lanes = self.backend.lanes(self.dtype)
@@ -454,18 +438,18 @@ class _Pass:
                 tile = _moved(part, known, known)
                 yield lambda tile=tile: self._compute(a, b, tile)
 
-    def _multiply(self, a: _Block, b: _Block, tile: Tile) -> int:
+    def _multiply(self, a: _Block, b: _Block, tile: Pairs) -> int:
         return self._store(a, b, tile, _inner_products(self.program, a, b, tile))
 
-    def _compute(self, a: _Block, b: _Block, tile: Tile, swapped: bool = False) -> int:
+    def _compute(self, a: _Block, b: _Block, tile: Pairs, swapped: bool = False) -> int:
         with _quiet():
-            sums = self.backend.tile(self.program, a.profile, b.profile, tile, self.cancel)
+            sums = self.backend.sums(self.program, a.profile, b.profile, tile, self.cancel)
         if swapped:
-            turned = Tile(tile.columns, tile.rows)
+            turned = Pairs(tile.columns, tile.rows)
             return self._store(b, a, turned, np.ascontiguousarray(sums.swapaxes(-1, -2)))
         return self._store(a, b, tile, sums)
 
-    def _store(self, a: _Block, b: _Block, tile: Tile, sums: Float) -> int:
+    def _store(self, a: _Block, b: _Block, tile: Pairs, sums: FloatArray) -> int:
         rows, columns = tile.rows, tile.columns
         if not tile.pairwise:
             rows, columns = rows[:, None], columns[None, :]
@@ -494,8 +478,8 @@ class _Pass:
         return len(tile.rows) if tile.pairwise else same.size
 
 
-def _moved(tile: Tile, rows: int, columns: int) -> Tile:
-    return Tile(tile.rows + rows, tile.columns + columns, tile.pairwise)
+def _moved(tile: Pairs, rows: int, columns: int) -> Pairs:
+    return Pairs(tile.rows + rows, tile.columns + columns, tile.pairwise)
 
 
 def _quiet() -> np.errstate:
@@ -503,7 +487,7 @@ def _quiet() -> np.errstate:
     return np.errstate(over="ignore", invalid="ignore")
 
 
-def _check_range(value: Float, dtype: np.dtype[Any]) -> None:
+def _check_range(value: FloatArray, dtype: np.dtype[Any]) -> None:
     """Refuse values that the dtype of the result cannot hold."""
     limits = np.finfo(dtype)
     least, most = float(limits.smallest_normal), float(limits.max)
@@ -516,7 +500,7 @@ def _check_range(value: Float, dtype: np.dtype[Any]) -> None:
         )
 
 
-def _inner_products(program: Program, a: _Block, b: _Block, tile: Tile) -> Float:
+def _inner_products(program: Program, a: _Block, b: _Block, tile: Pairs) -> FloatArray:
     """Return the input covariances of a tile as the sums of the one tap of a dense program.
 
     The order in which a matrix product sums depends on its shape, and with long rows on the
