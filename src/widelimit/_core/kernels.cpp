@@ -74,6 +74,7 @@ enum : int {
   kOutK = 16,
   kOutTheta = 32,
   kBias = 64,
+  kSum = 128,  // K and Theta are not stored but summed along the row
   kDynamic = -1,
 };
 
@@ -81,7 +82,7 @@ enum : int {
 template <class T>
 struct Rows {
   const T* in[4];  // rows r-1, r, r+1, r+2 of the input (filter 3), or r, r+1 of box sums (any other filter)
-  T* out[2];
+  T* out[2];       // with kSum: the sum of K, then that of Theta
   const T* x[2];   // profile of x, at the pixels p of the rows
   const T* z[2];   // profile of the lanes' images, at p + d
   const Constants<T>* k;
@@ -89,19 +90,44 @@ struct Rows {
   int flags;
 };
 
-// Horner's scheme; for the long polynomials of double one for the even and one for the odd powers, which halves
-// the chain of dependent operations.
+// Horner's scheme, step by step; for the long polynomials of double one for the even and one for the odd powers, which
+// halves the chain of dependent operations.
+template <class T, int N>
+struct Horner {
+  static constexpr int stride = sizeof(T) == 8 ? 2 : 1, steps = (N - 1) / stride;
+  const Vec<T> (&c)[N];
+  Vec<T> r, other;
+  WL_INLINE explicit Horner(const Vec<T> (&coefficients)[N]) : c(coefficients), r(c[N - 1]), other(c[N - stride]) {}
+  WL_INLINE void step(int n, Vec<T> power) {
+    if (n > steps) return;
+    r = fma(r, power, c[N - 1 - n * stride]);
+    if (stride == 2 && N - 2 - 2 * n >= 0) other = fma(other, power, c[N - 2 - 2 * n]);
+  }
+  WL_INLINE Vec<T> value(Vec<T> v) const { return stride == 1 ? r : N % 2 ? fma(other, v, r) : fma(r, v, other); }
+};
+
 template <class T, int N>
 WL_INLINE Vec<T> polynomial(const Vec<T> (&c)[N], Vec<T> v) {
-  constexpr int stride = sizeof(T) == 8 ? 2 : 1;
-  const Vec<T> power = stride == 2 ? mul(v, v) : v;
-  Vec<T> r = c[N - 1], other = c[N - stride];
+  Horner<T, N> h(c);
+  const Vec<T> power = h.stride == 2 ? mul(v, v) : v;
 #pragma GCC unroll 32
-  for (int i = N - 1 - stride; i >= 0; i -= stride) r = fma(r, power, c[i]);
-  if (stride == 1) return r;
+  for (int n = 1; n <= h.steps; ++n) h.step(n, power);
+  return h.value(v);
+}
+
+// Two of them by turns: neither then waits for itself.
+template <class T, int N, int M>
+WL_INLINE void polynomials(const Vec<T> (&c)[N], const Vec<T> (&d)[M], Vec<T> v, Vec<T>& value_c, Vec<T>& value_d) {
+  Horner<T, N> hc(c);
+  Horner<T, M> hd(d);
+  const Vec<T> power = hc.stride == 2 ? mul(v, v) : v;
 #pragma GCC unroll 32
-  for (int i = N - 2 - stride; i >= 0; i -= stride) other = fma(other, power, c[i]);
-  return N % 2 ? fma(other, v, r) : fma(r, v, other);
+  for (int n = 1; n <= hc.steps || n <= hd.steps; ++n) {
+    hc.step(n, power);
+    hd.step(n, power);
+  }
+  value_c = hc.value(v);
+  value_d = hd.value(v);
 }
 
 template <class T, int Flags, int R, bool Fused, bool Pairwise>
@@ -110,7 +136,7 @@ void compute_rows(const Rows<T>& a) {
   constexpr int L = V::lanes, Cell = 2 * L;
   const int flags = Flags == kDynamic ? a.flags : Flags;
   const bool relu = flags & kRelu, is_signed = flags & kSigned, own = flags & kThetaOwn, train = flags & kTrain;
-  const bool out_k = flags & kOutK, out_theta = flags & kOutTheta, biased = flags & kBias;
+  const bool out_k = flags & kOutK, out_theta = flags & kOutTheta, biased = flags & kBias, sum = flags & kSum;
   const Constants<T>& k = *a.k;
   const V zero = broadcast(T(0)), tiny = broadcast(Dual<T>::tiny);
   const V scale = load(k.scale), scale_over_pi = load(k.scale_over_pi), bias = load(k.bias);
@@ -184,27 +210,47 @@ void compute_rows(const Rows<T>& a) {
       }
     }
   };
+  // Sums of either row, over every other column: one sum alone would wait for itself.
+  V sum_k[2] = {zero, zero}, turn_k[2] = {zero, zero}, sum_t[2] = {zero, zero}, turn_t[2] = {zero, zero};
   auto finish = [&](int j, const Entry& n) {
+    V made_k[2], made_t[2];
+    auto keep = [&](int r, V value_k, V value_t) {
+      if (out_k && sum) made_k[r] = value_k;
+      if (out_theta && sum) made_t[r] = value_t;
+      if (out_k && !sum) store(outs[r] + j * Cell, value_k);
+      if (out_theta && !sum) store(outs[r] + j * Cell + L, value_t);
+    };
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {
-      T* out = outs[r] + j * Cell;
       if (!relu) {
-        if (out_k) store(out, mul(n.s[r], scale));
-        if (out_theta) store(out + L, mul(n.th[r], scale));
+        keep(r, mul(n.s[r], scale), mul(n.th[r], scale));
         continue;
       }
-      const V t = ratio(n.e[r], fma(n.p[r], n.e[r], tiny)), v = mul(t, t), g = polynomial<T>(ca, v);
-      V kappa0 = fnma(t, g, scale);
-      if (is_signed) kappa0 = where_negative(n.s[r], mul(t, g), kappa0);
+      const V t = ratio(n.e[r], fma(n.p[r], n.e[r], tiny)), v = mul(t, t);
+      V g, b;
+      if (is_signed && out_k)
+        polynomials<T>(ca, cb, v, g, b);
+      else
+        g = polynomial<T>(ca, v);
+      const V kappa0 = is_signed ? product_or_rest(n.s[r], t, g, scale) : fnma(t, g, scale);
+      V kk = zero;
+      if (out_k && is_signed) kk = fma(mul(n.e[r], t), b, mul(max(n.s[r], zero), scale));
+      if (out_k && !is_signed) kk = fma(n.p[r], mul(t, scale_over_pi), mul(n.s[r], kappa0));
+      keep(r, kk, mul(n.th[r], kappa0));
+    }
+    if (!sum) return;
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
       if (out_k) {
-        V kk;
-        if (is_signed)
-          kk = fma(mul(n.e[r], t), polynomial<T>(cb, v), mul(max(n.s[r], zero), scale));
-        else
-          kk = fma(n.p[r], mul(t, scale_over_pi), mul(n.s[r], kappa0));
-        store(out, kk);
+        const V grown = add(sum_k[r], made_k[r]);
+        sum_k[r] = turn_k[r];
+        turn_k[r] = grown;
       }
-      if (out_theta) store(out + L, mul(n.th[r], kappa0));
+      if (out_theta) {
+        const V grown = add(sum_t[r], made_t[r]);
+        sum_t[r] = turn_t[r];
+        turn_t[r] = grown;
+      }
     }
   };
   for (int j = 0; j < width; ++j) {
@@ -212,9 +258,11 @@ void compute_rows(const Rows<T>& a) {
     fetch(j, now);
     finish(j, now);
   }
+#pragma GCC unroll 2
   for (int r = 0; r < R; ++r) {
-    store(outs[r] + width * Cell, zero);
-    store(outs[r] + width * Cell + L, zero);
+    T* const end = sum ? outs[r] : outs[r] + width * Cell;
+    store(end, sum ? add(sum_k[r], turn_k[r]) : zero);
+    store(end + L, sum ? add(sum_t[r], turn_t[r]) : zero);
   }
 }
 
@@ -234,6 +282,10 @@ RowsFunction<T> choose_rows_function(int flags, int rows) {
     WL_CASE(kRelu | kSigned | kOutK);                         // first layer, not trained
     WL_CASE(kRelu | kSigned | kTrain | kOutK | kOutTheta);    // first layer
     WL_CASE(kRelu | kOutK);                                   // NNGP alone
+    WL_CASE(kRelu | kThetaOwn | kTrain | kOutK | kOutTheta | kSum);  // last layers that are read by one readout alone
+    WL_CASE(kRelu | kThetaOwn | kTrain | kOutTheta | kSum);
+    WL_CASE(kRelu | kTrain | kOutTheta | kSum);
+    WL_CASE(kRelu | kOutK | kSum);
   }
 #undef WL_CASE
   return rows == 2 ? compute_rows<T, kDynamic, 2, Fused, Pairwise> : compute_rows<T, kDynamic, 1, Fused, Pairwise>;
@@ -301,7 +353,7 @@ struct Stage {   // output of layer l: a ring of pairs of rows; for l >= 1 also 
   int lag;       // in pairs of rows behind the input
   int reach;
   int filter_size;
-  RowsFunction<T> compute[3];  // by the number of rows
+  RowsFunction<T> compute[3], sum[3];  // by the number of rows
   int flags;
   bool read;     // by some readout
   const T *x, *z;  // profiles at the next pair of rows of the slice that is under way
@@ -413,30 +465,32 @@ struct Sweep {
         v.flags = (s.relu ? kRelu : 0) | (s.is_signed ? kSigned : 0) | (s.theta_in ? kThetaOwn : 0) |
                   (s.trainable && s.theta_out ? kTrain : 0) | (s.k_out ? kOutK : 0) |
                   (s.theta_out ? kOutTheta : 0) | (s.biased ? kBias : 0);
-        for (int r = 1; r <= 2; ++r)
-          v.compute[r] = s.filter_size == 3 ? choose_rows_function<T, true, Pairwise>(v.flags, r)
-                                           : choose_rows_function<T, false, Pairwise>(v.flags, r);
+        for (int r = 1; r <= 2; ++r) {
+          const auto choose = s.filter_size == 3 ? choose_rows_function<T, true, Pairwise> : choose_rows_function<T, false, Pairwise>;
+          v.compute[r] = choose(v.flags, r);
+          v.sum[r] = choose(v.flags | kSum, r);
+        }
         set_constants(constants[l - 1], s.out_scale);
       }
       v.lag = lag;
     }
   }
 
+  // [lane][size] -> [size][lane], a square of L numbers a side at a time; lanes without an image become zero
   void interleave(const T* source, int64_t size, const int64_t* index, T* out) {
-    // [lane][size] -> [size][lane], a block at a time so that the lines of all lanes stay in L1
-    constexpr int64_t block = 64;
-    for (int64_t i0 = 0; i0 < size; i0 += block) {
-      const int64_t n = size - i0 < block ? size - i0 : block;
-      for (int l = 0; l < L; ++l) {
-        T* o = out + i0 * L + l;
-        if (l < n_lanes) {
-          const T* s = source + index[l] * size + i0;
-          for (int64_t i = 0; i < n; ++i) o[i * L] = s[i];
-        } else {
-          for (int64_t i = 0; i < n; ++i) o[i * L] = 0;
-        }
-      }
+    const T* from[L];
+    for (int l = 0; l < n_lanes; ++l) from[l] = source + index[l] * size;
+    int64_t i = 0;
+    for (; i + L <= size; i += L) {
+      Vec<T> square[L];
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l) square[l] = l < n_lanes ? load_unaligned(from[l] + i) : broadcast(T(0));
+      transpose<T>(square);
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l) store(out + (i + l) * L, square[l]);
     }
+    for (; i < size; ++i)
+      for (int l = 0; l < L; ++l) out[i * L + l] = l < n_lanes ? from[l][i] : T(0);
   }
 
   void pack(const Batch<T>& batch, const int64_t* index, T* image, T* profile, T* bias) {
@@ -489,6 +543,33 @@ struct Sweep {
     }
   }
 
+  // The same for rows that have been summed already, with weights of 1 along the columns.
+  void add_rows(int i, const T* sums, int r, int n, int di) {
+    const Tap& tap = program.taps[i];
+    const double* rw = weights(tap.row_weights, program.h, di) + r;
+    for (int field = 0; field < 2; ++field) {
+      if (!(field ? tap.want_theta : tap.want_k)) continue;
+      double* sum = slice_sum + (i * 2 + field) * L;
+      for (int q = 0; q < n; ++q)
+        for (int l = 0; l < L; ++l) sum[l] += rw[q] * double(sums[q * layout.row + field * L + l]);
+    }
+  }
+
+  // The readout of a layer if it has one alone, and this gives all columns of a slice the weight 1; else -1.
+  int plain_tap(int layer, int width, int dj) const {
+    int found = -1;
+    for (int i = 0; i < program.n_taps; ++i) {
+      if (program.taps[i].layer != layer) continue;
+      if (found >= 0) return -1;
+      found = i;
+    }
+    if (found < 0 || layer == 0) return -1;
+    const double* cw = weights(program.taps[found].column_weights, program.w, dj);
+    for (int j = 0; j < width; ++j)
+      if (cw[j] != 1) return -1;
+    return found;
+  }
+
   // The slice of displacement (di, dj) through all layers up to `depth`; sums go to slice_sum.
   void slice(const T* x_img, const T* x_prof, int di, int dj, int depth) {
     constexpr int XL = Pairwise ? L : 1;
@@ -505,6 +586,7 @@ struct Sweep {
       stages[l].x = x_prof + (l - 1) * field * XL + at_x;
       stages[l].z = z_profile + (l - 1) * field * L + at_z;
     }
+    const int plain = plain_tap(depth, width, dj);  // the last layer is summed as it is made, and never stored
     for (int step = 0; step < pairs + stages[depth].lag && !cancelled(); ++step) {
       for (int l = 0; l <= depth; ++l) {
         Stage<T>& out = stages[l];
@@ -562,7 +644,13 @@ struct Sweep {
           out.z += 2 * w * L;
           a.k = constants + (l - 1);
           a.width = width;
-          a.flags = out.flags;
+          const bool summed = l == depth && plain >= 0;
+          a.flags = out.flags | (summed ? kSum : 0);
+          if (summed) {
+            out.sum[n](a);
+            add_rows(plain, row, r, n, di);
+            continue;
+          }
           out.compute[n](a);
         }
         if (out.read) read_out(l, row, r, n, width, di, dj);

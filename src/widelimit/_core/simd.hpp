@@ -39,6 +39,13 @@ WL_INLINE void store(T* p, Vec<T> a) {
   for (int l = 0; l < Vec<T>::lanes; ++l) p[l] = a.v[l];
 }
 template <class T>
+WL_INLINE Vec<T> load_unaligned(const T* p) { WL_EACH(p[l]); }
+// The first halves of a and b, lane by lane in turns: a0 b0 a1 b1 ..; `zip_high`: the second halves.
+template <class T>
+WL_INLINE Vec<T> zip_low(Vec<T> a, Vec<T> b) { WL_EACH((l % 2 ? b : a).v[l / 2]); }
+template <class T>
+WL_INLINE Vec<T> zip_high(Vec<T> a, Vec<T> b) { WL_EACH((l % 2 ? b : a).v[(l + Vec<T>::lanes) / 2]); }
+template <class T>
 WL_INLINE Vec<T> add(Vec<T> a, Vec<T> b) { WL_EACH(a.v[l] + b.v[l]); }
 template <class T>
 WL_INLINE Vec<T> sub(Vec<T> a, Vec<T> b) { WL_EACH(a.v[l] - b.v[l]); }
@@ -82,6 +89,20 @@ WL_INLINE F broadcast(float s) { return {_mm512_set1_ps(s)}; }
 WL_INLINE D broadcast(double s) { return {_mm512_set1_pd(s)}; }
 WL_INLINE void store(float* p, F a) { _mm512_store_ps(p, a.v); }
 WL_INLINE void store(double* p, D a) { _mm512_store_pd(p, a.v); }
+WL_INLINE F load_unaligned(const float* p) { return {_mm512_loadu_ps(p)}; }
+WL_INLINE D load_unaligned(const double* p) { return {_mm512_loadu_pd(p)}; }
+WL_INLINE F zip_low(F a, F b) {
+  return {_mm512_permutex2var_ps(a.v, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b.v)};
+}
+WL_INLINE F zip_high(F a, F b) {
+  return {_mm512_permutex2var_ps(a.v, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b.v)};
+}
+WL_INLINE D zip_low(D a, D b) {
+  return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), b.v)};
+}
+WL_INLINE D zip_high(D a, D b) {
+  return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), b.v)};
+}
 WL_INLINE F add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 WL_INLINE D add(D a, D b) { return {_mm512_add_pd(a.v, b.v)}; }
 WL_INLINE F sub(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -96,11 +117,19 @@ WL_INLINE F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
 WL_INLINE D max(D a, D b) { return {_mm512_max_pd(a.v, b.v)}; }
 WL_INLINE F abs(F a) { return {_mm512_abs_ps(a.v)}; }
 WL_INLINE D abs(D a) { return {_mm512_abs_pd(a.v)}; }
-WL_INLINE F where_negative(F s, F a, F b) {
-  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(s.v, _mm512_setzero_ps(), _CMP_LT_OQ), b.v, a.v)};
+// s < 0 ? t g : c - t g. One multiplication, and the rest for units that have less to do: the sign of s, that of a zero
+// left out, goes to t and takes c away.
+WL_INLINE F product_or_rest(F s, F t, F g, F c) {
+  const __m512i sign = _mm512_castps_si512(_mm512_add_ps(s.v, _mm512_setzero_ps()));
+  const __m512i flip = _mm512_and_si512(sign, _mm512_set1_epi32(int(0x80000000u)));
+  const __m512i rest = _mm512_andnot_si512(_mm512_srai_epi32(sign, 31), _mm512_castps_si512(c.v));
+  return {_mm512_fnmadd_ps(_mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(t.v), flip)), g.v, _mm512_castsi512_ps(rest))};
 }
-WL_INLINE D where_negative(D s, D a, D b) {
-  return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(s.v, _mm512_setzero_pd(), _CMP_LT_OQ), b.v, a.v)};
+WL_INLINE D product_or_rest(D s, D t, D g, D c) {
+  const __m512i sign = _mm512_castpd_si512(_mm512_add_pd(s.v, _mm512_setzero_pd()));
+  const __m512i flip = _mm512_and_si512(sign, _mm512_set1_epi64(int64_t(1) << 63));
+  const __m512i rest = _mm512_andnot_si512(_mm512_srai_epi64(sign, 63), _mm512_castpd_si512(c.v));
+  return {_mm512_fnmadd_pd(_mm512_castsi512_pd(_mm512_xor_si512(_mm512_castpd_si512(t.v), flip)), g.v, _mm512_castsi512_pd(rest))};
 }
 // 2^-14 estimate, one Newton step (two in double) with the factors 1/2 left to the coefficients.
 WL_INLINE F ratio(F e, F w) {
@@ -139,6 +168,20 @@ WL_INLINE F broadcast(float s) { return {_mm256_set1_ps(s)}; }
 WL_INLINE D broadcast(double s) { return {_mm256_set1_pd(s)}; }
 WL_INLINE void store(float* p, F a) { _mm256_store_ps(p, a.v); }
 WL_INLINE void store(double* p, D a) { _mm256_store_pd(p, a.v); }
+WL_INLINE F load_unaligned(const float* p) { return {_mm256_loadu_ps(p)}; }
+WL_INLINE D load_unaligned(const double* p) { return {_mm256_loadu_pd(p)}; }
+WL_INLINE F zip_low(F a, F b) {
+  return {_mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x20)};
+}
+WL_INLINE F zip_high(F a, F b) {
+  return {_mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x31)};
+}
+WL_INLINE D zip_low(D a, D b) {
+  return {_mm256_permute2f128_pd(_mm256_unpacklo_pd(a.v, b.v), _mm256_unpackhi_pd(a.v, b.v), 0x20)};
+}
+WL_INLINE D zip_high(D a, D b) {
+  return {_mm256_permute2f128_pd(_mm256_unpacklo_pd(a.v, b.v), _mm256_unpackhi_pd(a.v, b.v), 0x31)};
+}
 WL_INLINE F add(F a, F b) { return {_mm256_add_ps(a.v, b.v)}; }
 WL_INLINE D add(D a, D b) { return {_mm256_add_pd(a.v, b.v)}; }
 WL_INLINE F sub(F a, F b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -190,6 +233,12 @@ WL_INLINE F broadcast(float s) { return {_mm_set1_ps(s)}; }
 WL_INLINE D broadcast(double s) { return {_mm_set1_pd(s)}; }
 WL_INLINE void store(float* p, F a) { _mm_store_ps(p, a.v); }
 WL_INLINE void store(double* p, D a) { _mm_store_pd(p, a.v); }
+WL_INLINE F load_unaligned(const float* p) { return {_mm_loadu_ps(p)}; }
+WL_INLINE D load_unaligned(const double* p) { return {_mm_loadu_pd(p)}; }
+WL_INLINE F zip_low(F a, F b) { return {_mm_unpacklo_ps(a.v, b.v)}; }
+WL_INLINE D zip_low(D a, D b) { return {_mm_unpacklo_pd(a.v, b.v)}; }
+WL_INLINE F zip_high(F a, F b) { return {_mm_unpackhi_ps(a.v, b.v)}; }
+WL_INLINE D zip_high(D a, D b) { return {_mm_unpackhi_pd(a.v, b.v)}; }
 WL_INLINE F add(F a, F b) { return {_mm_add_ps(a.v, b.v)}; }
 WL_INLINE D add(D a, D b) { return {_mm_add_pd(a.v, b.v)}; }
 WL_INLINE F sub(F a, F b) { return {_mm_sub_ps(a.v, b.v)}; }
@@ -216,5 +265,31 @@ template <class T>
 constexpr T ratio_scale() { return 1; }
 
 #endif
+
+#if defined(WL_PLAIN) || !defined(__AVX512F__)
+// s < 0 ? t g : c - t g
+template <class T>
+WL_INLINE Vec<T> product_or_rest(Vec<T> s, Vec<T> t, Vec<T> g, Vec<T> c) {
+  return where_negative(s, mul(t, g), fnma(t, g, c));
+}
+#endif
+
+// The square of L numbers a side, transposed: shuffled together, the halves of the list become neighbours, and that
+// log2(L) times takes number l of vector i to number i of vector l.
+template <class T>
+WL_INLINE void transpose(Vec<T> (&a)[Vec<T>::lanes]) {
+  constexpr int L = Vec<T>::lanes;
+#pragma GCC unroll 4
+  for (int n = 1; n < L; n *= 2) {
+    Vec<T> b[L];
+#pragma GCC unroll 8
+    for (int i = 0; i < L / 2; ++i) {
+      b[2 * i] = zip_low(a[i], a[i + L / 2]);
+      b[2 * i + 1] = zip_high(a[i], a[i + L / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) a[i] = b[i];
+  }
+}
 
 }  // namespace
