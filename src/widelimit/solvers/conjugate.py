@@ -318,12 +318,28 @@ class _Iteration:
         return self._preconditioner.power(self._z, -0.5)
 
 
-def preconditioner_rank(n: int, targets: int, rank: int | None, memory: int | str | None) -> int:
-    """Return the rank of the preconditioner: the one asked for, or what is worth it and fits."""
+def preconditioner_rank(
+    n: int, targets: int, rank: int | None, memory: int | str | None, held: int = 0
+) -> int:
+    """Return the rank of the preconditioner: the one asked for, or what is worth it and fits.
+
+    Parameters
+    ----------
+    n, targets : int
+    rank, memory
+        As for `solve_conjugate`.
+    held : int
+        Bytes that will be taken by then.
+
+    Raises
+    ------
+    MemoryError
+        If that rank, or even rank 1, does not fit.
+    """
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
     # F, its orthonormal basis, and the product of the two; and eight blocks of the iteration.
-    fits = (remaining(memory) / (8 * n) - 8 * targets) / 3.5
+    fits = ((remaining(memory) - held) / (8 * n) - 8 * targets) / 3.5
     if fits < (rank or 1):
         raise MemoryError(
             f"a preconditioner of rank {rank or 1} does not fit into memory, where "

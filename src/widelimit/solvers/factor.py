@@ -76,12 +76,14 @@ class TiledFactor:
     ----------
     store : TileStore
         Region "lower".
-    memory : int, str or None
+    memory, threads
         As for `factorise`.
     """
 
-    def __init__(self, store: TileStore, memory: int | str | None) -> None:
-        self.store, self._memory = store, memory
+    def __init__(
+        self, store: TileStore, memory: int | str | None, threads: int | None = None
+    ) -> None:
+        self.store, self._memory, self._threads = store, memory, threads
         self.n = store.shape[0]
         self.ridge = float(store.manifest["ridge"])
         self.ridge_absolute = float(store.manifest["ridge_absolute"])
@@ -229,7 +231,7 @@ class TiledFactor:
         dtype : {"float32", "float64"} or None
             Of the arithmetic; None: that of the factor.
         threads : int or None
-            As for `factorise`.
+            As for `factorise`; None: what the factor was made with.
         progress : callable or None
             Is given the finished share, 0 to 1.
 
@@ -246,7 +248,7 @@ class TiledFactor:
         with (
             self.store.objects.locked(),
             Reader(self.store, arithmetic.dtype) as reader,
-            Crew(threads) as crew,
+            Crew(self._threads if threads is None else threads) as crew,
         ):
             spare = 2 * _AHEAD + 2
             budget = remaining(self._memory) / (t * t * arithmetic.dtype.itemsize) - spare

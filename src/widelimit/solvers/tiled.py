@@ -230,7 +230,7 @@ def factorise(
             for key in copied:
                 found.copy(key, old)
         _Factorisation(matrix, found, memory, progress).run(threads)
-    return TiledFactor(found, memory)
+    return TiledFactor(found, memory, threads)
 
 
 def _open_factor(store: str | os.PathLike[str]) -> TileStore:
