@@ -394,7 +394,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         X : array-like
             As for `decision_function`, with the same errors.
         times : array-like of shape (m,)
-            Times of gradient flow, above 0; infinity is the end of training. `loo_grid_` after a
+            Times of gradient flow, 0 or more; infinity is the end of training. `loo_grid_` after a
             fit with time="loo" has useful ones.
 
         Yields

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
-from widelimit.solvers.blas import factor_in_place
+from widelimit.solvers.blas import Arithmetic, factor_in_place
 from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, relative_norm
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load, multiply
 from widelimit.solvers.solution import Solution, Statistics, Status
@@ -20,7 +18,6 @@ from widelimit.solvers.tiled import NotPositiveDefinite, factorise
 
 __all__ = ["solve_refined"]
 
-_lapack = cast("Any", lapack)  # scipy has no type stubs
 _MAX_STEPS = 40
 _LEAST_PROGRESS = 0.5  # of the residual, in one step
 
@@ -142,12 +139,13 @@ def _factor(
     if factor_in_place(work) != 0:
         return None, 0.0
     pivots = work.diagonal().astype(np.float64) ** 2
+    arithmetic = Arithmetic(work.dtype)
 
     def solve(residual: FloatArray) -> FloatArray:
         # To columns of size 1: float32 would lose small residuals.
         scale = np.abs(residual).max(axis=0)
         scale[scale == 0] = 1.0
-        right = np.asfortranarray(residual / scale, np.float32)
-        return _lapack.spotrs(work.T, right, lower=0)[0].astype(np.float64) * scale
+        right = (residual / scale).astype(np.float32)
+        return arithmetic.solve_factored(work, right).astype(np.float64) * scale
 
     return solve, float(pivots.min() / pivots.max())

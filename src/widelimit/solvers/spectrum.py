@@ -27,16 +27,16 @@ sample is left out, as for all s that are zero to rounding.
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
+from widelimit.solvers.blas import Arithmetic
 from widelimit.solvers.checks import (
     check_absolute,
     check_gram,
@@ -59,7 +59,6 @@ from widelimit.solvers.solution import (
 
 __all__ = ["SpectralFactor", "Spectrum", "check_time", "solve_spectral"]
 
-_eigh: Callable[..., tuple[FloatArray, FloatArray]] = cast("Any", linalg).eigh  # no type stubs
 _NODES = 28  # of the contour, of which half are needed: they come in conjugate pairs
 # Times beyond these, in units of 1/s_max, are as these: nothing, or everything, has been learned.
 _EARLIEST, _LATEST = 1e-30, 1e30
@@ -137,12 +136,11 @@ class Spectrum:
         n = len(matrix)
         shares = check_weights(weights, n)
         roots = np.sqrt(shares)
-        work = np.array(matrix, np.float64, order="F")
+        work = np.array(matrix.T, np.float64, order="C")  # LAPACK sees the transpose
         mean = float(np.average(work.diagonal(), weights=shares))
-        work *= roots
         work *= roots[:, None]
-        driver = "evd" if n > 1 else "evr"  # SciPy before 1.12 asks for too little room for n = 1
-        values, vectors = _eigh(work, overwrite_a=True, check_finite=False, driver=driver)
+        work *= roots
+        values, vectors = Arithmetic(work.dtype).eigenvectors(work)
         # Cholesky's rule for pivots; what independent roundings of the entries amount to; and, as
         # entries of nearly collinear samples are less exact than their dtype, what errors show:
         # a Gram matrix has no negative eigenvalues, so those there are have their size.
