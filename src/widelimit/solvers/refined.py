@@ -82,7 +82,7 @@ def solve_refined(
     norm = float((multiply(matrix, np.ones((n, 1)), absolute=True) + absolute).max())
     if not np.isfinite(norm):
         raise ValueError("k must be finite, got NaN or infinity: look at its samples")
-    solve, condition = _factor(matrix, relative, absolute, store, memory, progress)
+    solve, condition = _factor(matrix, relative, absolute, norm, store, memory, progress)
     if solve is None:
         value = np.full_like(targets, np.nan)
         message = (
@@ -90,7 +90,8 @@ def solve_refined(
             "its smallest pivot: use solve_cholesky or solve_tiled, which are float64, or a larger "
             f"relative ridge, such as ridge={max(10 * relative, n**0.5 * 1e-6):.0e}"
         )
-        return finish(Status.NOT_CONVERGED, 0.0, message)
+        residual = value
+        return finish(Status.NOT_CONVERGED, np.nan, message)
     bound = n**0.5 * 2.0**-52 * norm
     before = np.inf
     for _ in range(_MAX_STEPS):
@@ -119,11 +120,12 @@ def _factor(
     matrix: Matrix,
     relative: float,
     absolute: float,
+    norm: float,
     store: str | os.PathLike[str] | None,
     memory: int | str | None,
     progress: Callable[[float], None] | None,
 ) -> tuple[Callable[[FloatArray], FloatArray] | None, float]:
-    """Return what solves with a float32 factor, and a bound of the reciprocal condition."""
+    """Return what solves with a float32 factor, and the reciprocal condition."""
     n = matrix.shape[0]
     if store is not None:
         try:
@@ -131,14 +133,12 @@ def _factor(
                 matrix, relative, store=store, memory=memory, dtype="float32", progress=progress
             )
         except NotPositiveDefinite:
-            return None, 0.0
-        pivots = factor.pivots()
-        return factor.solve, float(pivots.min() / pivots.max())
+            return None, np.nan
+        return factor.solve, np.nan
     work = load(matrix, "float32")
     work.reshape(-1)[:: n + 1] += np.float32(absolute)
     if factor_in_place(work) != 0:
-        return None, 0.0
-    pivots = work.diagonal().astype(np.float64) ** 2
+        return None, np.nan
     arithmetic = Arithmetic(work.dtype)
 
     def solve(residual: FloatArray) -> FloatArray:
@@ -148,4 +148,4 @@ def _factor(
         right = (residual / scale).astype(np.float32)
         return arithmetic.solve_factored(work, right).astype(np.float64) * scale
 
-    return solve, float(pivots.min() / pivots.max())
+    return solve, arithmetic.reciprocal_condition(work, norm)
