@@ -238,6 +238,16 @@ def test_images_fit_the_model(size, dtype):
     np.testing.assert_allclose(values.mean(), expected.mean(), atol=0.1)
 
 
+def test_the_overshoot_of_the_filter_is_cut():
+    """At edges from black to white Lanczos gives -0.24 to 1.22."""
+    edges = (np.indices((8, 8)).sum(axis=0) // 3 % 2 * 255).astype(np.uint8)
+    values, changes = fit_image(edges[..., None], (11, 13, 1))
+    assert changes == ["resized"]
+    assert (values.min(), values.max()) == (0.0, 1.0)
+    uncut = Image.fromarray(edges / np.float32(255)).resize((13, 11), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(values[..., 0], np.clip(np.asarray(uncut, np.float64), 0, 1))
+
+
 def test_help_is_quick_and_whole():
     for command in ("fit", "predict"):
         run = subprocess.run(

@@ -167,6 +167,24 @@ def test_a_sample_of_which_the_others_know_little():
     assert np.abs(expected[-1]).max() > 1e4
 
 
+def test_kernels_that_float32_makes_singular():
+    """The spectrum ends in rounding: the score is nearly that of n trainings, each with its cut."""
+    n = 100
+    rng = np.random.default_rng(300)
+    x = rng.normal(size=(n, n + 5)) * np.geomspace(1, 3e-4, n + 5)
+    k, y = (x @ x.T).astype(np.float32), rng.normal(size=(n, 3))
+    spectrum = Spectrum.of(k)
+    assert 0.5 * n < spectrum.rank < n - 1
+    expected = np.empty_like(y)
+    for i in range(n):
+        rest = np.arange(n) != i
+        alone = Spectrum.of(k[np.ix_(rest, rest)])
+        expected[i] = k[i, rest].astype(np.float64) @ alone.solve(y[rest], 0.0)
+    error = np.mean((y - expected) ** 2)
+    for time in (1e20 / spectrum.values[-1], np.inf):
+        assert error / 2 < spectrum.leave_one_out_at(y, [time]).errors[0] < 2 * error
+
+
 def test_late_times_of_an_estimator():
     """One direction, no biases: a kernel of rank 1; and the grid of time="loo" ends at 1e10."""
     x = np.array([[1.0], [2.0], [-3.0], [0.5], [-1.5], [4.0]])
