@@ -1022,6 +1022,23 @@ def test_wrong_options(option: Any, error: Any, message: str) -> None:
         solve_conjugate(gram(10), np.ones(10), **option)
 
 
+@pytest.mark.parametrize("scale", [1e40, 1e150])
+def test_ridges_that_overflow_are_refused_before_the_work(scale: float, tmp_path: Path) -> None:
+    """In float32, or in float64: not infinity, and not a factor of nothing."""
+    k, y = scale * np.eye(8), np.ones(8)
+    with pytest.raises(ValueError, match=r"must add at most 1e\+30 to the diagonal of k, got 1e\+"):
+        solve_refined(k, y, 10.0)
+    with pytest.raises(ValueError, match=r"must add at most 1e\+30 .* give a smaller ridge, or scale"):
+        factorise(k, 10.0, store=tmp_path / "1", dtype="float32")
+    if scale == 1e150:
+        for method in (solve_cholesky, solve_conjugate, lambda *a: leave_one_out(*a[:2], [a[2]])):
+            with pytest.raises(ValueError, match=r"must add at most 1e\+150 .*, got 1e\+151"):
+                method(k, y, 10.0)
+        with pytest.raises(ValueError, match=r"must add at most 1e\+150"):
+            factorise(k, 10.0, store=tmp_path / "1")
+    assert not (tmp_path / "1").exists()
+
+
 # ---------------------------------------------------------------- leave one out
 
 

@@ -221,6 +221,16 @@ def test_times_of_any_size(time, scale):
     assert np.isfinite(spectrum.times()).all()
 
 
+def test_ridges_that_overflow():
+    k, y, weights = problem(8)
+    with pytest.raises(ValueError, match=r"must add at most 1e\+150 .* divided by the weights"):
+        Spectrum.of(1e140 * k).solution(y, 1e10)
+    with pytest.raises(ValueError, match=r"must add at most 1e\+150 .* divided by the weights"):
+        Spectrum.of(k, 1e-120 * weights).leave_one_out_at(y, [1.0], 1e40)
+    large = Spectrum.of(k).leave_one_out_at(y, [1.0, np.inf], 1e99).predictions
+    np.testing.assert_allclose(large, 0, atol=1e-15)
+
+
 def test_a_ridge_that_rounding_hides_is_none():
     """It would make coefficients of 1e17 along directions that are not there."""
     k, y, _ = problem(10)
