@@ -105,17 +105,25 @@ def test_read_array(tmp_path: Path) -> None:
             read_array(tmp_path / "two.npz", name)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no archive", b"\x93NUMPY\x01"])
-def test_no_array(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "begin like one"),
+        (b"text", "begin like one"),
+        (b"PK\x03\x04 no archive", "not a zip file"),
+        (b"\x93NUMPY\x01", "a whole array of numpy"),
+    ],
+)
+def test_no_array(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.npy"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="file of numbers"):
+    with pytest.raises(ValueError, match=rf"x\.npy must be .*{message}.*: save it"):
         read_array(path)
 
 
 def test_objects_are_not_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="file of numbers"):
+    with pytest.raises(ValueError, match="a pickle, which is never read: save it with"):
         read_array(tmp_path / "x.npy")
 
 

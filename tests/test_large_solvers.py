@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -340,7 +341,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sync, room = os.fsync, iter(range(4))
 
     def fsync(handle: int) -> None:
-        if next(room, None) is None:
+        if stat.S_ISREG(os.fstat(handle).st_mode) and next(room, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
@@ -362,7 +363,7 @@ OLD = [90, 89, 64, 50, 5]  # of 90, in tiles of 16: none new, one, ragged new on
 def contents(store: str | Path) -> dict[str, bytes]:
     """What a store is: its metadata and all of its chunks."""
     objects = open_objects(store)
-    return {name: objects.read(name) for name in ("zarr.json", *objects.sizes("c"))}
+    return {name: objects.read(name, 2**30) for name in ("zarr.json", *objects.sizes("c"))}
 
 
 def tiles_written(patch: pytest.MonkeyPatch) -> tuple[list[tuple[int, int]], ...]:

@@ -203,8 +203,8 @@ def shorten(path, document):
     [
         (put("format", value="widelimit.model/9"), r"format widelimit.model/1, got 'widelimit"),
         (put("format", value=None), r"must hold a model of format"),
-        (put("estimator", value="os.system"), r"damaged: KeyError"),
-        (put("parameters", "__class__", value=1), r"damaged: TypeError"),
+        (put("estimator", value="os.system"), r"damaged \(KeyError: 'os.*: save the model again"),
+        (put("parameters", "__class__", value=1), r"damaged \(TypeError"),
         (put("parameters", "store", value="/etc"), r"no parameters \['store'\]"),
         (put("arrays", "../x", value={}), r"unknown arrays \['../x'\]"),
         (put("arrays", "x_fit", "crc32c", value=7), r"x_fit.npy is damaged, its checksum"),
@@ -222,10 +222,11 @@ def shorten(path, document):
         (replace_array("targets", np.ones((65, 9))), r"dual_coef has shape"),
         (replace_array("sample_weight", np.zeros(65)), r"sample_weight must be above 0"),
         (replace_array("dual_coef", np.ones(4)), r"dual_coef has shape \(4,\)"),
-        (replace_array("x_fit", np.ones((65, 64), complex)), r"does not hold what"),
+        (replace_array("x_fit", np.ones((65, 64), "f2")), r"x_fit.npy does not hold what"),
+        (replace_array("x_fit", np.ones((65, 64), complex)), r"numbers or text, got dtype complex"),
         (replace_array("x_fit", np.array([print]), pickled=True), r"must hold a model"),
         (replace_array("classes", np.arange(3)), r"one column of targets for each class"),
-        (link, r"x_fit.npy is missing"),
+        (link, r"x_fit.npy must be a file in .*leads to .*elsewhere.npy"),
         (shorten, r"must hold a model"),
     ],
 )
@@ -240,13 +241,13 @@ def test_no_model(tmp_path):
     with pytest.raises(ValueError, match=r"has no file model.json"):
         wl.load_model(tmp_path)
     (tmp_path / "model.json").write_text("[" * 10**5)
-    with pytest.raises(ValueError, match="must be the JSON of a model"):
+    with pytest.raises(ValueError, match=r"model\.json must be a JSON object, it is not"):
         wl.load_model(tmp_path)
 
 
 def test_memory_is_looked_at_first(folder, monkeypatch):
     monkeypatch.setattr(saved, "available_memory", lambda: 10_000)
-    with pytest.raises(MemoryError, match=r"more than 0\.0 GiB"):
+    with pytest.raises(MemoryError, match=r"the model takes 0\.0 GiB, 0\.0 GiB are free"):
         wl.load_model(folder)
 
 
