@@ -1,6 +1,7 @@
 """Models in folders: everything comes back, damage and strangers are refused."""
 
 import json
+import os
 import pickle
 import shutil
 
@@ -128,24 +129,48 @@ def test_what_exists_is_kept(fitted, tmp_path):
         wl.save_model(wl.NTKClassifier(), tmp_path / "n")
 
 
-@pytest.mark.parametrize("step", ["save", "write", "rename"])
-def test_a_failed_save_leaves_what_was_there(fitted, tmp_path, monkeypatch, step):
+CALLS = [(call, n) for call in ("numpy.save", "os.fsync", "os.replace") for n in (0, 1, 5)]
+
+
+@pytest.mark.parametrize(("call", "before"), [*CALLS, ("os.rename", 0), ("os.rename", 1)])
+def test_a_failed_save_leaves_what_was_there(fitted, tmp_path, monkeypatch, call, before):
+    """One call fails, after so many that do not: each array, each file, and each rename."""
     wl.save_model(fitted["classifier"], tmp_path / "m")
+    module, _, name = call.partition(".")
+    module = {"numpy": np, "os": os}[module]
+    right, calls = getattr(module, name), iter(range(10**6))
 
     def fail(*arguments, **options):
-        raise OSError(28, "No space left on device")
+        if next(calls) == before:
+            raise OSError(28, "No space left on device")
+        return right(*arguments, **options)
 
-    if step == "save":
-        monkeypatch.setattr(saved.np, "save", fail)
-    elif step == "write":
-        monkeypatch.setattr(saved, "write_atomically", fail)
-    else:
-        monkeypatch.setattr(saved.Path, "rename", fail)
+    monkeypatch.setattr(module, name, fail)
     with pytest.raises(OSError, match="No space"):
         wl.save_model(fitted["regressor"], tmp_path / "m", overwrite=True)
     monkeypatch.undo()
+    assert next(calls) > before
     assert isinstance(wl.load_model(tmp_path / "m"), wl.NTKClassifier)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_save_that_cannot_even_give_back_the_name_keeps_the_old_model(
+    fitted, tmp_path, monkeypatch
+):
+    wl.save_model(fitted["classifier"], tmp_path / "m")
+    rename, calls = os.rename, iter(range(10))
+
+    def fail(*arguments):
+        if next(calls):
+            raise OSError(5, "Input/output error")
+        rename(*arguments)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        wl.save_model(fitted["regressor"], tmp_path / "m", overwrite=True)
+    (old,) = tmp_path.iterdir()
+    assert old.name.startswith(".m.")
+    assert isinstance(wl.load_model(old), wl.NTKClassifier)
 
 
 @pytest.fixture(scope="module")

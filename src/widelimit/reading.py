@@ -51,7 +51,7 @@ _MAX_READ = 2**21  # bytes that zipfile takes at a time: a directory of 20,000 m
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those of numpy; others unpack unbounded
 _MAX_RATIO = 100  # of what an array unpacks to and the size of its archive ...
 _FREELY_UNPACKED = 2**28  # ... where it is more bytes than these
-_MAX_COUNT, _MAX_RANK = 2**62, 32  # bytes and axes of an array of numpy
+_MAX_COUNT, _MAX_RANK = 2**48, 32  # bytes and axes of an array of numpy
 _MAX_DEPTH = 64  # of lists and objects in one another
 _MAX_REASON = 400  # characters
 
@@ -107,7 +107,7 @@ def open_regular(path: Path, folder: Path | None = None) -> Generator[BinaryIO]:
     ValueError
         If it is a folder, a pipe, a device or a socket, or a link leads out of the folder.
     """
-    if folder is not None:
+    if folder is not None and _has_links(path, folder):
         real = Path(os.path.realpath(path))
         if not real.is_relative_to(os.path.realpath(folder)):
             raise ValueError(
@@ -119,6 +119,18 @@ def open_regular(path: Path, folder: Path | None = None) -> Generator[BinaryIO]:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         _check_regular(path, os.fstat(file.fileno()))
         yield file
+
+
+def _has_links(path: Path, folder: Path) -> bool:
+    """Return whether the names below a folder may lead out of it; the usual answer is quick."""
+    names, inner = path.parts[len(folder.parts) :], str(folder)
+    if path.parts[: len(folder.parts)] != folder.parts or ".." in names:
+        return True
+    for name in names:
+        inner = f"{inner}/{name}"
+        if os.path.islink(inner):
+            return True
+    return False
 
 
 def _check_regular(path: Path, found: os.stat_result) -> None:

@@ -30,6 +30,7 @@ FASHION_CLASSES = (
 )
 
 _PARTS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
+_CHUNK = 2**20  # bytes
 _UNSIGNED_BYTE = 8  # the only type that these data sets use
 
 
@@ -151,7 +152,9 @@ def _read(take: Callable[[int], bytes], path: Path) -> NDArray[np.uint8]:
             f"{path} must hold 1 to {MAX_VALUES:,} bytes, its header says "
             f"{' x '.join(map(str, shape))} = {expected:,}: is it the right file?"
         )
-    content = take(expected)
+    content = bytearray()  # which grows: the header may promise more than there is
+    while len(content) < expected and (part := take(min(_CHUNK, expected - len(content)))):
+        content += part
     if len(content) < expected:
         raise ValueError(
             f"{path} must hold {expected:,} bytes after its header, got {len(content):,}: it was "

@@ -191,7 +191,10 @@ def _plain(inputs: Inputs) -> dict[str, Any]:
 
 
 def _inputs(content: dict[str, Any]) -> Inputs:
-    return Inputs(tuple(int(size) for size in content["shape"]), str(content["sha256"]))
+    shape = tuple(content["shape"])
+    if not shape or not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"the shape of inputs is {list(shape)}")
+    return Inputs(shape, str(content["sha256"]))
 
 
 def _names(networks: Sequence[Network]) -> str:
