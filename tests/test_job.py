@@ -1,5 +1,6 @@
 """Kernels from files to files, and the commands that do it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -222,6 +223,35 @@ def test_kernel_command_with_a_store(tmp_path: Path) -> None:
     code, _, error = widelimit(*words[:3], "cntk_gap:3", *words[4:])
     assert (code, error.count("\n")) == (2, 1)
     assert "holds another kernel: " in error
+
+
+def test_kernel_command_verifies(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    out = tmp_path / "k.zarr"
+    words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--out", out]
+    assert widelimit(*words)[0] == 0
+    tile = out / "c" / "0" / "0"
+    content = tile.read_bytes()
+    tile.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert widelimit(*words)[0] == 0  # a tile of full length is not read
+    assert tile.read_bytes() != content
+    assert widelimit(*words, "--verify")[0] == 0
+    assert tile.read_bytes() == content
+
+
+def test_kernel_command_mixes_makers_only_if_asked(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    out = tmp_path / "k.zarr"
+    words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--out", out]
+    assert widelimit(*words)[0] == 0
+    (out / "c" / "0" / "0").unlink()
+    document = json.loads((out / "zarr.json").read_text())
+    document["attributes"]["widelimit"]["makers"][0]["version"] = "0.0.1"
+    (out / "zarr.json").write_text(json.dumps(document))
+    code, _, error = widelimit(*words)
+    assert (code, "was begun by backend cpu" in error) == (2, True)
+    assert widelimit(*words, "--allow-mixed")[0] == 0
+    np.testing.assert_array_equal(wl.open_gram(out), wl.kernel(wl.cntk_vanilla(3), X))
 
 
 @pytest.mark.parametrize(
