@@ -608,7 +608,7 @@ def exact_kernel(
 
     Notes
     -----
-    Written from the general form in DESIGN Section 1, it shares no code with a backend. About
+    Written from the general form (docs/mathematics.md), it shares no code with a backend. About
     50 microseconds for each entry of a slice and layer.
     """
     mp: Any = import_module("mpmath").mp
