@@ -20,6 +20,7 @@ LAYERS = [
     "arrays",
     "files",
     "machine",
+    "reading",
     "_core",
     "network",
     "architectures",

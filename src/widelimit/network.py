@@ -21,6 +21,8 @@ from dataclasses import MISSING, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, cast, final, get_args
 
+from widelimit.reading import parse_json, refusing
+
 __all__ = ["Conv", "Dense", "Flatten", "GlobalAvgPool", "Layer", "LocalAvgPool", "Network", "ReLU"]
 
 Scaling: TypeAlias = Literal["fan_in", "paper"]
@@ -288,15 +290,13 @@ class Network:
         """
         if len(text) > _MAX_JSON_CHARS:
             raise ValueError(f"network JSON: at most {_MAX_JSON_CHARS} characters, got {len(text)}")
-        try:
-            parsed = json.loads(text, object_pairs_hook=_unique)
-            content = _object(parsed, ["format", "layers", "scaling"])
+        content = parse_json(text, "network JSON: the text")
+        with refusing("network JSON: it must be a valid network", "write it with Network.to_json"):
+            content = _object(content, ["format", "layers", "scaling"])
             if content["format"] != _JSON_FORMAT or not isinstance(content["layers"], list):
                 raise ValueError(f"expected format {_JSON_FORMAT!r} and a list, got {content}")
             layers = [_layer_from_json(entry) for entry in cast("list[Any]", content["layers"])]
             return cls(layers, content["scaling"])
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"network JSON: {str(error)[:500]}") from error
 
     @property
     def fingerprint(self) -> str:
@@ -340,12 +340,6 @@ def _ordered(layers: object) -> tuple[Layer, ...]:
         missing = "a readout, then Dense()" if last == "Conv" else "Dense()"
         raise ValueError(f"layers must end with Dense(), got {end}: append {missing}")
     return entries
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError(f"a key occurs twice in {[key for key, _ in pairs]}")
-    return dict(pairs)
 
 
 def _object(content: Any, keys: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from widelimit.bench.cases import Setting
 from widelimit.bench.groups import GROUPS, Group, arithmetic, shortfall
 from widelimit.experiments.environment import describe_environment
-from widelimit.files import write_atomically
+from widelimit.files import make_folder, write_atomically
 
 __all__ = ["exit_code", "measure", "render", "run", "write_json"]
 
@@ -124,7 +124,7 @@ def run(setting: Setting, names: Sequence[str], say: Say) -> dict[str, Any]:
 
 def write_json(record: dict[str, Any], path: Path) -> None:
     """Write a record so that the file is whole, or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, json.dumps(record, indent=1) + "\n")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import socket
 import threading
@@ -38,9 +39,11 @@ from widelimit.matrices.matrix import read_manifest
 from widelimit.matrices.store import Objects, StoreError, TileStore, open_objects
 from widelimit.matrices.tiles import Key
 from widelimit.program import compile_networks
+from widelimit.reading import MAX_HEADER, open_array
 
 __all__ = ["Computation", "Report", "Stored", "Task", "distribute", "put_inputs", "run_task"]
 
+_WIDEST = 16  # bytes of an input
 _ATTEMPTS = 3
 _PATIENCE = 600.0  # seconds without a report, at least, before a worker counts as hanging
 _PATIENCE_FACTOR = 20.0  # and at least so many times the longest task
@@ -139,9 +142,11 @@ def put_inputs(objects: Objects, x1: NDArray[Any], x2: NDArray[Any] | None) -> N
 
 
 def _get_inputs(objects: Objects, name: str, described: Inputs) -> NDArray[Any]:
-    content = objects.read(f"inputs/{name}.npy")
-    values: NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    if Inputs.of(values) != described:
+    size = math.prod(described.shape) * _WIDEST
+    content = objects.read(f"inputs/{name}.npy", size + MAX_HEADER)
+    with open_array(content, f"{name} in {objects.name}") as stored:
+        values = stored.read() if stored.shape == described.shape else None
+    if values is None or Inputs.of(values) != described:
         raise StoreError(
             f"{name} in {objects.name} is not what the store is the kernel of: run the call that "
             "makes the store again, which writes its inputs anew"

@@ -24,8 +24,9 @@ from numpy.typing import ArrayLike
 from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
-from widelimit.files import write_atomically
+from widelimit.files import make_folder, write_atomically
 from widelimit.machine import remaining
+from widelimit.reading import open_arrays, refusing
 from widelimit.solvers.checks import check_ridge, check_targets
 from widelimit.solvers.matrix import (
     Matrix,
@@ -150,7 +151,7 @@ def solve_conjugate(
         f"{fingerprint(matrix)} {relative!r} {chosen} {seed} {targets.shape}".encode()
         + targets.tobytes()
     ).hexdigest()
-    kept = _Checkpoint(None if checkpoint is None else Path(checkpoint), digest)
+    kept = _Checkpoint(None if checkpoint is None else Path(checkpoint), digest, targets.shape)
     sizes = np.linalg.norm(targets, axis=0)
     sizes[sizes == 0] = 1.0
 
@@ -285,24 +286,32 @@ def _precondition(
 class _Checkpoint:
     """Files of one system in a folder, each there completely or not at all."""
 
-    def __init__(self, folder: Path | None, digest: str) -> None:
-        self._folder, self._digest = folder, digest
+    def __init__(self, folder: Path | None, digest: str, targets: tuple[int, ...]) -> None:
+        self._folder, self._digest, self._targets = folder, digest, targets
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
+        """Return what was saved, of these shapes; -1 stands for the rank."""
         if self._folder is None or not (self._folder / name).exists():
             return None
         path = self._folder / name
-        try:
-            with np.load(path, allow_pickle=False) as held:
-                content: dict[str, Any] = {key: held[key] for key in held.files}
-            found = str(content.pop("digest"))
-        except (ValueError, KeyError, EOFError, OSError) as error:
-            raise ValueError(
-                f"{path} must be a checkpoint of solve_conjugate, it is not: delete it, or give "
-                "another folder"
-            ) from error
+        content: dict[str, Any] = {}
+        with (
+            refusing(
+                f"{path} must be a checkpoint of solve_conjugate, it is not",
+                "delete it, or give another folder",
+            ),
+            open_arrays(path, folder=self._folder) as held,
+        ):
+            found = str(held["digest"].read())
+            rank = held["squares"].nbytes // 8 if "squares" in held else 0
+            for key, shape in shapes.items() if found == self._digest else ():
+                if held[key].shape != tuple(rank if size < 0 else size for size in shape):
+                    raise ValueError(f"{key} has the shape {held[key].shape}")
+                content[key] = held[key].read()
+                if not np.isfinite(content[key]).all() or (not shape and content[key] < 0):
+                    raise ValueError(f"{key} has impossible values")
         if found != self._digest:
             raise ValueError(
                 f"{path} is a checkpoint of another system (k, y, ridge, rank or seed differ): "
@@ -318,7 +327,8 @@ class _Checkpoint:
 
     def preconditioner(self) -> _Preconditioner | None:
         """Return the one that was saved."""
-        held = self._read(_PRECONDITIONER)
+        shapes = {"u": (self._targets[0], -1), "squares": (-1,), "mu": ()}
+        held = self._read(_PRECONDITIONER, shapes)
         if held is None:
             return None
         return _Preconditioner(held["u"], held["squares"], float(held["mu"]))
@@ -329,7 +339,10 @@ class _Checkpoint:
 
     def state(self) -> dict[str, Any] | None:
         """Return the iteration that was saved."""
-        return self._read(_STATE)
+        n, t = self._targets
+        block, small = (n, min(n, t)), (min(n, t), t)
+        shapes = {"z": (n, t), "s": block, "q": block, "delta": small, "iteration": ()}
+        return self._read(_STATE, shapes)
 
     def save(self, **state: Any) -> None:
         """Keep the iteration."""

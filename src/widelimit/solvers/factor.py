@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from widelimit.arrays import FloatArray
 from widelimit.machine import remaining
 from widelimit.matrices.store import TileStore
 from widelimit.matrices.tiles import Key
+from widelimit.reading import MAX_HEADER, open_array
 from widelimit.solvers.blas import Arithmetic, Crew
 
 __all__ = ["Progress", "Reader", "TiledFactor", "fitting_width"]
@@ -169,13 +170,16 @@ class TiledFactor:
         return result
 
     def _stored_inverse(self, dtype: np.dtype[Any]) -> FloatArray:
+        """Return what was finished; nan for the rest, and if what is there cannot be that."""
+        name = _inverse_name(dtype)
         try:
-            content = io.BytesIO(self.store.objects.read(_inverse_name(dtype)))
-            stored = cast("FloatArray", np.load(content, allow_pickle=False))
-        except (FileNotFoundError, ValueError, EOFError):
-            return np.full(self.n, np.nan)
-        fits = stored.shape == (self.n,) and stored.dtype == np.float64
-        return stored if fits else np.full(self.n, np.nan)
+            content = self.store.objects.read(name, 8 * self.n + MAX_HEADER)
+            with open_array(content, name) as stored:
+                if stored.shape == (self.n,) and stored.dtype == np.float64:
+                    return stored.read()
+        except (FileNotFoundError, ValueError):
+            pass
+        return np.full(self.n, np.nan)
 
     def _inverse_columns(
         self,
