@@ -27,7 +27,8 @@ from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.arrays import FloatArray
 from widelimit.backends import get_backend
 from widelimit.backends.base import Backend, Cancelled, Dtype, Pairs, Profile
-from widelimit.matrices.engine import Samples, fill
+from widelimit.matrices.engine import fill
+from widelimit.matrices.profiles import Samples
 from widelimit.network import (
     Conv,
     Dense,

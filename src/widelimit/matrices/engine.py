@@ -3,65 +3,42 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.backends.base import Backend, Dtype, Pairs, Profile
+from widelimit.backends.base import Backend, Dtype, Pairs
+from widelimit.matrices.profiles import Block, Samples, Side, block_bytes, quiet
+from widelimit.matrices.threads import Threads
 from widelimit.matrices.tiles import Grid, Key, rectangle, triangle
 from widelimit.program import Program
 
 __all__ = [
+    "CACHE_BYTES",
     "Done",
     "Engine",
+    "InMemory",
     "Output",
-    "Samples",
     "Sink",
-    "block_bytes",
     "cached_blocks",
     "fill",
     "fill_diagonal",
+    "make_sides",
     "memory_grid",
 ]
 
 Output = NDArray[Any]  # (n_networks, n_kinds, n1, n2) in the dtype of the user
 
 _BLOCK = 512  # side of a tile of a matrix in memory
-_CACHE_BYTES = 2**28  # profiles that `fill` holds, if a few blocks are not more
+CACHE_BYTES = 2**28  # profiles that `fill` holds, if a few blocks are not more
 _TILE_COST = 1e8  # element-layers of one tile: a tenth of a second or less
 _DENSE_BLOCK = 128  # samples, and entries of each, of one matrix product: `_inner_products`
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Validated inputs of one side.
-
-    Parameters
-    ----------
-    values : ndarray
-        ``(n, h, w, c)`` or ``(n, d)``, any real dtype; converted to float64 a block at a time.
-    identity : ndarray of int64, shape (n,)
-        Equal numbers mean identical samples, on both sides.
-    """
-
-    values: NDArray[Any]
-    identity: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def block(self, start: int, stop: int) -> tuple[FloatArray, NDArray[np.int64]]:
-        """Return samples in C order as float64, and their identities."""
-        values = np.ascontiguousarray(self.values[start:stop], dtype=np.float64)
-        return values, np.ascontiguousarray(self.identity[start:stop])
 
 
 class Sink(Protocol):
@@ -118,12 +95,13 @@ def fill(
     """
     grid = memory_grid(len(left), None if right is None else len(right))
     cached = cached_blocks(programs, backend, dtype, grid)
+    sides = make_sides(programs, backend, left, right, dtype, grid.tile, cached)
     weights = [max(1, program.element_layers) for program, _ in programs]
     total = sum(weights) * sum(map(grid.pairs, grid.tiles()))
     done = 0
-    engine = Engine(programs, backend, left, right, grid, dtype, threads, cached)
+    engine = Engine(programs, backend, *sides, grid, dtype, threads)
     keys = grid.order(set(grid.tiles()), cached - 2)
-    with closing(engine.run(keys, _Memory(out, grid))) as parts:
+    with closing(engine.run(keys, InMemory(out, grid))) as parts:
         for part in parts:
             done += part.entries * weights[part.program]
             if progress is not None:
@@ -163,11 +141,34 @@ def fill_diagonal(
     """
     lanes = backend.lanes(dtype)
     grid = Grid(len(samples), len(samples), lanes, "upper")
-    engine = Engine(programs, backend, samples, None, grid, dtype, threads, 3)
+    sides = make_sides(programs, backend, samples, None, dtype, lanes, 3)
+    engine = Engine(programs, backend, *sides, grid, dtype, threads)
     keys = ((i, i) for i in range(grid.shape[0]))
     with closing(engine.run(keys, _Diagonal(out, grid))) as parts:
         for _ in parts:
             pass
+
+
+def make_sides(
+    programs: Sequence[tuple[Program, Sequence[int]]],
+    backend: Backend,
+    left: Samples,
+    right: Samples | None,
+    dtype: Dtype,
+    size: int,
+    cached: int,
+) -> tuple[Side, Side]:
+    """Return both sides of a matrix, with so many blocks of profiles held together, 3 or more.
+
+    In the order of `Grid.order` with a group of `cached - 2`, no profile is made twice in a sweep.
+    """
+    if right is None:
+        both = Side(left, programs, backend, dtype, size, cached)
+        return both, both
+    return (
+        Side(left, programs, backend, dtype, size, cached - 2),
+        Side(right, programs, backend, dtype, size, 2),
+    )
 
 
 def memory_grid(n1: int, n2: int | None) -> Grid:
@@ -175,46 +176,29 @@ def memory_grid(n1: int, n2: int | None) -> Grid:
     return Grid(n1, n1 if n2 is None else n2, _BLOCK, "upper" if n2 is None else "full")
 
 
-def block_bytes(
-    programs: Sequence[tuple[Program, Sequence[int]]], backend: Backend, dtype: Dtype, tile: int
-) -> int:
-    """Return the memory of the profiles, for all programs, of the samples of one tile's side."""
-    return tile * sum(
-        8 * program.shape[0] if program.is_dense else backend.profile_bytes(program, dtype)
-        for program, _ in programs
-    )
-
-
 def cached_blocks(
     programs: Sequence[tuple[Program, Sequence[int]]], backend: Backend, dtype: Dtype, grid: Grid
 ) -> int:
     """Return how many blocks of profiles `fill` holds: at least 3, and no more than there are."""
     blocks = sum(grid.shape) + 2
-    return max(3, min(blocks, _CACHE_BYTES // block_bytes(programs, backend, dtype, grid.tile)))
+    return max(3, min(blocks, CACHE_BYTES // block_bytes(programs, backend, dtype, grid.tile)))
 
 
-class _Memory:
+class InMemory:
     """Tiles in one array, with their mirror images."""
 
     def __init__(self, out: Output, grid: Grid) -> None:
         self._out, self._grid = out, grid
 
     def begin(self, key: Key) -> Output:
+        """Return the part of the array that a tile is."""
         return self._out[:, :, *self._grid.extent(key)]
 
     def end(self, key: Key, values: Output) -> None:
+        """Copy a tile to the place of its mirror image."""
         if self._grid.region == "upper" and key[0] != key[1]:
             rows, columns = self._grid.extent(key)
             self._out[:, :, columns, rows] = values.swapaxes(-1, -2)
-
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """The samples of one side of a tile, with what every tile needs of them."""
-
-    profile: Profile
-    identity: NDArray[np.int64]
-    variances: FloatArray | None  # (n_taps, n): k(x, x) at the taps, if a head has an activation
 
 
 class _OpenTile:
@@ -242,37 +226,33 @@ class Engine:
 
     Parameters
     ----------
-    programs, backend, left, right, dtype, threads
+    programs, backend, dtype, threads
         As for `fill`.
+    left, right : Side
+        One object twice: a symmetric matrix.
     grid : Grid
-        With the region "upper" if `right` is None.
-    cached : int
-        Blocks of profiles (of the samples of one side of a tile) that are held, 3 or more.
+        Of tiles as large as a block of the sides; with the region "upper" if symmetric.
     known : int
         The pairs of so many samples, the first ones, are not computed: the sink has put them into
-        the tile. No tile may lie among them altogether. 0 if `right` is given.
+        the tile. No tile may lie among them altogether. 0 if not symmetric.
     """
 
     def __init__(
         self,
         programs: Sequence[tuple[Program, Sequence[int]]],
         backend: Backend,
-        left: Samples,
-        right: Samples | None,
+        left: Side,
+        right: Side,
         grid: Grid,
         dtype: Dtype,
         threads: int,
-        cached: int,
         known: int = 0,
     ) -> None:
         self._programs, self._backend = programs, backend
-        self._sides = (left, left if right is None else right)
-        self._symmetric = right is None
+        self._left, self._right = left, right
         self._grid = grid
         self._dtype: Dtype = dtype
-        self._threads, self._cached, self._known = threads, cached, known
-        self._blocks: OrderedDict[tuple[int, int], list[_Block]] = OrderedDict()
-        self._cancel = np.zeros(1, np.int32)
+        self._threads, self._known = threads, known
 
     def run(self, keys: Iterable[Key], sink: Sink) -> Generator[Done]:
         """Compute tiles; yield what is done, as it is done, in the calling thread.
@@ -287,85 +267,27 @@ class Engine:
         -----
         Close it to stop: an exception elsewhere does not (`contextlib.closing`).
         """
-        self._cancel[0] = 0
-        # Also with one thread: the calling thread stays free to take Ctrl-C.
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="widelimit")
-        try:
-            yield from _completed(pool, self._tasks(keys, sink, pool), 2 * self._threads)
-        finally:
-            self._cancel[0] = 1
-            pool.shutdown(wait=True, cancel_futures=True)
+        with Threads(self._threads) as threads:
+            yield from threads.run(self._tasks(keys, sink, threads))
 
     def _tasks(
-        self, keys: Iterable[Key], sink: Sink, pool: ThreadPoolExecutor
+        self, keys: Iterable[Key], sink: Sink, threads: Threads
     ) -> Iterator[Callable[[], Done]]:
+        symmetric = self._left is self._right
         for key in keys:
-            diagonal = self._symmetric and key[0] == key[1]
             # Of a tile above the diagonal that reaches beyond them, all rows are known samples.
             known = max(0, self._known - self._grid.extent(key)[1].start)
-            left = self._block(0, key[0], pool)
-            right = self._block(1, key[1], pool)
-            tile = _OpenTile(key, sink.begin(key), diagonal)
+            left = self._left.block(key[0], threads)
+            right = self._right.block(key[1], threads)
+            tile = _OpenTile(key, sink.begin(key), symmetric and key[0] == key[1])
             for index, (program, positions) in enumerate(self._programs):
-                pass_ = _Pass(program, positions, self._backend, self._dtype, self._cancel, tile)
+                pass_ = _Pass(program, positions, self._backend, self._dtype, threads.cancel, tile)
                 for compute in pass_.tasks(left[index], right[index], known):
                     tile.add()
                     yield partial(_finish, compute, index, tile, sink)
             if tile.remove():
                 sink.end(key, tile.values)
                 yield lambda key=key: Done(0, 0, key)
-
-    def _block(self, side: int, index: int, pool: ThreadPoolExecutor) -> list[_Block]:
-        """Return the profiles of the samples of one side of a tile, one for each program."""
-        place = (0 if self._symmetric else side, index)
-        if place in self._blocks:
-            self._blocks.move_to_end(place)
-            return self._blocks[place]
-        while len(self._blocks) >= self._cached:
-            self._blocks.popitem(last=False)
-        start = index * self._grid.tile
-        values, identity = self._sides[side].block(start, start + self._grid.tile)
-        made = [self._profile(program, values, identity, pool) for program, _ in self._programs]
-        self._blocks[place] = made
-        return made
-
-    def _profile(
-        self,
-        program: Program,
-        values: FloatArray,
-        identity: NDArray[np.int64],
-        pool: ThreadPoolExecutor,
-    ) -> _Block:
-        if program.is_dense:
-            flat = values.reshape(len(values), -1)
-            profile: Profile = flat  # pyright: ignore[reportAssignmentType]
-            variances = program.input_scale * np.einsum("ij,ij->i", flat, flat)[None]
-            return _Block(profile, identity, variances)
-        with _quiet():
-            profile = self._backend.profile(program, values, identity, self._dtype)
-        variances = None
-        if any(readout.needs_variance for readout in program.readouts):
-            variances = self._variances(program, profile, pool)
-        return _Block(profile, identity, variances)
-
-    def _variances(
-        self, program: Program, profile: Profile, pool: ThreadPoolExecutor
-    ) -> FloatArray:
-        variances = np.empty((len(program.taps), len(profile)))
-
-        def compute(part: NDArray[np.int64]) -> int:
-            itself = Pairs(part, part, pairwise=True)
-            with _quiet():
-                sums = self._backend.sums(program, profile, profile, itself, self._cancel)
-            variances[:, part] = sums[:, 0]
-            return len(part)
-
-        lanes = self._backend.lanes(self._dtype)
-        parts = np.split(np.arange(len(profile)), range(lanes, len(profile), lanes))
-        tasks = (lambda part=part: compute(part) for part in parts)
-        for _ in _completed(pool, tasks, len(parts)):
-            pass
-        return variances
 
 
 def _finish(compute: Callable[[], int], program: int, tile: _OpenTile, sink: Sink) -> Done:
@@ -375,24 +297,6 @@ def _finish(compute: Callable[[], int], program: int, tile: _OpenTile, sink: Sin
         return Done(entries, program, None)
     sink.end(tile.key, tile.values)
     return Done(entries, program, tile.key)
-
-
-_Result = TypeVar("_Result")
-
-
-def _completed(
-    pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], _Result]], most: int
-) -> Iterator[_Result]:
-    """Run tasks, at most so many in flight; yield what each returns, as they finish."""
-    pending: set[Future[_Result]] = set()
-    for task in tasks:
-        pending.add(pool.submit(task))
-        while len(pending) >= most:
-            finished, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in finished)
-    while pending:
-        finished, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in finished)
 
 
 @dataclass(frozen=True, eq=False)
@@ -406,7 +310,7 @@ class _Pass:
     cancel: NDArray[np.int32]
     target: _OpenTile
 
-    def tasks(self, a: _Block, b: _Block, known: int) -> Iterator[Callable[[], int]]:
+    def tasks(self, a: Block, b: Block, known: int) -> Iterator[Callable[[], int]]:
         """Yield functions that each compute some entries and return how many.
 
         The first `known` columns are there, on the diagonal with as many rows.
@@ -438,18 +342,18 @@ class _Pass:
                 tile = _moved(part, known, known)
                 yield lambda tile=tile: self._compute(a, b, tile)
 
-    def _multiply(self, a: _Block, b: _Block, tile: Pairs) -> int:
+    def _multiply(self, a: Block, b: Block, tile: Pairs) -> int:
         return self._store(a, b, tile, _inner_products(self.program, a, b, tile))
 
-    def _compute(self, a: _Block, b: _Block, tile: Pairs, swapped: bool = False) -> int:
-        with _quiet():
+    def _compute(self, a: Block, b: Block, tile: Pairs, swapped: bool = False) -> int:
+        with quiet():
             sums = self.backend.sums(self.program, a.profile, b.profile, tile, self.cancel)
         if swapped:
             turned = Pairs(tile.columns, tile.rows)
             return self._store(b, a, turned, np.ascontiguousarray(sums.swapaxes(-1, -2)))
         return self._store(a, b, tile, sums)
 
-    def _store(self, a: _Block, b: _Block, tile: Pairs, sums: FloatArray) -> int:
+    def _store(self, a: Block, b: Block, tile: Pairs, sums: FloatArray) -> int:
         rows, columns = tile.rows, tile.columns
         if not tile.pairwise:
             rows, columns = rows[:, None], columns[None, :]
@@ -459,7 +363,7 @@ class _Pass:
             if a.variances is not None and b.variances is not None:
                 variances = (a.variances[readout.tap][rows], b.variances[readout.tap][columns])
             sigma, theta = sums[readout.tap]
-            with _quiet():
+            with quiet():
                 nngp, ntk = readout.apply(sigma, theta, *variances, same)
             for place, kind in enumerate(self.program.kinds):
                 value = nngp if kind == "nngp" else ntk
@@ -482,11 +386,6 @@ def _moved(tile: Pairs, rows: int, columns: int) -> Pairs:
     return Pairs(tile.rows + rows, tile.columns + columns, tile.pairwise)
 
 
-def _quiet() -> np.errstate:
-    """No warning of an overflow: `_check_range` refuses the result, and says what to do."""
-    return np.errstate(over="ignore", invalid="ignore")
-
-
 def _check_range(value: FloatArray, dtype: np.dtype[Any]) -> None:
     """Refuse values that the dtype of the result cannot hold."""
     limits = np.finfo(dtype)
@@ -500,7 +399,7 @@ def _check_range(value: FloatArray, dtype: np.dtype[Any]) -> None:
         )
 
 
-def _inner_products(program: Program, a: _Block, b: _Block, tile: Pairs) -> FloatArray:
+def _inner_products(program: Program, a: Block, b: Block, tile: Pairs) -> FloatArray:
     """Return the input covariances of a tile as the sums of the one tap of a dense program.
 
     The order in which a matrix product sums depends on its shape, and with long rows on the

@@ -13,8 +13,6 @@ from widelimit.backends import Backend, BackendName, get_backend
 from widelimit.backends.base import Dtype
 from widelimit.machine import available_memory
 from widelimit.matrices.engine import (
-    Samples,
-    block_bytes,
     cached_blocks,
     fill,
     fill_diagonal,
@@ -28,10 +26,11 @@ from widelimit.matrices.inputs import (
     check_threads,
     number_samples,
 )
+from widelimit.matrices.profiles import Samples, block_bytes
 from widelimit.network import Network
 from widelimit.program import Kind, Program, compile_networks
 
-__all__ = ["kernel", "kernel_diagonal"]
+__all__ = ["check_memory", "kernel", "kernel_diagonal"]
 
 Progress = bool | Callable[[float], None]
 
@@ -130,7 +129,7 @@ def kernel(
     values1, values2 = check_inputs(networks, x1, x2)
     programs = compile_networks(networks, values1.shape[1:], kinds)
     shape = (len(networks), len(kinds), len(values1), len(values1 if values2 is None else values2))
-    _check_memory(shape, dtype, engine, programs, workers, symmetric=values2 is None)
+    check_memory(shape, dtype, engine, programs, workers, symmetric=values2 is None)
     numbers1, numbers2 = number_samples(values1, values2)
     left = Samples(values1, numbers1)
     right = None if values2 is None or numbers2 is None else Samples(values2, numbers2)
@@ -211,7 +210,7 @@ class _progress:
             self._bar.stop()
 
 
-def _check_memory(
+def check_memory(
     shape: tuple[int, int, int, int],
     dtype: Dtype,
     engine: Backend,

@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
 from widelimit.machine import remaining
-from widelimit.matrices.engine import block_bytes
 from widelimit.matrices.inputs import (
     check_dtype,
     check_inputs,
@@ -29,6 +28,7 @@ from widelimit.matrices.inputs import (
 from widelimit.matrices.manifest import Inputs, Maker, Manifest
 from widelimit.matrices.matrix import arrange, read_manifest
 from widelimit.matrices.plan import Plan, Sizes, batches, solve
+from widelimit.matrices.profiles import block_bytes
 from widelimit.matrices.progress import Display, Progress, Tracker
 from widelimit.matrices.store import TileStore, open_objects
 from widelimit.matrices.tiles import Key

@@ -31,10 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.backends import BackendName, get_backend
-from widelimit.matrices.engine import Engine, Output, Samples
+from widelimit.matrices.engine import Engine, Output, make_sides
 from widelimit.matrices.inputs import number_samples
 from widelimit.matrices.manifest import Inputs, Maker, Manifest
 from widelimit.matrices.matrix import read_manifest
+from widelimit.matrices.profiles import Samples
 from widelimit.matrices.store import Objects, StoreError, TileStore, open_objects
 from widelimit.matrices.tiles import Key
 from widelimit.program import compile_networks
@@ -120,10 +121,11 @@ class Computation:
 
         With `old`, for a sink that takes what is known from there.
         """
-        sides = (self._left, self._right)
-        plan = (store.grid, self.manifest.dtype, threads, cached)
+        made = (self.programs, self.backend)
+        dtype, grid = self.manifest.dtype, store.grid
+        sides = make_sides(*made, self._left, self._right, dtype, grid.tile, cached)
         known = 0 if old is None else old.shape[-1]
-        return Engine(self.programs, self.backend, *sides, *plan, known)
+        return Engine(*made, *sides, grid, dtype, threads, known)
 
 
 # ---------------------------------------------------------------- on a worker
