@@ -19,7 +19,7 @@ from widelimit.program import Kind
 
 __all__ = ["Inputs", "Maker", "Manifest"]
 
-_FORMAT = "widelimit.matrices/1"
+_FORMAT = "widelimit.gram/1"
 
 
 @dataclass(frozen=True, slots=True)
