@@ -26,8 +26,10 @@ from numpy.typing import ArrayLike, NDArray
 from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.arrays import FloatArray
 from widelimit.backends import get_backend
-from widelimit.backends.base import Backend, Cancelled, Dtype, Pairs, Profile
-from widelimit.matrices.engine import Samples, fill
+from widelimit.backends.base import Backend, Cancelled, Dtype, Entries, Pairs, Profile
+from widelimit.matrices.engine import fill
+from widelimit.matrices.families import find_families
+from widelimit.matrices.profiles import Samples
 from widelimit.network import (
     Conv,
     Dense,
@@ -36,7 +38,7 @@ from widelimit.network import (
     Network,
     ReLU,
 )
-from widelimit.program import Kind, Program, Tap, compile_family, compile_networks
+from widelimit.program import Kind, Program, Tap, compile_family
 
 __all__ = [
     "AccuracyRow",
@@ -139,8 +141,8 @@ def compute(
     left, right = _samples(x1, x2)
     shape = (len(networks), len(kinds), len(left), len(left if right is None else right))
     out = np.empty(shape, dtype)
-    programs = compile_networks(networks, left.values.shape[1:], tuple(kinds))
-    fill(programs, backend, left, right, out, dtype, threads, None)
+    families = find_families(networks, left.values.shape[1:], tuple(kinds), backend)
+    fill(families, left, right, out, dtype, threads)
     return out
 
 
@@ -496,6 +498,10 @@ class FaultyBackend:
     def lanes(self, dtype: Dtype) -> int:
         """Return what the correct backend returns."""
         return self.backend.lanes(dtype)
+
+    def cut(self, program: Program, dtype: Dtype, entries: Entries) -> Iterator[tuple[Pairs, bool]]:
+        """Cut as the correct backend does."""
+        return self.backend.cut(program, dtype, entries)
 
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return what the correct backend returns, or 0."""
