@@ -368,7 +368,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 # ---- benchmarks/ -------------------------------------------------------------------------------
 
 LISTING = """
-0000000000000010 <void widelimit::(anonymous namespace)::rows_kernel<float, 61>(Rows const&)>:
+0000000000000010 <void widelimit::(anonymous namespace)::compute_rows<float, 61>(Rows const&)>:
   10:\tmov    (%rdi),%rax
   14:\tvmovaps (%rax),%zmm1
   1a:\tvaddps 0x40(%rax),%zmm1,%zmm2
@@ -380,7 +380,7 @@ LISTING = """
   3e:\tvmovaps %zmm2,0x40(%rax)
   44:\tadd    $0x1,%rsi
   48:\tcmp    %rsi,%rdx
-  4c:\tjne    14 <void widelimit::(anonymous namespace)::rows_kernel<float, 61>+0x4>
+  4c:\tjne    14 <void widelimit::(anonymous namespace)::compute_rows<float, 61>+0x4>
   50:\tvmovaps %zmm0,(%rax)
   56:\tret
 0000000000000060 <other>:
@@ -390,7 +390,7 @@ LISTING = """
 
 def test_instruction_mix() -> None:
     mix = load_script("instruction_mix")
-    (function,) = mix.read_functions(LISTING, "rows_kernel<float, 61>")
+    (function,) = mix.read_functions(LISTING, "compute_rows<float, 61>")
     loop = mix.find_hot_loop(function)
     assert [hex(i.address) for i in (loop[0], loop[-1])] == ["0x14", "0x4c"]
     assert mix.widest_register(loop) == "%zmm"

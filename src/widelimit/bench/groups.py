@@ -129,7 +129,7 @@ def arithmetic(isa: str, dtype: Dtype) -> dict[str, float] | None:
     """Vector instructions that an inner layer needs for one vector of entries, by purpose.
 
     An inner layer is a trained convolution (q = 3) with ReLU, K and Theta in and out: the code of
-    ``rows_kernel`` (_core/kernels.cpp), two rows at a time. An FMA counts as one instruction, as
+    ``compute_rows`` (_core/kernels.cpp), two rows at a time. An FMA counts as one instruction, as
     multiplications, additions and maxima do. Not counted: loads, stores, moves, and the one
     instruction that estimates 1/sqrt.
 
