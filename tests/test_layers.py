@@ -20,6 +20,7 @@ LAYERS = [
     "arrays",
     "files",
     "machine",
+    "display",
     "_core",
     "network",
     "architectures",
