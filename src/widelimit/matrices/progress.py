@@ -48,14 +48,11 @@ class Progress:
         return min(self.pairs / max(1, self.pairs_total), 0.999)
 
     def __str__(self) -> str:
-        parts = [f"{self.tiles:,} of {self.tiles_total:,} tiles"]
-        if self.tiles == self.tiles_total:
-            parts.append(duration(self.seconds))
-        elif self.seconds_left is not None:
-            parts.append(f"{duration(self.seconds_left)} left")
-        parts.append(f"{_rate(self.pairs_per_second)} pairs/s")
-        parts.append(f"{_rate(self.element_layers_per_second)} element-layers/s")
-        return ", ".join(parts)
+        left = "" if self.seconds_left is None else f", {duration(self.seconds_left)} left"
+        return (
+            f"{self.tiles:,} of {self.tiles_total:,} tiles, {_rate(self.pairs_per_second)} "
+            f"pairs/s, {_rate(self.element_layers_per_second)} element-layers/s{left}"
+        )
 
 
 class Tracker:

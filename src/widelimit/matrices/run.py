@@ -162,7 +162,7 @@ def gram(
         raise ValueError(
             "reuse extends the symmetric matrix of x1, got x2 as well: leave one of them out"
         )
-    display = shown(progress, "kernel", lambda state: (state.share, str(state)))
+    display = shown(progress, "", lambda state: (state.share, str(state)))
 
     objects = open_objects(store)
     with objects.locked():
