@@ -21,6 +21,7 @@ LAYERS = [
     "files",
     "machine",
     "reading",
+    "display",
     "_core",
     "network",
     "architectures",
