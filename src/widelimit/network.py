@@ -6,8 +6,9 @@ JSON, whose SHA-256 is its fingerprint. The order of layers, as a regular expres
     (Conv ReLU?)* (Flatten | GlobalAvgPool | LocalAvgPool Flatten) Dense (ReLU? Dense)*
     Dense (ReLU? Dense)*                                    the dense network, without readout
 
-The equations are DESIGN Section 1, "General form": ``K, Theta`` enter a layer, ``w = w_std``,
-``b = b_std``, ``t = 1`` if trainable, else 0, and ``(.)`` is ``K``, or ``Theta + t K``.
+The equations are those of docs/mathematics.md, "The network's kernels (general form)":
+``K, Theta`` enter a layer, ``w = w_std``, ``b = b_std``, ``t = 1`` if trainable, else 0, and
+``(.)`` is ``K``, or ``Theta + t K``.
 """
 
 from __future__ import annotations

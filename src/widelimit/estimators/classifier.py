@@ -91,9 +91,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         A folder for the Gram matrix (``kernel.zarr``) and, if it does not fit into memory, its
         factor: a fit that is stopped goes on when it is made again. None: all in memory.
     memory : int, str or None
-        Bytes, or ``"6GB"``: the most that this process takes, as for `widelimit.matrices`.
+        Bytes, or ``"6GB"``: the most that this process takes, as for `widelimit.gram`.
     executor : concurrent.futures.Executor, dask.distributed.Client or None
-        Where the tiles of a stored Gram matrix are computed, as for `widelimit.matrices`.
+        Where the tiles of a stored Gram matrix are computed, as for `widelimit.gram`.
     verbose : bool
         Whether to show the progress of the kernel of the training samples.
 

@@ -20,7 +20,7 @@ from widelimit.reading import refusing
 
 __all__ = ["Inputs", "Maker", "Manifest"]
 
-_FORMAT = "widelimit.matrices/1"
+_FORMAT = "widelimit.gram/1"
 
 
 @dataclass(frozen=True, slots=True)
