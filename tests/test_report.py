@@ -168,6 +168,16 @@ def test_notes_and_errors_are_shown(record: Record, dataset: Dataset) -> None:
     assert "It &amp; failed." in page
 
 
+def test_minutes_have_sixty_seconds(record: Record, dataset: Dataset) -> None:
+    kernels = tuple(dataclasses.replace(kernel, seconds=95.2) for kernel in record.kernels)
+    seconds = dict.fromkeys(record.seconds, 3725.0)
+    slow = dataclasses.replace(record, kernels=kernels, seconds=seconds)
+    words = " ".join("".join(Page(render(slow, dataset)).text).split())
+    assert "exact kernel values in 1 min 35 s" in words
+    assert words.count("float64, 1 min 35 s") == 3
+    assert "learning curve 1 h 02 min, all 1 h 02 min" in words
+
+
 def test_one_draw_has_no_spread(dataset: Dataset) -> None:
     record = run(dataset, make_design(dataset, draws=1), threads=1, kernel=FakeKernel())
     text = render(record, dataset)
