@@ -99,7 +99,11 @@ class Display:
         if self._file.isatty():
             self._bars = self._make_bars()
         if self._bars is not None:
-            self._bars.start()
+            try:
+                self._bars.start()
+            except BaseException:  # Ctrl-C: the cursor, which bars hide, must be there again
+                self._bars.stop()
+                raise
         return self
 
     def __exit__(self, *exception: object) -> None:
