@@ -399,7 +399,7 @@ def bench(
 ) -> None:
     """Measure this machine next to what it should reach; takes minutes, and wants it idle.
 
-    Fails if a target is missed by more than 10 %.
+    Fails if a target is missed by more than its tolerance: 10 %, 20 % for shares of the bound.
     """
     with exits():
         from widelimit.bench import Setting, choose_groups, exit_code, render, run, write_json

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.backends.base import Backend, Dtype
-from widelimit.matrices.engine import Samples, fill
+from widelimit.matrices.engine import fill
+from widelimit.matrices.families import find_families
+from widelimit.matrices.profiles import Samples
 from widelimit.network import Network
-from widelimit.program import Kind, compile_networks
+from widelimit.program import Kind
 
 __all__ = ["KINDS", "as_samples", "assert_close", "assert_same_bits", "compute"]
 
@@ -102,8 +104,8 @@ def compute(
     left, right = as_samples(x1, x2)
     shape = (len(networks), len(kinds), len(left), len(left if right is None else right))
     out = np.empty(shape, dtype)
-    programs = compile_networks(networks, left.values.shape[1:], tuple(kinds))
-    fill(programs, backend, left, right, out, dtype, threads, None)
+    families = find_families(networks, left.values.shape[1:], tuple(kinds), backend)
+    fill(families, left, right, out, dtype, threads)
     return out
 
 

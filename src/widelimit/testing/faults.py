@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.backends.base import Backend, Dtype, Pairs, Profile
+from widelimit.backends.base import Backend, Dtype, Entries, Pairs, Profile
 from widelimit.program import Program, Tap
 
 __all__ = ["Fault", "FaultyBackend"]
@@ -80,6 +81,10 @@ class FaultyBackend:
     def lanes(self, dtype: Dtype) -> int:
         """Return what the correct backend returns."""
         return self.backend.lanes(dtype)
+
+    def cut(self, program: Program, dtype: Dtype, entries: Entries) -> Iterator[tuple[Pairs, bool]]:
+        """Cut as the correct backend does."""
+        return self.backend.cut(program, dtype, entries)
 
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return what the correct backend returns, or 0."""
