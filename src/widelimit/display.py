@@ -108,6 +108,9 @@ class Display:
 
     def __exit__(self, *exception: object) -> None:
         if self._bars is not None:
+            # Where there was nothing to do, nothing is left on the screen.
+            idle = all(stage.share == 0 for stage in self._stages.values())
+            self._bars.live.transient = idle and exception[0] is None
             self._bars.stop()
 
     def show(self, name: str, share: float, text: str = "") -> None:
