@@ -36,6 +36,7 @@ from widelimit.solvers import blas as blas_module
 from widelimit.solvers import factor as factor_module
 from widelimit.solvers import matrix as matrix_module
 from widelimit.solvers import tiled as tiled_module
+from widelimit.solvers.conjugate import _share
 
 
 def gram(n: int, seed: int = 0, dtype: str = "float64", least: float = 1e-2) -> np.ndarray:
@@ -945,6 +946,28 @@ def test_conjugate_gradients_that_do_not_converge(capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     assert re.fullmatch(r"iteration 3: largest relative residual \S+, 0 s", lines[-1])
+
+
+def test_the_digits_that_are_there_are_the_share() -> None:
+    shares = [_share(residual, 1e-8) for residual in (np.inf, 2.0, 1.0, 1e-2, 1e-6, 1.1e-8, 1e-8)]
+    assert shares == pytest.approx([0, 0, 0, 0.25, 0.75, 0.995, 1], abs=1e-3)
+    assert shares[-2] < 1
+    assert _share(2.0, 1.0) == 0.0
+
+
+def test_progress_of_a_factor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (None, 1):
+        with pytest.raises(TypeError, match="progress must be True, False or a callable"):
+            factorise(gram(40), store=tmp_path / "f", progress=wrong)  # type: ignore[arg-type]
+    assert not (tmp_path / "f").exists()
+    shares: list[float] = []
+    factorise(gram(40), store=tmp_path / "g", tile=16, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    factor = factorise(gram(40), store=tmp_path / "f", tile=16, progress=True)
+    assert capsys.readouterr().err.startswith("factor: 100%, ")
+    factor.inverse_diagonal(progress=True)
+    assert capsys.readouterr().err.startswith("inverse: 100%, ")
 
 
 def test_conjugate_gradients_on_an_indefinite_matrix() -> None:
