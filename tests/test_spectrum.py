@@ -98,10 +98,13 @@ def exactly_left_out(k, y, weights, ridge, times):
                 a[p, q] += mpmath.mpf(ridge) if p == q else 0
             values, vectors = mpmath.eigsy(a)
             weighed = mpmath.matrix(
-                [[r * mpmath.mpf(v) for v in y[j]] for r, j in zip(roots, rest)]
+                [[r * mpmath.mpf(v) for v in y[j]] for r, j in zip(roots, rest, strict=True)]
             )
             rotated = vectors.T * weighed
-            row = mpmath.matrix([[mpmath.mpf(k[i, j]) * r for r, j in zip(roots, rest)]]) * vectors
+            row = (
+                mpmath.matrix([[mpmath.mpf(k[i, j]) * r for r, j in zip(roots, rest, strict=True)]])
+                * vectors
+            )
             for index, time in enumerate(times):
                 for c in range(y.shape[1]):
                     out[index, i, c] = mpmath.fsum(
