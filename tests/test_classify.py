@@ -185,16 +185,6 @@ def test_bad_predict(images, model, tmp_path):
     assert "must hold a classifier" in widelimit("predict", tmp_path / "numbers", broken)[2]
 
 
-def test_interrupted(images, monkeypatch, tmp_path):
-    def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(classify.NTKClassifier, "fit", interrupt)
-    code, _, error = widelimit("fit", images / "train", "--out", tmp_path / "m")
-    assert (code, error) == (130, "widelimit: interrupted, nothing was written\n")
-    assert not (tmp_path / "m").exists()
-
-
 def test_batches_change_nothing(images, model, monkeypatch):
     whole = widelimit("predict", model, images / "new")[1]
     monkeypatch.setattr(classify, "_BATCH", 2)

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -279,7 +280,7 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     sync, room = os.fsync, iter(range(5))  # the metadata and four tiles
 
     def fsync(handle: int) -> None:
-        if next(room, None) is None:
+        if stat.S_ISREG(os.fstat(handle).st_mode) and next(room, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
@@ -406,7 +407,7 @@ HEAD = wl.Network([wl.Conv(3), wl.ReLU(), wl.Flatten(), wl.Dense(), wl.ReLU(), w
 def contents(store: str | Path) -> dict[str, bytes]:
     """What a store is: its metadata and all of its chunks."""
     objects = open_objects(store)
-    return {name: objects.read(name) for name in ("zarr.json", *objects.sizes("c"))}
+    return {name: objects.read(name, 2**30) for name in ("zarr.json", *objects.sizes("c"))}
 
 
 def pairs_computed(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:

@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -340,7 +341,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sync, room = os.fsync, iter(range(4))
 
     def fsync(handle: int) -> None:
-        if next(room, None) is None:
+        if stat.S_ISREG(os.fstat(handle).st_mode) and next(room, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
@@ -354,6 +355,28 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(lower, np.linalg.cholesky(k), atol=1e-10)
 
 
+@pytest.mark.parametrize("number", range(6))
+def test_a_tile_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whichever it is, the error of the thread that writes is raised, and the rest is kept."""
+    k, path = gram(90), tmp_path / "l.zarr"
+    write, calls = TileStore.write, iter(range(100))
+
+    def fail(self: TileStore, key: tuple[int, int], values: Any) -> Any:
+        if next(calls) == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(self, key, values)
+
+    monkeypatch.setattr(TileStore, "write", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        factorise(k, store=path, tile=32)
+    monkeypatch.undo()
+    assert len(TileStore.open(open_objects(path)).missing()) >= 1
+    lower = factorise(k, store=path).store.block(slice(0, 90), slice(0, 90))
+    np.testing.assert_allclose(lower, np.linalg.cholesky(k), atol=1e-10)
+
+
 # ---------------------------------------------------------------- reuse
 
 OLD = [90, 89, 64, 50, 5]  # of 90, in tiles of 16: none new, one, ragged new ones; more than a tile
@@ -362,7 +385,7 @@ OLD = [90, 89, 64, 50, 5]  # of 90, in tiles of 16: none new, one, ragged new on
 def contents(store: str | Path) -> dict[str, bytes]:
     """What a store is: its metadata and all of its chunks."""
     objects = open_objects(store)
-    return {name: objects.read(name) for name in ("zarr.json", *objects.sizes("c"))}
+    return {name: objects.read(name, 2**30) for name in ("zarr.json", *objects.sizes("c"))}
 
 
 def tiles_written(patch: pytest.MonkeyPatch) -> tuple[list[tuple[int, int]], ...]:

@@ -31,7 +31,7 @@ def get_backend(name: BackendName) -> Backend:
 
             return ReferenceBackend()
         case "cuda":
-            raise ValueError('backend="cuda" is not part of this version: use "cpu" or "auto"')
+            raise ValueError('backend="cuda" is to come: use "cpu" or "auto" until it is there')
         case _:
             raise ValueError(f'backend must be "auto", "reference" or "cpu", got {name!r}')
 

@@ -78,8 +78,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     dtype : {"float32", "float64"} or None
         Precision of the kernel; the regression is always solved in float64. None: "float32" for
         a network with convolutions or pooling, "float64" for dense ones. See Notes.
-    backend : {"auto", "reference", "cpu", "cuda"}
-        What computes the kernel. No result but its rounding depends on it.
+    backend : {"auto", "reference", "cpu"}
+        What computes the kernel. No result but its rounding depends on it. "cuda" is to come.
     threads : int or None
         Threads of the kernel; None: all processors, or as many as OMP_NUM_THREADS says. BLAS has
         its own setting (threadpoolctl).

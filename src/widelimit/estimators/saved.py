@@ -7,12 +7,12 @@ are those of this module, sizes are looked at before they are read, nothing is u
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import shutil
-import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -25,14 +25,14 @@ from widelimit._version import __version__
 from widelimit.backends.base import Dtype
 from widelimit.estimators.base import NTKEstimator, check_is_fitted
 from widelimit.estimators.classifier import NTKClassifier
-from widelimit.estimators.regression import Factor, SpectralFactor
 from widelimit.estimators.regressor import NTKRegressor
 from widelimit.estimators.samples import Training, check_image_shape
-from widelimit.files import PARTIAL_SUFFIX, write_atomically
+from widelimit.files import atomic_file, atomic_folder, write_atomically
 from widelimit.machine import available_memory
 from widelimit.network import Network
 from widelimit.program import Kind
-from widelimit.solvers import CholeskyFactor, Solution, Spectrum, Statistics, Status
+from widelimit.reading import StoredArray, open_array, read_json, refusing
+from widelimit.solvers import Solution, Statistics, Status, Unavailable, restore_factor
 
 __all__ = ["load_model", "save_model"]
 
@@ -66,11 +66,9 @@ _ARRAYS: dict[str, tuple[str, tuple[str | None, ...] | None]] = {
     "nngp": ("f8 f4", ("m", "m")),
     "factor_square": ("f8", ("m", "m")),
     "factor_diagonal": ("f8", ("m",)),
-    "factor_noise": ("f8", ("m",)),
     "spectrum_k": ("f8 f4", ("m", "m")),
     "spectrum_values": ("f8", ("m",)),
     "spectrum_vectors": ("f8", ("m", "m")),
-    "spectrum_roots": ("f8", ("m",)),
 }
 
 
@@ -113,16 +111,12 @@ def save_model(
             + (", it is no model" if overwrite else ", or overwrite=True to replace a model")
         )
     document, arrays = _describe(model)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-    temporary.mkdir()
-    try:
+    with atomic_folder(target) as folder:
         listed: dict[str, Any] = {}
         for name, values in arrays.items():
             contiguous = np.ascontiguousarray(values)
-            with (temporary / f"{name}.npy").open("xb") as file:
+            with atomic_file(folder / f"{name}.npy") as file:
                 np.save(file, contiguous, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
             listed[name] = {
                 "dtype": contiguous.dtype.str,
                 "shape": list(contiguous.shape),
@@ -130,17 +124,7 @@ def save_model(
             }
         document["arrays"] = listed
         text = json.dumps(document, indent=1, allow_nan=False)
-        write_atomically(temporary / _DOCUMENT, text + "\n")
-        if target.exists():
-            old = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        write_atomically(folder / _DOCUMENT, text + "\n")
 
 
 def load_model(folder: str | os.PathLike[str]) -> Any:
@@ -172,12 +156,8 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
             f"there is no folder {path}: give the one that a model was saved to"
         )
     document = _read_document(path)
-    try:
+    with refusing(f"{path} must hold a model, it is damaged", "save the model again"):
         return _restore(document, _read_arrays(path, document["arrays"]))
-    except (AssertionError, AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must hold a model, it is damaged: {error!r:.300}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} must hold a model: {str(error)[:400]}") from error
 
 
 def _is_model(path: Path) -> bool:
@@ -224,8 +204,12 @@ def _describe(model: NTKEstimator) -> tuple[dict[str, Any], dict[str, NDArray[An
     nngp = model._nngp_fit  # pyright: ignore[reportPrivateUsage]
     if isinstance(nngp, np.ndarray):  # a stored one stays where it is
         arrays["nngp"] = nngp
-    factor, about = _describe_factor(model._factor)  # pyright: ignore[reportPrivateUsage]
-    arrays |= factor
+    factor = model._factor  # pyright: ignore[reportPrivateUsage]
+    about: dict[str, Any] | None = None
+    with contextlib.suppress(Unavailable):  # what lies in a store stays there
+        if factor is not None:
+            about, held = factor.described()
+            arrays |= held
     nets = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
     names: Any = getattr(model, "feature_names_in_", None)
     fitted: dict[str, Any] = {
@@ -260,32 +244,6 @@ def _describe(model: NTKEstimator) -> tuple[dict[str, Any], dict[str, NDArray[An
         "fitted": fitted,
     }
     return document, {name: values for name, values in arrays.items() if values is not None}
-
-
-def _describe_factor(factor: Factor | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    if isinstance(factor, CholeskyFactor):
-        arrays: dict[str, Any] = {
-            "factor_square": factor.square,
-            "factor_diagonal": factor.diagonal,
-            "factor_noise": factor.noise,
-        }
-        return arrays, {"kind": "cholesky"}
-    if isinstance(factor, SpectralFactor):
-        spectrum = factor.spectrum
-        arrays = {
-            "spectrum_k": factor.k,
-            "spectrum_values": spectrum.values,
-            "spectrum_vectors": spectrum.vectors,
-            "spectrum_roots": spectrum.roots,
-        }
-        return arrays, {
-            "kind": "spectral",
-            "mean": spectrum.mean,
-            "rounding": spectrum.rounding,
-            "ridge_absolute": factor.ridge_absolute,
-            "time": _finite(factor.time),
-        }
-    return {}, None
 
 
 def _network(net: Any) -> Any:
@@ -323,56 +281,51 @@ def _plain_labels(classes: NDArray[Any]) -> tuple[NDArray[Any], bool]:
 
 
 def _read_document(path: Path) -> dict[str, Any]:
-    file = path / _DOCUMENT
-    if not file.is_file() or file.is_symlink():
+    try:
+        document = read_json(path / _DOCUMENT, _MAX_DOCUMENT, path)
+    except FileNotFoundError:
         raise ValueError(
             f"{path} must hold a model, but has no file {_DOCUMENT}: give another path"
-        )
-    if file.stat().st_size > _MAX_DOCUMENT:
-        raise ValueError(f"{file} must have at most {_MAX_DOCUMENT} bytes: it is no model")
-    try:
-        document = json.loads(file.read_text("utf-8"))
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} must be the JSON of a model, it is not: {error}") from error
-    found = cast("dict[str, Any]", document).get("format") if isinstance(document, dict) else None
+        ) from None
+    found = document.get("format")
     if found != _FORMAT:
         raise ValueError(
             f"{path} must hold a model of format {_FORMAT}, got {found!r:.100}: it was written by "
             "another version of widelimit, or is something else"
         )
-    return cast("dict[str, Any]", document)
+    return document
 
 
 def _read_arrays(path: Path, listed: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """Read the arrays that are listed, each after a look at its size."""
+    """Read the arrays that are listed, after a look at the size of all."""
     if not set(listed) <= set(_ARRAYS):
         raise ValueError(f"unknown arrays {sorted(set(listed) - set(_ARRAYS))[:5]}")
-    arrays: dict[str, NDArray[Any]] = {}
-    need, free = 0, available_memory()
-    for name, about in listed.items():
-        file = path / f"{name}.npy"
-        if not file.is_file() or file.is_symlink():
-            raise ValueError(f"{file.name} is missing")
-        mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-        dtypes, _ = _ARRAYS[name]
-        allowed = (
-            mapped.dtype.kind in "biufU"
-            if dtypes == "any"
-            else (mapped.dtype.str.lstrip("<|=") in dtypes.split())
-        )
-        if not allowed or [mapped.dtype.str, list(mapped.shape)] != [
-            about["dtype"],
-            about["shape"],
-        ]:
-            raise ValueError(f"{file.name} does not hold what {_DOCUMENT} says")
-        need += mapped.nbytes
+    with ExitStack() as stack:
+        stored: dict[str, StoredArray] = {}
+        for name, about in listed.items():
+            try:
+                found = stack.enter_context(open_array(path / f"{name}.npy", f"{name}.npy", path))
+            except FileNotFoundError:
+                raise ValueError(f"{name}.npy is missing") from None
+            dtypes, _ = _ARRAYS[name]
+            allowed = (
+                found.dtype.kind in "biufU"
+                if dtypes == "any"
+                else found.dtype.str.lstrip("<|=") in dtypes.split()
+            )
+            written = [found.dtype.str, list(found.shape)]
+            if not allowed or written != [about["dtype"], about["shape"]]:
+                raise ValueError(f"{found.name} does not hold what {_DOCUMENT} says")
+            stored[name] = found
+        need, free = sum(found.nbytes for found in stored.values()), available_memory()
         if free is not None and need > free:
             raise MemoryError(
-                f"the model takes more than {free / 2**30:.1f} GiB, which is what is free"
+                f"the model takes {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
             )
-        arrays[name] = np.array(mapped)
-        if _checksum(arrays[name]) != about["crc32c"]:
-            raise ValueError(f"{file.name} is damaged, its checksum is wrong")
+        arrays = {name: found.read() for name, found in stored.items()}
+    for name, values in arrays.items():
+        if _checksum(values) != listed[name]["crc32c"]:
+            raise ValueError(f"{name}.npy is damaged, its checksum is wrong")
     return arrays
 
 
@@ -388,9 +341,8 @@ def _check_shapes(arrays: dict[str, NDArray[Any]]) -> None:
     place, first = arrays["place"], arrays["first"]
     if place.min() < 0 or place.max() >= m or first.min() < 0 or first.max() >= n:
         raise ValueError("place and first must number samples")
-    for name in ("sample_weight", "spectrum_roots"):
-        if name in arrays and not np.all(arrays[name] > 0):
-            raise ValueError(f"{name} must be above 0")
+    if not np.all(arrays["sample_weight"] > 0):
+        raise ValueError("sample_weight must be above 0")
 
 
 def _restore(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> NTKEstimator:
@@ -426,7 +378,6 @@ def _restore(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> NTKEs
     private._training = training
     private._folder = private._stores = None
     private._nngp_fit = arrays.get("nngp")
-    private._factor = _restore_factor(fitted["factor"], arrays)
     model.time_ = _infinite(fitted["time"])
     if isinstance(model, NTKClassifier):
         classes = arrays["classes"]
@@ -447,7 +398,18 @@ def _restore(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> NTKEs
     }
     statistics = Statistics(n=_integer(fitted["statistics"]["n"]), **numbers)
     status = Status[fitted["status"]]
-    model.solution_ = Solution(model.dual_coef_, status, statistics, str(fitted["message"]))
+    factor = None
+    if fitted["factor"] is not None:
+        factor = restore_factor(
+            fitted["factor"],
+            arrays,
+            weights=training.weights,
+            ridge=statistics.ridge,
+            ridge_absolute=statistics.ridge_absolute,
+        )
+    private._factor = factor
+    message = str(fitted["message"])
+    model.solution_ = Solution(model.dual_coef_, status, statistics, message, factor)
     model.ridge_ = statistics.ridge
     model.loo_grid_, model.loo_curve_ = arrays["loo_grid"], arrays["loo_curve"]
     scores = model.loo_curve_[np.isfinite(model.loo_curve_)]
@@ -470,24 +432,6 @@ def _check_samples(model: NTKEstimator, arrays: dict[str, NDArray[Any]]) -> None
         raise ValueError(f"x_fit must have shape {expected}, got {arrays['x_fit'].shape}")
     if "mean" in arrays and not arrays["mean"].shape == arrays["scale"].shape == (d,):
         raise ValueError("there must be one mean and one scale for each feature")
-
-
-def _restore_factor(about: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> Any:
-    if about is None:
-        return None
-    if about["kind"] == "cholesky":
-        return CholeskyFactor(
-            arrays["factor_square"], arrays["factor_diagonal"], arrays["factor_noise"]
-        )
-    spectrum = Spectrum(
-        arrays["spectrum_values"],
-        arrays["spectrum_vectors"],
-        arrays["spectrum_roots"],
-        float(about["mean"]),
-        float(about["rounding"]),
-    )
-    time = _infinite(about["time"])
-    return SpectralFactor(arrays["spectrum_k"], spectrum, float(about["ridge_absolute"]), time)
 
 
 def _parameter(value: Any) -> Any:

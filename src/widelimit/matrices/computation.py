@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,11 @@ from widelimit.matrices.matrix import read_manifest
 from widelimit.matrices.profiles import Samples, make_sides
 from widelimit.matrices.store import Objects, StoreError, TileStore
 from widelimit.matrices.tiles import Grid
+from widelimit.reading import MAX_HEADER, open_array
 
 __all__ = ["Computation", "Order", "kept_engine", "put_inputs"]
+
+_WIDEST = 16  # bytes of an input
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +90,11 @@ def put_inputs(objects: Objects, x1: NDArray[Any], x2: NDArray[Any] | None) -> N
 
 
 def _get_inputs(objects: Objects, name: str, described: Inputs) -> NDArray[Any]:
-    content = objects.read(f"inputs/{name}.npy")
-    values: NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    if Inputs.of(values) != described:
+    size = math.prod(described.shape) * _WIDEST
+    content = objects.read(f"inputs/{name}.npy", size + MAX_HEADER)
+    with open_array(content, f"{name} in {objects.name}") as stored:
+        values = stored.read() if stored.shape == described.shape else None
+    if values is None or Inputs.of(values) != described:
         raise StoreError(
             f"{name} in {objects.name} is not what the store is the kernel of: run the call that "
             "makes the store again, which writes its inputs anew"

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
+from widelimit.display import share_alone, shown
 from widelimit.machine import available_memory
 from widelimit.matrices.engine import fill, fill_diagonal, held_blocks, memory_grid
 from widelimit.matrices.families import Family, find_families, profile_bytes, scratch_bytes
@@ -28,8 +29,6 @@ from widelimit.program import Kind
 
 __all__ = ["check_memory", "kernel", "kernel_diagonal"]
 
-Progress = bool | Callable[[float], None]
-
 
 @overload
 def kernel(
@@ -41,7 +40,7 @@ def kernel(
     backend: BackendName = "auto",
     dtype: Dtype = "float32",
     threads: int | None = None,
-    progress: Progress = False,
+    progress: bool | Callable[[float], None] = False,
 ) -> NDArray[Any]: ...
 
 
@@ -55,7 +54,7 @@ def kernel(
     backend: BackendName = "auto",
     dtype: Dtype = "float32",
     threads: int | None = None,
-    progress: Progress = False,
+    progress: bool | Callable[[float], None] = False,
 ) -> tuple[NDArray[Any], ...]: ...
 
 
@@ -68,7 +67,7 @@ def kernel(
     backend: BackendName = "auto",
     dtype: Dtype = "float32",
     threads: int | None = None,
-    progress: Progress = False,
+    progress: bool | Callable[[float], None] = False,
 ) -> NDArray[Any] | tuple[NDArray[Any], ...]:
     """Exact kernel of an infinitely wide network between all pairs of inputs.
 
@@ -93,7 +92,8 @@ def kernel(
         None: one for each processor that this process may use. No bit of the result depends on
         it, nor on how inputs are split into calls.
     progress : bool or callable
-        True shows a bar; a callable is given the finished share, 0 to 1.
+        True shows it on standard error, as a bar on a terminal and as lines elsewhere; a callable
+        is given the finished share, 0 to 1.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def kernel(
     right = None if values2 is None or numbers2 is None else Samples(values2, numbers2)
 
     out = np.empty(shape, dtype)
-    with _progress(progress) as report:
+    with shown(progress, "kernel", share_alone) as report:
         fill(families, left, right, out, dtype, workers, report)
     results = tuple(out[0, k] if single else out[:, k] for k in range(len(kinds)))
     return results[0] if isinstance(kind, str) else results
@@ -174,36 +174,6 @@ def kernel_diagonal(
     out = np.empty((len(networks), 1, len(values)), dtype)
     fill_diagonal(families, samples, out, dtype, workers)
     return out[0, 0] if isinstance(net, Network) else out[:, 0]
-
-
-class _progress:
-    """The callable that progress is reported to; a bar of its own for ``progress=True``."""
-
-    def __init__(self, progress: Progress) -> None:
-        if not isinstance(progress, bool) and not callable(progress):
-            raise TypeError(f"progress must be True, False or a callable, got {progress!r}")
-        self._progress = progress
-
-    def __enter__(self) -> Callable[[float], None] | None:
-        if not isinstance(self._progress, bool):
-            return self._progress
-        if not self._progress:
-            return None
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            "kernel",
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-        )
-        self._bar.start()
-        task = self._bar.add_task("kernel", total=1.0)
-        return lambda fraction: self._bar.update(task, completed=fraction)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._progress is True:
-            self._bar.stop()
 
 
 def check_memory(

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
+from widelimit.display import shown
 from widelimit.machine import remaining
 from widelimit.matrices.computation import Computation, put_inputs
 from widelimit.matrices.families import profile_bytes, scratch_bytes
@@ -30,7 +31,7 @@ from widelimit.matrices.inputs import (
 from widelimit.matrices.manifest import Inputs, Maker, Manifest
 from widelimit.matrices.matrix import arrange, read_manifest
 from widelimit.matrices.plan import Plan, Sizes, batches, solve
-from widelimit.matrices.progress import Display, Progress, Tracker
+from widelimit.matrices.progress import Progress, Tracker
 from widelimit.matrices.sinks import Stored
 from widelimit.matrices.store import Objects, TileStore, open_objects
 from widelimit.matrices.tiles import Key
@@ -157,7 +158,7 @@ def gram(
         raise ValueError(
             "reuse extends the symmetric matrix of x1, got x2 as well: leave one of them out"
         )
-    display = Display(progress)
+    display = shown(progress, "", lambda state: (state.share, str(state)))
 
     objects = open_objects(store)
     with objects.locked():
