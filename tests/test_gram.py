@@ -25,10 +25,12 @@ from widelimit.backends.base import Pairs
 from widelimit.backends.cpu import ISA_VARIABLE, CpuBackend, instruction_sets
 from widelimit.backends.dense import DenseBackend
 from widelimit.machine import available_memory, held_memory, parse_memory, remaining
+from widelimit.matrices import store as store_module
 from widelimit.matrices.manifest import Manifest
 from widelimit.matrices.plan import Sizes, solve
 from widelimit.matrices.progress import Progress, Tracker
 from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.network import MAX_LAYERS
 from widelimit.program import Kind
 
 RNG = np.random.default_rng(0)
@@ -321,6 +323,24 @@ def test_a_foreign_array_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(metadata))
     with pytest.raises(StoreError, match="is not the one of its manifest"):
         wl.open_gram(tmp_path / "a.zarr")
+
+
+def test_the_longest_network_fits_into_a_store(tmp_path: Path) -> None:
+    k = wl.gram(DENSE, X, store=tmp_path / "k.zarr")
+    long = wl.Conv(9_999, w_std=1.2345678901234567e-100, b_std=1.2345678901234567e-100)
+    network = wl.Network([*[long] * (MAX_LAYERS - 2), wl.Flatten(), wl.Dense()])
+    manifest = replace(k.manifest, networks=(network,))
+    assert len(json.dumps(manifest.to_json(), indent=2)) < store_module._MAX_METADATA - 10_000
+
+
+def test_a_store_that_could_not_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_MAX_METADATA", 5_000)
+    wl.gram(VANILLA, X, store=tmp_path / "k.zarr")
+    with pytest.raises(ValueError, match=r"at most 5,000 bytes of metadata, those .* fewer netw"):
+        wl.gram([VANILLA] * 9, X, store=tmp_path / "l.zarr")
+    assert not (tmp_path / "l.zarr" / "zarr.json").exists()
 
 
 # What a run that is killed does: it notes every tile it begins.
