@@ -20,7 +20,7 @@ from widelimit.arrays import FloatArray, IntArray
 
 __all__ = ["Directions", "find_directions"]
 
-_LINES = 4
+_ENTRIES = 32  # of a sample that are looked at before all are
 # Roundings in which multiples may differ: of their entries, and of two divisions. 3 is the most.
 _ROUNDINGS = 4
 # Of the factor between two samples, whose square is a weight.
@@ -72,9 +72,9 @@ def find_directions(samples: NDArray[Any], numbers: IntArray, known: int = 0) ->
 
     Notes
     -----
-    Samples over their largest entries are laid along random lines, where those of one direction
-    are neighbours; neighbours are compared entry by entry. Cost: ``n log n``, and ``16 n d`` flops
-    for n samples of d values; memory: of order n.
+    Samples over their largest entries are laid along a random line, where those of one direction
+    are neighbours; neighbours are compared entry by entry. Cost: ``n log n``, and some passes over
+    the samples; memory: of order n.
     """
     distinct = np.unique(numbers, return_index=True)[1]
     search = _Search(samples, distinct)
@@ -109,48 +109,45 @@ def _check(factors: FloatArray, samples: IntArray, leaders: IntArray) -> None:
 
 
 class _Search:
-    """Distinct samples over their largest entries, and where they lie along some lines.
+    """Distinct samples over their largest entries: `scale`, their places on a line, some entries.
 
     Parameters
     ----------
     samples : ndarray of shape (n, ...)
     index : ndarray of int64, shape (m,)
         Of distinct samples.
-
-    Attributes
-    ----------
-    scale : ndarray of float64, shape (m,)
-        Their largest entries, by size.
     """
 
     def __init__(self, samples: NDArray[Any], index: IntArray) -> None:
         self._samples, self._index = samples, index
         m, d = len(index), samples[0].size
         real = samples.dtype.kind == "f"
-        least = np.finfo(samples.dtype).smallest_subnormal if real else 0.0
+        least = float(np.finfo(samples.dtype).smallest_subnormal) if real else 0.0
         self._rounding = _ROUNDINGS * float(np.finfo(samples.dtype if real else np.float64).eps)
-        # Fixed, so that a fit can be repeated to the last bit.
-        lines = np.random.default_rng(0).standard_normal((d, _LINES))
+        rng = np.random.default_rng(0)  # fixed, so that a fit can be repeated to the last bit
+        line, picks = rng.standard_normal(d), rng.permutation(d)[:_ENTRIES]
         self.scale, self._underflow = np.empty(m), np.empty(m)
-        self._along, self._width = np.empty((m, _LINES)), np.empty((m, _LINES))
+        self._along, self._width = np.empty(m), np.empty(m)
+        self._entries = np.empty((m, len(picks)))
         step = max(1, _CHUNK_BYTES // (8 * d))
         for start in range(0, m, step):
             here = slice(start, start + step)
             rows = np.asarray(samples[index[here]], np.float64).reshape(-1, d)
             self.scale[here] = np.abs(rows).max(axis=1)
             size = np.where(self.scale[here] > 0, self.scale[here], 1.0)
-            self._underflow[here] = 2 * float(least) / size
             rows /= size[:, None]
-            self._along[here] = rows @ lines
+            self._underflow[here] = least / size
+            self._entries[here] = rows[:, picks]
+            self._along[here] = rows @ line
             # What the rounding of entries, and that of the sum of d products, may come to.
-            per_entry = (self._rounding + d * 2.0**-52) * np.abs(rows)
-            self._width[here] = (per_entry + self._underflow[here, None]) @ np.abs(lines)
+            each = (self._rounding + d * 2.0**-52) * np.abs(rows) + self._underflow[here, None]
+            self._width[here] = each @ np.abs(line)
 
     def runs(self) -> Iterator[list[int]]:
         """Yield sets of samples, each in order: no two of different sets have one direction."""
-        order = np.argsort(self._along[:, 0], kind="stable")
+        order = np.argsort(self._along, kind="stable")
         order = order[self.scale[order] > 0]
-        along, width = self._along[order, 0], self._width[order, 0]
+        along, width = self._along[order], self._width[order]
         reach = np.maximum.accumulate(along + width)
         cuts = np.flatnonzero((along - width)[1:] > reach[:-1]) + 1
         for start, stop in zip([0, *cuts.tolist()], [*cuts.tolist(), len(order)], strict=True):
@@ -159,16 +156,23 @@ class _Search:
 
     def find(self, index: int, leaders: list[int]) -> tuple[int, float] | None:
         """Return which of some samples one is a multiple of, and the factor."""
-        gap = np.abs(self._along[leaders] - self._along[index])
-        near = np.all(gap <= self._width[leaders] + self._width[index], axis=1)
+        near = np.array(leaders, np.intp)
+        near = near[self._equal(self._entries[near], self._entries[index], index, near)]
         row = self._row(index)
-        for leader in np.flatnonzero(near):
-            other = self._row(leaders[leader])
-            allowed = self._rounding * np.abs(other) + self._underflow[[index, leaders[leader]]].sum()
-            if np.all(np.abs(row - other) <= allowed):
-                size = self.scale[index] / self.scale[leaders[leader]]
-                return leaders[leader], float(size * (row @ other) / (other @ other))
+        for leader in near.tolist():
+            other = self._row(leader)
+            if self._equal(other[None], row, index, np.array([leader])).all():
+                size = self.scale[index] / self.scale[leader]
+                return leader, float(size * (row @ other) / (other @ other))
         return None
+
+    def _equal(
+        self, rows: FloatArray, row: FloatArray, index: int, leaders: NDArray[np.intp]
+    ) -> NDArray[np.bool_]:
+        """Return which rows, those of some leaders, are one other to rounding."""
+        underflow = self._underflow[index] + self._underflow[leaders]
+        allowed = self._rounding * np.abs(rows) + underflow[:, None]
+        return np.all(np.abs(rows - row) <= allowed, axis=1)
 
     def _row(self, index: int) -> FloatArray:
         values = np.asarray(self._samples[self._index[index]], np.float64).reshape(-1)
