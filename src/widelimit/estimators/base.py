@@ -22,16 +22,14 @@ from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
 from widelimit.estimators.regression import (
     FACTOR,
-    Factor,
     Options,
     Regression,
     Solver,
-    SpectralFactor,
-    by_tiles,
     explain,
     grow,
     join,
     regress,
+    solver_for,
 )
 from widelimit.estimators.samples import (
     ImageShape,
@@ -45,9 +43,8 @@ from widelimit.matrices.kernel import kernel, kernel_diagonal
 from widelimit.matrices.run import gram
 from widelimit.network import Network
 from widelimit.program import Kind
-from widelimit.solvers import Solution, Spectrum, TiledFactor
-from widelimit.solvers.checks import check_ridge
-from widelimit.solvers.cholesky import CholeskyFactor
+from widelimit.solvers import Bordered, Factor, Method, Solution, Status, Unavailable
+from widelimit.solvers.checks import check_ridge, check_targets
 from widelimit.solvers.spectrum import check_time
 
 __all__ = [
@@ -194,18 +191,15 @@ class NTKEstimator(base.BaseEstimator):
             "float64" if all(net.is_dense for net in networks) else "float32"
         )
         several = len(networks) > 1 and self.combine == "best"
-        if several and options.solver == "cg":
-            raise ValueError(
-                "a choice among networks needs leave-one-out, which solver='cg' has not: give one "
-                "network, combine='mean', or solver='cholesky'"
-            )
         targets = encode(counts)
+        check_targets(targets, len(targets))
         x, standardisation = rows[counts], None
         if networks and self._standardises(shape):
             scaler = _StandardScaler().fit(x, sample_weight=weight)
             standardisation = scaler.mean_, scaler.scale_
         samples = _as_samples(x, shape, standardisation) if networks else None
         training = Training.of(samples, targets, weight)
+        method = self._method(options, training, networks, dtype)
         if samples is None:  # precomputed
             matrices = [self._square(rows, counts)]
             extra, distinct = None, None
@@ -220,7 +214,7 @@ class NTKEstimator(base.BaseEstimator):
             if several and self.store is not None:  # each has a factor of its own
                 own = join(self.store, networks[index].fingerprint[:16])
                 options = replace(options, store=own)
-            tried = regress(k, training, options)
+            tried = regress(k, training, options, method)
             curves.append(tried.curve)
             if regression is None or tried.score > regression.score:
                 best, regression = index, tried
@@ -244,6 +238,26 @@ class NTKEstimator(base.BaseEstimator):
             self._stores = join(self.store, "kernel.zarr"), join(self.store, FACTOR)
         self._keep(regression, training)
         self.loo_curve_ = np.stack(curves) if len(curves) > 1 else curves[0]
+
+    def _method(
+        self, options: Options, training: Training, networks: list[Network], dtype: Dtype
+    ) -> Method:
+        """Return how to solve, or say why not, before the kernel is computed."""
+        m, several = training.first.size, len(networks) > 1
+        averaged = several and self.combine == "mean"
+        entries = 0
+        if self.store is None or averaged:
+            kinds = {self.kind, *self._extra_kinds}
+            entries = m * m * len(kinds) * (len(networks) + averaged)
+        return solver_for(
+            m,
+            options,
+            targets=training.targets.shape[1],
+            weights=training.weights,
+            several=several and not averaged,
+            stored=self.store is not None and not averaged,
+            held=entries * np.dtype(dtype).itemsize,
+        )
 
     def _keep(self, regression: Regression, training: Training) -> None:
         """Set what follows from coefficients."""
@@ -452,12 +466,11 @@ class NTKEstimator(base.BaseEstimator):
             kinds = (self.kind_, "nngp")
         if self._stores is not None:
             return self._grow_stored(samples, training, kinds)
-        if isinstance(factor, TiledFactor):
+        if factor.location is not None:
             raise ValueError(
                 "partial_fit with a factor in a store is for one network: fit with the one that "
                 "was chosen, net_"
             )
-        assert isinstance(factor, CholeskyFactor | SpectralFactor)
         new, nngp = samples[m:], self._nngp_fit
         columns: list[NDArray[Any]] = [np.empty((m, 0))] * len(kinds)
         corner: list[NDArray[Any]] = [np.empty((0, 0))] * len(kinds)
@@ -466,8 +479,8 @@ class NTKEstimator(base.BaseEstimator):
             corner = self._kernel(new, None, kinds)
         if nngp is not None:
             nngp = np.block([[np.asarray(nngp), columns[1]], [columns[1].T, corner[1]]])
-        ridge = self.solution_.statistics.ridge_absolute
-        return grow(factor, columns[0], corner[0], training, ridge), nngp, None
+        k = Bordered(factor.gram, columns[0], corner[0])
+        return grow(factor, k, training, memory=self.memory), nngp, None
 
     def _grow_stored(
         self, samples: NDArray[Any], training: Training, kinds: Sequence[Kind]
@@ -495,13 +508,9 @@ class NTKEstimator(base.BaseEstimator):
             verbose=self.verbose,
         )
         k, nngp = made[0], made[1] if len(made) > 1 else None
-        if isinstance(factor, TiledFactor):
-            options = Options(self.ridge_, np.inf, "cholesky", folder, self.memory, self.threads)
-            regression = by_tiles(k, training, options, factor_path, reuse[1])
-        else:
-            assert isinstance(factor, CholeskyFactor | SpectralFactor)
-            ridge = self.solution_.statistics.ridge_absolute
-            regression = grow(factor, k[:m, m:], k[m:, m:], training, ridge)
+        regression = grow(
+            factor, k, training, store=factor_path, memory=self.memory, threads=self.threads
+        )
         return regression, nngp, (k_path, factor_path)
 
     # --- prediction -------------------------------------------------------------------------------
@@ -569,24 +578,21 @@ class NTKEstimator(base.BaseEstimator):
         """Yield the outputs at some times of training, all from one pass over the kernel."""
         check_is_fitted(self, "dual_coef_")
         grid = [check_time(time) for time in np.ravel(np.asarray(times, np.float64)).tolist()]
-        spectrum, ridge = self._spectrum(), self.solution_.statistics.ridge_absolute
-        means = self._training.means
+        try:
+            if self._factor is None:
+                raise Unavailable("there is no factor")
+            spectrum = self._factor.spectrum()
+        except Unavailable as error:
+            raise ValueError(
+                "this needs the eigenvectors of the kernel in memory, which a model with a stored "
+                "factor, or one of solver='cg', has not: fit fewer samples"
+            ) from error
+        means, ridge = self._training.means, self.solution_.statistics.ridge_absolute
         values = [spectrum.solve(means, ridge, time) for time in grid]
         outputs = self._outputs(X, np.concatenate(values, axis=1))
         width = means.shape[1]
         for index in range(len(grid)):
             yield self._shaped(outputs[:, index * width : (index + 1) * width])
-
-    def _spectrum(self) -> Spectrum:
-        factor = self._factor
-        if isinstance(factor, SpectralFactor):
-            return factor.spectrum
-        if isinstance(factor, CholeskyFactor):
-            return Spectrum.of(factor.gram(), self._training.weights)
-        raise ValueError(
-            "this needs the eigenvectors of the kernel in memory, which a model with a stored "
-            "factor, or one of solver='cg', has not: fit fewer samples"
-        )
 
     def _influence(self, X: Any, columns: Callable[[FloatArray], Any], n_largest: int) -> Influence:
         """Return the largest ``alpha_j k(x, x_j)``; `columns` picks an output for each sample."""
@@ -632,8 +638,9 @@ class NTKEstimator(base.BaseEstimator):
     def _penalty(self) -> FloatArray:
         """Return what outputs at the distinct training samples are short of their targets."""
         training, value = self._training, self.dual_coef_.reshape(self._training.first.size, -1)
-        if isinstance(self._factor, SpectralFactor):
-            return training.means - self._factor.gram() @ value
+        exact = np.isinf(self.time_) and self.solution_.status is not Status.RANK_DEFICIENT
+        if self._factor is not None and not exact:
+            return training.means - self._factor.multiply_gram(value)
         noise = self.solution_.statistics.ridge_absolute / training.weights
         return noise[:, None] * value
 

@@ -18,11 +18,8 @@ from widelimit.estimators.base import (
     only_if,
     validate_data,
 )
-from widelimit.estimators.regression import SpectralFactor
 from widelimit.estimators.samples import split_shape
 from widelimit.program import Kind
-from widelimit.solvers import TiledFactor
-from widelimit.solvers.cholesky import CholeskyFactor
 from widelimit.solvers.matrix import multiply
 
 __all__ = ["NTKRegressor"]
@@ -269,8 +266,8 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
     def _nngp_product(self, v: FloatArray) -> FloatArray:
         """Return the NNGP kernel of the training samples times v (m, n)."""
         if self.kind_ == "nngp":
-            assert isinstance(self._factor, SpectralFactor)
-            return self._factor.gram() @ v
+            assert self._factor is not None
+            return self._factor.multiply_gram(v)
         if hasattr(self._nngp_fit, "tile"):
             return multiply(self._nngp_fit, v)
         return np.asarray(self._nngp_fit, np.float64) @ v
@@ -321,11 +318,7 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
             )
         ridge = self.solution_.statistics.ridge_absolute
         m, n = training.first.size, training.place.size
-        if isinstance(factor, TiledFactor):
-            determinant = float(np.log(factor.pivots()).sum())
-        else:
-            assert isinstance(factor, CholeskyFactor | SpectralFactor)
-            determinant = factor.log_determinant()
+        determinant = factor.log_determinant()
         if not np.isfinite(determinant) or (ridge == 0 and m < n):
             raise ValueError(
                 "the kernel of the training samples with its ridge is singular, so that their "

@@ -7,6 +7,7 @@ are those of this module, sizes are looked at before they are read, nothing is u
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -25,14 +26,13 @@ from widelimit._version import __version__
 from widelimit.backends.base import Dtype
 from widelimit.estimators.base import NTKEstimator, check_is_fitted
 from widelimit.estimators.classifier import NTKClassifier
-from widelimit.estimators.regression import Factor, SpectralFactor
 from widelimit.estimators.regressor import NTKRegressor
 from widelimit.estimators.samples import Training, check_image_shape
 from widelimit.files import PARTIAL_SUFFIX, write_atomically
 from widelimit.machine import available_memory
 from widelimit.network import Network
 from widelimit.program import Kind
-from widelimit.solvers import CholeskyFactor, Solution, Spectrum, Statistics, Status
+from widelimit.solvers import Solution, Statistics, Status, Unavailable, restore_factor
 
 __all__ = ["load_model", "save_model"]
 
@@ -66,11 +66,9 @@ _ARRAYS: dict[str, tuple[str, tuple[str | None, ...] | None]] = {
     "nngp": ("f8 f4", ("m", "m")),
     "factor_square": ("f8", ("m", "m")),
     "factor_diagonal": ("f8", ("m",)),
-    "factor_noise": ("f8", ("m",)),
     "spectrum_k": ("f8 f4", ("m", "m")),
     "spectrum_values": ("f8", ("m",)),
     "spectrum_vectors": ("f8", ("m", "m")),
-    "spectrum_roots": ("f8", ("m",)),
 }
 
 
@@ -224,8 +222,12 @@ def _describe(model: NTKEstimator) -> tuple[dict[str, Any], dict[str, NDArray[An
     nngp = model._nngp_fit  # pyright: ignore[reportPrivateUsage]
     if isinstance(nngp, np.ndarray):  # a stored one stays where it is
         arrays["nngp"] = nngp
-    factor, about = _describe_factor(model._factor)  # pyright: ignore[reportPrivateUsage]
-    arrays |= factor
+    factor = model._factor  # pyright: ignore[reportPrivateUsage]
+    about: dict[str, Any] | None = None
+    with contextlib.suppress(Unavailable):  # what lies in a store stays there
+        if factor is not None:
+            about, held = factor.described()
+            arrays |= held
     nets = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
     names: Any = getattr(model, "feature_names_in_", None)
     fitted: dict[str, Any] = {
@@ -260,32 +262,6 @@ def _describe(model: NTKEstimator) -> tuple[dict[str, Any], dict[str, NDArray[An
         "fitted": fitted,
     }
     return document, {name: values for name, values in arrays.items() if values is not None}
-
-
-def _describe_factor(factor: Factor | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    if isinstance(factor, CholeskyFactor):
-        arrays: dict[str, Any] = {
-            "factor_square": factor.square,
-            "factor_diagonal": factor.diagonal,
-            "factor_noise": factor.noise,
-        }
-        return arrays, {"kind": "cholesky"}
-    if isinstance(factor, SpectralFactor):
-        spectrum = factor.spectrum
-        arrays = {
-            "spectrum_k": factor.k,
-            "spectrum_values": spectrum.values,
-            "spectrum_vectors": spectrum.vectors,
-            "spectrum_roots": spectrum.roots,
-        }
-        return arrays, {
-            "kind": "spectral",
-            "mean": spectrum.mean,
-            "rounding": spectrum.rounding,
-            "ridge_absolute": factor.ridge_absolute,
-            "time": _finite(factor.time),
-        }
-    return {}, None
 
 
 def _network(net: Any) -> Any:
@@ -388,9 +364,8 @@ def _check_shapes(arrays: dict[str, NDArray[Any]]) -> None:
     place, first = arrays["place"], arrays["first"]
     if place.min() < 0 or place.max() >= m or first.min() < 0 or first.max() >= n:
         raise ValueError("place and first must number samples")
-    for name in ("sample_weight", "spectrum_roots"):
-        if name in arrays and not np.all(arrays[name] > 0):
-            raise ValueError(f"{name} must be above 0")
+    if not np.all(arrays["sample_weight"] > 0):
+        raise ValueError("sample_weight must be above 0")
 
 
 def _restore(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> NTKEstimator:
@@ -426,7 +401,6 @@ def _restore(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> NTKEs
     private._training = training
     private._folder = private._stores = None
     private._nngp_fit = arrays.get("nngp")
-    private._factor = _restore_factor(fitted["factor"], arrays)
     model.time_ = _infinite(fitted["time"])
     if isinstance(model, NTKClassifier):
         classes = arrays["classes"]
@@ -447,7 +421,18 @@ def _restore(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> NTKEs
     }
     statistics = Statistics(n=_integer(fitted["statistics"]["n"]), **numbers)
     status = Status[fitted["status"]]
-    model.solution_ = Solution(model.dual_coef_, status, statistics, str(fitted["message"]))
+    factor = None
+    if fitted["factor"] is not None:
+        factor = restore_factor(
+            fitted["factor"],
+            arrays,
+            weights=training.weights,
+            ridge=statistics.ridge,
+            ridge_absolute=statistics.ridge_absolute,
+        )
+    private._factor = factor
+    message = str(fitted["message"])
+    model.solution_ = Solution(model.dual_coef_, status, statistics, message, factor)
     model.ridge_ = statistics.ridge
     model.loo_grid_, model.loo_curve_ = arrays["loo_grid"], arrays["loo_curve"]
     scores = model.loo_curve_[np.isfinite(model.loo_curve_)]
@@ -470,24 +455,6 @@ def _check_samples(model: NTKEstimator, arrays: dict[str, NDArray[Any]]) -> None
         raise ValueError(f"x_fit must have shape {expected}, got {arrays['x_fit'].shape}")
     if "mean" in arrays and not arrays["mean"].shape == arrays["scale"].shape == (d,):
         raise ValueError("there must be one mean and one scale for each feature")
-
-
-def _restore_factor(about: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> Any:
-    if about is None:
-        return None
-    if about["kind"] == "cholesky":
-        return CholeskyFactor(
-            arrays["factor_square"], arrays["factor_diagonal"], arrays["factor_noise"]
-        )
-    spectrum = Spectrum(
-        arrays["spectrum_values"],
-        arrays["spectrum_vectors"],
-        arrays["spectrum_roots"],
-        float(about["mean"]),
-        float(about["rounding"]),
-    )
-    time = _infinite(about["time"])
-    return SpectralFactor(arrays["spectrum_k"], spectrum, float(about["ridge_absolute"]), time)
 
 
 def _parameter(value: Any) -> Any:

@@ -11,8 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
 from widelimit.solvers.matrix import as_matrix
+from widelimit.solvers.solution import Unavailable
 
-__all__ = ["check_gram", "check_ridge", "check_targets", "check_weights", "epsilon"]
+__all__ = [
+    "check_gram",
+    "check_ridge",
+    "check_targets",
+    "check_weights",
+    "epsilon",
+    "refuse_weights",
+    "relative_norm",
+]
 
 # Rows looked at together: the temporary arrays hold this many rows of k in float64.
 _BLOCK_ROWS = 128
@@ -82,6 +91,27 @@ def check_weights(weights: FloatArray | None, n: int) -> FloatArray:
             f"{values.min(initial=np.inf):g}: leave samples of weight 0 out"
         )
     return values
+
+
+def relative_norm(residual: FloatArray, targets: FloatArray) -> float:
+    """Return ``|residual| / |targets|`` in the Frobenius norm, 0 if the targets are."""
+    size = float(np.linalg.norm(targets))
+    return float(np.linalg.norm(residual)) / size if size else 0.0
+
+
+def refuse_weights(weights: FloatArray | None, ridge: float) -> None:
+    """Refuse weights of a matrix that is not in memory; without a ridge they make no difference.
+
+    Raises
+    ------
+    Unavailable
+        If there is a ridge, and a weight that is not 1.
+    """
+    if ridge != 0 and weights is not None and not np.all(weights == 1):
+        raise Unavailable(
+            "sample weights (and samples that occur more than once, which weigh more) need the "
+            "kernel in memory: remove repeated samples and weights, use ridge=0, or raise memory"
+        )
 
 
 def check_gram(k: ArrayLike) -> tuple[NDArray[Any], FloatArray]:

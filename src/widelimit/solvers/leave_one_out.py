@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -16,61 +15,11 @@ from widelimit.solvers.checks import check_ridge, check_targets
 from widelimit.solvers.cholesky import column_squares, is_definite
 from widelimit.solvers.factor import Progress, TiledFactor
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load
+from widelimit.solvers.solution import LeaveOneOut
 
-__all__ = ["LeaveOneOut", "leave_one_out", "leave_one_out_of_factor"]
+__all__ = ["leave_one_out", "leave_one_out_of_factor"]
 
 _lapack = cast("Any", lapack)  # scipy has no type stubs
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LeaveOneOut:
-    """What each sample would be predicted to be by a regression on all others.
-
-    Parameters
-    ----------
-    ridges : ndarray of float64, shape (m,)
-        Relative ridges.
-    predictions : ndarray of float64, shape (m, n) or (m, n, targets)
-        NaN for a ridge with which k is not positive definite to rounding.
-    errors : ndarray of float64, shape (m,)
-        Mean squares of target minus prediction, over samples and targets; NaN likewise.
-    """
-
-    ridges: FloatArray
-    predictions: FloatArray
-    errors: FloatArray
-
-    @property
-    def best(self) -> float:
-        """The ridge with the smallest error.
-
-        Raises
-        ------
-        numpy.linalg.LinAlgError
-            If k is not positive definite with any of them.
-        """
-        if np.isnan(self.errors).all():
-            raise np.linalg.LinAlgError(
-                f"k is not positive definite to rounding with any of the relative ridges "
-                f"{self.ridges.tolist()}: add larger ones"
-            )
-        return float(self.ridges[np.nanargmin(self.errors)])
-
-    def accuracies(self, labels: ArrayLike) -> FloatArray:
-        """Return the share of samples whose largest prediction is that of their label.
-
-        Parameters
-        ----------
-        labels : array-like of int, shape (n,)
-            Columns of the targets.
-
-        Returns
-        -------
-        ndarray of float64, shape (m,)
-            NaN where there are no predictions.
-        """
-        correct = self.predictions.argmax(axis=-1) == np.asarray(labels)
-        return np.where(np.isnan(self.errors), np.nan, correct.mean(axis=1))
 
 
 def leave_one_out(k: ArrayLike | Matrix, y: ArrayLike, ridges: Sequence[float]) -> LeaveOneOut:

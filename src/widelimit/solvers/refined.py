@@ -13,7 +13,7 @@ from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
 from widelimit.solvers.blas import factor_in_place
-from widelimit.solvers.checks import check_ridge, check_targets
+from widelimit.solvers.checks import check_ridge, check_targets, relative_norm
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load, multiply
 from widelimit.solvers.solution import Solution, Statistics, Status
 from widelimit.solvers.tiled import NotPositiveDefinite, factorise
@@ -76,8 +76,7 @@ def solve_refined(
     residual = targets
 
     def finish(status: Status, condition: float, message: str = "") -> Solution:
-        size = float(np.linalg.norm(targets))
-        error = float(np.linalg.norm(residual)) / size if size else 0.0
+        error = relative_norm(residual, targets)
         seconds = time.perf_counter() - start
         statistics = Statistics(n, relative, absolute, error, condition, seconds)
         return Solution(value.reshape(np.shape(y)), status, statistics, message)

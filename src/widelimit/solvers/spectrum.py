@@ -37,12 +37,20 @@ from widelimit.solvers.checks import (
     check_targets,
     check_weights,
     epsilon,
+    relative_norm,
 )
-from widelimit.solvers.leave_one_out import LeaveOneOut
 from widelimit.solvers.matrix import Matrix, as_matrix, load
-from widelimit.solvers.solution import Solution, Statistics, Status
+from widelimit.solvers.solution import (
+    Factor,
+    LeaveOneOut,
+    Method,
+    Solution,
+    Statistics,
+    Status,
+    Unavailable,
+)
 
-__all__ = ["Spectrum", "check_time"]
+__all__ = ["SpectralFactor", "Spectrum", "check_time", "solve_spectral"]
 
 _eigh: Callable[..., tuple[FloatArray, FloatArray]] = cast("Any", linalg).eigh  # no type stubs
 _NODES = 28  # of the contour, of which half are needed: they come in conjugate pairs
@@ -83,6 +91,8 @@ class Spectrum:
         ``sum(w_i k_ii) / sum(w)``, which relative ridges multiply.
     rounding : float
         Eigenvalues up to this are zero, to the rounding of the entries of k.
+    k : ndarray of shape (n, n)
+        What was decomposed; not a copy.
     """
 
     values: FloatArray
@@ -90,6 +100,7 @@ class Spectrum:
     roots: FloatArray
     mean: float
     rounding: float
+    k: NDArray[Any]
 
     @classmethod
     def of(cls, k: ArrayLike | Matrix, weights: FloatArray | None = None) -> Spectrum:
@@ -111,8 +122,9 @@ class Spectrum:
         -----
         Cost: about ``9 n^3`` flops; memory: ``24 n^2`` bytes beside k, ``8 n^2`` of them kept.
         """
+        given = as_matrix(k)
         stored = hasattr(k, "tile")
-        matrix, _ = check_gram(load(as_matrix(k), "float64") if stored else cast("ArrayLike", k))
+        matrix, _ = check_gram(load(given, given.dtype.name) if stored else cast("ArrayLike", k))
         n = len(matrix)
         shares = check_weights(weights, n)
         roots = np.sqrt(shares)
@@ -127,10 +139,10 @@ class Spectrum:
         # a Gram matrix has no negative eigenvalues, so those there are have their size.
         rounding = max(
             max(n, 100) * 2.0**-52 * float(values[-1]),
-            2 * n**0.5 * epsilon(as_matrix(k).dtype) * mean * float(shares.max()),
+            2 * n**0.5 * epsilon(given.dtype) * mean * float(shares.max()),
             -10 * float(values[0]),
         )
-        return cls(values, vectors, roots, mean, max(rounding, 0.0))
+        return cls(values, vectors, roots, mean, max(rounding, 0.0), matrix)
 
     @property
     def rank(self) -> int:
@@ -177,34 +189,9 @@ class Spectrum:
         TypeError, ValueError
             If an argument is not as described.
         """
-        start = clock.perf_counter()
-        n = len(self.values)
-        targets = check_targets(y, n)
-        absolute = check_ridge(ridge) * self.mean
-        value = self.solve(targets, absolute, check_time(time))
-        # W^1/2 (k + r W^-1) value = (U s U^T + r) W^-1/2 value
-        rotated = self.vectors.T @ (value / self.roots[:, None])
-        fitted = self.vectors @ ((self.values + absolute)[:, None] * rotated)
-        weighed = self.roots[:, None] * targets
-        size = float(np.linalg.norm(weighed))
-        shifted = np.abs(self.values + absolute)
-        status, message = Status.SOLVED, ""
-        if absolute == 0 and np.isinf(time) and self.rank < n:
-            status = Status.RANK_DEFICIENT
-            message = f"The rank of k is {self.rank} for n = {n} samples."
-        return Solution(
-            value.reshape(np.shape(y)),
-            status,
-            Statistics(
-                n=n,
-                ridge=float(ridge),
-                ridge_absolute=absolute,
-                residual_norm=float(np.linalg.norm(weighed - fitted)) / size if size else 0.0,
-                reciprocal_condition=float(shifted.min() / max(shifted.max(), 1e-300)),
-                seconds=clock.perf_counter() - start,
-            ),
-            message,
-        )
+        relative, until = check_ridge(ridge), check_time(time)
+        factor = SpectralFactor(self, relative, relative * self.mean, until)
+        return factor.solution(as_matrix(self.k), y)
 
     def log_determinant(self, ridge_absolute: float) -> float:
         """Return ``log det (k + r W^-1)``; minus infinity if it is singular to rounding."""
@@ -309,6 +296,161 @@ class Spectrum:
         squares = ((targets - predictions) ** 2).mean(axis=2)
         errors = np.average(squares, axis=1, weights=self.roots**2)
         return LeaveOneOut(ridges, predictions.reshape(len(ridges), *shape), errors)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpectralFactor:
+    """`Factor` by eigenvectors, for a ridge and a time of training.
+
+    Parameters
+    ----------
+    eigenvectors : Spectrum
+    ridge, ridge_absolute : float
+        Relative, and r.
+    time : float
+    """
+
+    eigenvectors: Spectrum
+    ridge: float
+    ridge_absolute: float
+    time: float
+
+    @property
+    def method(self) -> Method:
+        """``"spectral"``."""
+        return "spectral"
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.eigenvectors.values)
+
+    @property
+    def location(self) -> None:
+        """In memory."""
+        return None
+
+    def solve(self, y: FloatArray) -> FloatArray:
+        """Return the coefficients at the time, in ``4 n^2 m`` flops."""
+        return self.eigenvectors.solve(y, self.ridge_absolute, self.time)
+
+    def solution(self, k: Matrix, y: ArrayLike) -> Solution:
+        """Solve, and say how well; k is not looked at. See `Spectrum.solution`."""
+        start = clock.perf_counter()
+        spectrum, n, absolute = self.eigenvectors, self.n, self.ridge_absolute
+        targets = check_targets(y, n)
+        value = self.solve(targets)
+        # W^1/2 (k + r W^-1) value = (U s U^T + r) W^-1/2 value
+        rotated = spectrum.vectors.T @ (value / spectrum.roots[:, None])
+        fitted = spectrum.vectors @ ((spectrum.values + absolute)[:, None] * rotated)
+        weighed = spectrum.roots[:, None] * targets
+        shifted = np.abs(spectrum.values + absolute)
+        status, message = Status.SOLVED, ""
+        if absolute == 0 and np.isinf(self.time) and spectrum.rank < n:
+            status = Status.RANK_DEFICIENT
+            message = f"The rank of k is {spectrum.rank} for n = {n} samples."
+        return Solution(
+            value.reshape(np.shape(y)),
+            status,
+            Statistics(
+                n=n,
+                ridge=self.ridge,
+                ridge_absolute=absolute,
+                residual_norm=relative_norm((weighed - fitted) / spectrum.roots[:, None], targets),
+                reciprocal_condition=float(shifted.min() / max(shifted.max(), 1e-300)),
+                seconds=clock.perf_counter() - start,
+            ),
+            message,
+            self,
+        )
+
+    def multiply(self, v: FloatArray) -> FloatArray:
+        """Return ``A v``."""
+        noise = self.ridge_absolute / self.eigenvectors.roots**2
+        return self.multiply_gram(v) + noise[:, None] * v
+
+    def multiply_gram(self, v: FloatArray) -> FloatArray:
+        """Return ``k v``."""
+        return np.asarray(self.eigenvectors.k, np.float64) @ v
+
+    def gram(self) -> FloatArray:
+        """Return k."""
+        return np.array(self.eigenvectors.k, np.float64)
+
+    def inverse_diagonal(self) -> FloatArray:
+        """Return the diagonal of ``A^-1``, in ``2 n^2`` flops."""
+        spectrum = self.eigenvectors
+        if not np.isfinite(self.log_determinant()):
+            raise Unavailable(
+                f"k is singular to rounding (rank {spectrum.rank} of {self.n}), so that it has no "
+                "inverse: use a ridge above 0"
+            )
+        inverse = 1 / (spectrum.values + self.ridge_absolute)
+        return spectrum.roots**2 * (spectrum.vectors**2 @ inverse)
+
+    def log_determinant(self) -> float:
+        """Return ``log det A``."""
+        return self.eigenvectors.log_determinant(self.ridge_absolute)
+
+    def left_out(self, y: FloatArray, value: FloatArray | None = None) -> FloatArray:
+        """Return what all other samples predict for each, at the time; the value is not needed."""
+        return self.eigenvectors.leave_one_out_at(y, [self.time], self.ridge).predictions[0]
+
+    def spectrum(self) -> Spectrum:
+        """Return the eigenvectors, which are there."""
+        return self.eigenvectors
+
+    def extended(self, k: Matrix, weights: FloatArray | None = None) -> Factor:
+        """Refuse: with every sample all eigenvectors change."""
+        raise Unavailable("eigenvectors change with every sample: solve all of k again")
+
+    def described(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return facts and arrays."""
+        spectrum = self.eigenvectors
+        facts: dict[str, Any] = {
+            "kind": self.method,
+            "mean": spectrum.mean,
+            "rounding": spectrum.rounding,
+            "time": self.time if np.isfinite(self.time) else None,
+        }
+        arrays: dict[str, NDArray[Any]] = {
+            "spectrum_k": spectrum.k,
+            "spectrum_values": spectrum.values,
+            "spectrum_vectors": spectrum.vectors,
+        }
+        return facts, arrays
+
+
+def solve_spectral(
+    k: ArrayLike | Matrix,
+    y: ArrayLike,
+    ridge: float = 0.0,
+    *,
+    time: float = np.inf,
+    weights: FloatArray | None = None,
+) -> Solution:
+    """Solve ``(k + ridge trace(k)/n I) a = y`` by eigenvectors, at the end of training or before.
+
+    Parameters
+    ----------
+    k, y, ridge, weights
+        As for `solve_cholesky`.
+    time : float
+        Of gradient flow, 0 or more, in units of 1 over an eigenvalue of k; infinity: its end.
+
+    Returns
+    -------
+    Solution
+        That of `Spectrum.solution`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
+    """
+    relative, until = check_ridge(ridge), check_time(time)
+    check_targets(y, as_matrix(k).shape[0])
+    return Spectrum.of(k, weights).solution(y, relative, until)
 
 
 def _contour(time: float) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:

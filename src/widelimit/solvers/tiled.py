@@ -40,7 +40,7 @@ from widelimit.solvers.matrix import (
     multiply,
     tile_side,
 )
-from widelimit.solvers.solution import Solution, Statistics, Status, failed
+from widelimit.solvers.solution import Solution, failed
 
 __all__ = ["NotPositiveDefinite", "factorise", "solve_tiled"]
 
@@ -230,7 +230,7 @@ def factorise(
             for key in copied:
                 found.copy(key, old)
         _Factorisation(matrix, found, memory, progress).run(threads)
-    return TiledFactor(found, memory)
+    return TiledFactor(found, memory, threads)
 
 
 def _open_factor(store: str | os.PathLike[str]) -> TileStore:
@@ -580,8 +580,7 @@ def solve_tiled(
     """
     start = time.perf_counter()
     matrix = as_matrix(k)
-    n = matrix.shape[0]
-    targets = check_targets(y, n)
+    check_targets(y, matrix.shape[0])
     try:
         factor = factorise(
             matrix,
@@ -601,21 +600,4 @@ def solve_tiled(
             message += " Another ridge changes all of the factor: leave reuse out then."
         seconds = time.perf_counter() - start
         return failed(y, begun.ridge, begun.ridge_absolute, message, seconds)
-    value = factor.solve(targets)
-    residual = targets - multiply(matrix, value) - factor.ridge_absolute * value
-    size = float(np.linalg.norm(targets))
-    entries = diagonal(matrix)
-    smallest = float(factor.pivots().min())
-    noise = n**0.5 * epsilon(matrix.dtype) * float(entries.mean())
-    return Solution(
-        value=value.reshape(np.shape(y)),
-        status=Status.ILL_CONDITIONED if smallest < noise else Status.SOLVED,
-        statistics=Statistics(
-            n=n,
-            ridge=factor.ridge,
-            ridge_absolute=factor.ridge_absolute,
-            residual_norm=float(np.linalg.norm(residual)) / size if size else 0.0,
-            reciprocal_condition=smallest / float(entries.max() + factor.ridge_absolute),
-            seconds=time.perf_counter() - start,
-        ),
-    )
+    return factor.solution(matrix, y, start=start)
