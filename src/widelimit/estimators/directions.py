@@ -63,7 +63,7 @@ def find_directions(samples: NDArray[Any], numbers: IntArray, known: int = 0) ->
     numbers : ndarray of int64, shape (n,)
         Equal for equal samples, from 0 in the order in which they come.
     known : int
-        The first so many samples are directions that stay, even one of zeros.
+        The first so many samples, all distinct, are taken to have directions of their own.
 
     Raises
     ------
@@ -83,15 +83,16 @@ def find_directions(samples: NDArray[Any], numbers: IntArray, known: int = 0) ->
     for run in search.runs():
         leaders: list[int] = []
         for index in run:
-            found = search.find(index, leaders)
+            found = None if index < known else search.find(index, leaders)
             if found is None:
                 leaders.append(index)
             else:
                 leader[index], factors[index] = found
     nothing = search.scale == 0
-    main = 0 if known else int(np.argmin(nothing))
-    leader[nothing], factors[nothing] = main, float(nothing[main])
+    main = 0 if known else int(np.argmin(nothing))  # the first that is not zero
     _check(factors[~nothing], distinct[~nothing], distinct[leader[~nothing]])
+    nothing[:known] = False
+    leader[nothing], factors[nothing] = main, float(search.scale[main] == 0)
     leads = np.flatnonzero(leader == np.arange(len(leader)))
     place = np.searchsorted(leads, leader)
     return Directions(place[numbers], distinct[leads], factors[numbers])

@@ -135,13 +135,9 @@ class Training:
     sample_weight: FloatArray
 
     @classmethod
-    def of(
-        cls, directions: Directions, targets: FloatArray, sample_weight: FloatArray
-    ) -> Training:
+    def of(cls, directions: Directions, targets: FloatArray, sample_weight: FloatArray) -> Training:
         """Put samples, whose rows are known, and their targets together."""
-        return cls(
-            directions.place, directions.first, directions.factors, targets, sample_weight
-        )
+        return cls(directions.place, directions.first, directions.factors, targets, sample_weight)
 
     def grown(self, added: Directions, targets: FloatArray, sample_weight: FloatArray) -> Training:
         """Return these and more samples.
