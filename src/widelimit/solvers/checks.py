@@ -14,6 +14,7 @@ from widelimit.solvers.matrix import as_matrix
 from widelimit.solvers.solution import Unavailable
 
 __all__ = [
+    "check_absolute",
     "check_gram",
     "check_ridge",
     "check_targets",
@@ -27,6 +28,9 @@ __all__ = [
 _BLOCK_ROWS = 128
 # |k - k.T| up to this many roundings of max |k| is arithmetic, say of x @ z.T; more is a mistake.
 _MAX_ASYMMETRY = 1000
+# Sizes of targets, and of the diagonal with its ridge: squares, and their sums, are numbers then.
+_SMALLEST_TARGET, _LARGEST_TARGET = 1e-100, 1e100
+_LARGEST_RIDGE = {"float64": 1e150, "float32": 1e30}
 
 
 def epsilon(dtype: np.dtype[Any]) -> float:
@@ -52,13 +56,47 @@ def check_ridge(ridge: object) -> float:
     return float(ridge)
 
 
+def check_absolute(
+    ridge: float, mean: float, weights: FloatArray | None = None, dtype: str = "float64"
+) -> float:
+    """Return the absolute ridge of a relative one.
+
+    Parameters
+    ----------
+    ridge : float
+        Relative, from `check_ridge`.
+    mean : float
+        What it multiplies.
+    weights : ndarray or None
+        Of the samples.
+    dtype : {"float64", "float32"}
+        Of the arithmetic.
+
+    Raises
+    ------
+    ValueError
+        If it is too large to calculate with.
+    """
+    absolute, limit = ridge * mean, _LARGEST_RIDGE[dtype]
+    least = 1.0 if weights is None else float(weights.min())
+    if not abs(absolute) / min(least, 1.0) <= limit:
+        raise ValueError(
+            f"ridge={ridge:g} adds {absolute:g} to the diagonal of k (divided by the weights, if "
+            f"there are any), which is more than {limit:g}: ridge is relative, it multiplies "
+            f"trace(k)/n = {mean:g}; far smaller ones, such as ridge=1e6, leave next to nothing to "
+            "learn already"
+        )
+    return absolute
+
+
 def check_targets(y: ArrayLike, n: int) -> FloatArray:
     """Return y as a new (n, targets) array of float64, columns first.
 
     Raises
     ------
     TypeError, ValueError
-        If y is not real, is not (n,) or (n, targets) with targets >= 1, or is not finite.
+        If y is not real, is not (n,) or (n, targets) with targets >= 1, is not finite, or a
+        column that is not all 0 has its largest entry beyond 1e-100 to 1e100.
     """
     array = _real_array("y", y)
     if array.ndim not in (1, 2) or array.shape[0] != n or array.size == 0:
@@ -71,7 +109,16 @@ def check_targets(y: ArrayLike, n: int) -> FloatArray:
         raise ValueError(
             f"y must be finite, got NaN or infinity first in row {row}: drop or mend such samples"
         )
-    return np.array(array.reshape(n, -1), dtype=np.float64, order="F")
+    targets = np.array(array.reshape(n, -1), dtype=np.float64, order="F")
+    sizes = np.abs(targets).max(axis=0)
+    wrong = (sizes > _LARGEST_TARGET) | ((sizes < _SMALLEST_TARGET) & (sizes != 0))
+    if wrong.any():
+        column = int(np.argmax(wrong))
+        raise ValueError(
+            f"y must be 0, or {_SMALLEST_TARGET:g} to {_LARGEST_TARGET:g} in size, so that its "
+            f"squares are numbers, got up to {sizes[column]:g} in column {column}: divide y by that"
+        )
+    return targets
 
 
 def check_weights(weights: FloatArray | None, n: int) -> FloatArray:

@@ -14,6 +14,7 @@ from scipy.linalg import blas, lapack  # pyright: ignore[reportMissingTypeStubs]
 from widelimit.arrays import FloatArray
 from widelimit.solvers.blas import Arithmetic, factor_in_place
 from widelimit.solvers.checks import (
+    check_absolute,
     check_gram,
     check_ridge,
     check_targets,
@@ -336,7 +337,7 @@ def solve_cholesky(
     # A view: the diagonal is changed in place, there is no k + ridge * eye(n).
     diagonal_view = work.reshape(-1)[:: n + 1]
     mean_diagonal = float(np.average(diagonal_view, weights=shares))
-    ridge_absolute = relative * mean_diagonal
+    ridge_absolute = check_absolute(relative, mean_diagonal, shares)
     own = diagonal_view.copy()
     row_sums -= np.abs(own)
     noise = ridge_absolute / shares

@@ -27,6 +27,7 @@ from widelimit.arrays import FloatArray
 from widelimit.files import write_atomically
 from widelimit.machine import remaining
 from widelimit.solvers.checks import (
+    check_absolute,
     check_ridge,
     check_targets,
     check_weights,
@@ -259,7 +260,7 @@ def _system(k: Matrix, targets: FloatArray, ridge: float, weights: FloatArray | 
             targets = roots * targets
     sizes = np.linalg.norm(targets, axis=0)
     sizes[sizes == 0] = 1.0
-    absolute = ridge * float(diagonal(matrix).mean())
+    absolute = check_absolute(ridge, float(diagonal(matrix).mean()))
     return _System(matrix, targets, ridge, absolute, roots, sizes)
 
 

@@ -11,7 +11,7 @@ from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
 from widelimit.solvers.blas import factor_in_place
-from widelimit.solvers.checks import check_ridge, check_targets
+from widelimit.solvers.checks import check_absolute, check_ridge, check_targets
 from widelimit.solvers.cholesky import column_squares, is_definite
 from widelimit.solvers.factor import Progress, TiledFactor
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load
@@ -63,7 +63,7 @@ def leave_one_out(k: ArrayLike | Matrix, y: ArrayLike, ridges: Sequence[float]) 
         work = load(matrix, "float64")
         if not np.all(np.isfinite(work.sum(axis=0))):
             raise ValueError("k must be finite, got NaN or infinity: look at its samples")
-        work.reshape(-1)[:: n + 1] += ridge * mean
+        work.reshape(-1)[:: n + 1] += check_absolute(float(ridge), mean)
         entries = work.diagonal().copy()
         if factor_in_place(work) != 0 or not is_definite(work.diagonal() ** 2 / entries):
             continue

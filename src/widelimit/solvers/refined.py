@@ -13,7 +13,7 @@ from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
 from widelimit.solvers.blas import factor_in_place
-from widelimit.solvers.checks import check_ridge, check_targets, relative_norm
+from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, relative_norm
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load, multiply
 from widelimit.solvers.solution import Solution, Statistics, Status
 from widelimit.solvers.tiled import NotPositiveDefinite, factorise
@@ -71,7 +71,7 @@ def solve_refined(
     n = matrix.shape[0]
     targets = check_targets(y, n)
     relative = check_ridge(ridge)
-    absolute = relative * float(diagonal(matrix).mean())
+    absolute = check_absolute(relative, float(diagonal(matrix).mean()), dtype="float32")
     value = np.zeros_like(targets)
     residual = targets
 

@@ -16,6 +16,12 @@ inverses: by Talbot's contour for the inverse Laplace transform of ``1/(p (p + x
 
 with complex shifts p_j, to 14 digits with 28 of them (Trefethen, Weideman, Schmelzer, *Talbot
 quadratures and rational approximations*, BIT 46, 2006). Each term is closed, and so is their sum.
+
+Where s = 0, N the eigenvectors that belong to it: what N holds of sample i has the share ``n_i =
+sum_N U_ij^2``, and without i the smallest eigenvalue that is not 0 is about ``n_i / (k^+)_ii``, by
+the secular equation. If that is above rounding, the others learn along it, late: in the limit the
+residual is ``(U_N U_N^T y)_i / n_i``. If not, they learn nothing along it, and what N holds of the
+sample is left out, as for all s that are zero to rounding.
 """
 
 from __future__ import annotations
@@ -32,6 +38,7 @@ from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
 from widelimit.solvers.checks import (
+    check_absolute,
     check_gram,
     check_ridge,
     check_targets,
@@ -54,25 +61,27 @@ __all__ = ["SpectralFactor", "Spectrum", "check_time", "solve_spectral"]
 
 _eigh: Callable[..., tuple[FloatArray, FloatArray]] = cast("Any", linalg).eigh  # no type stubs
 _NODES = 28  # of the contour, of which half are needed: they come in conjugate pairs
-_ALONE = 1e-8  # share of a sample in the null space below which it is rounding
+# Times beyond these, in units of 1/s_max, are as these: nothing, or everything, has been learned.
+_EARLIEST, _LATEST = 1e-30, 1e30
+_SMALLEST_SCALE = 1e-290  # of the largest eigenvalue, for times in its units
 
 
 def check_time(time: object) -> float:
-    """Return a time of training as a float, above 0 or infinite.
+    """Return a time of training as a float, 0 or more or infinite.
 
     Raises
     ------
     TypeError, ValueError
-        If it is not a number above 0.
+        If it is not a number, or below 0.
     """
     if isinstance(time, bool) or not isinstance(time, Real):
         raise TypeError(f"time must be a number, got {time!r} ({type(time).__name__})")
-    if not float(time) > 0:
+    if not float(time) >= 0:  # also true for nan
         raise ValueError(
-            f"time must be above 0, got {time!r}: it is the time of gradient flow, in units of 1 "
+            f"time must be 0 or more, got {time!r}: it is the time of gradient flow, in units of 1 "
             "over an eigenvalue of the kernel; infinity is the end of training"
         )
-    return float(time)
+    return float(time) + 0.0  # no -0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,6 +153,10 @@ class Spectrum:
         )
         return cls(values, vectors, roots, mean, max(rounding, 0.0), matrix)
 
+    def absolute(self, ridge: float) -> float:
+        """Return the absolute ridge of a relative one."""
+        return check_absolute(ridge, self.mean, self.roots**2)
+
     @property
     def rank(self) -> int:
         """Number of eigenvalues above rounding."""
@@ -151,14 +164,22 @@ class Spectrum:
 
     def times(self, count: int = 21) -> FloatArray:
         """Return times of training, equally spaced on a log scale: from 1 to 1e10 over s_max."""
-        return 10.0 ** np.linspace(0, 10, count) / max(float(self.values[-1]), np.finfo(float).tiny)
+        return 10.0 ** np.linspace(0, 10, count) / max(float(self.values[-1]), _SMALLEST_SCALE)
+
+    def null(self, ridge_absolute: float) -> NDArray[np.bool_]:
+        """Return which eigenvalues are zero to rounding; none if the ridge lifts all above it."""
+        shifted = self.values + ridge_absolute
+        least = max(100, shifted.size) * 2.0**-52 * float(shifted[-1])
+        if ridge_absolute > 0 and float(shifted[0]) > least:
+            return np.zeros(shifted.size, np.bool_)
+        return self.values <= self.rounding
 
     def _filter(self, ridge: float, time: float) -> FloatArray:
         """Return g_t at the eigenvalues, for an absolute ridge."""
-        shifted = self.values + ridge
-        learned = self.values > self.rounding if ridge == 0 else shifted > 0
-        safe = np.where(learned, shifted, 1.0)
-        grown = 1.0 if np.isinf(time) else -np.expm1(-time * safe)
+        learned = ~self.null(ridge)
+        safe = np.where(learned, self.values + ridge, 1.0)
+        with np.errstate(over="ignore"):
+            grown = 1.0 if np.isinf(time) else -np.expm1(-time * safe)
         return np.where(learned, grown / safe, 0.0)
 
     def solve(self, y: FloatArray, ridge_absolute: float, time: float = np.inf) -> FloatArray:
@@ -176,13 +197,14 @@ class Spectrum:
         ridge : float
             Relative ridge, >= 0.
         time : float
-            Of gradient flow, above 0; infinity: the end of training.
+            Of gradient flow, 0 or more; infinity: the end of training.
 
         Returns
         -------
         Solution
-            ``Status.RANK_DEFICIENT`` if eigenvalues are zero to rounding, the ridge is 0 and the
-            time infinite: the value is then the coefficients of smallest norm.
+            ``Status.RANK_DEFICIENT`` if eigenvalues are zero to rounding, the ridge is 0 (or too
+            small to lift them above it) and the time infinite: the value is then the coefficients
+            of smallest norm.
 
         Raises
         ------
@@ -190,15 +212,14 @@ class Spectrum:
             If an argument is not as described.
         """
         relative, until = check_ridge(ridge), check_time(time)
-        factor = SpectralFactor(self, relative, relative * self.mean, until)
+        factor = SpectralFactor(self, relative, self.absolute(relative), until)
         return factor.solution(as_matrix(self.k), y)
 
     def log_determinant(self, ridge_absolute: float) -> float:
         """Return ``log det (k + r W^-1)``; minus infinity if it is singular to rounding."""
-        shifted = self.values + ridge_absolute
-        if shifted.min() <= (self.rounding if ridge_absolute == 0 else 0.0):
+        if self.null(ridge_absolute).any():
             return -np.inf
-        return float(np.log(shifted).sum() - 2 * np.log(self.roots).sum())
+        return float(np.log(self.values + ridge_absolute).sum() - 2 * np.log(self.roots).sum())
 
     def leave_one_out(self, y: ArrayLike, ridges: Sequence[float]) -> LeaveOneOut:
         """Predict every sample from all others, for several ridges, in ``n^2`` flops for each.
@@ -220,23 +241,18 @@ class Spectrum:
         rotated = self.vectors.T @ (self.roots[:, None] * targets)
         squares = self.vectors**2
         predictions = np.full((relative.size, *targets.shape), np.nan)
-        for index, absolute in enumerate(relative * self.mean):
-            null = self.values <= self.rounding
-            if absolute > 0 or not null.any():
-                shifted = self.values + absolute
-                if shifted.min() <= max(100, shifted.size) * 2.0**-52 * shifted.max():
-                    continue
-                inverse = 1 / shifted
-                scale = squares @ inverse
-                left = self.vectors @ (inverse[:, None] * rotated)
-            else:  # the limit of ridge to 0: what lies in the null space outweighs all else
-                inverse = np.where(null, 0.0, 1 / np.where(null, 1.0, self.values))
+        for index, absolute in enumerate(self.absolute(ridge) for ridge in relative):
+            null = self.null(absolute)
+            if absolute > 0 and null.any():
+                continue
+            inverse = np.where(null, 0.0, 1 / np.where(null, 1.0, self.values + absolute))
+            scale = squares @ inverse
+            left = self.vectors @ (inverse[:, None] * rotated)
+            if null.any():  # the limit of ridge to 0: what is lost there outweighs all else
                 inside = squares[:, null].sum(axis=1)
-                lost = inside > _ALONE
-                scale = np.where(lost, inside, squares @ inverse)
-                left = self.vectors @ (inverse[:, None] * rotated)
+                lost = inside > self.rounding * scale
+                scale = np.where(lost, inside, scale)
                 left[lost] = (self.vectors[:, null] @ rotated[null])[lost]
-            scale = np.where(scale > 0, scale, 1.0)  # all of k is zero: nothing is predicted
             predictions[index] = targets - left / (self.roots * scale)[:, None]
         return self._result(relative, targets, predictions, np.shape(y))
 
@@ -249,7 +265,7 @@ class Spectrum:
         ----------
         y : array-like of shape (n,) or (n, targets)
         times : sequence of float
-            Each above 0; infinity is the end of training.
+            Each 0 or more; infinity is the end of training.
         ridge : float
             Relative.
 
@@ -265,21 +281,34 @@ class Spectrum:
         targets = check_targets(y, len(self.values))
         relative = check_ridge(ridge)
         chosen = [check_time(time) for time in times]
+        absolute = self.absolute(relative)
         rotated = self.vectors.T @ (self.roots[:, None] * targets)
-        squares = self.vectors**2
-        predictions = np.empty((len(chosen), *targets.shape))
+        vectors, squares = self.vectors, self.vectors**2
+        null = self.null(absolute)
+        shifted = np.where(null, 0.0, self.values) + absolute
+        if null.any():
+            inside = squares[:, null].sum(axis=1)
+            inverse = np.where(null, 0.0, 1 / np.where(null, 1.0, self.values))
+            kept = inside <= self.rounding * (squares @ inverse)
+            vectors = np.where(kept[:, None] & null, 0.0, vectors)
+            squares = vectors**2
+        largest = float(shifted[-1])
+        predictions = np.zeros((len(chosen), *targets.shape))
         for index, time in enumerate(chosen):
             if np.isinf(time):
                 predictions[index] = self.leave_one_out(targets, [relative]).predictions[0]
                 continue
-            shifts, weights = _contour(time)
-            inverse = 1 / ((self.values + relative * self.mean)[:, None] + shifts)
+            if time == 0 or not largest > 0:  # nothing is learned
+                continue
+            bounded = min(max(time, _EARLIEST / largest), _LATEST / largest)
+            shifts, weights = _contour(bounded)
+            inverse = 1 / (shifted[:, None] + shifts)
             # Products of real with complex matrices, as real ones.
             scale = squares @ inverse.real + 1j * (squares @ inverse.imag)
             total = np.zeros_like(targets)
             for j, weight in enumerate(weights):
                 part = inverse[:, j, None] * rotated
-                left = self.vectors @ part.real + 1j * (self.vectors @ part.imag)
+                left = vectors @ part.real + 1j * (vectors @ part.imag)
                 residual = left / (self.roots * scale[:, j])[:, None]
                 total += 2 * (weight * (targets - residual)).real
             predictions[index] = total
@@ -346,7 +375,7 @@ class SpectralFactor:
         weighed = spectrum.roots[:, None] * targets
         shifted = np.abs(spectrum.values + absolute)
         status, message = Status.SOLVED, ""
-        if absolute == 0 and np.isinf(self.time) and spectrum.rank < n:
+        if np.isinf(self.time) and spectrum.null(absolute).any():
             status = Status.RANK_DEFICIENT
             message = f"The rank of k is {spectrum.rank} for n = {n} samples."
         return Solution(

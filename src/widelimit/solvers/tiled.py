@@ -29,7 +29,7 @@ from widelimit.machine import remaining
 from widelimit.matrices.store import StoreError, TileStore, open_objects
 from widelimit.matrices.tiles import Grid, Key
 from widelimit.solvers.blas import Arithmetic, Crew
-from widelimit.solvers.checks import check_ridge, check_targets, epsilon
+from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, epsilon
 from widelimit.solvers.factor import Progress, Reader, TiledFactor, fitting_width
 from widelimit.solvers.matrix import (
     Leading,
@@ -194,7 +194,7 @@ def factorise(
         raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
     n = matrix.shape[0]
     mean = float(diagonal(matrix).mean())
-    absolute = relative * mean
+    absolute = check_absolute(relative, mean, dtype=dtype)
     objects = open_objects(store)
     with objects.locked():
         found, old = _find_factor(store), None
