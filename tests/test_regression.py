@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import widelimit as wl
-from widelimit.estimators import base
+from widelimit.estimators import fitted
 from widelimit.estimators import regression as regression_module
 from widelimit.estimators.regression import Options, solver_for
 from widelimit.solvers import conjugate as conjugate_module
@@ -108,7 +108,7 @@ def test_what_is_refused(
 def test_fit_refuses_before_the_kernel(
     monkeypatch: pytest.MonkeyPatch, changes: Any, error: Any, message: str
 ) -> None:
-    monkeypatch.setattr(base, "kernel", None)  # it is not called
+    monkeypatch.setattr(fitted, "kernel", None)  # it is not called
     x = np.random.default_rng(0).normal(size=(40, 3))
     with pytest.raises(error, match=message):
         wl.NTKRegressor(**({"net": "ntk-dense-2"} | changes)).fit(x, x[:, 0])

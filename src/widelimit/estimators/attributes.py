@@ -46,7 +46,7 @@ class FittedAttributes:
     def net_(self) -> Network | tuple[Network, ...] | None:
         """The network; several whose kernels are averaged; None for a precomputed kernel."""
         networks = self._fitted.networks
-        return networks if len(networks) != 1 else networks[0]
+        return networks[0] if len(networks) == 1 else networks or None
 
     @property
     def kind_(self) -> Kind:

@@ -17,7 +17,7 @@ from widelimit.arrays import FloatArray
 from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
 from widelimit.estimators.attributes import FittedAttributes, check_is_fitted
-from widelimit.estimators.checks import Net, check_options, check_target_range, check_weights
+from widelimit.estimators.checks import Net, check_options, check_weights
 from widelimit.estimators.doubt import doubted, find_nearest, warn
 from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, Stores
 from widelimit.estimators.influence import Influence
@@ -138,7 +138,6 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         weight, counts = check_weights(sample_weight, rows)
         targets = encode(counts)
         check_targets(targets, len(targets))
-        check_target_range(targets)
         kernel, directions = prepare(self, rows, counts, weight, found)
         training = Training.of(directions, targets, weight)
         kinds = tuple(dict.fromkeys((self.kind, *self._extra_kinds)))
@@ -155,7 +154,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         grids: list[FloatArray] = []
         for index, k in enumerate(matrices[0]):
             if kernel.choices > 1 and self.store is not None:  # each has a factor of its own
-                own = join(self.store, kernel.networks[index].fingerprint[:16])
+                own = join(self.store, kernel.chosen(index).networks[0].fingerprint[:16])
                 options = replace(options, store=own)
             nearest = find_nearest(k)  # before k is overwritten
             tried = regress(k, training, options, method)
@@ -242,7 +241,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         old = self._kernel
         kernel, added = old.grown(old.read(rows[counts]))
         targets = encode(counts)
-        check_target_range(targets)
+        check_targets(targets, len(targets))
         training = self._training.grown(added, targets, weight)
         kinds: tuple[Kind, ...] = (old.kind,)
         if self._nngp_fit is not None:

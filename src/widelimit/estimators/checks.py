@@ -22,7 +22,6 @@ __all__ = [
     "Net",
     "check_options",
     "check_standardise",
-    "check_target_range",
     "check_weights",
     "resolve_networks",
 ]
@@ -31,8 +30,6 @@ Net: TypeAlias = Network | str | Sequence[Network | str] | None
 
 # scikit-learn has no types.
 _check_sample_weight: Callable[..., FloatArray] = cast("Any", validation)._check_sample_weight
-
-_SMALLEST, _LARGEST = 1e-120, 1e120  # of targets: squares of what is solved with them are float64
 
 
 def check_options(model: Any) -> Options:
@@ -76,22 +73,6 @@ def _number_or_loo(name: str, value: Any, check: Callable[[object], float]) -> A
     return value
 
 
-def check_target_range(targets: FloatArray) -> None:
-    """Refuse targets that are too large or small to be squared.
-
-    Raises
-    ------
-    ValueError
-        If the largest one is outside of 1e-120 to 1e120 by size, and is not 0.
-    """
-    largest = float(np.abs(targets).max())
-    if largest and not _SMALLEST <= largest <= _LARGEST:
-        raise ValueError(
-            f"y must have its largest targets between {_SMALLEST} and {_LARGEST} by size, got "
-            f"{largest:.1e}: rescale it, predictions scale with it"
-        )
-
-
 def check_weights(
     sample_weight: ArrayLike | None, rows: NDArray[Any]
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
@@ -127,7 +108,7 @@ def resolve_networks(net: Net, shape: ImageShape | None, n_features: int) -> tup
     if net is None:
         return (ntk_dense(3) if shape is None else cntk_gap(depth=11),)
     listed = isinstance(net, Sequence) and not isinstance(net, str)
-    entries: list[Any] = list(net) if listed else [net]
+    entries: list[Any] = list(cast("Any", net)) if listed else [net]
     networks = [named_network(entry) if isinstance(entry, str) else entry for entry in entries]
     for entry in networks:
         if not isinstance(entry, Network):

@@ -100,8 +100,9 @@ def describe(model: NTKEstimator) -> tuple[Document, Arrays]:
     }
     if model.loo_predictions_ is not None:
         arrays["loo_predictions"] = model.loo_predictions_.reshape(training.targets.shape)
-    if isinstance(state._nngp_fit, np.ndarray):  # a stored one stays where it is
-        arrays["nngp"] = cast("NDArray[Any]", state._nngp_fit)
+    nngp: Any = state._nngp_fit
+    if nngp is not None and not hasattr(nngp, "tile"):  # a stored one stays where it is
+        arrays["nngp"] = nngp
     fitted["factor"] = None
     with contextlib.suppress(Unavailable):  # what lies in a store stays there
         if model.solution_.factor is not None:

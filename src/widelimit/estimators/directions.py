@@ -24,7 +24,7 @@ _ENTRIES = 32  # of a sample that are looked at before all are
 # Roundings in which multiples may differ: of their entries, and of two divisions. 3 is the most.
 _ROUNDINGS = 4
 # Of the factor between two samples, whose square is a weight.
-_SMALLEST, _LARGEST = 1e-100, 1e100
+_SMALLEST, _LARGEST = 1e-50, 1e50
 _CHUNK_BYTES = 2**22
 
 
@@ -126,7 +126,8 @@ class _Search:
         least = float(np.finfo(samples.dtype).smallest_subnormal) if real else 0.0
         self._rounding = _ROUNDINGS * float(np.finfo(samples.dtype if real else np.float64).eps)
         rng = np.random.default_rng(0)  # fixed, so that a fit can be repeated to the last bit
-        line, picks = rng.standard_normal(d), rng.permutation(d)[:_ENTRIES]
+        line = np.asarray(rng.standard_normal(d), np.float64)
+        picks = rng.permutation(d)[:_ENTRIES]
         self.scale, self._underflow = np.empty(m), np.empty(m)
         self._along, self._width = np.empty(m), np.empty(m)
         self._entries = np.empty((m, len(picks)))

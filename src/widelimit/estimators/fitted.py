@@ -152,14 +152,16 @@ class FittedKernel:
         list of list of ndarray or Gram, each (m, m)
         """
         # One network or one kind is no axis of the result, nor of a store.
-        net: Any = list(self.networks) if len(self.networks) > 1 else self.networks[0]
+        net: Any = list(self.networks)
+        if len(net) == 1:
+            net = net[0]
         options: dict[str, Any] = self._how() | ({"progress": True} if progress else {})
         options["kind"] = tuple(kinds) if len(kinds) > 1 else kinds[0]
         compute: Any = gram if storage else kernel
         made = compute(net, self.samples, **options, **storage)
         by_kind: list[list[Any]] = []
         for part in made if len(kinds) > 1 else [made]:
-            matrices: list[Any] = list(part) if len(self.networks) > 1 else [part]
+            matrices: list[Any] = list(part) if isinstance(net, list) else [part]
             if self.averaged:
                 matrices = [np.mean([np.asarray(k) for k in matrices], axis=0)]
             by_kind.append(matrices)

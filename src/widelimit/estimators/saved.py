@@ -169,8 +169,8 @@ def _read_document(path: Path) -> dict[str, Any]:
     found = cast("dict[str, Any]", document).get("format") if isinstance(document, dict) else None
     if found not in FORMATS:
         raise ValueError(
-            f"{path} must hold a model of format {' or '.join(FORMATS)}, got {found!r:.100}: it was "
-            "written by another version of widelimit, or is something else"
+            f"{path} must hold a model of format {' or '.join(FORMATS)}, got {found!r:.100}: it "
+            "was written by another version of widelimit, or is something else"
         )
     return cast("dict[str, Any]", document)
 
