@@ -202,7 +202,10 @@ def shorten(path, document):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("format", value="widelimit.model/9"), r"format .*model/1 or .*model/2, got 'widelimit"),
+        (
+            put("format", value="widelimit.model/9"),
+            r"format .*model/1 or .*model/2, got 'widelimit",
+        ),
         (put("format", value=None), r"must hold a model of format"),
         (put("estimator", value="os.system"), r"damaged: KeyError"),
         (put("parameters", "__class__", value=1), r"damaged: TypeError"),

@@ -138,10 +138,15 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         weight, counts = check_weights(sample_weight, rows)
         targets = encode(counts)
         check_targets(targets, len(targets))
+        kinds: tuple[Kind, ...] = tuple(dict.fromkeys((self.kind, *self._extra_kinds)))
         kernel, directions = prepare(self, rows, counts, weight, found)
-        training = Training.of(directions, targets, weight)
-        kinds = tuple(dict.fromkeys((self.kind, *self._extra_kinds)))
-        method = self._method(options, training, kernel, kinds)
+        try:
+            training = Training.of(directions, targets, weight)
+            method = self._method(options, training, kernel, kinds)
+        except Unavailable:  # with a ridge multiples may be rows of their own, without weights
+            kernel, directions = prepare(self, rows, counts, weight, found, multiples=False)
+            training = Training.of(directions, targets, weight)
+            method = self._method(options, training, kernel, kinds)
         if isinstance(kernel, FittedKernel):
             storage = (
                 {} if self.store is None else self._storage(Stores(os.fspath(self.store)).kernel)
@@ -239,7 +244,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         self._check_shape(found)
         weight, counts = check_weights(sample_weight, rows)
         old = self._kernel
-        kernel, added = old.grown(old.read(rows[counts]))
+        weightless = factor.location is not None and factor.ridge_absolute > 0
+        kernel, added = old.grown(old.read(rows[counts]), multiples=not weightless)
         targets = encode(counts)
         check_targets(targets, len(targets))
         training = self._training.grown(added, targets, weight)

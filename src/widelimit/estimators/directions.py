@@ -160,9 +160,8 @@ class _Search:
         """Return which of some samples one is a multiple of, and the factor."""
         near = np.array(leaders, np.intp)
         near = near[self._equal(self._entries[near], self._entries[index], index, near)]
-        row = self._row(index)
         for leader in near.tolist():
-            other = self._row(leader)
+            row, other = self._row(index), self._row(leader)
             if self._equal(other[None], row, index, np.array([leader])).all():
                 size = self.scale[index] / self.scale[leader]
                 return leader, float(size * (row @ other) / (other @ other))

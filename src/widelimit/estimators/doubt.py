@@ -108,7 +108,7 @@ def find_nearest(k: Matrix | NDArray[Any]) -> Nearest:
     inverse = 1 / np.where(scale > 0, scale, np.inf)  # zeros are like nothing
     partner, best = np.arange(m), np.full(m, -np.inf)
     near = 10 * unresolved_angle(matrix.dtype)
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
 
     def improve(part: slice, alike: FloatArray, start: int) -> None:
         found = alike.max(axis=1)
@@ -119,11 +119,13 @@ def find_nearest(k: Matrix | NDArray[Any]) -> Nearest:
     for rows, columns, values in pieces(matrix):
         alike = np.asarray(values, np.float64) * inverse[columns]
         alike *= inverse[rows, None]
+        once = 1.0
         if rows.start == columns.start:
             np.fill_diagonal(alike, -np.inf)
+            once = 0.5  # here each pair is there twice
         apart = (alike < 1 - near) & (alike > -np.inf)
-        total += float((1 - alike[apart]).sum())
-        count += int(np.count_nonzero(apart))
+        total += once * float((1 - alike[apart]).sum())
+        count += once * int(np.count_nonzero(apart))
         improve(rows, alike, columns.start)
         improve(columns, alike.T, rows.start)
     slope = total / count if count else 0.5  # that of a few layers without pooling
@@ -160,7 +162,7 @@ def doubted(solution: Solution, nearest: Nearest, kernel: _Kernel, training: Tra
     allowed = _ALLOWED * largest
 
     def moved(error: float) -> FloatArray:
-        return training.at_samples(rounded + 2 * error * pulled)
+        return training.at_samples(2 * (rounded + error * pulled))
 
     if moved(errors.most).max() <= allowed:
         return solution
@@ -169,14 +171,17 @@ def doubted(solution: Solution, nearest: Nearest, kernel: _Kernel, training: Tra
     found = moved(errors.measure(worst)).max(axis=1)
     if found.max() <= allowed:
         return solution
-    i = int(training.place[found.argmax()])
-    j = int(partner[i])
     message = (
         f"Errors of its entries may move outputs by {found.max() / largest:.1g} of the largest "
-        f"target, as at sample {training.first[i]}, whose angle to sample {training.first[j]} is "
-        f"{errors.angles[i]:.1e}."
+        "target"
     )
-    return replace(solution, status=Status.ILL_CONDITIONED, message=message)
+    if found.max() > 2 * moved(0.0).max():
+        i = int(training.place[found.argmax()])
+        message += (
+            f": the angle between samples {training.first[i]} and {training.first[partner[i]]} is "
+            f"{errors.angles[i]:.1e}, and {errors.unresolved:.1e} is all that can be told"
+        )
+    return replace(solution, status=Status.ILL_CONDITIONED, message=f"{message}.")
 
 
 def warn(solution: Solution) -> None:

@@ -103,20 +103,27 @@ class FittedKernel:
         """Return rows (n, d) as samples of the kernel, (n, d) or (n, h, w, c)."""
         return as_samples(rows, self.shape, self.standardisation)
 
-    def merged(self) -> tuple[FittedKernel, Directions]:
-        """Return the kernel of one sample for each row of a regular matrix, and what rows are.
+    def merged(self, *, multiples: bool = True) -> tuple[FittedKernel, Directions]:
+        """Return the kernel with one sample for each row of its matrix, and what rows are.
 
-        Equal samples are one row, and multiples of one another are, if no network has a bias.
+        Equal samples are one row and, if no network has a bias, multiples of one another are.
+
+        Parameters
+        ----------
+        multiples : bool
+            Whether they may be: rows then have weights, which not every solver takes.
         """
-        return self._rows(self.samples, 0)
+        return self._rows(self.samples, 0, multiples)
 
-    def grown(self, new: NDArray[Any]) -> tuple[FittedKernel, Directions]:
+    def grown(self, new: NDArray[Any], *, multiples: bool) -> tuple[FittedKernel, Directions]:
         """Return the kernel with more samples, and the rows of old samples and new ones."""
-        return self._rows(np.concatenate([self.samples, new]), len(self.samples))
+        return self._rows(np.concatenate([self.samples, new]), len(self.samples), multiples)
 
-    def _rows(self, samples: NDArray[Any], known: int) -> tuple[FittedKernel, Directions]:
+    def _rows(
+        self, samples: NDArray[Any], known: int, multiples: bool
+    ) -> tuple[FittedKernel, Directions]:
         numbers = number_samples(samples, None)[0]
-        if all(net.is_homogeneous for net in self.networks):
+        if multiples and all(net.is_homogeneous for net in self.networks):
             rows = find_directions(samples, numbers, known)
         else:
             rows = Directions.of_equal(numbers)

@@ -27,6 +27,8 @@ def prepare(
     counts: NDArray[np.bool_],
     weight: FloatArray,
     found: ImageShape | None,
+    *,
+    multiples: bool = True,
 ) -> tuple[FittedKernel | PrecomputedKernel, Directions]:
     """Return the kernel of the samples that count, one for each row of its matrix, and the rows.
 
@@ -41,6 +43,8 @@ def prepare(
         Of the samples that count.
     found : (h, w, c) or None
         Shape of an image, if X held images.
+    multiples : bool
+        As for `FittedKernel.merged`.
 
     Raises
     ------
@@ -81,4 +85,4 @@ def prepare(
         as_samples(x, shape, standardisation),
         model.backend,
         model.threads,
-    ).merged()
+    ).merged(multiples=multiples)
