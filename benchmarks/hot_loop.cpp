@@ -53,12 +53,12 @@ void measure(const char* name, double hertz) {
     a.k = constants;
     a.width = width;
     a.flags = inner;
-    const Kernel<T> kernel = choose_kernel<T, true, false>(inner, 2);
+    const RowsFunction<T> compute = choose_rows_function<T, true, false>(inner, 2);
     const int calls = 100000;
     double best = 1e9;
     for (int sample = 0; sample < 9; ++sample) {
       const double t = seconds([&] {
-        for (int i = 0; i < calls; ++i) kernel(a);
+        for (int i = 0; i < calls; ++i) compute(a);
       });
       if (t < best) best = t;
     }

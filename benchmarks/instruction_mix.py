@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # kRelu | kThetaOwn | kTrain | kOutK | kOutTheta of kernels.cpp, two rows: an inner layer.
-INNER = "rows_kernel<{dtype}, 61, 2, true, false>"
+INNER = "compute_rows<{dtype}, 61, 2, true, false>"
 # The widest registers of each instruction set, best first.
 REGISTER = {"avx512": "%zmm", "avx2": "%ymm", "sse4": "%xmm"}
 

@@ -1,7 +1,7 @@
 """The paper's networks: `Network` fields read by the General form give the paper's recursion.
 
 Both sides are evaluated here with 4-D float64 arrays indexed [i, j, i', j'], without any code of a
-backend. The paper's side follows the recursion of DESIGN Section 1 with its own placement of
+backend. The paper's side follows its recursion (docs/mathematics.md), with its own placement of
 ``c/q^2``; the general side knows nothing but the fields of the layers.
 """
 
@@ -66,7 +66,7 @@ def relu_expectations(xz: Array, xx: Array, zz: Array) -> tuple[Array, Array]:
 
 
 def paper_cntk(x: Array, z: Array, depth: int, q: int, readout: str) -> tuple[float, float]:
-    """NTK and NNGP of CNTK-V ("flatten") and CNTK-GAP ("pool"), Section 1 of DESIGN."""
+    """NTK and NNGP of CNTK-V ("flatten") and CNTK-GAP ("pool"): Sections 4 and H."""
     pairs = {"xz": (x, z), "xx": (x, x), "zz": (z, z)}
     sigma = {name: box(inner(*pair), q) for name, pair in pairs.items()}
     theta = sigma["xz"].copy() if readout == "flatten" else np.zeros_like(sigma["xz"])

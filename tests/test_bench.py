@@ -133,8 +133,8 @@ def test_pairs_of_a_gram_matrix(square: bool, pairs: int) -> None:
 
 
 def test_time_to_exit() -> None:
-    prompt = "import time\nprint('started', flush=True)\ntime.sleep(60)"
-    assert 0 <= _seconds_to_exit(prompt, 0.05) < 50
+    prompt = "import time\nprint('started', flush=True)\ntime.sleep(600)"
+    assert _seconds_to_exit(prompt, 0.05) >= 0  # it raises if the program has to be killed
 
 
 @pytest.mark.parametrize(
@@ -143,15 +143,16 @@ def test_time_to_exit() -> None:
         ("raise SystemExit", "did not start"),
         ("print('started')", "ended by itself"),
         (
-            "import time\nprint('started', flush=True)\n"
-            "try: time.sleep(60)\nexcept KeyboardInterrupt: print('going on')",
+            "import time\n"
+            "try:\n    print('started', flush=True)\n    time.sleep(600)\n"
+            "except KeyboardInterrupt: print('going on')",
             "went on",
         ),
     ],
 )
 def test_program_that_cannot_be_interrupted_is_no_measurement(code: str, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        _seconds_to_exit(code, 1.0 if message == "ended by itself" else 0.3)
+        _seconds_to_exit(code, 50.0 if message == "ended by itself" else 0.3)
 
 
 def test_interrupted_program_is_valid() -> None:
@@ -188,7 +189,8 @@ def test_groups_are_consistent(name: str, quick: bool) -> None:
     results = {case.name: [1.0, 2.0, 3.0] for case in group.cases}
     for figure in group.figures:
         assert math.isfinite(figure.value(results))
-    assert any(figure.target is not None for figure in group.figures)
+    if arithmetic(SUPPORTED[0], "float32") is not None:  # without it there is no bound
+        assert any(figure.target is not None for figure in group.figures)
 
 
 def test_targets() -> None:
@@ -198,14 +200,48 @@ def test_targets() -> None:
         figures = make(Setting(Blank(), "avx512", ("avx512", "avx2"), 2)).figures
         targets[name] = {figure.target for figure in figures if figure.target is not None}
     assert targets == {
-        "speed": {2.7e9, 2.2e9, 1.1e9},
+        "speed": {0.90, 0.80, 0.75},
         "sizes": {0.65},
         "families": {1.15, 1.10, 0.30, 0.52, 1.30},
         "threads": {1.9},
         "store": {1.03},
-        "instruction-sets": {2.7e9, 1.1e9, 1.0e9},
+        "instruction-sets": {0.90, 0.80, 0.65},
         "interrupt": {0.5},
     }
+
+
+def test_targets_are_shares_of_the_bound_of_the_same_run() -> None:
+    """The speed of the machine cancels: twice as fast in all changes no figure with a target."""
+    shared = Setting(Blank(), "avx512", ("avx512", "avx2"), 2)
+    for name, make in GROUPS.items():
+        if name == "interrupt":  # the seconds that a user waits
+            continue
+        group = make(shared)
+        rates = {case.name for case in group.cases if case.unit != "s"}
+        slow = {case.name: [1.0, 2.0, 3.0] for case in group.cases}
+        fast = {n: [v * 2 if n in rates else v / 2 for v in slow[n]] for n in slow}
+        judged = [figure for figure in group.figures if figure.target is not None]
+        assert judged
+        for figure in judged:
+            assert figure.value(fast) == pytest.approx(figure.value(slow)), figure.name
+            assert figure.unit == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "tolerance"),
+    [
+        ("GAP depth 3 float32", 0.90, 0.20),
+        ("GAP depth 21 float64", 0.80, 0.20),
+        ("V depth 3 float32", 0.75, None),
+        ("V depth 4 float32", None, None),
+        ("V depth 6 float32", 0.80, 0.20),
+        ("V depth 6 float64", None, None),
+    ],
+)
+def test_targets_of_speed(name: str, target: float | None, tolerance: float | None) -> None:
+    figures = GROUPS["speed"](Setting(Blank(), "avx512", ("avx512",), 2)).figures
+    (figure,) = (f for f in figures if f.name == f"{name}, share of FMA bound")
+    assert (figure.target, figure.tolerance) == (target, tolerance)
 
 
 def test_one_core_cannot_show_two_threads() -> None:
@@ -234,7 +270,12 @@ def test_shortfall() -> None:
 # ---- records -----------------------------------------------------------------------------------
 
 
-def fake_group(value: float, target: float | None = 1.0, log: list[str] | None = None) -> Group:
+def fake_group(
+    value: float,
+    target: float | None = 1.0,
+    log: list[str] | None = None,
+    tolerance: float | None = 0.10,
+) -> Group:
     def case(name: str) -> Case:
         def once() -> float:
             if log is not None:
@@ -243,7 +284,9 @@ def fake_group(value: float, target: float | None = 1.0, log: list[str] | None =
 
         return Case(name, once, pairs=4, element_layers=8)
 
-    figure = Figure("the figure", "", lambda results: results["one"][0], target)
+    figure = Figure(
+        "the figure", "", lambda results: results["one"][0], target, tolerance=tolerance
+    )
     return Group((case("one"), case("two")), (figure,), 3)
 
 
@@ -282,6 +325,12 @@ def test_verdicts(monkeypatch: pytest.MonkeyPatch, value: float, verdict: str, c
     assert "proves nothing" in render(record)
 
 
+def test_aim_that_is_missed_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run_fake(monkeypatch, fake_group(0.5, tolerance=None))("fake")
+    assert exit_code(record) == 0
+    assert re.search(r"the figure .* >= 1\.000 +aim, short by 50%$", render(record), re.MULTILINE)
+
+
 def test_figure_without_target_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     record = run_fake(monkeypatch, fake_group(0.1, target=None))("fake")
     assert exit_code(record) == 0
@@ -302,7 +351,7 @@ def test_record_is_json_and_renders_alike(tmp_path: Path, monkeypatch: pytest.Mo
     write_json(record, path)
     stored = json.loads(path.read_text())
     assert render(stored) == render(record)
-    assert stored["format"] == "widelimit.bench/1"
+    assert stored["format"] == "widelimit.bench/2"
     assert {"environment", "isa", "seed", "images", "finished"} <= stored.keys()
     assert stored["groups"][0]["cases"][1]["values"] == [1.0, 1.0, 1.0]
 
@@ -319,7 +368,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 # ---- benchmarks/ -------------------------------------------------------------------------------
 
 LISTING = """
-0000000000000010 <void widelimit::(anonymous namespace)::rows_kernel<float, 61>(Rows const&)>:
+0000000000000010 <void widelimit::(anonymous namespace)::compute_rows<float, 61>(Rows const&)>:
   10:\tmov    (%rdi),%rax
   14:\tvmovaps (%rax),%zmm1
   1a:\tvaddps 0x40(%rax),%zmm1,%zmm2
@@ -331,7 +380,7 @@ LISTING = """
   3e:\tvmovaps %zmm2,0x40(%rax)
   44:\tadd    $0x1,%rsi
   48:\tcmp    %rsi,%rdx
-  4c:\tjne    14 <void widelimit::(anonymous namespace)::rows_kernel<float, 61>+0x4>
+  4c:\tjne    14 <void widelimit::(anonymous namespace)::compute_rows<float, 61>+0x4>
   50:\tvmovaps %zmm0,(%rax)
   56:\tret
 0000000000000060 <other>:
@@ -341,7 +390,7 @@ LISTING = """
 
 def test_instruction_mix() -> None:
     mix = load_script("instruction_mix")
-    (function,) = mix.read_functions(LISTING, "rows_kernel<float, 61>")
+    (function,) = mix.read_functions(LISTING, "compute_rows<float, 61>")
     loop = mix.find_hot_loop(function)
     assert [hex(i.address) for i in (loop[0], loop[-1])] == ["0x14", "0x4c"]
     assert mix.widest_register(loop) == "%zmm"

@@ -59,17 +59,17 @@ def test_machine() -> None:
 
 def test_all_is_well(diagnosis: Diagnosis) -> None:
     assert diagnosis.problems == ()
-    assert {level.name: level.supported for level in diagnosis.levels} == instruction_sets()
-    for level in diagnosis.levels:
-        if level.supported:
-            assert 0 < level.errors["float64"] < level.errors["float32"]
-    assert diagnosis.chosen == next(level.name for level in diagnosis.levels if level.supported)
+    assert {isa.name: isa.supported for isa in diagnosis.instruction_sets} == instruction_sets()
+    for isa in diagnosis.instruction_sets:
+        if isa.supported:
+            assert 0 < isa.errors["float64"] < isa.errors["float32"]
+    assert diagnosis.chosen == next(isa.name for isa in diagnosis.instruction_sets if isa.supported)
     page = render(diagnosis)
     assert page.endswith("all is well")
     assert f"-> {diagnosis.chosen}" in page
     assert widelimit.__version__ in page
-    for level in diagnosis.levels:
-        assert level.name in page
+    for isa in diagnosis.instruction_sets:
+        assert isa.name in page
 
 
 def test_override(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,13 +91,14 @@ def test_missing_core_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(widelimit.backends, "cpu")
     monkeypatch.setitem(sys.modules, "widelimit.backends.cpu", None)
     diagnosis = examine()
-    assert diagnosis.levels == ()
+    assert diagnosis.instruction_sets == ()
     assert "PROBLEM: the compiled core cannot be loaded" in render(diagnosis)
 
 
-def test_level_that_the_processor_lacks(diagnosis: Diagnosis) -> None:
-    lacking = dataclasses.replace(diagnosis.levels[0], supported=False, errors={})
-    page = render(dataclasses.replace(diagnosis, levels=(lacking, *diagnosis.levels[1:])))
+def test_an_instruction_set_that_the_processor_lacks(diagnosis: Diagnosis) -> None:
+    first, *others = diagnosis.instruction_sets
+    lacking = dataclasses.replace(first, supported=False, errors={})
+    page = render(dataclasses.replace(diagnosis, instruction_sets=(lacking, *others)))
     assert "lacks it" in page
     assert "has it" in page
 
@@ -133,6 +134,7 @@ def test_equal_backends_do_not_differ() -> None:
 
 
 def test_failed_self_test_is_shown(diagnosis: Diagnosis) -> None:
-    bad = dataclasses.replace(diagnosis.levels[0], errors={"float32": 0.5, "float64": 1e-15})
-    page = render(dataclasses.replace(diagnosis, levels=(bad, *diagnosis.levels[1:])))
+    first, *others = diagnosis.instruction_sets
+    bad = dataclasses.replace(first, errors={"float32": 0.5, "float64": 1e-15})
+    page = render(dataclasses.replace(diagnosis, instruction_sets=(bad, *others)))
     assert "FAILED, 5.0e-01 / 1.0e-15" in page

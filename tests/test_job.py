@@ -1,5 +1,6 @@
 """Kernels from files to files, and the commands that do it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -105,17 +106,25 @@ def test_read_array(tmp_path: Path) -> None:
             read_array(tmp_path / "two.npz", name)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no archive", b"\x93NUMPY\x01"])
-def test_no_array(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "begin like one"),
+        (b"text", "begin like one"),
+        (b"PK\x03\x04 no archive", "not a zip file"),
+        (b"\x93NUMPY\x01", "a whole array of numpy"),
+    ],
+)
+def test_no_array(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.npy"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="file of numbers"):
+    with pytest.raises(ValueError, match=rf"x\.npy must be .*{message}.*: save it"):
         read_array(path)
 
 
 def test_objects_are_not_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="file of numbers"):
+    with pytest.raises(ValueError, match="a pickle, which is never read: save it with"):
         read_array(tmp_path / "x.npy")
 
 
@@ -214,6 +223,35 @@ def test_kernel_command_with_a_store(tmp_path: Path) -> None:
     code, _, error = widelimit(*words[:3], "cntk_gap:3", *words[4:])
     assert (code, error.count("\n")) == (2, 1)
     assert "holds another kernel: " in error
+
+
+def test_kernel_command_verifies(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    out = tmp_path / "k.zarr"
+    words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--out", out]
+    assert widelimit(*words)[0] == 0
+    tile = out / "c" / "0" / "0"
+    content = tile.read_bytes()
+    tile.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert widelimit(*words)[0] == 0  # a tile of full length is not read
+    assert tile.read_bytes() != content
+    assert widelimit(*words, "--verify")[0] == 0
+    assert tile.read_bytes() == content
+
+
+def test_kernel_command_mixes_makers_only_if_asked(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    out = tmp_path / "k.zarr"
+    words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--out", out]
+    assert widelimit(*words)[0] == 0
+    (out / "c" / "0" / "0").unlink()
+    document = json.loads((out / "zarr.json").read_text())
+    document["attributes"]["widelimit"]["makers"][0]["version"] = "0.0.1"
+    (out / "zarr.json").write_text(json.dumps(document))
+    code, _, error = widelimit(*words)
+    assert (code, "was begun by backend cpu" in error) == (2, True)
+    assert widelimit(*words, "--allow-mixed")[0] == 0
+    np.testing.assert_array_equal(wl.open_gram(out), wl.kernel(wl.cntk_vanilla(3), X))
 
 
 @pytest.mark.parametrize(

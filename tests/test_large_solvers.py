@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ from widelimit.solvers import blas as blas_module
 from widelimit.solvers import factor as factor_module
 from widelimit.solvers import matrix as matrix_module
 from widelimit.solvers import tiled as tiled_module
+from widelimit.solvers.conjugate import _share
 
 
 def gram(n: int, seed: int = 0, dtype: str = "float64", least: float = 1e-2) -> np.ndarray:
@@ -340,7 +342,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sync, room = os.fsync, iter(range(4))
 
     def fsync(handle: int) -> None:
-        if next(room, None) is None:
+        if stat.S_ISREG(os.fstat(handle).st_mode) and next(room, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
@@ -354,6 +356,28 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(lower, np.linalg.cholesky(k), atol=1e-10)
 
 
+@pytest.mark.parametrize("number", range(6))
+def test_a_tile_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whichever it is, the error of the thread that writes is raised, and the rest is kept."""
+    k, path = gram(90), tmp_path / "l.zarr"
+    write, calls = TileStore.write, iter(range(100))
+
+    def fail(self: TileStore, key: tuple[int, int], values: Any) -> Any:
+        if next(calls) == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(self, key, values)
+
+    monkeypatch.setattr(TileStore, "write", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        factorise(k, store=path, tile=32)
+    monkeypatch.undo()
+    assert len(TileStore.open(open_objects(path)).missing()) >= 1
+    lower = factorise(k, store=path).store.block(slice(0, 90), slice(0, 90))
+    np.testing.assert_allclose(lower, np.linalg.cholesky(k), atol=1e-10)
+
+
 # ---------------------------------------------------------------- reuse
 
 OLD = [90, 89, 64, 50, 5]  # of 90, in tiles of 16: none new, one, ragged new ones; more than a tile
@@ -362,7 +386,7 @@ OLD = [90, 89, 64, 50, 5]  # of 90, in tiles of 16: none new, one, ragged new on
 def contents(store: str | Path) -> dict[str, bytes]:
     """What a store is: its metadata and all of its chunks."""
     objects = open_objects(store)
-    return {name: objects.read(name) for name in ("zarr.json", *objects.sizes("c"))}
+    return {name: objects.read(name, 2**30) for name in ("zarr.json", *objects.sizes("c"))}
 
 
 def tiles_written(patch: pytest.MonkeyPatch) -> tuple[list[tuple[int, int]], ...]:
@@ -922,6 +946,28 @@ def test_conjugate_gradients_that_do_not_converge(capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     assert re.fullmatch(r"iteration 3: largest relative residual \S+, 0 s", lines[-1])
+
+
+def test_the_digits_that_are_there_are_the_share() -> None:
+    shares = [_share(residual, 1e-8) for residual in (np.inf, 2.0, 1.0, 1e-2, 1e-6, 1.1e-8, 1e-8)]
+    assert shares == pytest.approx([0, 0, 0, 0.25, 0.75, 0.995, 1], abs=1e-3)
+    assert shares[-2] < 1
+    assert _share(2.0, 1.0) == 0.0
+
+
+def test_progress_of_a_factor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (None, 1):
+        with pytest.raises(TypeError, match="progress must be True, False or a callable"):
+            factorise(gram(40), store=tmp_path / "f", progress=wrong)  # type: ignore[arg-type]
+    assert not (tmp_path / "f").exists()
+    shares: list[float] = []
+    factorise(gram(40), store=tmp_path / "g", tile=16, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    factor = factorise(gram(40), store=tmp_path / "f", tile=16, progress=True)
+    assert capsys.readouterr().err.startswith("factor: 100%, ")
+    factor.inverse_diagonal(progress=True)
+    assert capsys.readouterr().err.startswith("inverse: 100%, ")
 
 
 def test_conjugate_gradients_on_an_indefinite_matrix() -> None:

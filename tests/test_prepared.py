@@ -102,7 +102,7 @@ def test_profiles_that_do_not_fit_are_made_again(monkeypatch: pytest.MonkeyPatch
     size = CpuBackend().profile_bytes(
         wl.program.compile_family([HEAD], X.shape[1:], ["ntk"]), "float32"
     )
-    monkeypatch.setattr(prepared, "CACHE_BYTES", 2 * 530 * size - 1)
+    monkeypatch.setattr(prepared, "PROFILE_BYTES", 2 * 530 * size - 1)
     made.cross(NEW, ["ntk"])
     made.cross(NEW, ["nngp"])  # both together do not fit
     counts.since()
@@ -110,7 +110,7 @@ def test_profiles_that_do_not_fit_are_made_again(monkeypatch: pytest.MonkeyPatch
     assert counts.since() == (23, 23, 3)
     made.cross(NEW, ["ntk"])
     assert counts.since() == (553, 23, 3)
-    monkeypatch.setattr(prepared, "CACHE_BYTES", 530 * size - 1)
+    monkeypatch.setattr(prepared, "PROFILE_BYTES", 530 * size - 1)
     for _ in range(2):
         (k,) = made.cross(NEW, ["ntk"])
         assert counts.since() == (553, 23, 3)
@@ -145,7 +145,7 @@ def test_several_threads_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_checked() -> None:
     with pytest.raises(TypeError, match="net must be a Network or a list"):
         PreparedKernel(["cntk"], X)  # type: ignore[list-item]
-    with pytest.raises(ValueError, match='dtype must be "float32" or "float64", got .half.'):
+    with pytest.raises(ValueError, match='dtype must be "float32" or "float64"'):
         PreparedKernel(NETS, X, dtype="half")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="threads must be at least 1"):
         PreparedKernel(NETS, X, threads=0)

@@ -247,7 +247,7 @@ def test_cost_at_32_x_32(network: Network, slices: int, element_layers: int | No
     assert len(program.displacements) == slices
     if element_layers is not None:
         assert program.element_layers == element_layers
-    else:  # DESIGN, point 1: zero for |di| or |dj| > 2c
+    else:  # zero for |di| or |dj| > 2c (docs/mathematics.md, "Readouts")
         assert max(max(map(abs, d)) for d in program.displacements) == 8
 
 

@@ -1,6 +1,7 @@
 """Models in folders: everything comes back, damage and strangers are refused."""
 
 import json
+import os
 import pickle
 import shutil
 
@@ -129,24 +130,48 @@ def test_what_exists_is_kept(fitted, tmp_path):
         wl.save_model(wl.NTKClassifier(), tmp_path / "n")
 
 
-@pytest.mark.parametrize("step", ["save", "write", "rename"])
-def test_a_failed_save_leaves_what_was_there(fitted, tmp_path, monkeypatch, step):
+CALLS = [(call, n) for call in ("numpy.save", "os.fsync", "os.replace") for n in (0, 1, 5)]
+
+
+@pytest.mark.parametrize(("call", "before"), [*CALLS, ("os.rename", 0), ("os.rename", 1)])
+def test_a_failed_save_leaves_what_was_there(fitted, tmp_path, monkeypatch, call, before):
+    """One call fails, after so many that do not: each array, each file, and each rename."""
     wl.save_model(fitted["classifier"], tmp_path / "m")
+    module, _, name = call.partition(".")
+    module = {"numpy": np, "os": os}[module]
+    right, calls = getattr(module, name), iter(range(10**6))
 
     def fail(*arguments, **options):
-        raise OSError(28, "No space left on device")
+        if next(calls) == before:
+            raise OSError(28, "No space left on device")
+        return right(*arguments, **options)
 
-    if step == "save":
-        monkeypatch.setattr(saved.np, "save", fail)
-    elif step == "write":
-        monkeypatch.setattr(saved, "write_atomically", fail)
-    else:
-        monkeypatch.setattr(saved.Path, "rename", fail)
+    monkeypatch.setattr(module, name, fail)
     with pytest.raises(OSError, match="No space"):
         wl.save_model(fitted["regressor"], tmp_path / "m", overwrite=True)
     monkeypatch.undo()
+    assert next(calls) > before
     assert isinstance(wl.load_model(tmp_path / "m"), wl.NTKClassifier)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_save_that_cannot_even_give_back_the_name_keeps_the_old_model(
+    fitted, tmp_path, monkeypatch
+):
+    wl.save_model(fitted["classifier"], tmp_path / "m")
+    rename, calls = os.rename, iter(range(10))
+
+    def fail(*arguments):
+        if next(calls):
+            raise OSError(5, "Input/output error")
+        rename(*arguments)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        wl.save_model(fitted["regressor"], tmp_path / "m", overwrite=True)
+    (old,) = tmp_path.iterdir()
+    assert old.name.startswith(".m.")
+    assert isinstance(wl.load_model(old), wl.NTKClassifier)
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +232,8 @@ def shorten(path, document):
             r"format .*model/1 or .*model/2, got 'widelimit",
         ),
         (put("format", value=None), r"must hold a model of format"),
-        (put("estimator", value="os.system"), r"damaged: KeyError"),
-        (put("parameters", "__class__", value=1), r"damaged: TypeError"),
+        (put("estimator", value="os.system"), r"damaged \(KeyError: 'os.*: save the model again"),
+        (put("parameters", "__class__", value=1), r"damaged \(TypeError"),
         (put("parameters", "store", value="/etc"), r"no parameters \['store'\]"),
         (put("arrays", "../x", value={}), r"unknown arrays \['../x'\]"),
         (put("arrays", "x_fit", "crc32c", value=7), r"x_fit.npy is damaged, its checksum"),
@@ -226,10 +251,11 @@ def shorten(path, document):
         (replace_array("targets", np.ones((65, 9))), r"dual_coef has shape"),
         (replace_array("sample_weight", np.zeros(65)), r"sample_weight must be above 0"),
         (replace_array("dual_coef", np.ones(4)), r"dual_coef has shape \(4,\)"),
-        (replace_array("x_fit", np.ones((65, 64), complex)), r"does not hold what"),
+        (replace_array("x_fit", np.ones((65, 64), "f2")), r"x_fit.npy does not hold what"),
+        (replace_array("x_fit", np.ones((65, 64), complex)), r"numbers or text, got dtype complex"),
         (replace_array("x_fit", np.array([print]), pickled=True), r"must hold a model"),
         (replace_array("classes", np.arange(3)), r"one column of targets for each class"),
-        (link, r"x_fit.npy is missing"),
+        (link, r"x_fit.npy must be a file in .*leads to .*elsewhere.npy"),
         (shorten, r"must hold a model"),
     ],
 )
@@ -244,13 +270,13 @@ def test_no_model(tmp_path):
     with pytest.raises(ValueError, match=r"has no file model.json"):
         wl.load_model(tmp_path)
     (tmp_path / "model.json").write_text("[" * 10**5)
-    with pytest.raises(ValueError, match="must be the JSON of a model"):
+    with pytest.raises(ValueError, match=r"model\.json must be a JSON object, it is not"):
         wl.load_model(tmp_path)
 
 
 def test_memory_is_looked_at_first(folder, monkeypatch):
     monkeypatch.setattr(saved, "available_memory", lambda: 10_000)
-    with pytest.raises(MemoryError, match=r"more than 0\.0 GiB"):
+    with pytest.raises(MemoryError, match=r"the model takes 0\.0 GiB, 0\.0 GiB are free"):
         wl.load_model(folder)
 
 

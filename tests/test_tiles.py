@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from widelimit.backends.base import Pairs
-from widelimit.matrices.tiles import rectangle, triangle
+from widelimit.backends.cut import rectangle, triangle
 
 Counts = NDArray[np.int64]
 sizes = st.integers(1, 70)

@@ -28,7 +28,7 @@ from widelimit.machine import available_memory, default_threads
 from widelimit.network import Conv, Dense, Flatten, LocalAvgPool, Network, ReLU
 from widelimit.program import Program, compile_networks
 
-__all__ = ["Diagnosis", "Level", "Machine", "examine", "find_machine", "render"]
+__all__ = ["Diagnosis", "InstructionSet", "Machine", "examine", "find_machine", "render"]
 
 
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "zarr", "torch", "cupy-cuda12x")
@@ -73,7 +73,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Level:
+class InstructionSet:
     """One compiled instruction set.
 
     Parameters
@@ -101,7 +101,7 @@ class Diagnosis:
     ----------
     version : str
     machine : Machine
-    levels : tuple of Level
+    instruction_sets : tuple of InstructionSet
         Best first; empty if the compiled core cannot be loaded.
     override : str or None
         Value of ``WIDELIMIT_ISA``.
@@ -113,7 +113,7 @@ class Diagnosis:
 
     version: str
     machine: Machine
-    levels: tuple[Level, ...]
+    instruction_sets: tuple[InstructionSet, ...]
     override: str | None
     chosen: str | None
     problems: tuple[str, ...]
@@ -217,7 +217,7 @@ def examine() -> Diagnosis:
         return Diagnosis(__version__, machine, (), None, None, (problem,))
 
     problems: list[str] = []
-    levels: list[Level] = []
+    tested: list[InstructionSet] = []
     want = sample_sums(ReferenceBackend(), "float64")
     for name, supported in cpu.instruction_sets().items():
         errors: dict[Dtype, float] = {}
@@ -226,7 +226,7 @@ def examine() -> Diagnosis:
             backend = cpu.CpuBackend(name)
             lanes = (backend.lanes("float32"), backend.lanes("float64"))
             errors = {dtype: largest_error(sample_sums(backend, dtype), want) for dtype in _ALLOWED}
-        levels.append(Level(name, supported, lanes, errors))
+        tested.append(InstructionSet(name, supported, lanes, errors))
         problems += find_faults(name, errors)
     override = os.environ.get(cpu.ISA_VARIABLE) or None
     chosen = None
@@ -234,7 +234,7 @@ def examine() -> Diagnosis:
         chosen = cpu.chosen_instruction_set()
     except ValueError as error:
         problems.append(str(error))
-    return Diagnosis(__version__, machine, tuple(levels), override, chosen, tuple(problems))
+    return Diagnosis(__version__, machine, tuple(tested), override, chosen, tuple(problems))
 
 
 def find_faults(name: str, errors: Mapping[Dtype, float]) -> list[str]:
@@ -279,15 +279,15 @@ def render(diagnosis: Diagnosis) -> str:
         "",
         f"{'instruction set':<17}{'processor':<11}{'lanes f32/f64':<15}self test, error f32/f64",
     ]
-    for level in diagnosis.levels:
-        mark = "->" if level.name == diagnosis.chosen else "  "
-        if level.supported:
-            errors = " / ".join(f"{error:.1e}" for error in level.errors.values())
-            state = "FAILED" if find_faults(level.name, level.errors) else "passed"
-            rest = f"{'has it':<11}{level.lanes[0]:>2} /{level.lanes[1]:>2}{'':<8}{state}, {errors}"
+    for isa in diagnosis.instruction_sets:
+        mark = "->" if isa.name == diagnosis.chosen else "  "
+        if isa.supported:
+            errors = " / ".join(f"{error:.1e}" for error in isa.errors.values())
+            state = "FAILED" if find_faults(isa.name, isa.errors) else "passed"
+            rest = f"{'has it':<11}{isa.lanes[0]:>2} /{isa.lanes[1]:>2}{'':<8}{state}, {errors}"
         else:
             rest = f"{'lacks it':<11}-"
-        lines.append(f"{mark} {level.name:<14}{rest}")
+        lines.append(f"{mark} {isa.name:<14}{rest}")
     lines.append("")
     if diagnosis.chosen is not None:
         reason = "the best that the processor has"

@@ -6,8 +6,9 @@ JSON, whose SHA-256 is its fingerprint. The order of layers, as a regular expres
     (Conv ReLU?)* (Flatten | GlobalAvgPool | LocalAvgPool Flatten) Dense (ReLU? Dense)*
     Dense (ReLU? Dense)*                                    the dense network, without readout
 
-The equations are DESIGN Section 1, "General form": ``K, Theta`` enter a layer, ``w = w_std``,
-``b = b_std``, ``t = 1`` if trainable, else 0, and ``(.)`` is ``K``, or ``Theta + t K``.
+The equations are those of docs/mathematics.md, "The network's kernels (general form)":
+``K, Theta`` enter a layer, ``w = w_std``, ``b = b_std``, ``t = 1`` if trainable, else 0, and
+``(.)`` is ``K``, or ``Theta + t K``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, cast, final, get_args
+
+from widelimit.reading import parse_json, refusing
 
 __all__ = ["Conv", "Dense", "Flatten", "GlobalAvgPool", "Layer", "LocalAvgPool", "Network", "ReLU"]
 
@@ -292,15 +295,13 @@ class Network:
         """
         if len(text) > _MAX_JSON_CHARS:
             raise ValueError(f"network JSON: at most {_MAX_JSON_CHARS} characters, got {len(text)}")
-        try:
-            parsed = json.loads(text, object_pairs_hook=_unique)
-            content = _object(parsed, ["format", "layers", "scaling"])
+        content = parse_json(text, "network JSON: the text")
+        with refusing("network JSON: it must be a valid network", "write it with Network.to_json"):
+            content = _object(content, ["format", "layers", "scaling"])
             if content["format"] != _JSON_FORMAT or not isinstance(content["layers"], list):
                 raise ValueError(f"expected format {_JSON_FORMAT!r} and a list, got {content}")
             layers = [_layer_from_json(entry) for entry in cast("list[Any]", content["layers"])]
             return cls(layers, content["scaling"])
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"network JSON: {str(error)[:500]}") from error
 
     @property
     def fingerprint(self) -> str:
@@ -344,12 +345,6 @@ def _ordered(layers: object) -> tuple[Layer, ...]:
         missing = "a readout, then Dense()" if last == "Conv" else "Dense()"
         raise ValueError(f"layers must end with Dense(), got {end}: append {missing}")
     return entries
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError(f"a key occurs twice in {[key for key, _ in pairs]}")
-    return dict(pairs)
 
 
 def _object(content: Any, keys: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,8 @@
 
 namespace widelimit {
 
-// One convolution and, if `relu`, the activation after it, on a slice (DESIGN section 1, general form).
+// One convolution and, if `relu`, the activation after it, on a slice
+// (docs/mathematics.md, "The network's kernels (general form)").
 struct Step {
   int32_t filter_size;  // odd
   int32_t relu;         // 1: activation follows; 0: linear layer
@@ -28,12 +29,19 @@ struct Tap {
   const double* column_weights; // [2w-1][w]
 };
 
-struct Plan {
+// The slice of displacement d = (di, dj), and how many steps it goes through: to the deepest readout that weighs it.
+struct Slice {
+  int32_t di, dj, depth;
+};
+
+// widelimit.program.Program, as far as the slices go.
+struct Program {
   int32_t h, w, c;
-  int32_t n_steps, n_taps;
+  int32_t n_steps, n_taps, n_slices;
   const Step* steps;
   const Tap* taps;
-  double in_scale;  // 1/q^2 of the first step, 1 if there is none
+  const Slice* slices;  // one of each pair d, -d: weights are even in d
+  double in_scale;      // 1/q^2 of the first step, 1 if there is none
 };
 
 // Images and profiles of a batch; T is float or double.
@@ -46,30 +54,29 @@ struct Batch {
   const double* diagonal;  // [n][n_taps][2]: contribution of the slice d = 0 to k(x, x)
 };
 
-// Sums of one lane group: rows[i] against the images lanes[0..n_lanes), or, if `rows` has one entry a lane
-// (pairs), rows[l] against lanes[l].
+// What one call computes: the sums of every row against every column, or, if `pairwise`, of rows[i] against columns[i].
 template <class T>
-struct Job {
-  const Plan* plan;
-  const Batch<T>* x;
-  const Batch<T>* z;
+struct Call {
+  const Program* program;
+  const Batch<T>* x;  // of the rows
+  const Batch<T>* z;  // of the columns
   const int64_t* rows;
   int64_t n_rows;
-  const int64_t* lanes;
-  int32_t n_lanes;
-  int32_t pairs;
-  double* out;          // [n_taps][2] values at out[(tap*2 + field)*field_stride + row*row_stride + lane*lane_stride]
-  int64_t field_stride, row_stride, lane_stride;
+  const int64_t* columns;
+  int64_t n_columns;
+  bool pairwise;
+  double* out;  // [n_taps][2][n_rows][n_columns]; [n_taps][2][n_columns] if pairwise
   unsigned char* workspace;
   const int32_t* cancel;  // non-zero: return early
 };
 
-struct Backend {
+// What kernels.cpp offers, compiled for one instruction set.
+struct Functions {
   int32_t lanes32, lanes64;
-  int64_t (*workspace32)(const Plan&, bool pairs);
-  int64_t (*workspace64)(const Plan&, bool pairs);
-  void (*run32)(const Job<float>&);
-  void (*run64)(const Job<double>&);
+  int64_t (*workspace32)(const Program&, bool pairwise);
+  int64_t (*workspace64)(const Program&, bool pairwise);
+  void (*run32)(const Call<float>&);
+  void (*run64)(const Call<double>&);
   // Loops for micro-benchmarks (peak.hpp).
   int32_t peak_operations;
   double (*fma32)(int64_t);

@@ -1,8 +1,8 @@
 // The slice engine. Compiled once per instruction set with -DWL_ISA=<name>; see core.hpp for the rule on headers.
 //
-// One slice (DESIGN section 2) is swept from top to bottom by all layers together. A layer keeps the few rows
-// that its box filter needs in a ring; two rows at a time go through box filter, dual activation and back to
-// the ring of the next layer, so a slice of any size needs O(layers * width) memory.
+// One slice (docs/mathematics.md, "Slices") is swept from top to bottom by all layers together. A layer keeps the
+// few rows that its box filter needs in a ring; two rows at a time go through box filter, dual activation and back
+// to the ring of the next layer, so a slice of any size needs O(layers * width) memory.
 #include "core.hpp"
 #include "dual_coefficients.hpp"
 #include "peak.hpp"
@@ -104,8 +104,8 @@ WL_INLINE Vec<T> polynomial(const Vec<T> (&c)[N], Vec<T> v) {
   return N % 2 ? fma(other, v, r) : fma(r, v, other);
 }
 
-template <class T, int Flags, int R, bool Fused, bool Pairs>
-void rows_kernel(const Rows<T>& a) {
+template <class T, int Flags, int R, bool Fused, bool Pairwise>
+void compute_rows(const Rows<T>& a) {
   using V = Vec<T>;
   constexpr int L = V::lanes, Cell = 2 * L;
   const int flags = Flags == kDynamic ? a.flags : Flags;
@@ -176,7 +176,7 @@ void rows_kernel(const Rows<T>& a) {
       if (train) n.th[r] = own ? add(n.th[r], n.s[r]) : n.s[r];
       if (!train && !own) n.th[r] = zero;
       if (relu) {
-        const V x = Pairs ? load(xs[r] + j * L) : broadcast(xs[r][j]);
+        const V x = Pairwise ? load(xs[r] + j * L) : broadcast(xs[r][j]);
         const V m = mul(x, load(zs[r] + j * L));
         const V size = is_signed ? abs(n.s[r]) : n.s[r];
         n.e[r] = max(sub(m, size), zero);
@@ -219,13 +219,13 @@ void rows_kernel(const Rows<T>& a) {
 }
 
 template <class T>
-using Kernel = void (*)(const Rows<T>&);
+using RowsFunction = void (*)(const Rows<T>&);
 
-template <class T, bool Fused, bool Pairs>
-Kernel<T> choose_kernel(int flags, int rows) {
+template <class T, bool Fused, bool Pairwise>
+RowsFunction<T> choose_rows_function(int flags, int rows) {
 #define WL_CASE(f)                                                                             \
   case (f):                                                                                    \
-    return rows == 2 ? rows_kernel<T, (f), 2, Fused, Pairs> : rows_kernel<T, (f), 1, Fused, Pairs>
+    return rows == 2 ? compute_rows<T, (f), 2, Fused, Pairwise> : compute_rows<T, (f), 1, Fused, Pairwise>
   switch (flags) {
     WL_CASE(kRelu | kThetaOwn | kTrain | kOutK | kOutTheta);  // inner layers
     WL_CASE(kRelu | kThetaOwn | kTrain | kOutTheta);          // last layer, readout not trained
@@ -236,13 +236,13 @@ Kernel<T> choose_kernel(int flags, int rows) {
     WL_CASE(kRelu | kOutK);                                   // NNGP alone
   }
 #undef WL_CASE
-  return rows == 2 ? rows_kernel<T, kDynamic, 2, Fused, Pairs> : rows_kernel<T, kDynamic, 1, Fused, Pairs>;
+  return rows == 2 ? compute_rows<T, kDynamic, 2, Fused, Pairwise> : compute_rows<T, kDynamic, 1, Fused, Pairwise>;
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Rows of the input covariance, sum_c x z.
 
-template <class T, int C, bool Pairs>
+template <class T, int C, bool Pairwise>
 void input_row(const T* x, const T* z, int channels, int width, Vec<T> scale, T* out) {
   using V = Vec<T>;
   constexpr int L = V::lanes;
@@ -250,7 +250,7 @@ void input_row(const T* x, const T* z, int channels, int width, Vec<T> scale, T*
   for (int j = 0; j < width; ++j) {
     V s = broadcast(T(0));
     for (int c = 0; c < n; ++c) {
-      const V xv = Pairs ? load(x + (j * n + c) * L) : broadcast(x[j * n + c]);
+      const V xv = Pairwise ? load(x + (j * n + c) * L) : broadcast(x[j * n + c]);
       s = fma(xv, load(z + (j * n + c) * L), s);
     }
     store(out + j * 2 * L, mul(s, scale));
@@ -294,14 +294,14 @@ void box_rows(const T* const* rows, int filter_size, int width, bool own, T* scr
 // Memory of one call.
 
 template <class T>
-struct Level {   // output of layer l: a ring of pairs of rows; for l >= 1 also how it is computed
+struct Stage {   // output of layer l: a ring of pairs of rows; for l >= 1 also how it is computed
   T* ring;
   int ring_pairs;
   int slot;      // where in the ring the next pair goes
   int lag;       // in pairs of rows behind the input
   int reach;
   int filter_size;
-  Kernel<T> kernel[3];
+  RowsFunction<T> compute[3];  // by the number of rows
   int flags;
   bool read;     // by some readout
   const T *x, *z;  // profiles at the next pair of rows of the slice that is under way
@@ -313,7 +313,7 @@ struct Layout {
   int64_t row, ring_rows_total, bytes;
   int max_filter;
 
-  Layout(const Plan& p, bool pairs) {
+  Layout(const Program& p, bool pairwise) {
     row = int64_t(p.w + 1) * 2 * L;
     ring_rows_total = 0;
     max_filter = 1;
@@ -322,20 +322,19 @@ struct Layout {
       if (p.steps[l].filter_size > max_filter) max_filter = p.steps[l].filter_size;
     const int64_t image = int64_t(p.h) * p.w * p.c * L, profile = int64_t(p.n_steps) * p.h * p.w * L;
     int64_t n = 0;                                   // in T
-    n += (image + profile + p.n_steps * L) * (pairs ? 2 : 1);
+    n += (image + profile + p.n_steps * L) * (pairwise ? 2 : 1);
     n += row * (ring_rows_total + 1);                // rings and the row of zeros
     n += row * 2;                                    // box sums
     n += int64_t(p.w + max_filter) * L * 2;          // vertical sums
     int64_t b = n * int64_t(sizeof(T));
     b += int64_t(p.n_steps + 1) * int64_t(sizeof(Constants<T>));
-    b += int64_t(2) * p.h * p.w * 12;                                 // displacements
     b += int64_t(p.n_taps) * 2 * L * 4 * int64_t(sizeof(double));
-    b += int64_t(p.n_steps + 1) * int64_t(sizeof(Level<T>)) + int64_t(max_filter + 2) * 8;  // levels and the filter's window
+    b += int64_t(p.n_steps + 1) * int64_t(sizeof(Stage<T>)) + int64_t(max_filter + 2) * 8;  // stages and the filter's window
     bytes = b + 64 * (24 + p.n_steps);                                // alignment of each part
   }
   // Pairs of rows on either side of an output pair that a filter reaches.
-  static int reach(const Plan& p, int step) { return (p.steps[step].filter_size / 2 + 1) / 2; }
-  static int ring_pairs(const Plan& p, int layer) { return layer == p.n_steps ? 1 : 2 * reach(p, layer) + 1; }
+  static int reach(const Program& p, int step) { return (p.steps[step].filter_size / 2 + 1) / 2; }
+  static int ring_pairs(const Program& p, int layer) { return layer == p.n_steps ? 1 : 2 * reach(p, layer) + 1; }
 };
 
 template <class T>
@@ -360,75 +359,67 @@ struct FlushDenormals {
 #endif
 };
 
-struct Displacement {
-  int i, j, depth;
-};
-
-template <class T, bool Pairs>
-struct Engine {
+template <class T, bool Pairwise>
+struct Sweep {
   static constexpr int L = Vec<T>::lanes, Cell = 2 * L;
-  const Job<T>& job;
-  const Plan& plan;
+  const Call<T>& call;
+  const Program& program;
   Layout<T> layout;
   T *z_image, *z_profile, *z_bias, *x_image, *x_profile, *x_bias;
   T *zero_row, *box_sums, *scratch;
   Constants<T>* constants;
-  Level<T>* levels;
+  Stage<T>* stages;
   const T** window;
-  Displacement* active;
-  int n_active, depth_at_zero;
+  int n_lanes;  // of the group under way
   double *slice_sum, *opposite, *at_zero, *total;  // [tap][field][lane]
 
-  explicit Engine(const Job<T>& j) : job(j), plan(*j.plan), layout(plan, Pairs) {
-    Bump<T> b{job.workspace};
-    const int64_t image = int64_t(plan.h) * plan.w * plan.c * L, profile = int64_t(plan.n_steps) * plan.h * plan.w * L;
+  explicit Sweep(const Call<T>& c) : call(c), program(*c.program), layout(program, Pairwise) {
+    Bump<T> b{call.workspace};
+    const int64_t image = int64_t(program.h) * program.w * program.c * L, profile = int64_t(program.n_steps) * program.h * program.w * L;
     z_image = b.template take<T>(image);
     z_profile = b.template take<T>(profile);
-    z_bias = b.template take<T>(plan.n_steps * L);
-    if (Pairs) {
+    z_bias = b.template take<T>(program.n_steps * L);
+    if (Pairwise) {
       x_image = b.template take<T>(image);
       x_profile = b.template take<T>(profile);
-      x_bias = b.template take<T>(plan.n_steps * L);
+      x_bias = b.template take<T>(program.n_steps * L);
     }
     zero_row = b.template take<T>(layout.row);
     box_sums = b.template take<T>(2 * layout.row);
-    scratch = b.template take<T>(int64_t(plan.w + layout.max_filter) * L * 2);
-    constants = b.template take<Constants<T>>(plan.n_steps);
-    levels = b.template take<Level<T>>(plan.n_steps + 1);
+    scratch = b.template take<T>(int64_t(program.w + layout.max_filter) * L * 2);
+    constants = b.template take<Constants<T>>(program.n_steps);
+    stages = b.template take<Stage<T>>(program.n_steps + 1);
     window = b.template take<const T*>(layout.max_filter + 2);
-    active = b.template take<Displacement>(int64_t(2) * plan.h * plan.w);
-    slice_sum = b.template take<double>(plan.n_taps * 2 * L);
-    opposite = b.template take<double>(plan.n_taps * 2 * L);
-    total = b.template take<double>(plan.n_taps * 2 * L);
-    at_zero = b.template take<double>(plan.n_taps * 2 * L);
+    slice_sum = b.template take<double>(program.n_taps * 2 * L);
+    opposite = b.template take<double>(program.n_taps * 2 * L);
+    total = b.template take<double>(program.n_taps * 2 * L);
+    at_zero = b.template take<double>(program.n_taps * 2 * L);
     for (int64_t i = 0; i < layout.row; ++i) zero_row[i] = 0;
     for (int64_t i = 0; i < 2 * layout.row; ++i) box_sums[i] = 0;
     int lag = 0;
-    for (int l = 0; l <= plan.n_steps; ++l) {
-      Level<T>& v = levels[l];
-      v.ring_pairs = Layout<T>::ring_pairs(plan, l);
+    for (int l = 0; l <= program.n_steps; ++l) {
+      Stage<T>& v = stages[l];
+      v.ring_pairs = Layout<T>::ring_pairs(program, l);
       v.ring = b.template take<T>(layout.row * 2 * v.ring_pairs);
       for (int64_t i = 0; i < layout.row * 2 * v.ring_pairs; ++i) v.ring[i] = 0;
       v.reach = 0;
       v.read = false;
-      for (int i = 0; i < plan.n_taps; ++i) v.read = v.read || plan.taps[i].layer == l;
+      for (int i = 0; i < program.n_taps; ++i) v.read = v.read || program.taps[i].layer == l;
       if (l > 0) {
-        const Step& s = plan.steps[l - 1];
-        v.reach = Layout<T>::reach(plan, l - 1);
+        const Step& s = program.steps[l - 1];
+        v.reach = Layout<T>::reach(program, l - 1);
         v.filter_size = s.filter_size;
         lag += v.reach;
         v.flags = (s.relu ? kRelu : 0) | (s.is_signed ? kSigned : 0) | (s.theta_in ? kThetaOwn : 0) |
                   (s.trainable && s.theta_out ? kTrain : 0) | (s.k_out ? kOutK : 0) |
                   (s.theta_out ? kOutTheta : 0) | (s.biased ? kBias : 0);
         for (int r = 1; r <= 2; ++r)
-          v.kernel[r] = s.filter_size == 3 ? choose_kernel<T, true, Pairs>(v.flags, r)
-                                           : choose_kernel<T, false, Pairs>(v.flags, r);
+          v.compute[r] = s.filter_size == 3 ? choose_rows_function<T, true, Pairwise>(v.flags, r)
+                                           : choose_rows_function<T, false, Pairwise>(v.flags, r);
         set_constants(constants[l - 1], s.out_scale);
       }
       v.lag = lag;
     }
-    depth_at_zero = depth_of(0, 0);
-    list_displacements();
   }
 
   void interleave(const T* source, int64_t size, const int64_t* index, T* out) {
@@ -438,7 +429,7 @@ struct Engine {
       const int64_t n = size - i0 < block ? size - i0 : block;
       for (int l = 0; l < L; ++l) {
         T* o = out + i0 * L + l;
-        if (l < job.n_lanes) {
+        if (l < n_lanes) {
           const T* s = source + index[l] * size + i0;
           for (int64_t i = 0; i < n; ++i) o[i * L] = s[i];
         } else {
@@ -449,15 +440,15 @@ struct Engine {
   }
 
   void pack(const Batch<T>& batch, const int64_t* index, T* image, T* profile, T* bias) {
-    interleave(batch.images, int64_t(plan.h) * plan.w * plan.c, index, image);
-    interleave(batch.profiles, int64_t(plan.n_steps) * plan.h * plan.w, index, profile);
-    interleave(batch.biases, plan.n_steps, index, bias);
+    interleave(batch.images, int64_t(program.h) * program.w * program.c, index, image);
+    interleave(batch.profiles, int64_t(program.n_steps) * program.h * program.w, index, profile);
+    interleave(batch.biases, program.n_steps, index, bias);
   }
 
-  bool cancelled() const { return *static_cast<const volatile int32_t*>(job.cancel) != 0; }
+  bool cancelled() const { return *static_cast<const volatile int32_t*>(call.cancel) != 0; }
 
   // Row r of what a level has in its ring, given the slot of the pair that holds row `origin` (even).
-  const T* row_of(const Level<T>& v, int r, int origin, int slot, int height) const {
+  const T* row_of(const Stage<T>& v, int r, int origin, int slot, int height) const {
     if (r < 0 || r >= height) return zero_row;
     const int away = r - origin;
     slot += away >= 0 ? away / 2 : -((1 - away) / 2);
@@ -470,11 +461,11 @@ struct Engine {
 
   // Add rows [r, r + n) of the output of a layer, `row` and the one after it, to the sums of its readouts.
   void read_out(int layer, const T* row, int r, int n, int width, int di, int dj) {
-    for (int i = 0; i < plan.n_taps; ++i) {
-      const Tap& tap = plan.taps[i];
+    for (int i = 0; i < program.n_taps; ++i) {
+      const Tap& tap = program.taps[i];
       if (tap.layer != layer) continue;
-      const double* rw = weights(tap.row_weights, plan.h, di) + r;
-      const double* cw = weights(tap.column_weights, plan.w, dj);
+      const double* rw = weights(tap.row_weights, program.h, di) + r;
+      const double* cw = weights(tap.column_weights, program.w, dj);
       if (rw[0] == 0 && (n == 1 || rw[1] == 0)) continue;
       for (int field = 0; field < 2; ++field) {
         if (!(field ? tap.want_theta : tap.want_k)) continue;
@@ -500,23 +491,23 @@ struct Engine {
 
   // The slice of displacement (di, dj) through all layers up to `depth`; sums go to slice_sum.
   void slice(const T* x_img, const T* x_prof, int di, int dj, int depth) {
-    constexpr int XL = Pairs ? L : 1;
-    const int h = plan.h, w = plan.w, c = plan.c;
+    constexpr int XL = Pairwise ? L : 1;
+    const int h = program.h, w = program.w, c = program.c;
     const int height = h - (di < 0 ? -di : di), width = w - (dj < 0 ? -dj : dj);
     const int xi = di < 0 ? -di : 0, xj = dj < 0 ? -dj : 0, zi = di > 0 ? di : 0, zj = dj > 0 ? dj : 0;
     const int pairs = (height + 1) / 2;
-    const Vec<T> in_scale = broadcast(T(plan.in_scale));
+    const Vec<T> in_scale = broadcast(T(program.in_scale));
     const int64_t at_x = (int64_t(xi) * w + xj) * XL, at_z = (int64_t(zi) * w + zj) * L, field = int64_t(h) * w;
     const T *x_row = x_img + at_x * c, *z_row = z_image + at_z * c;  // images at the next row
-    levels[0].slot = 0;
+    stages[0].slot = 0;
     for (int l = 1; l <= depth; ++l) {
-      levels[l].slot = 0;
-      levels[l].x = x_prof + (l - 1) * field * XL + at_x;
-      levels[l].z = z_profile + (l - 1) * field * L + at_z;
+      stages[l].slot = 0;
+      stages[l].x = x_prof + (l - 1) * field * XL + at_x;
+      stages[l].z = z_profile + (l - 1) * field * L + at_z;
     }
-    for (int step = 0; step < pairs + levels[depth].lag; ++step) {
+    for (int step = 0; step < pairs + stages[depth].lag && !cancelled(); ++step) {
       for (int l = 0; l <= depth; ++l) {
-        Level<T>& out = levels[l];
+        Stage<T>& out = stages[l];
         const int pair = step - out.lag;
         if (pair < 0) break;
         if (pair >= pairs) continue;
@@ -526,16 +517,16 @@ struct Engine {
           for (int i = 0; i < n; ++i) {
             T* o = row + i * layout.row;
             if (c == 3)
-              input_row<T, 3, Pairs>(x_row, z_row, c, width, in_scale, o);
+              input_row<T, 3, Pairwise>(x_row, z_row, c, width, in_scale, o);
             else if (c == 1)
-              input_row<T, 1, Pairs>(x_row, z_row, c, width, in_scale, o);
+              input_row<T, 1, Pairwise>(x_row, z_row, c, width, in_scale, o);
             else
-              input_row<T, 0, Pairs>(x_row, z_row, c, width, in_scale, o);
+              input_row<T, 0, Pairwise>(x_row, z_row, c, width, in_scale, o);
             x_row += w * c * XL;
             z_row += w * c * L;
           }
         } else {
-          const Level<T>& in = levels[l - 1];
+          const Stage<T>& in = stages[l - 1];
           // The input's next slot holds the pair that comes `reach` after this one, plus one.
           int slot = in.slot - 1 - out.reach;
           if (pair + out.reach >= pairs) slot += pair + out.reach - pairs + 1;
@@ -572,7 +563,7 @@ struct Engine {
           a.k = constants + (l - 1);
           a.width = width;
           a.flags = out.flags;
-          out.kernel[n](a);
+          out.compute[n](a);
         }
         if (out.read) read_out(l, row, r, n, width, di, dj);
         if (++out.slot == out.ring_pairs) out.slot = 0;
@@ -580,99 +571,82 @@ struct Engine {
     }
   }
 
-  // The deepest layer that a readout with weight on this displacement reads, -1 if there is none.
-  int depth_of(int di, int dj) const {
-    int depth = -1;
-    for (int i = 0; i < plan.n_taps; ++i) {
-      const Tap& tap = plan.taps[i];
-      if (tap.layer <= depth) continue;
-      const double* rw = weights(tap.row_weights, plan.h, di);
-      const double* cw = weights(tap.column_weights, plan.w, dj);
-      bool rows = false, columns = false;
-      for (int r = 0; r < plan.h - (di < 0 ? -di : di); ++r) rows = rows || rw[r] != 0;
-      for (int r = 0; r < plan.w - (dj < 0 ? -dj : dj); ++r) columns = columns || cw[r] != 0;
-      if (rows && columns) depth = tap.layer;
-    }
-    return depth;
-  }
-
-  // One half plane of displacements, without 0; weights are even in d.
-  void list_displacements() {
-    n_active = 0;
-    for (int di = 0; di < plan.h; ++di)
-      for (int dj = di == 0 ? 1 : 1 - plan.w; dj < plan.w; ++dj) {
-        const int depth = depth_of(di, dj);
-        if (depth >= 0) active[n_active++] = {di, dj, depth};
-      }
-  }
-
   void sum_slice(const T* x_img, const T* x_prof, int di, int dj, int depth) {
-    for (int i = 0; i < plan.n_taps * 2 * L; ++i) slice_sum[i] = 0;
-    if (depth >= 0) slice(x_img, x_prof, di, dj, depth);
+    for (int i = 0; i < program.n_taps * 2 * L; ++i) slice_sum[i] = 0;
+    slice(x_img, x_prof, di, dj, depth);
   }
 
-  // All slices of one lane group. d and -d are added before they join the total, so that k(x, z) and k(z, x)
-  // agree to the last bit.
+  // All slices of one row and a lane group. d and -d are added before they join the total, so that k(x, z) and
+  // k(z, x) agree to the last bit.
   bool group(const T* x_img, const T* x_prof) {
-    const int n = plan.n_taps * 2 * L;
-    sum_slice(x_img, x_prof, 0, 0, depth_at_zero);
-    for (int i = 0; i < n; ++i) {
-      at_zero[i] = slice_sum[i];
-      total[i] = 0;
-    }
-    for (int a = 0; a < n_active; ++a) {
-      if (cancelled()) return false;
-      const Displacement d = active[a];
-      sum_slice(x_img, x_prof, d.i, d.j, d.depth);
-      for (int i = 0; i < n; ++i) opposite[i] = slice_sum[i];
-      sum_slice(x_img, x_prof, -d.i, -d.j, d.depth);
+    const int n = program.n_taps * 2 * L;
+    for (int i = 0; i < n; ++i) at_zero[i] = total[i] = 0;
+    for (int a = 0; a < program.n_slices; ++a) {
+      const Slice d = program.slices[a];
+      sum_slice(x_img, x_prof, d.di, d.dj, d.depth);
+      double* const sum = d.di == 0 && d.dj == 0 ? at_zero : opposite;
+      for (int i = 0; i < n; ++i) sum[i] = slice_sum[i];
+      if (sum == at_zero) continue;
+      sum_slice(x_img, x_prof, -d.di, -d.dj, d.depth);
       for (int i = 0; i < n; ++i) total[i] += opposite[i] + slice_sum[i];
     }
     return !cancelled();
   }
 
-  void run() {
-    FlushDenormals flush;
-    (void)flush;
-    pack(*job.z, job.lanes, z_image, z_profile, z_bias);
-    if (Pairs) pack(*job.x, job.rows, x_image, x_profile, x_bias);
-    const int64_t image = int64_t(plan.h) * plan.w * plan.c, profile = int64_t(plan.n_steps) * plan.h * plan.w;
-    for (int64_t i = 0; i < (Pairs ? 1 : job.n_rows); ++i) {
-      const int64_t row = job.rows[i];
-      const T* bias = job.x->biases + row * plan.n_steps;
-      for (int s = 0; s < plan.n_steps; ++s)
+  // The columns from `first` on that fill the lanes, against their rows; false if the call was cancelled.
+  bool columns(int64_t first) {
+    const int64_t left = call.n_columns - first;
+    n_lanes = left < L ? int(left) : L;
+    const int64_t* const rows = call.rows + (Pairwise ? first : 0);
+    const int64_t n_rows = Pairwise ? 1 : call.n_rows;
+    pack(*call.z, call.columns + first, z_image, z_profile, z_bias);
+    if (Pairwise) pack(*call.x, rows, x_image, x_profile, x_bias);
+    const int64_t image = int64_t(program.h) * program.w * program.c, profile = int64_t(program.n_steps) * program.h * program.w;
+    for (int64_t i = 0; i < n_rows; ++i) {
+      const int64_t row = rows[i];
+      const T* bias = call.x->biases + row * program.n_steps;
+      for (int s = 0; s < program.n_steps; ++s)
         for (int l = 0; l < L; ++l)
-          constants[s].bias[l] = (Pairs ? x_bias[s * L + l] : bias[s]) * z_bias[s * L + l];
-      if (!group(Pairs ? x_image : job.x->images + row * image, Pairs ? x_profile : job.x->profiles + row * profile)) return;
-      for (int l = 0; l < job.n_lanes; ++l) {
-        const int64_t xr = job.rows[Pairs ? l : i], zr = job.lanes[l];
-        const bool same = job.x->identity[xr] == job.z->identity[zr];
-        for (int f = 0; f < plan.n_taps * 2; ++f) {
-          const double zero = same ? job.x->diagonal[xr * plan.n_taps * 2 + f] : at_zero[f * L + l];
-          job.out[f * job.field_stride + (Pairs ? 0 : i * job.row_stride) + l * job.lane_stride] = zero + total[f * L + l];
+          constants[s].bias[l] = (Pairwise ? x_bias[s * L + l] : bias[s]) * z_bias[s * L + l];
+      if (!group(Pairwise ? x_image : call.x->images + row * image, Pairwise ? x_profile : call.x->profiles + row * profile))
+        return false;
+      for (int l = 0; l < n_lanes; ++l) {
+        const int64_t xr = rows[Pairwise ? l : i], zr = call.columns[first + l];
+        const bool same = call.x->identity[xr] == call.z->identity[zr];
+        for (int f = 0; f < program.n_taps * 2; ++f) {
+          const double zero = same ? call.x->diagonal[xr * program.n_taps * 2 + f] : at_zero[f * L + l];
+          call.out[(f * n_rows + i) * call.n_columns + first + l] = zero + total[f * L + l];
         }
       }
     }
+    return true;
+  }
+
+  void run() {
+    FlushDenormals flush;
+    (void)flush;
+    for (int64_t first = 0; first < call.n_columns; first += L)
+      if (!columns(first)) return;
   }
 };
 
 template <class T>
-int64_t workspace(const Plan& plan, bool pairs) {
-  return Layout<T>(plan, pairs).bytes;
+int64_t workspace(const Program& program, bool pairwise) {
+  return Layout<T>(program, pairwise).bytes;
 }
 
 template <class T>
-void run(const Job<T>& job) {
-  if (job.pairs)
-    Engine<T, true>(job).run();
+void run(const Call<T>& call) {
+  if (call.pairwise)
+    Sweep<T, true>(call).run();
   else
-    Engine<T, false>(job).run();
+    Sweep<T, false>(call).run();
 }
 
 }  // namespace
 
-extern const Backend WL_CONCAT(backend_, WL_ISA);
-const Backend WL_CONCAT(backend_, WL_ISA) = {
+extern const Functions WL_CONCAT(functions_, WL_ISA);
+const Functions WL_CONCAT(functions_, WL_ISA) = {
     Vec<float>::lanes, Vec<double>::lanes, workspace<float>, workspace<double>,  run<float>,         run<double>,
     kPeakOperations,   fma_loop<float>,    fma_loop<double>, mixed_loop<float>, mixed_loop<double>, read_loop<float>,
 };

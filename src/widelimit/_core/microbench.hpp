@@ -34,19 +34,19 @@ double best_rate(double seconds, const Loop& loop) {
 }
 
 // Floating-point operations per second of one core in float32 and float64; an FMA counts as two.
-inline std::tuple<double, double> fma_peak(const Backend& b, double seconds) {
-  const double operations = 2.0 * b.peak_operations;
-  return {operations * b.lanes32 * best_rate(seconds / 2, b.fma32), operations * b.lanes64 * best_rate(seconds / 2, b.fma64)};
+inline std::tuple<double, double> fma_peak(const Functions& f, double seconds) {
+  const double operations = 2.0 * f.peak_operations;
+  return {operations * f.lanes32 * best_rate(seconds / 2, f.fma32), operations * f.lanes64 * best_rate(seconds / 2, f.fma64)};
 }
 
 // Vector instructions per second of one core in float32 and float64, two FMA to one addition.
-inline std::tuple<double, double> mixed_peak(const Backend& b, double seconds) {
-  return {b.peak_operations * best_rate(seconds / 2, b.mixed32), b.peak_operations * best_rate(seconds / 2, b.mixed64)};
+inline std::tuple<double, double> mixed_peak(const Functions& f, double seconds) {
+  return {f.peak_operations * best_rate(seconds / 2, f.mixed32), f.peak_operations * best_rate(seconds / 2, f.mixed64)};
 }
 
 // Bytes per second that one core reads from a buffer of `bytes`, again and again: the level of the memory
 // hierarchy that the buffer fits into.
-inline double read_bandwidth(const Backend& b, int64_t bytes, double seconds) {
+inline double read_bandwidth(const Functions& f, int64_t bytes, double seconds) {
   constexpr int64_t block = 4096;  // a multiple of what one turn of `read_loop` takes, on every level
   const int64_t size = (bytes < block ? block : bytes) / block * block, n = size / int64_t(sizeof(float));
   std::unique_ptr<float, decltype(&std::free)> p(static_cast<float*>(std::aligned_alloc(size_t(block), size_t(size))), &std::free);
@@ -54,7 +54,7 @@ inline double read_bandwidth(const Backend& b, int64_t bytes, double seconds) {
   for (int64_t i = 0; i < n; ++i) p.get()[i] = 1;  // every page exists before the clock starts
   return double(size) * best_rate(seconds, [&](int64_t turns) {
            double sum = 0;
-           for (int64_t i = 0; i < turns; ++i) sum += b.read32(p.get(), n);
+           for (int64_t i = 0; i < turns; ++i) sum += f.read32(p.get(), n);
            return sum;
          });
 }

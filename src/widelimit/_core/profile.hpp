@@ -39,7 +39,7 @@ inline double power_of_two(double v) {
 // Each image is divided by a power of two, `scale`, so that its largest profile lies in [1, 2): networks
 // without bias are homogeneous, a bias is divided alike. The diagonal is the slice d = 0 of k(x, x), where lambda = 1.
 template <class T>
-void make_profiles(const Plan& p, const double* x, int64_t n, const double* bias, T* images, T* profiles, T* biases,
+void make_profiles(const Program& p, const double* x, int64_t n, const double* bias, T* images, T* profiles, T* biases,
                    double* scale, double* diagonal) {
   const int hw = p.h * p.w;
   std::vector<double> image(size_t(hw) * p.c), var(hw), theta(hw), boxed(hw), scratch(p.w), prof(size_t(p.n_steps) * hw),

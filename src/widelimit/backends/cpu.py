@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from widelimit._core import _engine
 from widelimit.arrays import FloatArray
-from widelimit.backends.base import Cancelled, Dtype, Pairs, Profile
+from widelimit.backends.base import Cancelled, Dtype, Entries, Pairs, Profile
+from widelimit.backends.cut import lane_groups
 from widelimit.program import Program
 
 __all__ = ["ISA_VARIABLE", "CpuBackend", "instruction_sets"]
@@ -25,7 +27,7 @@ _PROFILE_CHUNK = 32  # images at a time: between two chunks Python takes notice 
 
 def instruction_sets() -> dict[str, bool]:
     """Return the compiled instruction sets, best first, and whether this processor has each."""
-    return {name: supported for name, supported, *_ in _engine.levels()}
+    return {name: supported for name, supported, *_ in _engine.instruction_sets()}
 
 
 def chosen_instruction_set() -> str:
@@ -99,7 +101,7 @@ def _units(program: Program) -> _Units:
 
 @dataclass(frozen=True, eq=False)
 class _Compiled:
-    plan: Any
+    program: Any  # the engine's
     units: _Units
     factors: FloatArray  # (n_taps,): from the engine's sums to true sums
 
@@ -127,8 +129,14 @@ def _compile(program: Program) -> _Compiled:
         (tap.layer, tap.want_sigma, tap.want_theta, tap.weights(h), tap.weights(w))
         for tap in program.taps
     ]
-    plan = _engine.Plan(h, w, c, units.in_scale, steps, taps)
-    return _Compiled(plan, units, np.array([units.gains[tap.layer] for tap in program.taps]))
+    # Of d and -d, which are added before they join the total, one is listed.
+    slices = sorted((*d, depth) for d, depth in program.displacements.items() if d >= (0, 0))
+    geometry = np.array(slices, np.int32)
+    return _Compiled(
+        _engine.Program(h, w, c, units.in_scale, steps, taps, geometry),
+        units,
+        np.array([units.gains[tap.layer] for tap in program.taps]),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,11 +162,15 @@ class CpuBackend:
 
     def __init__(self, isa: str | None = None) -> None:
         self.isa = chosen_instruction_set() if isa is None else isa
-        self._lanes = {name: lanes for name, _, *lanes in _engine.levels()}[self.isa]
+        self._lanes = {name: lanes for name, _, *lanes in _engine.instruction_sets()}[self.isa]
 
     def lanes(self, dtype: Dtype) -> int:
         """Return the numbers in one vector register."""
         return self._lanes[0 if dtype == "float32" else 1]
+
+    def cut(self, program: Program, dtype: Dtype, entries: Entries) -> Iterator[tuple[Pairs, bool]]:
+        """Cut into lane groups; see `Backend.cut`."""
+        return lane_groups(program, self.lanes(dtype), entries)
 
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of one image and its profile."""
@@ -167,8 +179,8 @@ class CpuBackend:
 
     def scratch_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes that the engine allocates for one call."""
-        plan = _compile(program).plan
-        return _engine.workspace_bytes(self.isa, plan, dtype == "float32", True)
+        single = dtype == "float32"
+        return _engine.workspace_bytes(self.isa, _compile(program).program, single, True)
 
     def profile(
         self, program: Program, images: FloatArray, identity: NDArray[np.int64], dtype: Dtype
@@ -184,9 +196,9 @@ class CpuBackend:
         for start in range(0, n, _PROFILE_CHUNK):
             part = slice(start, start + _PROFILE_CHUNK)
             outputs = (array[part] for array in (*stored, scale, diagonal))
-            fill(compiled.plan, images[part], compiled.units.biases, *outputs)
+            fill(compiled.program, images[part], compiled.units.biases, *outputs)
         make = _engine.Batch32 if single else _engine.Batch64
-        return _Profile(make(compiled.plan, *stored, identity, diagonal), scale, dtype)
+        return _Profile(make(compiled.program, *stored, identity, diagonal), scale, dtype)
 
     def sums(
         self,
@@ -204,7 +216,7 @@ class CpuBackend:
         run = _engine.run32 if left.dtype == "float32" else _engine.run64
         rows, columns = pairs.rows, pairs.columns
         arguments = (rows, columns, pairs.pairwise, result, cancel)
-        run(self.isa, compiled.plan, left.batch, right.batch, *arguments)
+        run(self.isa, compiled.program, left.batch, right.batch, *arguments)
         if cancel[0]:
             raise Cancelled
         if not pairs.pairwise:

@@ -32,10 +32,10 @@ from widelimit.backends.cpu import (
     chosen_instruction_set,
     instruction_sets,
 )
+from widelimit.backends.cut import triangle
 from widelimit.bench.images import Images
 from widelimit.machine import default_threads
 from widelimit.matrices import gram, kernel
-from widelimit.matrices.tiles import triangle
 from widelimit.network import Network
 from widelimit.program import Kind, compile_family, compile_networks
 

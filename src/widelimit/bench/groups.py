@@ -37,18 +37,35 @@ __all__ = [
 ]
 
 Results = Mapping[str, Sequence[float]]
+_Shares = dict[tuple[str, Dtype, int], tuple[float, float | None]]
 
 _TABLE_1 = (3, 4, 6, 11, 21)
 _DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
-# Element-layers per second and core at 32x32x3, by the instruction set in use.
-_TARGETS: dict[str, dict[tuple[str, str], float]] = {
-    "avx512": {
-        ("GAP", "float32"): 2.7e9,
-        ("V", "float32"): 2.2e9,
-        ("GAP", "float64"): 1.1e9,
-    },
-    "avx2": {("GAP", "float32"): 1.0e9},
+_TOLERANCE = 0.10
+# Of a share of the FMA bound: processors differ by a sixth in what they do beside arithmetic.
+_SHARE_TOLERANCE = 0.20
+
+
+def _shares(*rows: tuple[str, Dtype, tuple[int, ...], float, float | None]) -> _Shares:
+    return {
+        (kernel, dtype, depth): (target, tolerance)
+        for kernel, dtype, depths, target, tolerance in rows
+        for depth in depths
+    }
+
+
+# What each kernel should reach of the FMA bound that the same run measures, at 32x32x3, by the
+# instruction set in use. The bound is that of inner layers; of CNTK-V at depth 3 one layer of two
+# is the first, whose sigma has a sign and needs a second polynomial: that target is an aim.
+_SHARES: dict[str, _Shares] = {
+    "avx512": _shares(
+        ("GAP", "float32", _TABLE_1, 0.90, _SHARE_TOLERANCE),
+        ("GAP", "float64", _TABLE_1, 0.80, _SHARE_TOLERANCE),
+        ("V", "float32", (6, 11, 21), 0.80, _SHARE_TOLERANCE),
+        ("V", "float32", (3,), 0.75, None),
+    ),
+    "avx2": _shares(("GAP", "float32", _TABLE_1, 0.65, _SHARE_TOLERANCE)),
 }
 
 # Where a core of today finds them: first and second cache, last cache, memory.
@@ -65,8 +82,13 @@ class Figure:
     value : callable
         From the measurements of each case, by name, to the figure.
     target : float or None
+        A ratio of two measurements of one run, so that no machine is asked for the speed of
+        another; or the seconds that a user may have to wait.
     at_most : bool
         Whether the target is an upper limit.
+    tolerance : float or None
+        Share of the target by which it may be missed before the command fails. None: it never
+        does, the target is an aim.
     """
 
     name: str
@@ -74,6 +96,7 @@ class Figure:
     value: Callable[[Results], float]
     target: float | None = None
     at_most: bool = False
+    tolerance: float | None = _TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -106,7 +129,7 @@ def arithmetic(isa: str, dtype: Dtype) -> dict[str, float] | None:
     """Vector instructions that an inner layer needs for one vector of entries, by purpose.
 
     An inner layer is a trained convolution (q = 3) with ReLU, K and Theta in and out: the code of
-    ``rows_kernel`` (_core/kernels.cpp), two rows at a time. An FMA counts as one instruction, as
+    ``compute_rows`` (_core/kernels.cpp), two rows at a time. An FMA counts as one instruction, as
     multiplications, additions and maxima do. Not counted: loads, stores, moves, and the one
     instruction that estimates 1/sqrt.
 
@@ -168,6 +191,21 @@ def _share(case: Case, top: Case, isa: str, dtype: Dtype) -> Callable[[Results],
     return lambda results: work / median(results[case.name]) / max(results[top.name])
 
 
+def _share_figures(
+    case: Case, tops: Mapping[str, Case], isa: str, key: tuple[str, Dtype, int]
+) -> list[Figure]:
+    """Shares of the bounds that peaks give; that of the FMA bound has a target."""
+    figures: list[Figure] = []
+    for title, top in tops.items():
+        share = _share(case, top, isa, key[1])
+        if share is not None:
+            target = _SHARES.get(isa, {}).get(key) if title == "FMA" else None
+            asked, tolerance = target or (None, None)
+            name = f"{case.name}, share of {title} bound"
+            figures.append(Figure(name, "", share, asked, tolerance=tolerance))
+    return figures
+
+
 def local_pooling(depth: int, half_width: int) -> Network:
     """CNTK-GAP with local instead of global average pooling."""
     gap = cntk_gap(depth)
@@ -208,12 +246,9 @@ def _speed(setting: Setting) -> Group:
                 name = f"{kind} depth {depth} {dtype}"
                 case = timed_kernel(setting, name, network, dtype=dtype, sizes=sizes)
                 cases.append(case)
-                target = _TARGETS.get(isa, {}).get((kind, dtype))
-                figures.append(Figure(name, "element-layers/s", _rate(case), target))
-                for title, top in tops.items():
-                    share = _share(case, top, isa, dtype)
-                    if share is not None and kind != "LAP(4)":
-                        figures.append(Figure(f"{name}, share of {title} bound", "", share))
+                figures.append(Figure(name, "element-layers/s", _rate(case)))
+                if kind != "LAP(4)":
+                    figures += _share_figures(case, tops, isa, (kind, dtype, depth))
     for title, size in _BUFFERS.items():
         if setting.quick and size > 2**20:
             continue
@@ -319,11 +354,8 @@ def _instruction_sets(setting: Setting) -> Group:
             name = f"{isa} GAP depth 11 {dtype}"
             case = timed_kernel(setting, name, cntk_gap(11), dtype=dtype, isa=isa)
             cases += [top, case]
-            target = _TARGETS.get(isa, {}).get(("GAP", dtype))
-            figures.append(Figure(name, "element-layers/s", _rate(case), target))
-            share = _share(case, top, isa, dtype)
-            if share is not None:
-                figures.append(Figure(f"{name}, share of FMA bound", "", share))
+            figures.append(Figure(name, "element-layers/s", _rate(case)))
+            figures += _share_figures(case, {"FMA": top}, isa, ("GAP", dtype, 11))
     return Group(tuple(cases), tuple(figures), 3)
 
 

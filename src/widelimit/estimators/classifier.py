@@ -78,8 +78,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     dtype : {"float32", "float64"} or None
         Precision of the kernel; the regression is always solved in float64. None: "float32" for
         a network with convolutions or pooling, "float64" for dense ones. See Notes.
-    backend : {"auto", "reference", "cpu", "cuda"}
-        What computes the kernel. No result but its rounding depends on it.
+    backend : {"auto", "reference", "cpu"}
+        What computes the kernel. No result but its rounding depends on it. "cuda" is to come.
     threads : int or None
         Threads of the kernel; None: all processors, or as many as OMP_NUM_THREADS says. BLAS has
         its own setting (threadpoolctl).
@@ -91,9 +91,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         A folder for the Gram matrix (``kernel.zarr``) and, if it does not fit into memory, its
         factor: a fit that is stopped goes on when it is made again. None: all in memory.
     memory : int, str or None
-        Bytes, or ``"6GB"``: the most that this process takes, as for `widelimit.matrices`.
+        Bytes, or ``"6GB"``: the most that this process takes, as for `widelimit.gram`.
     executor : concurrent.futures.Executor, dask.distributed.Client or None
-        Where the tiles of a stored Gram matrix are computed, as for `widelimit.matrices`.
+        Where the tiles of a stored Gram matrix are computed, as for `widelimit.gram`.
     verbose : bool
         Whether to show the progress of the kernel of the training samples.
 

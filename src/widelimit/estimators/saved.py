@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +21,9 @@ from numpy.typing import NDArray
 from widelimit.estimators.attributes import check_is_fitted
 from widelimit.estimators.base import NTKEstimator
 from widelimit.estimators.described import ARRAYS, FORMATS, describe, restore
-from widelimit.files import PARTIAL_SUFFIX, write_atomically
+from widelimit.files import atomic_file, atomic_folder, write_atomically
 from widelimit.machine import available_memory
+from widelimit.reading import StoredArray, open_array, read_json, refusing
 
 __all__ = ["load_model", "save_model"]
 
@@ -72,16 +72,12 @@ def save_model(
             + (", it is no model" if overwrite else ", or overwrite=True to replace a model")
         )
     document, arrays = describe(model)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-    temporary.mkdir()
-    try:
+    with atomic_folder(target) as folder:
         listed: dict[str, Any] = {}
         for name, values in arrays.items():
             contiguous = np.ascontiguousarray(values)
-            with (temporary / f"{name}.npy").open("xb") as file:
+            with atomic_file(folder / f"{name}.npy") as file:
                 np.save(file, contiguous, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
             listed[name] = {
                 "dtype": contiguous.dtype.str,
                 "shape": list(contiguous.shape),
@@ -89,17 +85,7 @@ def save_model(
             }
         document["arrays"] = listed
         text = json.dumps(document, indent=1, allow_nan=False)
-        write_atomically(temporary / _DOCUMENT, text + "\n")
-        if target.exists():
-            old = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        write_atomically(folder / _DOCUMENT, text + "\n")
 
 
 def load_model(folder: str | os.PathLike[str]) -> Any:
@@ -131,12 +117,8 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
             f"there is no folder {path}: give the one that a model was saved to"
         )
     document = _read_document(path)
-    try:
+    with refusing(f"{path} must hold a model, it is damaged", "save the model again"):
         return restore(document, _read_arrays(path, document["arrays"]))
-    except (AssertionError, AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must hold a model, it is damaged: {error!r:.300}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} must hold a model: {str(error)[:400]}") from error
 
 
 def _is_model(path: Path) -> bool:
@@ -155,54 +137,49 @@ def _checksum(values: NDArray[Any]) -> int:
 
 
 def _read_document(path: Path) -> dict[str, Any]:
-    file = path / _DOCUMENT
-    if not file.is_file() or file.is_symlink():
+    try:
+        document = read_json(path / _DOCUMENT, _MAX_DOCUMENT, path)
+    except FileNotFoundError:
         raise ValueError(
             f"{path} must hold a model, but has no file {_DOCUMENT}: give another path"
-        )
-    if file.stat().st_size > _MAX_DOCUMENT:
-        raise ValueError(f"{file} must have at most {_MAX_DOCUMENT} bytes: it is no model")
-    try:
-        document = json.loads(file.read_text("utf-8"))
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} must be the JSON of a model, it is not: {error}") from error
-    found = cast("dict[str, Any]", document).get("format") if isinstance(document, dict) else None
+        ) from None
+    found = document.get("format")
     if found not in FORMATS:
         raise ValueError(
             f"{path} must hold a model of format {' or '.join(FORMATS)}, got {found!r:.100}: it "
             "was written by another version of widelimit, or is something else"
         )
-    return cast("dict[str, Any]", document)
+    return document
 
 
 def _read_arrays(path: Path, listed: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """Read the arrays that are listed, each after a look at its size."""
+    """Read the arrays that are listed, after a look at the size of all."""
     if not set(listed) <= set(ARRAYS):
         raise ValueError(f"unknown arrays {sorted(set(listed) - set(ARRAYS))[:5]}")
-    arrays: dict[str, NDArray[Any]] = {}
-    need, free = 0, available_memory()
-    for name, about in listed.items():
-        file = path / f"{name}.npy"
-        if not file.is_file() or file.is_symlink():
-            raise ValueError(f"{file.name} is missing")
-        mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-        dtypes, _ = ARRAYS[name]
-        allowed = (
-            mapped.dtype.kind in "biufU"
-            if dtypes == "any"
-            else (mapped.dtype.str.lstrip("<|=") in dtypes.split())
-        )
-        if not allowed or [mapped.dtype.str, list(mapped.shape)] != [
-            about["dtype"],
-            about["shape"],
-        ]:
-            raise ValueError(f"{file.name} does not hold what {_DOCUMENT} says")
-        need += mapped.nbytes
+    with ExitStack() as stack:
+        stored: dict[str, StoredArray] = {}
+        for name, about in listed.items():
+            try:
+                found = stack.enter_context(open_array(path / f"{name}.npy", f"{name}.npy", path))
+            except FileNotFoundError:
+                raise ValueError(f"{name}.npy is missing") from None
+            dtypes, _ = ARRAYS[name]
+            allowed = (
+                found.dtype.kind in "biufU"
+                if dtypes == "any"
+                else found.dtype.str.lstrip("<|=") in dtypes.split()
+            )
+            written = [found.dtype.str, list(found.shape)]
+            if not allowed or written != [about["dtype"], about["shape"]]:
+                raise ValueError(f"{found.name} does not hold what {_DOCUMENT} says")
+            stored[name] = found
+        need, free = sum(found.nbytes for found in stored.values()), available_memory()
         if free is not None and need > free:
             raise MemoryError(
-                f"the model takes more than {free / 2**30:.1f} GiB, which is what is free"
+                f"the model takes {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
             )
-        arrays[name] = np.array(mapped)
-        if _checksum(arrays[name]) != about["crc32c"]:
-            raise ValueError(f"{file.name} is damaged, its checksum is wrong")
+        arrays = {name: found.read() for name, found in stored.items()}
+    for name, values in arrays.items():
+        if _checksum(values) != listed[name]["crc32c"]:
+            raise ValueError(f"{name}.npy is damaged, its checksum is wrong")
     return arrays

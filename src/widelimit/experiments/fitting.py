@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
 from widelimit.experiments.baselines import Baseline, Cancelled, ConvergenceWarning, fit_baseline
-from widelimit.experiments.images import Images
+from widelimit.experiments.design import Design
 from widelimit.experiments.methods import METHODS, Method
-from widelimit.experiments.plan import Plan
+from widelimit.experiments.sets import Sets
 from widelimit.machine import blas_on_one_thread
 from widelimit.solvers import Status, encode_labels, solve_cholesky
 
-__all__ = ["RIDGES", "Gram", "Result", "Results", "fit_all"]
+__all__ = ["RIDGES", "KernelBlocks", "Result", "Results", "fit_all"]
 
 RIDGES = (0.0, 1e-7, 1e-5, 1e-3)
 """Relative ridges (they multiply trace(K)/n) that are tried in this order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Gram:
+class KernelBlocks:
     """One kernel, of the pool with itself and of the test images with the pool.
 
     Parameters
@@ -68,9 +68,9 @@ Results: TypeAlias = dict[tuple[str, int, int], Result]
 
 
 def fit_all(
-    grams: dict[str, Gram],
-    images: Images,
-    plan: Plan,
+    blocks: dict[str, KernelBlocks],
+    sets: Sets,
+    design: Design,
     *,
     workers: int,
     progress: Callable[[float], None],
@@ -81,8 +81,8 @@ def fit_all(
     ----------
     grams : dict
         Kernels by key of the method.
-    images : Images
-    plan : Plan
+    images : Sets
+    design : Design
     workers : int
         Threads. Results do not depend on it.
     progress : callable
@@ -97,8 +97,8 @@ def fit_all(
     numpy.linalg.LinAlgError
         If a kernel is not positive definite even with the largest of `RIDGES`.
     """
-    sizes = plan.sizes
-    tasks = [(m, i, j) for m in METHODS for j in range(len(sizes)) for i in range(plan.draws)]
+    sizes = design.sizes
+    tasks = [(m, i, j) for m in METHODS for j in range(len(sizes)) for i in range(design.draws)]
     tasks.sort(key=lambda task: -sizes[task[2]])  # the longest first, so that all threads end alike
     total = sum(_weight(method, sizes[j]) for method, _, j in tasks)
     done = 0.0
@@ -110,9 +110,9 @@ def fit_all(
         if stop.is_set():
             raise Cancelled
         if method.baseline is None:
-            result = _fit_kernel(grams[method.key], images, i, j, plan.n_classes)
+            result = _fit_kernel(blocks[method.key], sets, i, j, design.n_classes)
         else:
-            result = _fit_baseline(method.baseline, images, i, j, plan.seed, stop)
+            result = _fit_baseline(method.baseline, sets, i, j, design.seed, stop)
         with lock:
             done += _weight(method, sizes[j])
             progress(min(1.0, done / total))
@@ -141,13 +141,13 @@ def _weight(method: Method, size: int) -> float:
     return (size + 50.0) ** 1.5 * {"svm": 20.0, "logistic": 8.0}.get(method.key, 1.0)
 
 
-def _fit_kernel(gram: Gram, images: Images, i: int, j: int, n_classes: int) -> Result:
+def _fit_kernel(block: KernelBlocks, sets: Sets, i: int, j: int, n_classes: int) -> Result:
     """Kernel regression on encoded labels (Section 3, Eq. 8)."""
-    train, test = images.draws[i].train[j], images.draws[i].test
-    targets = encode_labels(images.y_pool[train], np.arange(n_classes))
-    coefficients, ridge = _solve(gram.pool[np.ix_(train, train)], targets)
-    outputs = gram.test[np.ix_(test, train)] @ coefficients
-    accuracy = _share(outputs.argmax(axis=1) == images.y_test[test])
+    train, test = sets.draws[i].train[j], sets.draws[i].test
+    targets = encode_labels(sets.y_pool[train], np.arange(n_classes))
+    coefficients, ridge = _solve(block.pool[np.ix_(train, train)], targets)
+    outputs = block.test[np.ix_(test, train)] @ coefficients
+    accuracy = _share(outputs.argmax(axis=1) == sets.y_test[test])
     return Result(accuracy, {"ridge": ridge}, outputs)
 
 
@@ -161,18 +161,18 @@ def _solve(k: NDArray[Any], targets: FloatArray) -> tuple[FloatArray, float]:
 
 
 def _fit_baseline(
-    kind: Baseline, images: Images, i: int, j: int, seed: int, stop: threading.Event
+    kind: Baseline, sets: Sets, i: int, j: int, seed: int, stop: threading.Event
 ) -> Result:
-    train, test = images.draws[i].train[j], images.draws[i].test
+    train, test = sets.draws[i].train[j], sets.draws[i].test
     fit = fit_baseline(
         kind,
-        images.x_pool[train].reshape(train.size, -1),
-        images.y_pool[train],
-        images.x_test[test].reshape(test.size, -1),
+        sets.x_pool[train].reshape(train.size, -1),
+        sets.y_pool[train],
+        sets.x_test[test].reshape(test.size, -1),
         seed=int(np.random.default_rng([seed, 3, i, j]).integers(2**31)),
         cancelled=stop.is_set,
     )
-    accuracy = _share(fit.predicted == images.y_test[test])
+    accuracy = _share(fit.predicted == sets.y_test[test])
     return Result(accuracy, fit.setting, unconverged=fit.unconverged)
 
 

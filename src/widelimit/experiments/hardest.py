@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from widelimit.experiments.fitting import Gram, Result
-from widelimit.experiments.images import Images
-from widelimit.experiments.plan import Plan
+from widelimit.experiments.design import Design
+from widelimit.experiments.fitting import KernelBlocks, Result
 from widelimit.experiments.record import HardImage, Vote
+from widelimit.experiments.sets import Sets
 from widelimit.solvers import solve_cholesky
 
 __all__ = ["find_hardest", "make_confusion"]
@@ -17,13 +17,13 @@ _VOTES = 7
 
 
 def make_confusion(
-    images: Images, results: list[Result], n_classes: int
+    sets: Sets, results: list[Result], n_classes: int
 ) -> tuple[tuple[int, ...], ...]:
     """Count test images by class (row) and predicted class (column), summed over draws.
 
     Parameters
     ----------
-    images : Images
+    images : Sets
     results : list of Result
         Of a kernel, one for each draw.
     n_classes : int
@@ -33,24 +33,24 @@ def make_confusion(
     tuple of tuple of int
     """
     confusion = np.zeros((n_classes, n_classes), dtype=np.int64)
-    for draw, result in zip(images.draws, results, strict=True):
+    for draw, result in zip(sets.draws, results, strict=True):
         assert result.outputs is not None
         predicted = result.outputs.argmax(axis=1)
-        np.add.at(confusion, (images.y_test[draw.test], predicted), 1)
+        np.add.at(confusion, (sets.y_test[draw.test], predicted), 1)
     return tuple(tuple(row) for row in confusion.tolist())
 
 
 def find_hardest(
-    gram: Gram, images: Images, plan: Plan, results: list[Result]
+    block: KernelBlocks, sets: Sets, design: Design, results: list[Result]
 ) -> tuple[HardImage, ...]:
     """Find the test images with the smallest margins, and who weighs most in their predictions.
 
     Parameters
     ----------
-    gram : Gram
+    gram : KernelBlocks
         The kernel.
-    images : Images
-    plan : Plan
+    images : Sets
+    design : Design
     results : list of Result
         Of this kernel with the largest training sets, one for each draw.
 
@@ -60,9 +60,9 @@ def find_hardest(
         By ascending margin. An image that is hard in several draws is shown in its worst.
     """
     worst: dict[int, tuple[float, int, int]] = {}  # place of the image: margin, draw, prediction
-    for i, (draw, result) in enumerate(zip(images.draws, results, strict=True)):
+    for i, (draw, result) in enumerate(zip(sets.draws, results, strict=True)):
         assert result.outputs is not None
-        labels = images.y_test[draw.test]
+        labels = sets.y_test[draw.test]
         predicted = result.outputs.argmax(axis=1)
         own = result.outputs[np.arange(labels.size), labels]
         others = result.outputs.copy()
@@ -76,20 +76,20 @@ def find_hardest(
     for place, (margin, i, predicted) in sorted(worst.items(), key=lambda item: item[1]):
         if len(hardest) == _HARDEST:
             break
-        weights = _weights(gram, images, i, place, results[i].setting["ridge"])
-        train = images.draws[i].train[-1]
-        labels = images.y_pool[train]
+        weights = _weights(block, sets, i, place, results[i].setting["ridge"])
+        train = sets.draws[i].train[-1]
+        labels = sets.y_pool[train]
         largest = np.argsort(-np.abs(weights), kind="stable")[:_VOTES]
         hardest.append(
             HardImage(
-                image=int(images.test_numbers[place]),
-                label=int(images.y_test[place]),
+                image=int(sets.test_numbers[place]),
+                label=int(sets.y_test[place]),
                 predicted=predicted,
                 margin=margin,
                 draw=i,
-                totals=tuple(np.bincount(labels, weights, plan.n_classes).tolist()),
+                totals=tuple(np.bincount(labels, weights, design.n_classes).tolist()),
                 votes=tuple(
-                    Vote(int(plan.pool[train[t]]), int(labels[t]), float(weights[t]))
+                    Vote(int(design.pool[train[t]]), int(labels[t]), float(weights[t]))
                     for t in largest
                 ),
             )
@@ -98,10 +98,10 @@ def find_hardest(
 
 
 def _weights(
-    gram: Gram, images: Images, i: int, place: int, ridge: float
+    block: KernelBlocks, sets: Sets, i: int, place: int, ridge: float
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """``(K + ridge trace(K)/n I)^-1 k(x)``: outputs are these weights times the encoded labels."""
-    train = images.draws[i].train[-1]
+    train = sets.draws[i].train[-1]
     return solve_cholesky(
-        gram.pool[np.ix_(train, train)], gram.test[place, train].astype(np.float64), ridge
+        block.pool[np.ix_(train, train)], block.test[place, train].astype(np.float64), ridge
     ).value

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import IntArray
 from widelimit.backends import BackendName, get_backend
-from widelimit.backends.base import Backend, Dtype
-from widelimit.matrices.engine import CACHE_BYTES, Engine, InMemory, fill, memory_grid
+from widelimit.backends.base import Dtype
+from widelimit.matrices.engine import PROFILE_BYTES, Engine, fill, memory_grid
+from widelimit.matrices.families import Family, find_families, profile_bytes
 from widelimit.matrices.inputs import (
     Numbering,
     check_dtype,
@@ -25,14 +26,15 @@ from widelimit.matrices.inputs import (
     check_threads,
 )
 from widelimit.matrices.kernel import check_memory
-from widelimit.matrices.profiles import Samples, Side, block_bytes
+from widelimit.matrices.profiles import Samples, Side
+from widelimit.matrices.sinks import InMemory
 from widelimit.network import Network
-from widelimit.program import Kind, Program, compile_networks
+from widelimit.program import Kind
 
 __all__ = ["PreparedKernel"]
 
-_Programs = list[tuple[Program, tuple[int, ...]]]
-_Sides = dict[tuple[tuple[Kind, ...], str], tuple[Side, int]]
+_Key = tuple[tuple[Kind, ...], str]  # kinds, and the instruction set
+_Sides = dict[_Key, tuple[Side, int]]
 
 
 @dataclass(eq=False)
@@ -116,18 +118,18 @@ class PreparedKernel:
         threads, backend = check_threads(self.threads), get_backend(self.backend)
         x = check_samples(self.networks, "x1", new)
         check_one_shape(x, self.samples)
-        programs = compile_networks(self.networks, x.shape[1:], chosen)
+        families = find_families(self.networks, x.shape[1:], chosen, backend)
         shape = (len(self.networks), len(chosen), len(x), len(self.samples))
-        check_memory(shape, self.dtype, backend, programs, threads, symmetric=False)
+        check_memory(shape, self.dtype, families, threads, symmetric=False)
         out = np.empty(shape, self.dtype)
         left, right = self._number(x)
-        side = self._side(programs, backend, right, chosen)
+        side = self._side(families, right, (chosen, getattr(backend, "isa", "")))
         if side is None:
-            fill(programs, backend, left, right, out, self.dtype, threads, None)
+            fill(families, left, right, out, self.dtype, threads)
         else:
             grid = memory_grid(len(left), len(right))
-            new_side = Side(left, programs, backend, self.dtype, grid.tile, 1)
-            engine = Engine(programs, backend, new_side, side, grid, self.dtype, threads)
+            new_side = Side(left, families, self.dtype, grid.tile, 1)
+            engine = Engine(families, new_side, side, grid, self.dtype, threads)
             keys = grid.order(set(grid.tiles()), 1)
             with closing(engine.run(keys, InMemory(out, grid))) as parts:
                 for _ in parts:
@@ -144,20 +146,17 @@ class PreparedKernel:
         numbering, numbers = held.numbers
         return Samples(x, numbering.find("x1", x)), Samples(self.samples, numbers)
 
-    def _side(
-        self, programs: _Programs, backend: Backend, samples: Samples, kinds: tuple[Kind, ...]
-    ) -> Side | None:
+    def _side(self, families: Sequence[Family], samples: Samples, key: _Key) -> Side | None:
         """Return the side that stays, with its profiles; None if they are too many to be held."""
-        size = block_bytes(programs, backend, self.dtype, len(samples))
-        if size > CACHE_BYTES:
+        size = len(samples) * profile_bytes(families, self.dtype)
+        if size > PROFILE_BYTES:
             return None
-        held, key = self._held, (kinds, getattr(backend, "isa", ""))
+        held = self._held
         with held.lock:
             if key not in held.sides:
-                if sum(taken for _, taken in held.sides.values()) + size > CACHE_BYTES:
+                if sum(taken for _, taken in held.sides.values()) + size > PROFILE_BYTES:
                     held.sides.clear()
                 grid = memory_grid(len(samples), None)
-                blocks = grid.shape[0]
-                side = Side(samples, programs, backend, self.dtype, grid.tile, blocks)
+                side = Side(samples, families, self.dtype, grid.tile, grid.shape[0])
                 held.sides[key] = side, size
             return held.sides[key][0]

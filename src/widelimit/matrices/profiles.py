@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
-from widelimit.backends.base import Backend, Dtype, Pairs, Profile
+from widelimit.backends.base import Dtype, Pairs, Profile
+from widelimit.matrices.families import Family
 from widelimit.matrices.threads import Threads
-from widelimit.program import Program
 
-__all__ = ["Block", "Samples", "Side", "block_bytes", "quiet"]
+__all__ = ["Block", "Samples", "Side", "make_sides", "quiet"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.values)
 
+    def block(self, start: int, stop: int) -> tuple[FloatArray, IntArray]:
+        """Return samples in C order as float64, and their identities."""
+        values = np.ascontiguousarray(self.values[start:stop], dtype=np.float64)
+        return values, np.ascontiguousarray(self.identity[start:stop])
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -53,8 +58,8 @@ class Side:
     Parameters
     ----------
     samples : Samples
-    programs, backend, dtype
-        As for `fill`.
+    families : sequence of Family
+    dtype : {"float32", "float64"}
     size : int
         Samples of a block: the side of a tile.
     held : int
@@ -62,74 +67,75 @@ class Side:
     """
 
     def __init__(
-        self,
-        samples: Samples,
-        programs: Sequence[tuple[Program, Sequence[int]]],
-        backend: Backend,
-        dtype: Dtype,
-        size: int,
-        held: int,
+        self, samples: Samples, families: Sequence[Family], dtype: Dtype, size: int, held: int
     ) -> None:
-        self._samples, self._programs, self._backend = samples, programs, backend
+        self._samples, self._families = samples, families
         self._dtype: Dtype = dtype
         self._size, self._held = size, held
         self._blocks: OrderedDict[int, list[Block]] = OrderedDict()
         self._lock = threading.Lock()
 
     def block(self, index: int, threads: Threads) -> list[Block]:
-        """Return one block, as each program sees it. Any thread may call."""
+        """Return one block, as each family sees it. Any thread may call."""
         with self._lock:
             if index in self._blocks:
                 self._blocks.move_to_end(index)
                 return self._blocks[index]
             while len(self._blocks) >= self._held:
                 self._blocks.popitem(last=False)
-            part = slice(index * self._size, (index + 1) * self._size)
-            values = np.ascontiguousarray(self._samples.values[part], dtype=np.float64)
-            identity = np.ascontiguousarray(self._samples.identity[part])
-            made = [self._make(program, values, identity, threads) for program, _ in self._programs]
+            values, identity = self._samples.block(index * self._size, (index + 1) * self._size)
+            made = [self._make(family, values, identity, threads) for family in self._families]
             self._blocks[index] = made
             return made
 
     def _make(
-        self, program: Program, values: FloatArray, identity: IntArray, threads: Threads
+        self, family: Family, values: FloatArray, identity: IntArray, threads: Threads
     ) -> Block:
-        if program.is_dense:
-            flat = values.reshape(len(values), -1)
-            profile: Profile = flat  # pyright: ignore[reportAssignmentType]
-            variances = program.input_scale * np.einsum("ij,ij->i", flat, flat)[None]
-            return Block(profile, identity, variances)
         with quiet():
-            profile = self._backend.profile(program, values, identity, self._dtype)
+            profile = family.backend.profile(family.program, values, identity, self._dtype)
         variances = None
-        if any(readout.needs_variance for readout in program.readouts):
-            variances = self._variances(program, profile, threads)
+        if any(readout.needs_variance for readout in family.program.readouts):
+            variances = self._variances(family, profile, threads)
         return Block(profile, identity, variances)
 
-    def _variances(self, program: Program, profile: Profile, threads: Threads) -> FloatArray:
-        variances = np.empty((len(program.taps), len(profile)))
+    def _variances(self, family: Family, profile: Profile, threads: Threads) -> FloatArray:
+        variances = np.empty((len(family.program.taps), len(profile)))
 
         def compute(part: IntArray) -> None:
             itself = Pairs(part, part, pairwise=True)
             with quiet():
-                sums = self._backend.sums(program, profile, profile, itself, threads.cancel)
+                sums = family.backend.sums(family.program, profile, profile, itself, threads.cancel)
             variances[:, part] = sums[:, 0]
 
-        lanes = self._backend.lanes(self._dtype)
+        lanes = family.backend.lanes(self._dtype)
         parts = np.split(np.arange(len(profile)), range(lanes, len(profile), lanes))
         for _ in threads.run(lambda part=part: compute(part) for part in parts):
             pass
         return variances
 
 
-def block_bytes(
-    programs: Sequence[tuple[Program, Sequence[int]]], backend: Backend, dtype: Dtype, n: int
-) -> int:
-    """Return the memory of the profiles, for all programs, of n samples."""
-    return n * sum(
-        8 * program.shape[0] if program.is_dense else backend.profile_bytes(program, dtype)
-        for program, _ in programs
-    )
+def make_sides(
+    left: Samples,
+    right: Samples | None,
+    families: Sequence[Family],
+    dtype: Dtype,
+    size: int,
+    held: int,
+) -> tuple[Side, Side]:
+    """Return both sides of a matrix, one object twice if `right` is None.
+
+    Parameters
+    ----------
+    left, right, families, dtype, size
+        As for `Side`.
+    held : int
+        Blocks that both hold together, 3 or more: in the order of `Grid.order` with a group of
+        ``held - 2``, no profile is made twice in a sweep.
+    """
+    if right is None:
+        both = Side(left, families, dtype, size, held)
+        return both, both
+    return Side(left, families, dtype, size, held - 2), Side(right, families, dtype, size, 2)
 
 
 def quiet() -> np.errstate:

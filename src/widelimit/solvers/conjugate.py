@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +24,10 @@ from numpy.typing import ArrayLike
 from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
-from widelimit.files import write_atomically
+from widelimit.display import shown
+from widelimit.files import make_folder, write_atomically
 from widelimit.machine import remaining
+from widelimit.reading import open_arrays, refusing
 from widelimit.solvers.checks import (
     check_absolute,
     check_ridge,
@@ -130,8 +132,8 @@ def solve_conjugate(
         A folder, in which the preconditioner and, every half minute, the iteration are kept: the
         same call goes on from there. It takes ``8 n (rank + 3 targets)`` bytes.
     progress : bool or callable
-        True prints a line for each iteration on standard error; a callable is given a
-        `Convergence`.
+        True shows it on standard error: a bar on a terminal, elsewhere a line for each iteration. A
+        callable is given a `Convergence`.
     seed : int
         Of the pivots.
 
@@ -148,6 +150,9 @@ def solve_conjugate(
         If an argument is not as described, or the checkpoint is of another system.
     """
     start = time.monotonic()
+    display = shown(
+        progress, "", lambda state: (_share(state.residual, tolerance), str(state)), pause=0.0
+    )
     matrix = as_matrix(k)
     targets = np.ascontiguousarray(check_targets(y, matrix.shape[0]))
     relative = check_ridge(ridge)
@@ -155,9 +160,8 @@ def solve_conjugate(
         raise ValueError(f"tolerance must be from 1e-14 to 1, got {tolerance!r}")
     chosen = preconditioner_rank(len(targets), targets.shape[1], rank, memory)
     system = _system(matrix, targets, relative, weights)
-    kept = _Checkpoint(
-        None if checkpoint is None else Path(checkpoint), system.digest(chosen, seed)
-    )
+    folder = None if checkpoint is None else Path(checkpoint)
+    kept = _Checkpoint(folder, system.digest(chosen, seed), targets.shape)
 
     def fail(message: str) -> Solution:
         return failed(y, relative, system.absolute, message, time.monotonic() - start)
@@ -173,20 +177,20 @@ def solve_conjugate(
         preconditioner = _precondition(system.matrix, entries, system.absolute, chosen, seed)
         kept.save_preconditioner(preconditioner)
     iteration = _Iteration(system, preconditioner, kept.state())
-    show = _shower(progress)
     saved = time.monotonic()
-    while iteration.residual > tolerance and iteration.count < max_iterations:
-        curvature = iteration.step()
-        if not curvature > 0:
-            return fail(
-                f"k with relative ridge {relative:g} is not positive definite to rounding: a "
-                f"direction with curvature {curvature:.1e} was met. Use solve_cholesky, which "
-                f"finds a ridge that is enough, or try ridge={max(10 * relative, 1e-6):g}"
-            )
-        show(Convergence(iteration.count, iteration.residual, time.monotonic() - start))
-        if time.monotonic() - saved > _CHECKPOINT_SECONDS:
-            kept.save(**iteration.state())
-            saved = time.monotonic()
+    with display as report:
+        while iteration.residual > tolerance and iteration.count < max_iterations:
+            curvature = iteration.step()
+            if not curvature > 0:
+                return fail(
+                    f"k with relative ridge {relative:g} is not positive definite to rounding: a "
+                    f"direction with curvature {curvature:.1e} was met. Use solve_cholesky, which "
+                    f"finds a ridge that is enough, or try ridge={max(10 * relative, 1e-6):g}"
+                )
+            report(Convergence(iteration.count, iteration.residual, time.monotonic() - start))
+            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                kept.save(**iteration.state())
+                saved = time.monotonic()
     kept.save(**iteration.state())
     value = iteration.value()
     left = system.residual(value)
@@ -386,24 +390,32 @@ def _precondition(
 class _Checkpoint:
     """Files of one system in a folder, each there completely or not at all."""
 
-    def __init__(self, folder: Path | None, digest: str) -> None:
-        self._folder, self._digest = folder, digest
+    def __init__(self, folder: Path | None, digest: str, targets: tuple[int, ...]) -> None:
+        self._folder, self._digest, self._targets = folder, digest, targets
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
+        """Return what was saved, of these shapes; -1 stands for the rank."""
         if self._folder is None or not (self._folder / name).exists():
             return None
         path = self._folder / name
-        try:
-            with np.load(path, allow_pickle=False) as held:
-                content: dict[str, Any] = {key: held[key] for key in held.files}
-            found = str(content.pop("digest"))
-        except (ValueError, KeyError, EOFError, OSError) as error:
-            raise ValueError(
-                f"{path} must be a checkpoint of solve_conjugate, it is not: delete it, or give "
-                "another folder"
-            ) from error
+        content: dict[str, Any] = {}
+        with (
+            refusing(
+                f"{path} must be a checkpoint of solve_conjugate, it is not",
+                "delete it, or give another folder",
+            ),
+            open_arrays(path, folder=self._folder) as held,
+        ):
+            found = str(held["digest"].read())
+            rank = held["squares"].nbytes // 8 if "squares" in held else 0
+            for key, shape in shapes.items() if found == self._digest else ():
+                if held[key].shape != tuple(rank if size < 0 else size for size in shape):
+                    raise ValueError(f"{key} has the shape {held[key].shape}")
+                content[key] = held[key].read()
+                if not np.isfinite(content[key]).all() or (not shape and content[key] < 0):
+                    raise ValueError(f"{key} has impossible values")
         if found != self._digest:
             raise ValueError(
                 f"{path} is a checkpoint of another system (k, y, ridge, rank or seed differ): "
@@ -419,7 +431,8 @@ class _Checkpoint:
 
     def preconditioner(self) -> _Preconditioner | None:
         """Return the one that was saved."""
-        held = self._read(_PRECONDITIONER)
+        shapes = {"u": (self._targets[0], -1), "squares": (-1,), "mu": ()}
+        held = self._read(_PRECONDITIONER, shapes)
         if held is None:
             return None
         return _Preconditioner(held["u"], held["squares"], float(held["mu"]))
@@ -430,18 +443,18 @@ class _Checkpoint:
 
     def state(self) -> dict[str, Any] | None:
         """Return the iteration that was saved."""
-        return self._read(_STATE)
+        n, t = self._targets
+        block, small = (n, min(n, t)), (min(n, t), t)
+        shapes = {"z": (n, t), "s": block, "q": block, "delta": small, "iteration": ()}
+        return self._read(_STATE, shapes)
 
     def save(self, **state: Any) -> None:
         """Keep the iteration."""
         self._write(_STATE, **state)
 
 
-def _shower(
-    progress: bool | Callable[[Convergence], None],
-) -> Callable[[Convergence], None]:
-    if not isinstance(progress, bool):
-        return progress
-    if progress:
-        return lambda state: print(state, file=sys.stderr, flush=True)
-    return lambda state: None
+def _share(residual: float, tolerance: float) -> float:
+    """Return how many of the digits that are asked for are there: roughly the finished share."""
+    if residual <= tolerance:
+        return 1.0
+    return min(max(0.0, math.log(residual) / math.log(tolerance)), 0.999) if tolerance < 1 else 0.0

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
-from typing import Any, TypeAlias, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
+from widelimit.display import share_alone, shown
 from widelimit.machine import remaining
 from widelimit.matrices.store import TileStore
 from widelimit.matrices.tiles import Key
+from widelimit.reading import MAX_HEADER, open_array
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_targets, epsilon, relative_norm
 from widelimit.solvers.matrix import Matrix, diagonal, multiply
@@ -29,13 +31,11 @@ from widelimit.solvers.solution import (
     Unavailable,
 )
 
-__all__ = ["Progress", "Reader", "TiledFactor", "fitting_width"]
+__all__ = ["Reader", "TiledFactor", "fitting_width"]
 
 _INVERSE = "inverse_diagonal.npy"
 _WIDEST_PANEL = 8  # tiles: what a kill can cost, and what a progress bar has to wait for
 _AHEAD = 2  # tiles that are read before they are wanted
-
-Progress: TypeAlias = Callable[[float], None]
 
 
 class Reader:
@@ -222,7 +222,7 @@ class TiledFactor:
         *,
         dtype: str | None = None,
         threads: int | None = None,
-        progress: Progress | None = None,
+        progress: bool | Callable[[float], None] = False,
     ) -> FloatArray:
         """Return the diagonal of ``A^-1``: the sums of the squares of the columns of ``L^-1``.
 
@@ -232,8 +232,8 @@ class TiledFactor:
             Of the arithmetic; None: that of the factor.
         threads : int or None
             As for `factorise`; None: what the factor was made with.
-        progress : callable or None
-            Is given the finished share, 0 to 1.
+        progress : bool or callable
+            True shows it on standard error; a callable is given the finished share, 0 to 1.
 
         Notes
         -----
@@ -249,6 +249,7 @@ class TiledFactor:
             self.store.objects.locked(),
             Reader(self.store, arithmetic.dtype) as reader,
             Crew(self._threads if threads is None else threads) as crew,
+            shown(progress, "inverse", share_alone) as report,
         ):
             spare = 2 * _AHEAD + 2
             budget = remaining(self._memory) / (t * t * arithmetic.dtype.itemsize) - spare
@@ -263,18 +264,20 @@ class TiledFactor:
                 content = io.BytesIO()
                 np.save(content, result)
                 self.store.objects.write(_inverse_name(arithmetic.dtype), content.getvalue())
-                if progress is not None:
-                    progress(finished / total)
+                report(finished / total)
         return result
 
     def _stored_inverse(self, dtype: np.dtype[Any]) -> FloatArray:
+        """Return what was finished; nan for the rest, and if what is there cannot be that."""
+        name = _inverse_name(dtype)
         try:
-            content = io.BytesIO(self.store.objects.read(_inverse_name(dtype)))
-            stored = cast("FloatArray", np.load(content, allow_pickle=False))
-        except (FileNotFoundError, ValueError, EOFError):
-            return np.full(self.n, np.nan)
-        fits = stored.shape == (self.n,) and stored.dtype == np.float64
-        return stored if fits else np.full(self.n, np.nan)
+            content = self.store.objects.read(name, 8 * self.n + MAX_HEADER)
+            with open_array(content, name) as stored:
+                if stored.shape == (self.n,) and stored.dtype == np.float64:
+                    return stored.read()
+        except (FileNotFoundError, ValueError):
+            pass
+        return np.full(self.n, np.nan)
 
     def _inverse_columns(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from widelimit.arrays import FloatArray
 from widelimit.solvers.blas import factor_in_place
 from widelimit.solvers.checks import check_absolute, check_ridge, check_targets
 from widelimit.solvers.cholesky import column_squares, is_definite
-from widelimit.solvers.factor import Progress, TiledFactor
+from widelimit.solvers.factor import TiledFactor
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load
 from widelimit.solvers.solution import LeaveOneOut
 
@@ -81,7 +81,7 @@ def leave_one_out_of_factor(
     *,
     value: FloatArray | None = None,
     dtype: str | None = None,
-    progress: Progress | None = None,
+    progress: bool | Callable[[float], None] = False,
 ) -> LeaveOneOut:
     """Predict every sample from all others with a stored factor; for its one ridge.
 

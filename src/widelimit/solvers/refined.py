@@ -32,7 +32,7 @@ def solve_refined(
     *,
     store: str | os.PathLike[str] | None = None,
     memory: int | str | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: bool | Callable[[float], None] = False,
 ) -> Solution:
     """Solve ``(k + ridge trace(k)/n I) a = y`` by a float32 factor, refined to float64 accuracy.
 
@@ -124,7 +124,7 @@ def _factor(
     absolute: float,
     store: str | os.PathLike[str] | None,
     memory: int | str | None,
-    progress: Callable[[float], None] | None,
+    progress: bool | Callable[[float], None],
 ) -> tuple[Callable[[FloatArray], FloatArray] | None, float]:
     """Return what solves with a float32 factor, and a bound of the reciprocal condition."""
     n = matrix.shape[0]
