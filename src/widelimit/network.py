@@ -235,6 +235,11 @@ class Network:
         """Whether pixels play no role (no `Conv`, no pooling), so that inputs may be vectors."""
         return not any(isinstance(x, Conv | GlobalAvgPool | LocalAvgPool) for x in self.layers)
 
+    @property
+    def is_homogeneous(self) -> bool:
+        """Whether no layer has a bias, so that ``k(a x, z) = a k(x, z)`` for a > 0."""
+        return all(x.b_std == 0 for x in self.layers if isinstance(x, Conv | Dense))
+
     def output_shapes(self, input_shape: Sequence[int]) -> tuple[tuple[int | None, ...], ...]:
         """Shape of one sample after each layer, where ``None`` is an infinite width.
 
