@@ -33,7 +33,9 @@ extern const Backend backend_v3;
 #ifdef WL_HAVE_V2
 extern const Backend backend_v2;
 #endif
+#ifdef WL_HAVE_PLAIN
 extern const Backend backend_plain;
+#endif
 }  // namespace widelimit
 
 namespace {
@@ -63,7 +65,9 @@ const Level kLevels[] = {
 #ifdef WL_HAVE_V2
     {"sse4", &backend_v2, [] { return bool(__builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt")); }},
 #endif
+#ifdef WL_HAVE_PLAIN
     {"plain", &backend_plain, [] { return true; }},
+#endif
 };
 
 const Level& level(const std::string& name) {
