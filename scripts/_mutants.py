@@ -193,8 +193,8 @@ class Copy:
             "PYTHONDONTWRITEBYTECODE": "1",
             "HYPOTHESIS_STORAGE_DIRECTORY": str(self._folder / "hypothesis"),
         }
-        options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={self._folder / 'tmp'}"]
-        options.append(f"--hypothesis-seed={seed}")
+        options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+        options += [f"--basetemp={self._folder / 'tmp'}", f"--hypothesis-seed={seed}"]
         command = [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)]
         with (self._folder / "output").open("wb+") as output:
             process = self._process = subprocess.Popen(
@@ -428,4 +428,6 @@ def _commit(root: Path) -> str:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # the tests that are running end, too
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main(Path(__file__).resolve().parents[1]))
