@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -352,7 +352,9 @@ def test_two_writers(store: TileStore) -> None:
             assert other.stdout is not None
             assert other.stdout.readline() == "held\n"
             assert store.objects.in_use()
-            match = rf"another process is writing there \(process {other.pid} on .*\): wait until it"
+            match = (
+                rf"another process is writing there \(process {other.pid} on .*\): wait until it"
+            )
             with pytest.raises(BlockingIOError, match=match), open_objects(url).locked():
                 pass
         finally:
