@@ -252,6 +252,14 @@ def supported_levels() -> list[str]:
 # ---------------------------------------------------------------- all of them
 
 
+def choose(faults: Sequence[Fault], only: str, sample: int | None, seed: int) -> list[Fault]:
+    """Return the faults that match a pattern, or some of them."""
+    chosen = [fault for fault in faults if fnmatch.fnmatch(str(fault), only)]
+    if sample is None:
+        return chosen
+    return random.Random(seed).sample(chosen, min(sample, len(chosen)))
+
+
 def key_of(root: Path, seed: int, tests: Sequence[str], *texts: str | None) -> str:
     """Return a digest of what an outcome is taken to depend on."""
     digest = hashlib.sha256(repr((seed, tests, texts)).encode())
@@ -408,9 +416,7 @@ def main(root: Path, arguments: Sequence[str] | None = None) -> int:
         record = Record(asked.out, head)
         if not asked.fresh:
             record.read(set(keys.values()))
-        chosen = [fault for fault in faults if fnmatch.fnmatch(str(fault), asked.only)]
-        if asked.sample is not None:
-            chosen = random.Random(asked.seed).sample(chosen, min(asked.sample, len(chosen)))
+        chosen = choose(faults, asked.only, asked.sample, asked.seed)
         with tempfile.TemporaryDirectory(prefix="widelimit-mutants-") as folder:
             copies = [Copy(root, Path(folder) / str(job)) for job in range(asked.jobs)]
             rows = Run(root, record, copies, asked.seed).all({f: keys[f] for f in chosen})
