@@ -8,6 +8,7 @@ sqrt(k(x,x) k(z,z)), which no |k(x,z)| exceeds. Uniform images have positive ter
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -770,9 +771,35 @@ def test_the_variable_forces_an_instruction_set(monkeypatch: pytest.MonkeyPatch)
     for isa in SUPPORTED:
         monkeypatch.setenv(ISA_VARIABLE, isa)
         assert CpuBackend().isa == isa
+    monkeypatch.setenv(ISA_VARIABLE, "")  # as if it were not set
+    assert CpuBackend().isa == SUPPORTED[0]
     monkeypatch.setenv(ISA_VARIABLE, "mmx")
     with pytest.raises(ValueError, match=r"WIDELIMIT_ISA must name one of .*plain, got 'mmx'"):
         wl.kernel(wl.cntk_gap(2), normal(2, 2, 2, 1))
     monkeypatch.delenv(ISA_VARIABLE)
     assert CpuBackend().isa == SUPPORTED[0]
     assert ISA_VARIABLE not in os.environ
+
+
+@pytest.mark.parametrize("isa", SUPPORTED)
+def test_a_vector_holds_twice_as_many_single_numbers(isa: str) -> None:
+    lanes = {"avx512": 16, "avx2": 8, "sse4": 4, "plain": 4}[isa]
+    assert (CpuBackend(isa).lanes("float32"), CpuBackend(isa).lanes("float64")) == (
+        lanes,
+        lanes // 2,
+    )
+
+
+@dtypes
+def test_a_profile_takes_the_memory_that_is_said(dtype: Any) -> None:
+    x = uniform(200, 6, 5, 2)
+    program = compile_family([wl.cntk_gap(8)], x.shape[1:], ("ntk",))
+    backend = CpuBackend()
+    said = len(x) * backend.profile_bytes(program, dtype)
+    backend.profile(program, x[:1], np.arange(1), dtype)  # what is compiled once
+    tracemalloc.start()
+    held = backend.profile(program, x, np.arange(len(x)), dtype)
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(held) == len(x)
+    assert said <= taken < 1.2 * said  # and some numbers for each image
