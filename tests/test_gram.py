@@ -27,7 +27,7 @@ from widelimit.backends.dense import DenseBackend
 from widelimit.machine import available_memory, held_memory, parse_memory, remaining
 from widelimit.matrices import store as store_module
 from widelimit.matrices.manifest import Manifest
-from widelimit.matrices.plan import Sizes, solve
+from widelimit.matrices.plan import Plan, Sizes, solve
 from widelimit.matrices.progress import Progress, Tracker
 from widelimit.matrices.store import StoreError, TileStore, open_objects
 from widelimit.network import MAX_LAYERS
@@ -789,6 +789,31 @@ def test_plans_fit(budget: int, threads: int, tile: int | None, profile: int, co
     assert 1 <= plan.threads <= threads
     assert plan.group >= 1
     assert tile in (None, plan.tile)
+
+
+def test_what_a_plan_takes() -> None:
+    sizes = Sizes(
+        n1=1000,
+        n2=1000,
+        symmetric=True,
+        entry=4,
+        matrices=6,
+        sample=10**3,
+        profile=10**6,
+        scratch=10**9,
+        element_layers=1,
+    )
+    megabyte = 2**20  # small things of a thread
+    tile = 10 * 10 * 4
+    # Three threads: each has finished a tile of six matrices, and one more is handed out; of each
+    # finished one there are a whole, an encoded and a checked copy of a matrix, and one of another
+    # store. Five blocks of profiles are held and one is made, of samples that are there thrice.
+    assert sizes.need(10, 3, 5) == (
+        3 * (10**9 + megabyte) + 4 * 6 * tile + (3 * 3 + 1) * tile + 6 * 10**7 + 3 * 10**4
+    )
+    assert (
+        Plan(tile=10, threads=3, cached=5).group == 3
+    )  # with the columns of this tile and the next
 
 
 def test_plans_use_what_there_is() -> None:
