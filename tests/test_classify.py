@@ -228,6 +228,19 @@ def test_images_fit_the_model(size, dtype):
     np.testing.assert_allclose(values.mean(), expected.mean(), atol=0.1)
 
 
+def test_what_a_resized_edge_overshoots_is_cut_off():
+    edge = np.zeros((9, 9, 1), np.uint8)
+    edge[:, 4:] = 255
+    wider = Image.fromarray(edge[..., 0].astype(np.float32) / 255)
+    wider = np.asarray(wider.resize((27, 27), Image.Resampling.LANCZOS))
+    assert wider.min() < -0.02  # there is something to cut off, on both sides
+    assert wider.max() > 1.02
+    values, _ = fit_image(edge, (27, 27, 1))
+    assert (values.min(), values.max()) == (0.0, 1.0)
+    inside = (wider >= 0) & (wider <= 1)
+    np.testing.assert_array_equal(values[inside, 0], wider[inside])
+
+
 def test_help_is_quick_and_whole():
     for command in ("fit", "predict"):
         run = subprocess.run(

@@ -1,5 +1,6 @@
 """How far work is: plain lines in a file, bars on a terminal, states for a callable."""
 
+import contextlib
 import io
 import re
 import time
@@ -110,6 +111,17 @@ def test_what_is_said_has_room(width: int) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert state in text
     assert ("━" in text) == (width == 120)
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_nothing_to_do_leaves_nothing_on_the_screen(error: type[BaseException] | None) -> None:
+    console = Console(file=Terminal(), force_terminal=True, width=80, _environ={})
+    with contextlib.suppress(KeyboardInterrupt), Display(["kernel"], console):
+        if error is not None:
+            raise error
+    last = console.file.getvalue().rpartition("0%")[2]  # type: ignore[attr-defined]
+    assert ("\x1b[1A\x1b[2K" in last) == (error is None)
+    assert "\x1b[?25h" in last  # the cursor is there again
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:

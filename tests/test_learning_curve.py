@@ -105,7 +105,7 @@ def hollow(
     minutes=st.sampled_from([0.01, 0.05, 2.5, 60.0]),
     seed=st.integers(0, 5),
 )
-def test_plans_are_affordable_and_complete(
+def test_designs_are_affordable_and_complete(
     counts: list[int], n_test: int, side: int, split: str, minutes: float, seed: int
 ) -> None:
     data = hollow(counts, n_test, (side, side + 1, 2), split)
@@ -139,7 +139,25 @@ def test_plans_are_affordable_and_complete(
     assert bool(design.notes) == (design.shrink > 1 or used < labels.size)
 
 
-def test_plan_of_the_digits() -> None:
+@pytest.mark.parametrize("split", ["drawn", "given"])
+def test_the_seed_chooses_the_images(split: str) -> None:
+    data = hollow([300] * 10, 500, (28, 28, 1), split)
+    one, again, other = (make_design(data, seed=seed, minutes=0.2) for seed in (1, 1, 2))
+    assert one.notes  # some images are left out: there is something to choose
+    np.testing.assert_array_equal(one.pool, again.pool)
+    assert not np.array_equal(one.pool, other.pool)
+    if split == "given":
+        assert one.test is not None
+        assert again.test is not None
+        assert other.test is not None
+        np.testing.assert_array_equal(one.test, again.test)
+        assert not np.array_equal(one.test, other.test)
+    # Not in order, and not the first ones: the draw is one of all images of a class.
+    per_class = one.pool.size // 10
+    assert one.pool[:per_class].max() >= per_class
+
+
+def test_design_for_the_digits() -> None:
     design = make_design(load_dataset("digits"))
     assert design.sizes == (10, 20, 40, 80, 160, 320, 640, 1280)
     assert design.pool.size == 1797
@@ -149,7 +167,7 @@ def test_plan_of_the_digits() -> None:
     assert design.pairs == 1797 * 1798 // 2
 
 
-def test_plan_says_what_it_leaves_out() -> None:
+def test_a_design_says_what_it_leaves_out() -> None:
     design = make_design(hollow([6000] * 10, 10_000, (28, 28, 1), "given"))
     assert design.dtype == "float32"
     assert design.shrink == 1
@@ -182,7 +200,7 @@ def test_plan_says_what_it_leaves_out() -> None:
         ),
     ],
 )
-def test_plan_refuses(changes: dict[str, Any], options: dict[str, Any], match: str) -> None:
+def test_a_design_refuses(changes: dict[str, Any], options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make_design(make_dataset(**changes), **options)
 
@@ -195,7 +213,7 @@ def test_shrink_images_averages_blocks() -> None:
     assert shrink_images(x, 1) is x
 
 
-def test_images_of_a_plan() -> None:
+def test_sets_of_a_design() -> None:
     for split in ("drawn", "given"):
         data = make_dataset(split=split)
         design = make_design(data, draws=3, seed=4)

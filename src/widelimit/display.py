@@ -99,11 +99,18 @@ class Display:
         if self._file.isatty():
             self._bars = self._make_bars()
         if self._bars is not None:
-            self._bars.start()
+            try:
+                self._bars.start()
+            except BaseException:  # Ctrl-C: the cursor, which bars hide, must be there again
+                self._bars.stop()
+                raise
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._bars is not None:
+            # Where there was nothing to do, nothing is left on the screen.
+            idle = all(stage.share == 0 for stage in self._stages.values())
+            self._bars.live.transient = idle and exception[0] is None
             self._bars.stop()
 
     def show(self, name: str, share: float, text: str = "") -> None:

@@ -264,9 +264,10 @@ def _notes(dataset: Dataset, design: Design, minutes: float) -> Iterator[str]:
     affordable = minutes * 60 * _PLANNED_SPEED / cost
     reason = f"training sets end at {MAX_TRAINING:,} images"
     if design.pairs > affordable / 2:
+        number = f"{cost / 1e6:.3g} million" if cost >= 1e6 else f"{cost:,.0f}"
         reason = (
-            f"a pair of images of {h} x {w} costs CNTK-GAP {cost / 1e6:.3g} million "
-            f"element-layers, which makes {affordable:,.0f} pairs affordable in the {minutes:g} "
-            "minutes that are planned (--minutes)"
+            f"a pair of images of {h} x {w} costs CNTK-GAP {number} element-layers, which makes "
+            f"{affordable:,.0f} pairs affordable in the {minutes:g} minutes that are planned "
+            "(--minutes)"
         )
     yield f"Of {everything:,} images, {share} were drawn: {reason}."

@@ -162,8 +162,8 @@ class Demo:
         text = render(record, self.dataset, record_name=values.name)
         write_atomically(values, record.to_json())
         write_atomically(page, text)
-        _say(console, f"Report: {page}")
-        _say(console, f"Record: {values}")
+        _say(console, f"Report: {page}", wrap=False)
+        _say(console, f"Record: {values}", wrap=False)
         return page
 
     def _fit_to_machine(self, seconds: float) -> tuple[Design, float]:
@@ -177,9 +177,9 @@ class Demo:
         return replace(self.design, dtype="float32", notes=(*self.design.notes, note)), seconds / 3
 
 
-def _say(console: Console, text: str) -> None:
-    """Print a line as it is: no markup, no colours for numbers, no line breaks within a path."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _say(console: Console, text: str, *, wrap: bool = True) -> None:
+    """Print a text as it is: no markup, no colours for numbers; a path is not broken in lines."""
+    console.print(text, markup=False, highlight=False, soft_wrap=not wrap)
 
 
 def _slug(name: str) -> str:

@@ -29,10 +29,11 @@ def make_tables(record: Record, console: Console) -> list[Table]:
     Where the console is too narrow for all columns, the table is cut into several.
     """
     tables: list[Table] = []
+    endless = console.options.update(max_width=1_000)
     for count in range(len(record.curves), 0, -1):
         starts = range(0, len(record.curves), count)
         tables = [_make_table(record, slice(start, start + count)) for start in starts]
-        if all(console.measure(table).minimum <= console.width for table in tables):
+        if all(console.measure(t, options=endless).maximum <= console.width for t in tables):
             break
     return tables
 

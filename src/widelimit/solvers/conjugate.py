@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
+from widelimit.display import shown
 from widelimit.files import make_folder, write_atomically
 from widelimit.machine import remaining
 from widelimit.reading import open_arrays, refusing
@@ -131,8 +132,8 @@ def solve_conjugate(
         A folder, in which the preconditioner and, every half minute, the iteration are kept: the
         same call goes on from there. It takes ``8 n (rank + 3 targets)`` bytes.
     progress : bool or callable
-        True prints a line for each iteration on standard error; a callable is given a
-        `Convergence`.
+        True shows it on standard error: a bar on a terminal, elsewhere a line for each iteration. A
+        callable is given a `Convergence`.
     seed : int
         Of the pivots.
 
@@ -149,6 +150,9 @@ def solve_conjugate(
         If an argument is not as described, or the checkpoint is of another system.
     """
     start = time.monotonic()
+    display = shown(
+        progress, "", lambda state: (_share(state.residual, tolerance), str(state)), pause=0.0
+    )
     matrix = as_matrix(k)
     targets = np.ascontiguousarray(check_targets(y, matrix.shape[0]))
     relative = check_ridge(ridge)
@@ -173,32 +177,35 @@ def solve_conjugate(
         preconditioner = _precondition(system.matrix, entries, system.absolute, chosen, seed)
         kept.save_preconditioner(preconditioner)
     iteration = _Iteration(system, preconditioner, kept.state())
-    show = _shower(progress)
     saved = time.monotonic()
-    while iteration.residual > tolerance and iteration.count < max_iterations:
-        curvature = iteration.step()
-        if not curvature > 0:
-            return fail(
-                f"k with relative ridge {relative:g} is not positive definite to rounding: a "
-                f"direction with curvature {curvature:.1e} was met. Use solve_cholesky, which "
-                f"finds a ridge that is enough, or try ridge={max(10 * relative, 1e-6):g}"
-            )
-        show(Convergence(iteration.count, iteration.residual, time.monotonic() - start))
-        if time.monotonic() - saved > _CHECKPOINT_SECONDS:
-            kept.save(**iteration.state())
-            saved = time.monotonic()
+    with display as report:
+        while iteration.residual > tolerance and iteration.count < max_iterations:
+            curvature = iteration.step()
+            if not curvature > 0:
+                return fail(
+                    f"k with relative ridge {relative:g} is not positive definite to rounding: a "
+                    f"direction with curvature {curvature:.1e} was met. Use solve_cholesky, which "
+                    f"finds a ridge that is enough, or try ridge={max(10 * relative, 1e-6):g}"
+                )
+            report(Convergence(iteration.count, iteration.residual, time.monotonic() - start))
+            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                kept.save(**iteration.state())
+                saved = time.monotonic()
     kept.save(**iteration.state())
     value = iteration.value()
     left = system.residual(value)
     true = float((np.linalg.norm(left, axis=0) / system.sizes).max())
     solved = true <= 2 * tolerance
-    message = (
-        ""
-        if solved
-        else f"after {iteration.count} iterations the largest relative residual is {true:.1e}, "
-        f"tolerance is {tolerance:.0e}: raise rank (now {chosen}) or max_iterations, add a larger "
-        f"relative ridge (now {relative:g}), or use solve_tiled, which needs no convergence"
-    )
+    message = ""
+    if not solved:
+        more = f"raise rank (now {chosen}) or max_iterations, add"
+        if iteration.residual <= tolerance:  # but k says otherwise
+            more = "which is all that float64 gives for this k: raise tolerance, add"
+        message = (
+            f"after {iteration.count} iterations the largest relative residual is {true:.1e}, "
+            f"tolerance is {tolerance:.0e}: {more} a larger relative ridge (now {relative:g}), or "
+            "use solve_tiled, which needs no convergence"
+        )
     return Solution(
         (system.roots * value).reshape(np.shape(y)),
         Status.SOLVED if solved else Status.NOT_CONVERGED,
@@ -449,11 +456,8 @@ class _Checkpoint:
         self._write(_STATE, **state)
 
 
-def _shower(
-    progress: bool | Callable[[Convergence], None],
-) -> Callable[[Convergence], None]:
-    if not isinstance(progress, bool):
-        return progress
-    if progress:
-        return lambda state: print(state, file=sys.stderr, flush=True)
-    return lambda state: None
+def _share(residual: float, tolerance: float) -> float:
+    """Return how many of the digits that are asked for are there: roughly the finished share."""
+    if residual <= tolerance:
+        return 1.0
+    return min(max(0.0, math.log(residual) / math.log(tolerance)), 0.999) if tolerance < 1 else 0.0

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
+from widelimit.display import share_alone, shown
 from widelimit.machine import remaining
 from widelimit.matrices.store import TileStore
 from widelimit.matrices.tiles import Key
@@ -30,13 +31,11 @@ from widelimit.solvers.solution import (
     Unavailable,
 )
 
-__all__ = ["Progress", "Reader", "TiledFactor", "fitting_width"]
+__all__ = ["Reader", "TiledFactor", "fitting_width"]
 
 _INVERSE = "inverse_diagonal.npy"
 _WIDEST_PANEL = 8  # tiles: what a kill can cost, and what a progress bar has to wait for
 _AHEAD = 2  # tiles that are read before they are wanted
-
-Progress: TypeAlias = Callable[[float], None]
 
 
 class Reader:
@@ -131,9 +130,8 @@ class TiledFactor:
         targets = check_targets(y, self.n)
         value = self.solve(targets)
         residual = targets - multiply(k, value) - self.ridge_absolute * value
-        entries = diagonal(k)
         smallest = float(self.pivots().min())
-        noise = self.n**0.5 * epsilon(k.dtype) * float(entries.mean())
+        noise = self.n**0.5 * epsilon(k.dtype) * float(diagonal(k).mean())
         return Solution(
             value=value.reshape(np.shape(y)),
             status=Status.ILL_CONDITIONED if smallest < noise else Status.SOLVED,
@@ -142,7 +140,7 @@ class TiledFactor:
                 ridge=self.ridge,
                 ridge_absolute=self.ridge_absolute,
                 residual_norm=relative_norm(residual, targets),
-                reciprocal_condition=smallest / float(entries.max() + self.ridge_absolute),
+                reciprocal_condition=np.nan,
                 seconds=perf_counter() - begun,
             ),
             factor=self,
@@ -223,7 +221,7 @@ class TiledFactor:
         *,
         dtype: str | None = None,
         threads: int | None = None,
-        progress: Progress | None = None,
+        progress: bool | Callable[[float], None] = False,
     ) -> FloatArray:
         """Return the diagonal of ``A^-1``: the sums of the squares of the columns of ``L^-1``.
 
@@ -233,8 +231,8 @@ class TiledFactor:
             Of the arithmetic; None: that of the factor.
         threads : int or None
             As for `factorise`; None: what the factor was made with.
-        progress : callable or None
-            Is given the finished share, 0 to 1.
+        progress : bool or callable
+            True shows it on standard error; a callable is given the finished share, 0 to 1.
 
         Notes
         -----
@@ -250,6 +248,7 @@ class TiledFactor:
             self.store.objects.locked(),
             Reader(self.store, arithmetic.dtype) as reader,
             Crew(self._threads if threads is None else threads) as crew,
+            shown(progress, "inverse", share_alone) as report,
         ):
             spare = 2 * _AHEAD + 2
             budget = remaining(self._memory) / (t * t * arithmetic.dtype.itemsize) - spare
@@ -264,8 +263,7 @@ class TiledFactor:
                 content = io.BytesIO()
                 np.save(content, result)
                 self.store.objects.write(_inverse_name(arithmetic.dtype), content.getvalue())
-                if progress is not None:
-                    progress(finished / total)
+                report(finished / total)
         return result
 
     def _stored_inverse(self, dtype: np.dtype[Any]) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
@@ -12,7 +13,6 @@ from widelimit.arrays import FloatArray
 from widelimit.solvers.checks import check_ridge, check_weights, refuse_weights
 from widelimit.solvers.cholesky import CholeskyFactor, solve_cholesky
 from widelimit.solvers.conjugate import solve_conjugate
-from widelimit.solvers.factor import Progress
 from widelimit.solvers.matrix import Bordered, Matrix, as_matrix, diagonal
 from widelimit.solvers.refined import solve_refined
 from widelimit.solvers.solution import Factor, Method, Solution, Unavailable
@@ -35,7 +35,7 @@ def solve(
     memory: int | str | None = None,
     threads: int | None = None,
     overwrite_k: bool = False,
-    progress: Progress | None = None,
+    progress: bool | Callable[[float], None] = False,
 ) -> Solution:
     """Solve ``(k + r W^-1) a = y``, ``r = ridge sum(w_i k_ii) / sum(w)``, by any method.
 
@@ -67,8 +67,8 @@ def solve(
         As for `solve_tiled`.
     overwrite_k : bool
         As for `solve_cholesky`.
-    progress : callable or None
-        For "tiled" and "refined": is given the finished share, 0 to 1.
+    progress : bool or callable
+        For "tiled" and "refined": as for `solve_tiled`.
 
     Returns
     -------
@@ -132,7 +132,7 @@ def _solve(
     memory: int | str | None,
     threads: int | None,
     overwrite_k: bool,
-    progress: Progress | None,
+    progress: bool | Callable[[float], None],
 ) -> Solution:
     if time != np.inf and method != "spectral":
         raise Unavailable(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -25,12 +25,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit._version import __version__
 from widelimit.arrays import FloatArray
+from widelimit.display import share_alone, shown
 from widelimit.machine import remaining
 from widelimit.matrices.store import StoreError, TileStore, open_objects
 from widelimit.matrices.tiles import Grid, Key
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, epsilon
-from widelimit.solvers.factor import Progress, Reader, TiledFactor, fitting_width
+from widelimit.solvers.factor import Reader, TiledFactor, fitting_width
 from widelimit.solvers.matrix import (
     Leading,
     Matrix,
@@ -121,7 +122,7 @@ def factorise(
     threads: int | None = None,
     tile: int | None = None,
     reuse: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: bool | Callable[[float], None] = False,
     verify: bool = False,
 ) -> TiledFactor:
     """Factor ``k + ridge trace(k)/n I = L L^T`` into a store, and go on where a run was killed.
@@ -151,8 +152,9 @@ def factorise(
         left out, and `TiledFactor.ridge` is the old one in units of the new ``trace(k)/n``. It is
         not looked at once the new factor is finished: then it may be deleted. If it is lost before,
         the call without it is refused, and names the ridge with which it goes on.
-    progress : callable or None
-        Is given the finished share of the flops, 0 to 1.
+    progress : bool or callable
+        True shows it on standard error, as a bar on a terminal and as lines elsewhere; a callable
+        is given the finished share of the flops, 0 to 1.
     verify : bool
         Whether all tiles that are there are read first; damaged ones are computed again.
 
@@ -183,6 +185,7 @@ def factorise(
     Cost, as long as there is something to copy: two passes over the old factor and one over its
     part of k. Then ``n_old^2 m + n_old m^2 + m^3/3`` flops for m new samples.
     """
+    display = shown(progress, "factor", share_alone)
     matrix = as_matrix(k)
     relative = check_ridge(ridge)
     if reuse is not None and relative:
@@ -229,7 +232,8 @@ def factorise(
         if old is not None:
             for key in copied:
                 found.copy(key, old)
-        _Factorisation(matrix, found, memory, progress).run(threads)
+        with display as report:
+            _Factorisation(matrix, found, memory, report).run(threads)
     return TiledFactor(found, memory, threads)
 
 
@@ -316,10 +320,10 @@ class _Factorisation:
         matrix: Matrix,
         store: TileStore,
         memory: int | str | None,
-        progress: Progress | None,
+        report: Callable[[float], None],
     ) -> None:
         self._matrix, self._store, self._memory = matrix, store, memory
-        self._report = progress
+        self._report = report
         self._arithmetic = Arithmetic(np.dtype(store.dtype.name))
         self._finished = store.finished()
         self._ridge = float(store.manifest["ridge_absolute"])
@@ -438,8 +442,7 @@ class _Factorisation:
         with self._lock:
             self._finished.add((i, j))
             self._done += j + 1
-            if self._report is not None:
-                self._report(self._done / self._work)
+            self._report(self._done / self._work)
 
     def _start(self, i: int, j: int) -> NDArray[Any]:
         rows, columns = self._store.grid.extent((i, j))
@@ -556,7 +559,7 @@ def solve_tiled(
     threads: int | None = None,
     tile: int | None = None,
     reuse: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: bool | Callable[[float], None] = False,
     verify: bool = False,
 ) -> Solution:
     """Solve ``(k + ridge trace(k)/n I) a = y`` by a Cholesky factor larger than memory.
@@ -570,8 +573,9 @@ def solve_tiled(
     Returns
     -------
     Solution
-        With the residual from a pass over k. ``reciprocal_condition`` is an upper bound, from the
-        smallest pivot: ``min pivot / max diagonal``.
+        With the residual from a pass over k, and its `TiledFactor`. ``Status.ILL_CONDITIONED`` if
+        the smallest pivot, which the smallest eigenvalue cannot exceed, is below ``sqrt(n) eps
+        trace(k)/n``. The condition is not estimated: that takes many passes over the factor.
 
     Raises
     ------
