@@ -21,6 +21,7 @@ from widelimit.estimators.fitted import FittedKernel
 from widelimit.estimators.influence import Influence
 from widelimit.estimators.samples import split_shape
 from widelimit.program import Kind
+from widelimit.solvers.blas import run_interruptibly
 from widelimit.solvers.matrix import multiply
 
 __all__ = ["NTKRegressor"]
@@ -295,7 +296,7 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
         mean, cov = self.predict(X, return_cov=True)
         random = _check_random_state(random_state)
         first = cov if self._flat else cov[..., 0]
-        values, vectors = np.linalg.eigh(first)
+        values, vectors = run_interruptibly(lambda: np.linalg.eigh(first))
         roots = vectors * np.sqrt(np.maximum(values, 0.0))  # no less than nothing, but for rounding
         drawn = random.standard_normal((mean[0].size, n_samples, len(mean)))
         spread = np.moveaxis(drawn @ roots.T, -1, 0)  # (n, targets, n_samples)
