@@ -60,6 +60,8 @@ def test_smooth_images(shape: tuple[int, int, int]) -> None:
     assert np.all((images >= 0) & (images <= 1))
     assert len(np.unique(images.reshape(5, -1), axis=0)) == 5
     np.testing.assert_array_equal(images, smooth_images(5, shape, seed=3))
+    many = smooth_images(300, (16, 16, 1), seed=0)  # some would lie outside
+    assert (many.min(), many.max()) == (0, 1)
     assert np.any(images != smooth_images(5, shape, seed=4))
 
 

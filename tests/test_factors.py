@@ -1,4 +1,4 @@
-"""The contract of `Factor`, the same tests for every kind; and `solve`, one call for every method."""
+"""The contract of `Factor`, with the same tests for every kind; and `solve` for every method."""
 
 import json
 import re

@@ -660,7 +660,8 @@ def damage_model(folder: Path, rng: np.random.Generator) -> None:
             one.write_bytes(content[1])
             two.write_bytes(content[0])
         case _:
-            values = damaged_array(np.load(one), rng)
+            with np.errstate(all="ignore"):
+                values = damaged_array(np.load(one), rng)
             np.save(one, values)
             listed = json.loads(document.read_text())
             listed["arrays"][one.stem] = {
@@ -715,7 +716,7 @@ def test_random_damage_of_models(models: list[Path], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_much_random_damage_of_models(models: list[Path], tmp_path: Path) -> None:
-    attack_models(models, tmp_path, 5_000, seed=2, measured=1)
+    attack_models(models, tmp_path, 1_000, seed=2, measured=8)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -728,4 +729,4 @@ def test_random_damage(tmp_path: Path, target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_much_random_damage(tmp_path: Path, target: str) -> None:
     content, damage, reader = TARGETS[target](tmp_path)
-    attack(content, damage, reader, 5_000, seed=2, measured=1)
+    attack(content, damage, reader, 1_000, seed=2, measured=8)

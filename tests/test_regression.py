@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import widelimit as wl
-from widelimit.estimators import base
+from widelimit.estimators import fitted
 from widelimit.estimators import regression as regression_module
 from widelimit.estimators.regression import Options, solver_for
 from widelimit.solvers import conjugate as conjugate_module
@@ -95,6 +95,43 @@ def test_what_is_refused(
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ridge": 1e-2},
+        {"ridge": "loo"},
+        {"time": 3.0},
+        {"time": "loo"},
+        {"time": 3.0, "ridge": 0.1},
+        {"net": ["ntk-dense-2", "ntk-dense-3"], "ridge": 1e-2},
+    ],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_score_is_over_all_samples(options: dict[str, Any], weighted: bool) -> None:
+    """Copies of a sample differ by targets: their spread belongs to the score, by weight."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 3))
+    x = x[np.r_[:30, [0, 0, 0, 5, 7, 7]]]
+    y = rng.normal(size=36)
+    weights = rng.uniform(0.2, 4, 36) if weighted else None
+    model = wl.NTKRegressor(**({"net": "ntk-dense-2"} | options)).fit(x, y, weights)
+    squares = (y - model.loo_predictions_) ** 2
+    assert model.loo_score_ == pytest.approx(-np.average(squares, weights=weights), rel=1e-10)
+    assert model.loo_score_ == np.nanmax(model.loo_curve_)
+    if weighted:  # and it would be noticed
+        assert model.loo_score_ != pytest.approx(-squares.mean(), rel=1e-3)
+    # Without sample 0 and its copies, by another fit.
+    kept = np.setdiff1d(np.arange(36), [0, 30, 31, 32])
+    given = {"ridge": model.ridge_, "time": model.time_, "net": model.net_}
+    if model.ridge_ == 0:
+        alone = wl.NTKRegressor(**given).fit(
+            x[kept], y[kept], None if weights is None else weights[kept]
+        )
+        np.testing.assert_allclose(alone.predict(x[:1]), model.loo_predictions_[:1], rtol=1e-6)
+    np.testing.assert_array_equal(model.loo_predictions_[[30, 31, 32]], model.loo_predictions_[0])
+
+
+@pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"solver": "cholesky", "memory": 1}, MemoryError, "a factor for 40 samples takes"),
@@ -108,7 +145,7 @@ def test_what_is_refused(
 def test_fit_refuses_before_the_kernel(
     monkeypatch: pytest.MonkeyPatch, changes: Any, error: Any, message: str
 ) -> None:
-    monkeypatch.setattr(base, "kernel", None)  # it is not called
+    monkeypatch.setattr(fitted, "kernel", None)  # it is not called
     x = np.random.default_rng(0).normal(size=(40, 3))
     with pytest.raises(error, match=message):
         wl.NTKRegressor(**({"net": "ntk-dense-2"} | changes)).fit(x, x[:, 0])

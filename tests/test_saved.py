@@ -58,8 +58,9 @@ def same(one, two):
         np.testing.assert_array_equal(one, two)
     elif hasattr(one, "__dataclass_fields__"):
         assert type(one) is type(two)
-        for name in one.__dataclass_fields__:
-            same(getattr(one, name), getattr(two, name))
+        for name, field in one.__dataclass_fields__.items():
+            if field.init:  # others follow from those
+                same(getattr(one, name), getattr(two, name))
     elif isinstance(one, float) and np.isnan(one):
         assert np.isnan(two)
     elif isinstance(one, tuple | list):
@@ -226,7 +227,10 @@ def shorten(path, document):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("format", value="widelimit.model/9"), r"format widelimit.model/1, got 'widelimit"),
+        (
+            put("format", value="widelimit.model/9"),
+            r"format .*model/1 or .*model/2, got 'widelimit",
+        ),
         (put("format", value=None), r"must hold a model of format"),
         (put("estimator", value="os.system"), r"damaged \(KeyError: 'os.*: save the model again"),
         (put("parameters", "__class__", value=1), r"damaged \(TypeError"),

@@ -98,10 +98,13 @@ def exactly_left_out(k, y, weights, ridge, times):
                 a[p, q] += mpmath.mpf(ridge) if p == q else 0
             values, vectors = mpmath.eigsy(a)
             weighed = mpmath.matrix(
-                [[r * mpmath.mpf(v) for v in y[j]] for r, j in zip(roots, rest)]
+                [[r * mpmath.mpf(v) for v in y[j]] for r, j in zip(roots, rest, strict=True)]
             )
             rotated = vectors.T * weighed
-            row = mpmath.matrix([[mpmath.mpf(k[i, j]) * r for r, j in zip(roots, rest)]]) * vectors
+            row = (
+                mpmath.matrix([[mpmath.mpf(k[i, j]) * r for r, j in zip(roots, rest, strict=True)]])
+                * vectors
+            )
             for index, time in enumerate(times):
                 for c in range(y.shape[1]):
                     out[index, i, c] = mpmath.fsum(
@@ -167,6 +170,24 @@ def test_a_sample_of_which_the_others_know_little():
     assert np.abs(expected[-1]).max() > 1e4
 
 
+def test_kernels_that_float32_makes_singular():
+    """The spectrum ends in rounding: the score is nearly that of n trainings, each with its cut."""
+    n = 100
+    rng = np.random.default_rng(300)
+    x = rng.normal(size=(n, n + 5)) * np.geomspace(1, 3e-4, n + 5)
+    k, y = (x @ x.T).astype(np.float32), rng.normal(size=(n, 3))
+    spectrum = Spectrum.of(k)
+    assert 0.5 * n < spectrum.rank < n - 1
+    expected = np.empty_like(y)
+    for i in range(n):
+        rest = np.arange(n) != i
+        alone = Spectrum.of(k[np.ix_(rest, rest)])
+        expected[i] = k[i, rest].astype(np.float64) @ alone.solve(y[rest], 0.0)
+    error = np.mean((y - expected) ** 2)
+    for time in (1e20 / spectrum.values[-1], np.inf):
+        assert error / 2 < spectrum.leave_one_out_at(y, [time]).errors[0] < 2 * error
+
+
 def test_late_times_of_an_estimator():
     """One direction, no biases: a kernel of rank 1; and the grid of time="loo" ends at 1e10."""
     x = np.array([[1.0], [2.0], [-3.0], [0.5], [-1.5], [4.0]])
@@ -201,6 +222,16 @@ def test_times_of_any_size(time, scale):
     expected = np.zeros_like(y) if early else spectrum.leave_one_out(y, [0.0]).predictions[0]
     np.testing.assert_allclose(left_out[0], expected, atol=1e-10)
     assert np.isfinite(spectrum.times()).all()
+
+
+def test_ridges_that_overflow():
+    k, y, weights = problem(8)
+    with pytest.raises(ValueError, match=r"must add at most 1e\+150 .* divided by the weights"):
+        Spectrum.of(1e140 * k).solution(y, 1e10)
+    with pytest.raises(ValueError, match=r"must add at most 1e\+150 .* divided by the weights"):
+        Spectrum.of(k, 1e-120 * weights).leave_one_out_at(y, [1.0], 1e40)
+    large = Spectrum.of(k).leave_one_out_at(y, [1.0, np.inf], 1e99).predictions
+    np.testing.assert_allclose(large, 0, atol=1e-15)
 
 
 def test_a_ridge_that_rounding_hides_is_none():

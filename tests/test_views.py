@@ -19,7 +19,7 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
 
 import widelimit as wl
-from widelimit.estimators import base
+from widelimit.estimators import base, fitted
 from widelimit.estimators import regression as regression_module
 from widelimit.estimators.calibration import fit_temperature, log_softmax
 from widelimit.machine import default_threads
@@ -184,15 +184,15 @@ def test_bad_weights():
 
 def test_singular_kernels_are_solved_and_warned_of():
     rng = np.random.default_rng(0)
-    x = np.abs(rng.normal(size=(12, 1))) + 0.1
-    y = 3 * x[:, 0] + rng.normal(size=12)
-    net = wl.ntk_dense(2)  # without biases: a line through 0
-    with pytest.warns(Warning, match=r"rank of k is 1 for n = 12.*smallest pivot") as caught:
+    x = rng.normal(size=(12, 3))
+    y = x @ [3.0, 1.0, -2.0] + rng.normal(size=12)
+    net = wl.Network([wl.Dense()])  # linear
+    with pytest.warns(Warning, match=r"rank of k is 3 for n = 12.*smallest pivot") as caught:
         model = wl.NTKRegressor(net).fit(x, y)
     assert caught[0].filename == __file__
     assert model.solution_.status is Status.RANK_DEFICIENT
-    slope = (x[:, 0] @ y) / (x[:, 0] @ x[:, 0])
-    np.testing.assert_allclose(model.predict([[2.0]]), 2 * slope, rtol=1e-9)
+    slopes = np.linalg.lstsq(x, y, rcond=None)[0]
+    np.testing.assert_allclose(model.predict(np.eye(3)), slopes, rtol=1e-9)
 
 
 # --- Gaussian processes and ensembles -----------------------------------------------------------
@@ -235,10 +235,13 @@ def test_posterior_is_that_of_scikit_learn(ridge, targets):
     assert np.abs(other.predict(new, return_std=True)[1] - expected).max() > 1e-8
 
 
-def ensemble(theta, nngp, theta_new, nngp_new, prior, a):
-    """Eq. 16 of Lee et al., for the matrix a that takes targets to coefficients."""
+def ensemble(start, theta_new, nngp_new, prior, a):
+    """Eq. 16 of Lee et al., for the matrix a that takes targets to coefficients.
+
+    `start` is the covariance of what outputs are short of targets before training.
+    """
     w = theta_new @ a
-    return prior - w @ nngp_new.T - nngp_new @ w.T + w @ nngp @ w.T
+    return prior - w @ nngp_new.T - nngp_new @ w.T + w @ start @ w.T
 
 
 @pytest.mark.parametrize("options", [{}, {"ridge": 0.02}, {"time": 0.7}, {"time": 2, "ridge": 0.1}])
@@ -255,12 +258,12 @@ def test_ensembles_of_trained_networks(options, kind):
     nngp_new = wl.kernel(NET, new, x, kind="nngp", dtype="float64")
     prior = wl.kernel(NET, new, kind="nngp", dtype="float64")
     values, vectors = np.linalg.eigh(theta)
-    values = values + model.solution_.statistics.ridge_absolute
+    ridge = model.solution_.statistics.ridge_absolute
+    values = values + ridge
     grown = 1 - np.exp(-values * options.get("time", np.inf))
     a = vectors * (grown / values) @ vectors.T
-    expected = ensemble(theta, nngp, theta_new, nngp_new, prior, a)
-    if kind == "nngp" and options == {"ridge": 0.02}:  # the posterior, not the ensemble
-        expected = prior - nngp_new @ a @ nngp_new.T
+    start = nngp + ridge * np.eye(60) if kind == "nngp" else nngp
+    expected = ensemble(start, theta_new, nngp_new, prior, a)
     mean, cov = model.predict(new, return_cov=True)
     np.testing.assert_allclose(mean, theta_new @ a @ y, atol=1e-8)
     np.testing.assert_allclose(cov, expected, atol=1e-8)
@@ -411,6 +414,8 @@ def test_temperature_makes_left_out_labels_most_likely():
     assert 1e-6 < fit_temperature(np.eye(4)[labels], labels, weights) < 0.3  # all of them right
     assert fit_temperature(np.eye(4)[(labels + 1) % 4], labels, weights) > 100  # all wrong
     assert np.isfinite(fit_temperature(np.zeros((200, 4)), labels, weights))
+    far = np.array([[0.0, 0.0], [1e4, 1e4]])  # each row by itself
+    np.testing.assert_allclose(log_softmax(far, 1.0), -np.log(2), rtol=1e-12)
 
 
 def test_probabilities():
@@ -456,13 +461,18 @@ def test_more_samples(sizes, options):
 
 def test_more_samples_compute_no_old_pair(monkeypatch):
     x, y = digits(60)
-    calls, real = [], base.kernel
+    calls, real, cross = [], fitted.kernel, fitted.PreparedKernel.cross
 
     def spy(net, x1, x2=None, **options):
         calls.append((len(x1), None if x2 is None else len(x2)))
         return real(net, x1, x2, **options)
 
-    monkeypatch.setattr(base, "kernel", spy)
+    def cross_spy(self, new, kinds):
+        calls.append((len(new), len(self.samples)))
+        return cross(self, new, kinds)
+
+    monkeypatch.setattr(fitted, "kernel", spy)
+    monkeypatch.setattr(fitted.PreparedKernel, "cross", cross_spy)
     factors, extended = [], CholeskyFactor.extended
     monkeypatch.setattr(
         CholeskyFactor, "extended", lambda self, *a: factors.append(self.n) or extended(self, *a)
@@ -572,7 +582,9 @@ class Tensor:
     def __init__(self, values, move="cpu", graph=False):
         self._values, self._graph = values, graph
         self.ndim, self.shape, self.dtype = values.ndim, values.shape, values.dtype
-        setattr(self, move, lambda: self._values)
+        setattr(self, move, lambda: self if graph else self._values)
+        if move == "cpu":  # only PyTorch has graphs
+            self.detach = lambda: Tensor(values, move)
 
     def __dlpack__(self, **options):
         raise BufferError("it is on a device")
@@ -586,7 +598,7 @@ def test_arrays_of_other_libraries(move):
     x, y = digits(60)
     images = x.reshape(-1, 8, 8, 1).astype("float32")
     expected = wl.NTKClassifier("cntk-gap-3").fit(images, y).decision_function(images)
-    model = wl.NTKClassifier("cntk-gap-3").fit(Tensor(images, move), y)
+    model = wl.NTKClassifier("cntk-gap-3").fit(Tensor(images, move, graph=move == "cpu"), y)
     np.testing.assert_array_equal(model.decision_function(Tensor(images, move)), expected)
     with pytest.raises(TypeError, match="must have a dtype that NumPy has"):
         model.predict(Tensor(images, "nowhere"))
@@ -728,14 +740,14 @@ def test_a_ridge_that_cholesky_does_not_take_keeps_the_kernel(monkeypatch):
 
 def test_warnings_that_are_errors_leave_what_was_there():
     x, y = digits(40)
-    model = wl.NTKRegressor(wl.ntk_dense(2)).fit(x, y)
+    model = wl.NTKRegressor(wl.Network([wl.Dense()])).fit(x, y)
     before = model.predict(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(Warning, match="least squares"):
-            model.fit(np.r_[x[:20], 0 * x[:1]], y[:21])
+            model.fit(np.r_[x[:20], x[:1] + x[1:2]], y[:21])
         with pytest.raises(Warning, match="least squares"):
-            model.partial_fit(0 * x[:1], y[:1])
+            model.partial_fit(x[:1] + x[1:2], y[:1])
     np.testing.assert_array_equal(model.predict(x), before)
 
 

@@ -13,7 +13,6 @@ from sklearn.utils import multiclass  # pyright: ignore[reportMissingTypeStubs]
 from widelimit.arrays import FloatArray
 from widelimit.estimators.base import (
     SAMPLE_DTYPES,
-    Influence,
     NTKEstimator,
     can_grow,
     leaves_out,
@@ -21,6 +20,7 @@ from widelimit.estimators.base import (
     validate_data,
 )
 from widelimit.estimators.calibration import fit_temperature, log_softmax
+from widelimit.estimators.influence import Influence
 from widelimit.estimators.samples import split_shape
 from widelimit.solvers.labels import encode_labels
 
@@ -65,8 +65,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         Of several networks take the one with the best `loo_score_`, or the mean of their kernels as
         they are, scale included.
     time : float, "loo" or None
-        Time of training by gradient flow (Eq. 3-4) on half the sum of squares: outputs are
-        ``k(z, x) A^-1 (I - exp(-t A)) Y``, A the matrix that is inverted above. Its unit is 1 over
+        Time of training by gradient flow (Eq. 3-4) on half the sum of squares, 0 or more: outputs
+        are ``k(z, x) A^-1 (I - exp(-t A)) Y``, A the matrix that is inverted above. Its unit is 1 over
         that of the kernel. None: until the end. "loo": early stopping, at the time with
         which left-out samples are best predicted; exact for every time, too.
     standardise : bool or None
@@ -394,7 +394,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         X : array-like
             As for `decision_function`, with the same errors.
         times : array-like of shape (m,)
-            Times of gradient flow, above 0; infinity is the end of training. `loo_grid_` after a
+            Times of gradient flow, 0 or more; infinity is the end of training. `loo_grid_` after a
             fit with time="loo" has useful ones.
 
         Yields

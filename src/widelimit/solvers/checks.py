@@ -30,7 +30,8 @@ _BLOCK_ROWS = 128
 _MAX_ASYMMETRY = 1000
 # Sizes of targets, and of the diagonal with its ridge: squares, and their sums, are numbers then.
 _SMALLEST_TARGET, _LARGEST_TARGET = 1e-100, 1e100
-_LARGEST_RIDGE = {"float64": 1e150, "float32": 1e30}
+_LARGEST_RIDGE = 1e100  # relative
+_LARGEST_ABSOLUTE = {"float64": 1e150, "float32": 1e30}
 
 
 def epsilon(dtype: np.dtype[Any]) -> float:
@@ -44,7 +45,7 @@ def check_ridge(ridge: object) -> float:
     Raises
     ------
     TypeError, ValueError
-        If it is not a number, or is negative, infinite or NaN.
+        If it is not a number, or is negative, above 1e100, or NaN.
     """
     if isinstance(ridge, bool) or not isinstance(ridge, Real):
         raise TypeError(f"ridge must be a number, got {ridge!r} ({type(ridge).__name__})")
@@ -52,6 +53,11 @@ def check_ridge(ridge: object) -> float:
         raise ValueError(
             f"ridge must be finite and >= 0, got {ridge!r}: it is relative, it multiplies "
             "trace(k)/n; use 0 for none, or a small number such as 1e-6"
+        )
+    if float(ridge) > _LARGEST_RIDGE:
+        raise ValueError(
+            f"ridge must be at most {_LARGEST_RIDGE:g}, got {ridge!r}: it is relative, it "
+            "multiplies trace(k)/n; ridge=1e6 leaves next to nothing to learn already"
         )
     return float(ridge)
 
@@ -77,14 +83,13 @@ def check_absolute(
     ValueError
         If it is too large to calculate with.
     """
-    absolute, limit = ridge * mean, _LARGEST_RIDGE[dtype]
-    least = 1.0 if weights is None else float(weights.min())
-    if not abs(absolute) / min(least, 1.0) <= limit:
+    absolute, limit = ridge * mean, _LARGEST_ABSOLUTE[dtype]
+    added = absolute / (1.0 if weights is None else float(weights.min()))
+    if not abs(added) <= limit:
         raise ValueError(
-            f"ridge={ridge:g} adds {absolute:g} to the diagonal of k (divided by the weights, if "
-            f"there are any), which is more than {limit:g}: ridge is relative, it multiplies "
-            f"trace(k)/n = {mean:g}; far smaller ones, such as ridge=1e6, leave next to nothing to "
-            "learn already"
+            f"ridge={ridge:g} must add at most {limit:g} to the diagonal of k, got {added:g}: it "
+            f"multiplies trace(k)/n = {mean:g}, and is divided by the weights of samples; give a "
+            "smaller ridge, or scale k or the weights"
         )
     return absolute
 

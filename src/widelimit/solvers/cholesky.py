@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import blas, lapack  # pyright: ignore[reportMissingTypeStubs]
+from scipy.linalg import blas  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
 from widelimit.solvers.blas import Arithmetic, factor_in_place
@@ -40,13 +40,9 @@ __all__ = [
     "solve_cholesky",
 ]
 
-# scipy has no type stubs, and its LAPACK and BLAS wrappers are compiled: the types are given here.
-_lapack, _blas = cast("Any", lapack), cast("Any", blas)
-_dpotrs: Callable[..., tuple[FloatArray, int]] = _lapack.dpotrs
-_dpocon: Callable[..., tuple[float, int]] = _lapack.dpocon
-_dtrtri: Callable[..., tuple[FloatArray, int]] = _lapack.dtrtri
-_dsymm: Callable[..., FloatArray] = _blas.dsymm
-_dtrsv: Callable[..., FloatArray] = _blas.dtrsv
+# scipy has no type stubs, and its BLAS wrappers are compiled: the type is given here.
+_dtrsv: Callable[..., FloatArray] = cast("Any", blas).dtrsv
+_ARITHMETIC = Arithmetic(np.dtype(np.float64))
 
 _EPSILON = 2.0**-52
 _BLOCK_ROWS = 128
@@ -109,8 +105,7 @@ class CholeskyFactor:
 
     def solve(self, y: FloatArray) -> FloatArray:
         """Return ``A^-1 y``, (n, m), in ``2 n^2 m`` flops."""
-        # LAPACK wants columns first. The transpose is just that, and is a view.
-        return _dpotrs(self.square.T, y, lower=0)[0]
+        return _ARITHMETIC.solve_factored(self.square, y)
 
     def solution(
         self,
@@ -142,10 +137,10 @@ class CholeskyFactor:
             view[:] = self.diagonal + self.noise
             if norm is None:
                 norm = float(_row_sums(square).max())
-            residual = targets - _dsymm(1.0, square.T, value, lower=1)
+            residual = targets - _ARITHMETIC.multiply_symmetric(square, value)
         finally:
             view[:] = roots
-        rcond, _ = _dpocon(square.T, norm, uplo="U")
+        rcond = _ARITHMETIC.reciprocal_condition(square, norm)
         # rcond * norm = 1 / |A^-1|_1, at most the smallest eigenvalue; independent roundings of
         # the entries of k are a matrix of norm sqrt(n) eps trace(k)/n, up to a small factor.
         uncertain = n**0.5 * epsilon(k.dtype) * float(self.diagonal.mean())
@@ -157,7 +152,7 @@ class CholeskyFactor:
                 ridge=self.ridge,
                 ridge_absolute=self.ridge_absolute,
                 residual_norm=relative_norm(residual, targets),
-                reciprocal_condition=float(rcond),
+                reciprocal_condition=rcond,
                 seconds=time.perf_counter() - begun,
             ),
             factor=self,
@@ -180,7 +175,7 @@ class CholeskyFactor:
     def inverse_diagonal(self) -> FloatArray:
         """Return the diagonal of ``A^-1``, (n,): ``n^3/3`` flops, and a copy of the square."""
         inverse = self.square.copy()
-        _dtrtri(inverse.T, lower=0, overwrite_c=1)
+        _ARITHMETIC.invert_triangle(inverse)
         return column_squares(inverse)
 
     def log_determinant(self) -> float:
@@ -231,11 +226,10 @@ class CholeskyFactor:
         diagonal = np.concatenate([self.diagonal, corner.diagonal()])
         rows = square[n:, :n]
         rows[...] = np.transpose(columns)
-        arithmetic = Arithmetic(square.dtype)
-        arithmetic.divide(rows, square[:n, :n])
+        _ARITHMETIC.divide(rows, square[:n, :n])
         triangle = np.array(corner, np.float64, order="C")
         triangle[np.diag_indices(len(corner))] += full_noise[n:]
-        arithmetic.subtract_square(triangle, rows)
+        _ARITHMETIC.subtract_square(triangle, rows)
         found = factor_in_place(triangle)
         square[n:, n:] = np.tril(triangle) + np.triu(corner, 1)
         entries = diagonal + full_noise

@@ -196,13 +196,16 @@ def solve_conjugate(
     left = system.residual(value)
     true = float((np.linalg.norm(left, axis=0) / system.sizes).max())
     solved = true <= 2 * tolerance
-    message = (
-        ""
-        if solved
-        else f"after {iteration.count} iterations the largest relative residual is {true:.1e}, "
-        f"tolerance is {tolerance:.0e}: raise rank (now {chosen}) or max_iterations, add a larger "
-        f"relative ridge (now {relative:g}), or use solve_tiled, which needs no convergence"
-    )
+    message = ""
+    if not solved:
+        more = f"raise rank (now {chosen}) or max_iterations, add"
+        if iteration.residual <= tolerance:  # but k says otherwise
+            more = "which is all that float64 gives for this k: raise tolerance, add"
+        message = (
+            f"after {iteration.count} iterations the largest relative residual is {true:.1e}, "
+            f"tolerance is {tolerance:.0e}: {more} a larger relative ridge (now {relative:g}), or "
+            "use solve_tiled, which needs no convergence"
+        )
     return Solution(
         (system.roots * value).reshape(np.shape(y)),
         Status.SOLVED if solved else Status.NOT_CONVERGED,

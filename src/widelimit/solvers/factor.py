@@ -130,9 +130,8 @@ class TiledFactor:
         targets = check_targets(y, self.n)
         value = self.solve(targets)
         residual = targets - multiply(k, value) - self.ridge_absolute * value
-        entries = diagonal(k)
         smallest = float(self.pivots().min())
-        noise = self.n**0.5 * epsilon(k.dtype) * float(entries.mean())
+        noise = self.n**0.5 * epsilon(k.dtype) * float(diagonal(k).mean())
         return Solution(
             value=value.reshape(np.shape(y)),
             status=Status.ILL_CONDITIONED if smallest < noise else Status.SOLVED,
@@ -141,7 +140,7 @@ class TiledFactor:
                 ridge=self.ridge,
                 ridge_absolute=self.ridge_absolute,
                 residual_norm=relative_norm(residual, targets),
-                reciprocal_condition=smallest / float(entries.max() + self.ridge_absolute),
+                reciprocal_condition=np.nan,
                 seconds=perf_counter() - begun,
             ),
             factor=self,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
-from widelimit.solvers.blas import factor_in_place
+from widelimit.solvers.blas import Arithmetic, factor_in_place
 from widelimit.solvers.checks import check_absolute, check_ridge, check_targets
 from widelimit.solvers.cholesky import column_squares, is_definite
 from widelimit.solvers.factor import TiledFactor
@@ -18,8 +16,6 @@ from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load
 from widelimit.solvers.solution import LeaveOneOut
 
 __all__ = ["leave_one_out", "leave_one_out_of_factor"]
-
-_lapack = cast("Any", lapack)  # scipy has no type stubs
 
 
 def leave_one_out(k: ArrayLike | Matrix, y: ArrayLike, ridges: Sequence[float]) -> LeaveOneOut:
@@ -58,6 +54,7 @@ def leave_one_out(k: ArrayLike | Matrix, y: ArrayLike, ridges: Sequence[float]) 
     if relative.size == 0:
         raise ValueError("ridges must be one relative ridge or more, got none")
     mean = float(diagonal(matrix).mean())
+    arithmetic = Arithmetic(np.dtype(np.float64))
     predictions = np.full((relative.size, *targets.shape), np.nan)
     for index, ridge in enumerate(relative):
         work = load(matrix, "float64")
@@ -67,9 +64,8 @@ def leave_one_out(k: ArrayLike | Matrix, y: ArrayLike, ridges: Sequence[float]) 
         entries = work.diagonal().copy()
         if factor_in_place(work) != 0 or not is_definite(work.diagonal() ** 2 / entries):
             continue
-        # LAPACK wants columns first: it sees the transpose.
-        value, _ = _lapack.dpotrs(work.T, targets, lower=0)
-        _lapack.dtrtri(work.T, lower=0, overwrite_c=1)
+        value = arithmetic.solve_factored(work, targets)
+        arithmetic.invert_triangle(work)
         predictions[index] = targets - value / column_squares(work)[:, None]
         del work  # before the next one is read
     return _result(relative, targets, predictions, np.shape(y))

@@ -42,10 +42,10 @@ class Status(Enum):
 
     SOLVED = "Solved: nothing to do."
     ILL_CONDITIONED = (
-        "Solved, but the smallest eigenvalue of k is below the rounding of its entries, so that "
-        "the coefficients may be mostly rounding. Compute the kernel with dtype='float64', add a "
-        "relative ridge such as ridge=1e-6 (it multiplies trace(k)/n), or remove near-duplicates "
-        "from the training set."
+        "Solved, but the entries of k are not exact enough: its smallest eigenvalue is below their "
+        "rounding, or samples nearly repeat others, so that coefficients may be mostly rounding. "
+        "Compute the kernel with dtype='float64', add a relative ridge such as ridge=1e-6 (it "
+        "multiplies trace(k)/n), or remove near-duplicates from the training set."
     )
     RANK_DEFICIENT = (
         "Solved by least squares, with coefficients of smallest norm: this is the end of training, "
@@ -75,14 +75,17 @@ class Statistics:
     ridge : float
         Relative ridge as asked for: it multiplies ``trace(k)/n``. Solvers never change it.
     ridge_absolute : float
-        ``ridge * trace(k)/n``, the number that was added to the diagonal of k.
+        ``ridge trace(k)/n``, the number r that was added to the diagonal of k. With weights W of
+        samples it is ``ridge sum(w_i k_ii) / sum(w)``, and ``r W^-1`` was added.
     residual_norm : float
-        ``|y - (k + ridge_absolute I) value| / |y|`` in the Frobenius norm; 0 if y is 0, NaN if
+        ``|y - A value| / |y|`` in the Frobenius norm, ``A = k + r W^-1``; 0 if y is 0, NaN if
         there is no value.
         It holds for the arithmetic of the solver, not for the accuracy of the entries of k.
     reciprocal_condition : float
-        Estimate of ``1 / (|A|_1 |A^-1|_1)`` for ``A = k + ridge_absolute I``: 1 is best, 0 is
-        singular.
+        Estimate of ``1 / (|A|_1 |A^-1|_1)``: 1 is best, 0 is singular to rounding. Not below the
+        truth, and rarely more than three times above it. NaN where there is none: it takes a factor
+        in memory (`solve_cholesky`, `solve_spectral`, `solve_refined` without a store), and a
+        solution.
     seconds : float
         Wall-clock time of the solver, checks included.
     """
@@ -360,6 +363,6 @@ def failed(
     return Solution(
         np.full(shape, np.nan),
         Status.NOT_POSITIVE_DEFINITE,
-        Statistics(shape[0], ridge, ridge_absolute, np.nan, 0.0, seconds),
+        Statistics(shape[0], ridge, ridge_absolute, np.nan, np.nan, seconds),
         message,
     )

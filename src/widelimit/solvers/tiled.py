@@ -573,8 +573,9 @@ def solve_tiled(
     Returns
     -------
     Solution
-        With the residual from a pass over k. ``reciprocal_condition`` is an upper bound, from the
-        smallest pivot: ``min pivot / max diagonal``.
+        With the residual from a pass over k, and its `TiledFactor`. ``Status.ILL_CONDITIONED`` if
+        the smallest pivot, which the smallest eigenvalue cannot exceed, is below ``sqrt(n) eps
+        trace(k)/n``. The condition is not estimated: that takes many passes over the factor.
 
     Raises
     ------
