@@ -277,18 +277,24 @@ def test_depths_share_a_prefix() -> None:
 
 
 @pytest.mark.parametrize("preset", [cntk_gap, cntk_vanilla])
-@pytest.mark.parametrize("depth", [1, 0, -3])
+@pytest.mark.parametrize("depth", [1, 0, -3, 16_384, 10**12])
 def test_convolutional_depth_out_of_range(preset: Any, depth: int) -> None:
-    message = rf"depth \(number of convolutions plus one\) must be at least 2, got {depth}"
+    message = rf"depth \(number of convolutions plus one\) must be from 2 to 16,383, got {depth}"
     with pytest.raises(ValueError, match=message):
         preset(depth=depth)
 
 
-@pytest.mark.parametrize("depth", [0, -1])
+@pytest.mark.parametrize("depth", [0, -1, 16_384, 10**12])
 def test_dense_depth_out_of_range(depth: int) -> None:
-    message = rf"depth \(number of hidden layers\) must be at least 1, got {depth}"
+    message = rf"depth \(number of hidden layers\) must be from 1 to 16,383, got {depth}"
     with pytest.raises(ValueError, match=message):
         ntk_dense(depth)
+
+
+@pytest.mark.parametrize("preset", [cntk_gap, cntk_vanilla, ntk_dense])
+def test_the_deepest_networks_can_be_read_again(preset: Any) -> None:
+    network = preset(16_383)
+    assert Network.from_json(network.to_json()) == network
 
 
 @pytest.mark.parametrize("preset", [cntk_gap, cntk_vanilla, ntk_dense])

@@ -25,10 +25,12 @@ from widelimit.backends.base import Pairs
 from widelimit.backends.cpu import ISA_VARIABLE, CpuBackend, instruction_sets
 from widelimit.backends.dense import DenseBackend
 from widelimit.machine import available_memory, held_memory, parse_memory, remaining
+from widelimit.matrices import store as store_module
 from widelimit.matrices.manifest import Manifest
-from widelimit.matrices.plan import Sizes, solve
+from widelimit.matrices.plan import Plan, Sizes, solve
 from widelimit.matrices.progress import Progress, Tracker
 from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.network import MAX_LAYERS
 from widelimit.program import Kind
 
 RNG = np.random.default_rng(0)
@@ -321,6 +323,24 @@ def test_a_foreign_array_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(metadata))
     with pytest.raises(StoreError, match="is not the one of its manifest"):
         wl.open_gram(tmp_path / "a.zarr")
+
+
+def test_the_longest_network_fits_into_a_store(tmp_path: Path) -> None:
+    k = wl.gram(DENSE, X, store=tmp_path / "k.zarr")
+    long = wl.Conv(9_999, w_std=1.2345678901234567e-100, b_std=1.2345678901234567e-100)
+    network = wl.Network([*[long] * (MAX_LAYERS - 2), wl.Flatten(), wl.Dense()])
+    manifest = replace(k.manifest, networks=(network,))
+    assert len(json.dumps(manifest.to_json(), indent=2)) < store_module._MAX_METADATA - 10_000
+
+
+def test_a_store_that_could_not_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_MAX_METADATA", 5_000)
+    wl.gram(VANILLA, X, store=tmp_path / "k.zarr")
+    with pytest.raises(ValueError, match=r"at most 5,000 bytes of metadata, those .* fewer netw"):
+        wl.gram([VANILLA] * 9, X, store=tmp_path / "l.zarr")
+    assert not (tmp_path / "l.zarr" / "zarr.json").exists()
 
 
 # What a run that is killed does: it notes every tile it begins.
@@ -702,6 +722,29 @@ def test_another_maker_of_the_old_store_needs_a_flag(
     assert np.array_equal(k[:, 40:], wl.kernel(VANILLA, X)[:, 40:])
 
 
+def test_an_old_store_of_several_makers_needs_a_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, path = tmp_path / "old.zarr", tmp_path / "new.zarr"
+    best, *_, last = [name for name, there in instruction_sets().items() if there]
+    wl.gram(VANILLA, X[:40], store=old, tile=16)
+    open_tiles(old).delete((0, 1))
+    with monkeypatch.context() as patch:
+        patch.setenv(ISA_VARIABLE, last)
+        wl.gram(VANILLA, X[:40], store=old, allow_mixed=True)
+    with pytest.raises(ValueError, match=rf"was made by .*{best}.*; .*{last}.*; here is .*{best}"):
+        wl.gram(VANILLA, X, store=path, reuse=old)
+
+
+def test_an_old_store_that_is_not_finished(tmp_path: Path) -> None:
+    old = tmp_path / "old.zarr"
+    wl.gram(VANILLA, X[:40], store=old, tile=16)
+    open_tiles(old).delete((0, 1))
+    with pytest.raises(StoreError, match="lacks 1 of its tiles: run the call that makes it again"):
+        wl.gram(VANILLA, X, store=tmp_path / "new.zarr", reuse=old)
+    assert not (tmp_path / "new.zarr" / "zarr.json").exists()
+
+
 # ---------------------------------------------------------------- memory
 
 MEASURE = """
@@ -769,6 +812,29 @@ def test_plans_fit(budget: int, threads: int, tile: int | None, profile: int, co
     assert 1 <= plan.threads <= threads
     assert plan.group >= 1
     assert tile in (None, plan.tile)
+
+
+def test_what_a_plan_takes() -> None:
+    sizes = Sizes(
+        n1=1000,
+        n2=1000,
+        symmetric=True,
+        entry=4,
+        matrices=6,
+        sample=10**3,
+        profile=10**6,
+        scratch=10**9,
+        element_layers=1,
+    )
+    megabyte = 2**20  # small things of a thread
+    tile = 10 * 10 * 4
+    # Three threads: each has finished a tile of six matrices, and one more is handed out; of each
+    # finished one there are a whole, an encoded and a checked copy of a matrix, and one of another
+    # store. Five blocks of profiles are held and one is made, of samples that are there thrice.
+    assert sizes.need(10, 3, 5) == (
+        3 * (10**9 + megabyte) + 4 * 6 * tile + (3 * 3 + 1) * tile + 6 * 10**7 + 3 * 10**4
+    )
+    assert Plan(tile=10, threads=3, held=5).group == 3  # with the columns of this tile and the next
 
 
 def test_plans_use_what_there_is() -> None:

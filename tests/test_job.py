@@ -64,7 +64,8 @@ def test_network_of_a_file(tmp_path: Path) -> None:
         ("cntk_gap:", "needs a depth, as in cntk-gap-11"),
         ("cntk_gap:-3", "needs a depth"),
         ("cntk_gap:٣", "needs a depth"),
-        ("cntk_gap:1", "at least 2, got 1"),
+        ("cntk_gap:1", "from 2 to 16,383, got 1"),
+        ("cntk-gap-999999999", "from 2 to 16,383, got 999999999"),
         ("resnet:50", "or the JSON of a network, got 'resnet:50'"),
     ],
 )

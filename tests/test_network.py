@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from widelimit import network as module
 from widelimit.network import (
+    MAX_LAYERS,
     Conv,
     Dense,
     Flatten,
@@ -456,9 +457,27 @@ def test_json_layers_must_be_a_list(layers: str) -> None:
 
 def test_json_size_is_bounded() -> None:
     text = Network([Dense()]).to_json()
-    assert Network.from_json(text.ljust(2**20)) == Network([Dense()])
-    with pytest.raises(ValueError, match=r"^network JSON: at most 1048576 characters, got 1048577"):
-        Network.from_json(text.ljust(2**20 + 1))
+    assert Network.from_json(text.ljust(2**22)) == Network([Dense()])
+    with pytest.raises(ValueError, match=r"^network JSON: at most 4194304 characters, got 4194305"):
+        Network.from_json(text.ljust(2**22 + 1))
+
+
+def test_what_is_allowed_can_be_read_again() -> None:
+    """The most layers, each with the longest numbers."""
+    long = Conv(9_999, w_std=1.2345678901234567e-100, b_std=1.2345678901234567e-100)
+    network = Network([*[long] * (MAX_LAYERS - 2), Flatten(), Dense()])
+    assert Network.from_json(network.to_json()) == network
+
+
+def test_the_number_of_layers_is_bounded() -> None:
+    Network([Dense()] * MAX_LAYERS)
+    message = r"^layers must be at most 32,768, got 32,769: use fewer$"
+    with pytest.raises(ValueError, match=message):
+        Network([Dense()] * (MAX_LAYERS + 1))
+    with pytest.raises(ValueError, match=message):  # Flatten() joins them
+        Network([LocalAvgPool(1), *[Dense()] * (MAX_LAYERS - 1)])
+    with pytest.raises(ValueError, match=r"^layers must be at most 32,768, got 10,000,000,000"):
+        Network(range(10**10))  # type: ignore[arg-type] - told before it is looked at
 
 
 def test_json_error_does_not_echo_a_long_text() -> None:

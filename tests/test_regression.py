@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import widelimit as wl
-from widelimit.estimators import base
+from widelimit.estimators import fitted
 from widelimit.estimators import regression as regression_module
 from widelimit.estimators.regression import Options, solver_for
 from widelimit.solvers import conjugate as conjugate_module
@@ -145,7 +145,7 @@ def test_the_score_is_over_all_samples(options: dict[str, Any], weighted: bool) 
 def test_fit_refuses_before_the_kernel(
     monkeypatch: pytest.MonkeyPatch, changes: Any, error: Any, message: str
 ) -> None:
-    monkeypatch.setattr(base, "kernel", None)  # it is not called
+    monkeypatch.setattr(fitted, "kernel", None)  # it is not called
     x = np.random.default_rng(0).normal(size=(40, 3))
     with pytest.raises(error, match=message):
         wl.NTKRegressor(**({"net": "ntk-dense-2"} | changes)).fit(x, x[:, 0])

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -346,13 +347,20 @@ def test_two_writers(store: TileStore) -> None:
     url = store.objects.name
     command = [sys.executable, "-c", HOLD, url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        assert store.objects.in_use()
-        match = rf"another process is writing there \(process {other.pid} on .*\): wait until it"
-        with pytest.raises(BlockingIOError, match=match), open_objects(url).locked():
-            pass
-        other.kill()
+        limit = threading.Timer(50, other.kill)  # of whatever waits below, for it or for the lock
+        limit.start()
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            assert store.objects.in_use()
+            match = (
+                rf"another process is writing there \(process {other.pid} on .*\): wait until it"
+            )
+            with pytest.raises(BlockingIOError, match=match), open_objects(url).locked():
+                pass
+        finally:
+            limit.cancel()
+            other.kill()
     assert not store.objects.in_use()
     with open_objects(url).locked():  # a lock goes with its process
         assert store.objects.in_use()

@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from widelimit.matrices.computation import Order
 from widelimit.matrices.manifest import Maker
 from widelimit.matrices.progress import Progress
 from widelimit.matrices.store import StoreError, TileStore, open_objects
-from widelimit.matrices.tiles import Grid
+from widelimit.matrices.tiles import Grid, Key
 from widelimit.matrices.workers import Report, Task, run_task
 
 X = np.random.default_rng(0).random((120, 7, 6, 2))
@@ -110,6 +111,15 @@ def test_what_travels_is_small(tmp_path: Path) -> None:
     assert max(len(pickle.dumps(task)) for task in executor.tasks) < 1000
     keys = [key for task in executor.tasks for key in task.keys]
     assert len(keys) == len(set(keys)) == TILES
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, 1), (3, 3)])
+def test_a_worker_has_one_thread_unless_it_is_asked_to_have_more(
+    asked: int | None, threads: int, tmp_path: Path
+) -> None:
+    executor = Fault(lambda number, task: None)
+    gram(tmp_path / "k.zarr", executor=executor, threads=asked)
+    assert {task.threads for task in executor.tasks} == {threads}
 
 
 def test_a_resume_on_workers_computes_what_is_missing(tmp_path: Path) -> None:
@@ -241,6 +251,32 @@ def test_workers_that_all_hang(tmp_path: Path) -> None:
     assert np.array_equal(np.array(gram(tmp_path / "k.zarr")), expected())
 
 
+class Twice(Executor):
+    """Runs no task before it is handed out again, and then both at once."""
+
+    def __init__(self) -> None:
+        self._futures: dict[Task, list[Future[Any]]] = {}
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+        future.set_running_or_notify_cancel()
+        futures = self._futures.setdefault(args[0], [])
+        futures.append(future)
+        if len(futures) == 2:
+            report = fn(*args)
+            for each in futures:
+                each.set_result(report)
+        return future
+
+
+def test_a_task_that_two_workers_finish_counts_once(tmp_path: Path) -> None:
+    states: list[Progress] = []
+    with pytest.warns(RuntimeWarning, match="no worker has finished anything for 0 s"):
+        k = gram(tmp_path / "k.zarr", executor=Twice(), timeout=0.01, progress=states.append)
+    assert np.array_equal(np.array(k), expected())
+    assert [state.tiles for state in states] == [*range(1, TILES + 1)]
+
+
 # ---------------------------------------------------------------- workers that are wrong
 
 
@@ -251,19 +287,36 @@ def lie(task: Task) -> Report:
 
 
 def test_a_wrong_checksum_is_reported_and_the_tile_computed_again(tmp_path: Path) -> None:
-    executor = Fault(lambda number, task: lie(task) if number == 7 else None)
+    wrong: list[Task] = []
+    there: list[set[Key]] = []
+
+    def make(number: int, task: Task) -> Report | None:
+        if number == 7:
+            wrong.append(task)
+            return lie(task)
+        if task in wrong:  # again: what nobody vouches for is gone, also if nobody gets to this
+            there.append(TileStore.open(open_objects(tmp_path / "k.zarr")).finished())
+        return None
+
+    executor = Fault(make)
     message = rf"process {os.getpid()} on .* wrote tile \(.*\) with checksum .*, and reported .*bad"
     with pytest.warns(RuntimeWarning, match=message):
         k = gram(tmp_path / "k.zarr", executor=executor)
     assert len(executor.tasks) == TILES + 1
     assert np.array_equal(np.array(k), expected())
+    assert len(there) == 1
+    assert there[0].isdisjoint(wrong[0].keys)
 
 
 @HERE
 def test_a_worker_whose_checksums_are_always_wrong(tmp_path: Path) -> None:
     executor = Fault(lambda number, task: lie(task))
-    with pytest.raises(StoreError, match="look for bad memory or a bad disk there"):
+    with pytest.raises(StoreError, match="look for bad memory or a bad disk there") as caught:
         gram(tmp_path / "k.zarr", executor=executor)
+    bad = re.search(r"wrote tile \((\d+), (\d+)\)", str(caught.value))
+    assert bad is not None
+    store = TileStore.open(open_objects(tmp_path / "k.zarr"))
+    assert (int(bad[1]), int(bad[2])) not in store.finished()
 
 
 @HERE

@@ -23,12 +23,23 @@ from typing import Any, Literal, TypeAlias, cast, final, get_args
 
 from widelimit.reading import parse_json, refusing
 
-__all__ = ["Conv", "Dense", "Flatten", "GlobalAvgPool", "Layer", "LocalAvgPool", "Network", "ReLU"]
+__all__ = [
+    "MAX_LAYERS",
+    "Conv",
+    "Dense",
+    "Flatten",
+    "GlobalAvgPool",
+    "Layer",
+    "LocalAvgPool",
+    "Network",
+    "ReLU",
+]
 
 Scaling: TypeAlias = Literal["fan_in", "paper"]
 
 _JSON_FORMAT = "widelimit.network/1"
-_MAX_JSON_CHARS = 2**20  # about nine thousand layers
+MAX_LAYERS = 2**15
+_MAX_JSON_CHARS = 2**22  # as many layers, each with the longest numbers
 
 # Type and range of every number. With these (2 * half_width + 1)**4 fits a signed 64-bit integer,
 # and variances, the squares of standard deviations, are ordinary floats.
@@ -185,8 +196,8 @@ class Network:
     Parameters
     ----------
     layers : sequence of Layer
-        In the order above; stored as a tuple. ``LocalAvgPool(c), Dense`` is shorthand for, and
-        stored as, ``LocalAvgPool(c), Flatten, Dense``.
+        In the order above, at most 32,768; stored as a tuple. ``LocalAvgPool(c), Dense`` is
+        shorthand for, and stored as, ``LocalAvgPool(c), Flatten, Dense``.
     scaling : {"fan_in", "paper"}
         "fan_in" (NTK parametrisation): the input covariance is ``(1/C) sum_c x z`` (``x.z / d``
         for a dense network) and `Flatten` reads ``(1/HW) sum_p``. "paper" (Arora et al.): ``C``,
@@ -197,7 +208,7 @@ class Network:
     TypeError
         If layers is not a sequence of layers.
     ValueError
-        If a layer cannot stand where it stands, or scaling is unknown.
+        If a layer cannot stand where it stands, there are too many, or scaling is unknown.
     """
 
     layers: Sequence[Layer]
@@ -211,6 +222,7 @@ class Network:
             if isinstance(layer, Dense) and stored and isinstance(stored[-1], LocalAvgPool):
                 stored.append(Flatten())
             stored.append(layer)
+        _check_number(len(stored))
         object.__setattr__(self, "layers", tuple(stored))
 
     @property
@@ -222,6 +234,11 @@ class Network:
     def is_dense(self) -> bool:
         """Whether pixels play no role (no `Conv`, no pooling), so that inputs may be vectors."""
         return not any(isinstance(x, Conv | GlobalAvgPool | LocalAvgPool) for x in self.layers)
+
+    @property
+    def is_homogeneous(self) -> bool:
+        """Whether no layer has a bias, so that ``k(a x, z) = a k(x, z)`` for a > 0."""
+        return all(x.b_std == 0 for x in self.layers if isinstance(x, Conv | Dense))
 
     def output_shapes(self, input_shape: Sequence[int]) -> tuple[tuple[int | None, ...], ...]:
         """Shape of one sample after each layer, where ``None`` is an infinite width.
@@ -280,7 +297,7 @@ class Network:
         Parameters
         ----------
         text : str
-            At most 2^20 characters. Every key must be there, once: a default that changes in a
+            At most 2^22 characters. Every key must be there, once: a default that changes in a
             later release must not change a stored network.
 
         Raises
@@ -312,10 +329,16 @@ class Network:
         return " ".join(map(str, self.layers))
 
 
+def _check_number(n: int) -> None:
+    if n > MAX_LAYERS:
+        raise ValueError(f"layers must be at most {MAX_LAYERS:,}, got {n:,}: use fewer")
+
+
 def _ordered(layers: object) -> tuple[Layer, ...]:
     """Return the layers as a tuple, or say which one is no layer or stands in the wrong place."""
     if isinstance(layers, str) or not isinstance(layers, Sequence):
         raise TypeError(f"layers must be a list or tuple of layers, got {layers!r}")
+    _check_number(len(cast("Sequence[Any]", layers)))
     entries = tuple(cast("Sequence[Any]", layers))
     names = ["", *(type(entry).__name__ for entry in entries)]
     last = ""  # the last layer that is not a ReLU

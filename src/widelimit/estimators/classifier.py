@@ -13,7 +13,6 @@ from sklearn.utils import multiclass  # pyright: ignore[reportMissingTypeStubs]
 from widelimit.arrays import FloatArray
 from widelimit.estimators.base import (
     SAMPLE_DTYPES,
-    Influence,
     NTKEstimator,
     can_grow,
     leaves_out,
@@ -21,6 +20,7 @@ from widelimit.estimators.base import (
     validate_data,
 )
 from widelimit.estimators.calibration import fit_temperature, log_softmax
+from widelimit.estimators.influence import Influence
 from widelimit.estimators.samples import split_shape
 from widelimit.solvers.labels import encode_labels
 

@@ -71,7 +71,7 @@ class Regression:
     ----------
     solution : Solution
     left_out : ndarray of float64, shape (m, t), or None
-        Prediction of each distinct sample by a regression without it and its copies.
+        Prediction at each row of `Training` by a regression without it.
     grid, curve : ndarray of float64, shape (g,)
         Ridges or times that were tried, and minus the mean squares of the residuals of leaving
         one out, over all samples; NaN where there are none.
@@ -216,7 +216,7 @@ def regress(
     solution = solve(
         k,
         training.means,
-        options.ridge,
+        options.ridge * training.share,
         method=method,
         time=options.time,
         weights=training.weights,
@@ -225,7 +225,7 @@ def regress(
         threads=options.threads,
         overwrite_k=not singular,
     )
-    return _concluded(solution, k if singular else None, training)
+    return _concluded(solution, k if singular else None, training, options.ridge)
 
 
 def grow(
@@ -267,48 +267,55 @@ def grow(
         threads=threads,
     )
     singular = factor.location is None and factor.ridge_absolute == 0
-    return _concluded(solution, k if singular else None, training)
+    ridge = solution.statistics.ridge / training.share
+    return _concluded(solution, k if singular else None, training, ridge)
 
 
-def _concluded(solution: Solution, k: Any, training: Training) -> Regression:
-    """Leave one out; if there is no solution, for a k that was kept take the limit of training."""
+def _concluded(solution: Solution, k: Any, training: Training, ridge: float) -> Regression:
+    """Leave one out; if there is no solution, for a k that was kept take the limit of training.
+
+    The solution is that of rows; the ridge is relative to samples.
+    """
     if solution.status is Status.NOT_POSITIVE_DEFINITE and k is not None:
-        ridge = solution.statistics.ridge
-        found = solve(k, training.means, ridge, method="spectral", weights=training.weights)
+        used = solution.statistics.ridge
+        found = solve(k, training.means, used, method="spectral", weights=training.weights)
         message = f"{found.message} {solution.message.split('. ')[0]}."
         solution = replace(found, message=message)
-    solution.require()
-    factor, grid = solution.factor, np.array([solution.statistics.ridge])
+    solution = _with_ridge(solution.require(), ridge)
+    factor, grid = solution.factor, np.array([ridge])
     if factor is None:
         return Regression(solution, None, grid, np.array([np.nan]))
     if np.isfinite(factor.time):
         grid = np.array([factor.time])
     left_out = factor.left_out(training.means, solution.value)
-    squares = ((training.targets - left_out[training.place]) ** 2).mean(axis=1)
-    error = np.average(squares, weights=training.sample_weight)
-    return Regression(solution, left_out, grid, np.array([-error]))
+    return Regression(solution, left_out, grid, np.array([-training.error(left_out)]))
+
+
+def _with_ridge(solution: Solution, ridge: float) -> Solution:
+    return replace(solution, statistics=replace(solution.statistics, ridge=ridge))
 
 
 def _choose(k: NDArray[Any] | Matrix, training: Training, options: Options) -> Regression:
     """Take the ridge, or the time, with the smallest error of leaving one out."""
-    spectrum, means = Spectrum.of(k, training.weights), training.means
+    spectrum, means, share = Spectrum.of(k, training.weights), training.means, training.share
     if options.ridge == "loo":
         grid = RIDGES
-        tried = spectrum.leave_one_out(means, list(grid))
+        tried = spectrum.leave_one_out(means, list(share * grid))
     else:
         grid = spectrum.times()
-        tried = spectrum.leave_one_out_at(means, list(grid), options.ridge)
+        tried = spectrum.leave_one_out_at(means, list(grid), share * options.ridge)
     _ = tried.best  # raises if there is none
     best = int(np.nanargmin(tried.errors))
-    curve = -(tried.errors + training.spread)
+    curve = -(share * tried.errors + training.spread)
     solution = None
     if options.ridge == "loo":
         # From here on as for a ridge that was given: the factor can grow, the spectrum cannot.
-        solution = solve(spectrum.k, means, float(grid[best]), weights=training.weights)
+        solution = solve(spectrum.k, means, float(tried.ridges[best]), weights=training.weights)
     if solution is None or solution.factor is None:
         time = np.inf if options.ridge == "loo" else float(grid[best])
         solution = spectrum.solution(means, float(tried.ridges[best]), time)
-    return Regression(solution, tried.predictions[best], grid, curve)
+    ridge = float(grid[best]) if options.ridge == "loo" else options.ridge
+    return Regression(_with_ridge(solution, ridge), tried.predictions[best], grid, curve)
 
 
 def explain(solution: Solution) -> str:

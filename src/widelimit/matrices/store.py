@@ -262,6 +262,8 @@ class TileStore:
         ------
         FileExistsError
             If something else lies there.
+        ValueError
+            If the manifest is too long to be read again.
         OSError
             If it cannot be written.
         """
@@ -283,6 +285,11 @@ class TileStore:
             attributes={"widelimit": {**manifest, "region": region}},
         )
         content: bytes = held[_METADATA].to_bytes()
+        if len(content) > _MAX_METADATA:
+            raise ValueError(
+                f"a store must have at most {_MAX_METADATA:,} bytes of metadata, those of "
+                f"{objects.name} would take {len(content):,}: put fewer networks into one store"
+            )
         made = cls._parse(objects, content)
         try:
             objects.read(_METADATA, _MAX_METADATA)

@@ -317,8 +317,10 @@ class Crew:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._alone.__exit__(None, None, None)
+        try:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        finally:  # also after Ctrl-C while threads are waited for
+            self._alone.__exit__(None, None, None)
 
     def run(self, tasks: Iterable[Callable[[], Any]]) -> None:
         """Run tasks that do not depend on one another, and wait for all."""

@@ -42,10 +42,10 @@ class Status(Enum):
 
     SOLVED = "Solved: nothing to do."
     ILL_CONDITIONED = (
-        "Solved, but the smallest eigenvalue of k is below the rounding of its entries, so that "
-        "the coefficients may be mostly rounding. Compute the kernel with dtype='float64', add a "
-        "relative ridge such as ridge=1e-6 (it multiplies trace(k)/n), or remove near-duplicates "
-        "from the training set."
+        "Solved, but the entries of k are not exact enough: its smallest eigenvalue is below their "
+        "rounding, or samples nearly repeat others, so that coefficients may be mostly rounding. "
+        "Compute the kernel with dtype='float64', add a relative ridge such as ridge=1e-6 (it "
+        "multiplies trace(k)/n), or remove near-duplicates from the training set."
     )
     RANK_DEFICIENT = (
         "Solved by least squares, with coefficients of smallest norm: this is the end of training, "

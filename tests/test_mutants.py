@@ -1,0 +1,146 @@
+"""The list of faults follows the code, and scripts/mutants finds out which of them tests notice."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("_mutants", ROOT / "scripts" / "_mutants.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_fault_can_be_put_in(tool: Any) -> None:
+    faults = tool.read_faults(ROOT)
+    assert len({(fault.file, fault.mutated) for fault in faults}) == len(faults) >= 200
+    for fault in faults:
+        if fault.file.endswith(".py"):
+            compile(fault.mutated, str(fault), "exec")
+    parts = [fault.file.partition("/")[0] for fault in faults]
+    for part in ("program.py", "backends", "matrices", "solvers", "estimators", "_core"):
+        assert parts.count(part) >= 20, part
+
+
+# ---------------------------------------------------------------- a package of one function
+
+CODE = """
+def double(x):
+    while x < 0:
+        x = x + 1
+    return x + x
+"""
+TEST = """
+from widelimit.code import double
+
+def test_two():
+    assert double(2) == 4
+
+def test_minus_one():
+    assert double(-1) == 0
+"""
+LIST = """
+["code.py"]
+tests = ["test_code.py::test_two"]
+faults = [
+  ['return x + x', 'return x * x'],
+  ['return x + x', 'return x - x'],
+  ['x = x + 1', 'x = x - 1', 'test_code.py'],
+  ['x < 0', 'x < 1', 'test_code.py'],
+]
+"""
+
+
+def build(folder: Path, listed: str = LIST) -> Path:
+    for name, text in {
+        "src/widelimit/__init__.py": "",
+        "src/widelimit/code.py": CODE,
+        "tests/test_code.py": TEST,
+        "tests/mutants.toml": listed,
+    }.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_survivors_are_told(tool: Any, tmp_path: Path, capsys: Any) -> None:
+    root = build(tmp_path)
+    tried = ["--only", "*return*", "--jobs", "2"]
+    assert tool.main(root, tried) == 1  # 50 % are less than 90 %
+    told = capsys.readouterr().out
+    assert "killed   code.py:5: return x + x  ->  return x - x" in told
+    assert "by test_code.py::test_two, " in told
+    assert told.endswith(
+        "code.py           1 of    2\n"
+        "survivor: code.py:5: return x + x  ->  return x * x\n"
+        "killed: 1 of 2, 50.0%\n"
+    )
+    record = json.loads((root / "out" / "mutants.json").read_text())
+    assert [(row["new"], row["killed"]) for row in record["faults"].values()] == [
+        ("return x * x", False),
+        ("return x - x", True),
+    ]
+    # What is known is not tried again, until the code, the tests or the seed are others.
+    assert tool.main(root, tried) == 1
+    again = capsys.readouterr().out
+    assert again == told[told.index("code.py   ") :]
+    fault, *_ = tool.read_faults(root)
+    known = tool.key_of(root, 0, fault.tests, fault.mutated)
+    assert known == tool.key_of(root, 0, fault.tests, fault.mutated)
+    assert known != tool.key_of(root, 1, fault.tests, fault.mutated)
+    (root / "tests" / "test_code.py").write_text(TEST.replace("double(2) == 4", "double(3) == 6"))
+    assert known != tool.key_of(root, 0, fault.tests, fault.mutated)
+    assert (root / "src" / "widelimit" / "code.py").read_text() == CODE
+
+
+def test_a_fault_that_hangs_is_killed(
+    tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(tool, "LIMIT", (3.0, 0.0))
+    assert tool.main(build(tmp_path), ["--only", "*x - 1"]) == 0
+    assert "by time limit of 3 s" in capsys.readouterr().out
+
+
+def test_some_are_drawn(tool: Any) -> None:
+    faults = tool.read_faults(ROOT)
+    stores = tool.choose(faults, "matrices/store.py*", None, 0)
+    assert {fault.file for fault in stores} == {"matrices/store.py"}
+    drawn = tool.choose(faults, "*", 20, 1)
+    assert len(set(drawn)) == 20
+    assert drawn == tool.choose(faults, "*", 20, 1) != tool.choose(faults, "*", 20, 2)
+    assert tool.choose(stores, "*", 10**6, 0) != stores  # all of them, in another order
+    assert set(tool.choose(stores, "*", 10**6, 0)) == set(stores)
+
+
+def test_what_cannot_be_used_is_an_error(tool: Any, tmp_path: Path, capsys: Any) -> None:
+    def error(listed: str) -> str:
+        assert tool.main(build(tmp_path, listed), []) == 2
+        return capsys.readouterr().err
+
+    assert "'return y' occurs 0 times, not once" in error(LIST.replace("return x + x", "return y"))
+    assert "'x' occurs 6 times, not once" in error(LIST.replace("'x < 0'", "'x'"))
+    assert "there is no test_three in tests/test_code.py" in error(LIST.replace("two", "three"))
+    assert "there is no file tests/test_none.py" in error(LIST.replace("'test_code", "'test_none"))
+    assert "none.py: there is no such file or folder" in error(
+        LIST.replace('"code.py"', '"none.py"')
+    )
+    wrong = TEST.replace("== 4", "== 5")
+    root = build(tmp_path)
+    (root / "tests" / "test_code.py").write_text(wrong)
+    assert tool.main(root, ["--only", "*return*"]) == 2
+    assert "test_two fails without a fault (test_code.py::test_two)" in capsys.readouterr().err
