@@ -230,6 +230,7 @@ def test_damaged_tiles_are_computed_again(
             r"layer 0 is Conv\(3.*\) there, Conv\(3, w_std=1.0.*\) now",
         ),
         ({"x1": X + 1e-9}, r"x1 is \(75, 7, 6, 2\) with SHA-256 .*… there, \(75, 7, 6, 2\) with"),
+        ({"x1": X + (np.arange(75) == 74)[:, None, None, None]}, r"x1 is \(75, 7, 6, 2\) with"),
         ({"x1": X[:70]}, r"x1 is \(75, 7, 6, 2\) with .* there, \(70, 7, 6, 2\) with .* now"),
         ({"x2": Z}, r"x2 is None there, \(41, 7, 6, 2\) with SHA-256"),
         ({"dtype": "float64"}, "dtype is float32 there, float64 now"),
@@ -323,6 +324,27 @@ def test_a_foreign_array_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(metadata))
     with pytest.raises(StoreError, match="is not the one of its manifest"):
         wl.open_gram(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "widelimit.gram/0"}, "format is 'widelimit.gram/0'"),
+        ({"fingerprints": ["0" * 64]}, "a network does not have its fingerprint"),
+        ({"dtype": "float16"}, "dtype is 'float16'"),
+        ({"kinds": ["cntk"]}, r"kinds are \('cntk',\)"),
+        ({"networks": []}, "fingerprint"),
+        ({"x1": {"shape": [75, 0], "sha256": ""}}, r"the shape of inputs is \[75, 0\]"),
+    ],
+)
+def test_a_manifest_that_is_none(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "k.zarr"
+    wl.gram(VANILLA, X, store=path)
+    metadata = json.loads((path / "zarr.json").read_text())
+    metadata["attributes"]["widelimit"] |= change
+    (path / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(StoreError, match=rf"must hold a Gram matrix of widelimit, .*{message}"):
+        wl.open_gram(path)
 
 
 def test_the_longest_network_fits_into_a_store(tmp_path: Path) -> None:
@@ -840,11 +862,26 @@ def test_what_a_plan_takes() -> None:
 def test_plans_use_what_there_is() -> None:
     plan = solve(SIZES, 10**10, 8, None)
     assert (plan.tile, plan.threads) == (1024, 8)
-    assert plan.held >= 10  # all profiles
+    assert plan.held == 10 + 2  # all profiles, and no more
     assert solve(replace(SIZES, element_layers=10**7), 10**10, 8, None).tile == 64
     assert solve(replace(SIZES, n1=500, n2=500), 10**10, 8, None).tile == 64
     assert solve(SIZES, 5 * 10**7, 8, None).tile < 1024
     assert solve(SIZES, 1.5e7, 8, None).threads < 8
+    wide = replace(SIZES, n2=100, symmetric=False)
+    assert solve(wide, 10**10, 8, None).tile == 1024  # the longer side has several
+
+
+@pytest.mark.parametrize(("tile", "remedy"), [(None, ""), (200, ", or use a smaller tile for")])
+def test_the_least_memory_is_enough(tile: int | None, remedy: str) -> None:
+    with pytest.raises(
+        MemoryError, match=rf"and 0 MiB are left of memory: raise memory{remedy}"
+    ) as told:
+        solve(SIZES, 10, 8, tile)
+    assert ("smaller tile" in str(told.value)) == (tile is not None)
+    least = int(str(told.value).split(" MiB at least")[0].split()[-1])
+    assert solve(SIZES, (least + 1) * 2**20, 8, tile).threads == 1
+    with pytest.raises(MemoryError):
+        solve(SIZES, (least - 1) * 2**20, 8, tile)
 
 
 @pytest.mark.parametrize(
