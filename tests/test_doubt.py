@@ -146,21 +146,21 @@ def test_ordinary_problems_are_silent(name, dtype, monkeypatch):
 
 ROWS = np.random.default_rng(3).normal(size=(9, 4))
 TARGETS = np.random.default_rng(4).normal(size=9)
-NEAR = np.concatenate([ROWS[:8], 1.7 * ROWS[2:3] * (1 + 4e-8 * ROWS[8:])])
+NEAR = np.concatenate([ROWS[:8], 1.7 * ROWS[2:3] * (1 + 4e-7 * ROWS[8:])])
 
 
 def test_what_is_said():
-    match = r"outputs by \S+ of the largest target: the angle between samples (2 and 8|8 and 2)"
+    match = r"outputs by \S+ of the largest target: the angle between samples 2 and 8"
     with pytest.warns(LinAlgWarning, match=match) as caught:
         model = wl.NTKRegressor(wl.ntk_dense(3)).fit(NEAR, TARGETS)
     assert caught[0].filename == __file__
     assert model.solution_.status is Status.ILL_CONDITIONED
-    for options in ({"ridge": 1e-4}, {"time": 10.0}, {"kind": "nngp"}):
+    for options in ({"ridge": 1e-4}, {"time": 10.0}):
         wl.NTKRegressor(wl.ntk_dense(3), **options).fit(NEAR, TARGETS)
     wl.NTKRegressor(wl.ntk_dense(3)).fit(NEAR, np.r_[TARGETS[:8], 1.7 * TARGETS[2]])  # they agree
     wl.NTKRegressor(wl.ntk_dense(3)).fit(NEAR, 0 * TARGETS)
     wl.NTKRegressor(wl.ntk_dense(3, b_std=0.5)).fit(NEAR, TARGETS)  # 1.7 times is another sample
-    near = np.concatenate([ROWS[:8], ROWS[2:3] * (1 + 4e-8 * ROWS[8:])])
+    near = np.concatenate([ROWS[:8], ROWS[2:3] * (1 + 4e-7 * ROWS[8:])])
     with pytest.warns(LinAlgWarning, match="the angle between samples"):
         wl.NTKRegressor(wl.ntk_dense(3, b_std=0.5)).fit(near, TARGETS)
 
@@ -173,7 +173,7 @@ def test_every_way_to_solve_is_judged(options):
 
 def test_samples_that_are_added_are_judged():
     model = wl.NTKRegressor(wl.ntk_dense(3)).partial_fit(NEAR[:8], TARGETS[:8])
-    with pytest.warns(LinAlgWarning, match="samples (2 and 8|8 and 2)"):
+    with pytest.warns(LinAlgWarning, match="samples 2 and 8"):
         model.partial_fit(NEAR[8:], TARGETS[8:])
 
 
@@ -183,14 +183,14 @@ def test_the_network_that_is_chosen_is_judged():
     nets = [wl.ntk_dense(3), wl.ntk_dense(3, b_std=1.0)]
     with pytest.warns(LinAlgWarning, match="outputs by"):
         wl.NTKRegressor(nets, combine="mean").fit(
-            np.concatenate([ROWS[:8], ROWS[2:3] * (1 + 4e-8 * ROWS[8:])]), TARGETS
+            np.concatenate([ROWS[:8], ROWS[2:3] * (1 + 4e-7 * ROWS[8:])]), TARGETS
         )
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.7])
 def test_a_kernel_that_is_given_is_judged(factor):
     """Multiples and equal samples alike: nothing tells them from near ones."""
-    x = np.concatenate([ROWS[:8], factor * ROWS[2:3] * (1 + 4e-8 * ROWS[8:])])
+    x = np.concatenate([ROWS[:8], factor * ROWS[2:3] * (1 + 4e-7 * ROWS[8:])])
     for matrix in (
         wl.kernel(wl.ntk_dense(3), x, dtype="float64"),
         wl.kernel(wl.cntk_vanilla(3), x.reshape(9, 2, 2, 1), dtype="float32"),

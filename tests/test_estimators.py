@@ -17,7 +17,9 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import widelimit as wl
+from widelimit.backends.cpu import CpuBackend
 from widelimit.estimators import base, fitted
+from widelimit.matrices import inputs
 from widelimit.solvers import Status, encode_labels
 
 BOTH = [wl.NTKClassifier, wl.NTKRegressor]
@@ -283,6 +285,36 @@ def test_blocks_of_new_samples(dots, block):
     np.testing.assert_allclose(model.predict(new), (1 + new @ x.T) @ coefficients, rtol=1e-10)
 
 
+def test_blocks_have_the_size_that_fits(dots):
+    sizes, cross = [], DotKernels.cross
+    dots.setattr(DotKernels, "cross", lambda *a: sizes.append(len(a[1])) or cross(*a))
+    dots.setattr(base, "_BLOCK_ENTRIES", 64)
+    rng = np.random.default_rng(0)
+    model = wl.NTKRegressor(ridge=0.2, standardise=False)
+    model.fit(rng.normal(size=(6, 9)), rng.normal(size=6))
+    new = rng.normal(size=(23, 9))
+    for ask in (model.predict, model.influence, lambda x: model.predict(x, return_std=True)):
+        sizes.clear()
+        ask(new)
+        assert sizes == [10, 10, 3]
+
+
+def test_training_samples_are_prepared_once(monkeypatch):
+    profiled, hashed = [], []
+    profile, digest = CpuBackend.profile, inputs._digest
+    monkeypatch.setattr(CpuBackend, "profile", lambda *a: profiled.append(len(a[2])) or profile(*a))
+    monkeypatch.setattr(inputs, "_digest", lambda row: hashed.append(1) or digest(row))
+    monkeypatch.setattr(base, "_BLOCK_ENTRIES", 500 * 50)
+    rng = np.random.default_rng(0)
+    x, new = rng.random((500, 4, 4, 1)), rng.random((200, 4, 4, 1))
+    model = wl.NTKRegressor("cntk-vanilla-3", ridge=1e-3).fit(x, rng.normal(size=500))
+    for expected in (700, 200):  # 200 new samples, in four blocks
+        profiled.clear()
+        hashed.clear()
+        model.predict(new)
+        assert sum(profiled) == len(hashed) == expected
+
+
 def test_what_the_kernel_is_asked_for(monkeypatch):
     calls = []
 
@@ -404,6 +436,18 @@ def test_pipeline_and_grid_search():
     grid = {"net": networks, "ridge": [1e-6, 10.0]}
     search = GridSearchCV(wl.NTKClassifier(), grid).fit(x, y)
     assert search.best_params_ == {"net": networks[0], "ridge": 1e-6}
+
+
+def test_a_failed_fit_keeps_the_shape_of_targets():
+    x, y = digits(30)
+    model = wl.NTKRegressor(ridge=1e-3).fit(x, y)
+    before = model.predict(x)
+    with pytest.raises(ValueError, match="with kernel='precomputed'"):
+        model.set_params(kernel="precomputed").fit(x, np.c_[y, y])
+    np.testing.assert_array_equal(model.set_params(kernel="network").predict(x), before)
+    model.partial_fit(x[:1], y[:1])
+    assert model.predict(x).shape == model.loo_predictions_[:30].shape == (30,)
+    assert model.fit(x, y[:, None]).predict(x).shape == (30, 1)
 
 
 @pytest.mark.parametrize("estimator", BOTH)

@@ -744,6 +744,29 @@ def test_another_maker_of_the_old_store_needs_a_flag(
     assert np.array_equal(k[:, 40:], wl.kernel(VANILLA, X)[:, 40:])
 
 
+def test_an_old_store_of_several_makers_needs_a_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, path = tmp_path / "old.zarr", tmp_path / "new.zarr"
+    best, *_, last = [name for name, there in instruction_sets().items() if there]
+    wl.gram(VANILLA, X[:40], store=old, tile=16)
+    open_tiles(old).delete((0, 1))
+    with monkeypatch.context() as patch:
+        patch.setenv(ISA_VARIABLE, last)
+        wl.gram(VANILLA, X[:40], store=old, allow_mixed=True)
+    with pytest.raises(ValueError, match=rf"was made by .*{best}.*; .*{last}.*; here is .*{best}"):
+        wl.gram(VANILLA, X, store=path, reuse=old)
+
+
+def test_an_old_store_that_is_not_finished(tmp_path: Path) -> None:
+    old = tmp_path / "old.zarr"
+    wl.gram(VANILLA, X[:40], store=old, tile=16)
+    open_tiles(old).delete((0, 1))
+    with pytest.raises(StoreError, match="lacks 1 of its tiles: run the call that makes it again"):
+        wl.gram(VANILLA, X, store=tmp_path / "new.zarr", reuse=old)
+    assert not (tmp_path / "new.zarr" / "zarr.json").exists()
+
+
 # ---------------------------------------------------------------- memory
 
 MEASURE = """

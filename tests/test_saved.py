@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,6 +251,12 @@ def shorten(path, document):
         (replace_array("place", np.full(65, 99)), r"place and first must number samples"),
         (replace_array("targets", np.ones((65, 9))), r"dual_coef has shape"),
         (replace_array("sample_weight", np.zeros(65)), r"sample_weight must be above 0"),
+        (replace_array("factors", np.zeros(65)), r"give every row a weight above 0"),
+        (replace_array("factors", np.full(65, np.nan)), r"give every row a weight above 0"),
+        (replace_array("place", np.zeros(65, int)), r"give every row a weight above 0"),
+        (replace_array("factors", np.ones(64)), r"factors has shape \(64,\)"),
+        (put("parameters", "backend", value="tpu"), r"backend must be"),
+        (put("fitted", "net", value=[]), r"there must be one network"),
         (replace_array("dual_coef", np.ones(4)), r"dual_coef has shape \(4,\)"),
         (replace_array("x_fit", np.ones((65, 64), "f2")), r"x_fit.npy does not hold what"),
         (replace_array("x_fit", np.ones((65, 64), complex)), r"numbers or text, got dtype complex"),
@@ -293,3 +300,42 @@ def test_a_flipped_bit_is_found(folder, tmp_path, data):
     file.write_bytes(content)
     with pytest.raises(ValueError, match="checksum is wrong"):
         wl.load_model(path)
+
+
+# --- models of earlier formats ------------------------------------------------------------------
+
+OLD = Path(__file__).parent / "models"
+OLD_NEW = np.array([[1.0, 1, 1], [0, -2, 0.5]])
+OLD_MORE = np.array([[3.0, 6, 0], [1, 0, 0]])
+
+
+def test_a_regressor_of_the_first_format(tmp_path):
+    """Of rows that are multiples, and one of zeros, which are rows of their own in it."""
+    model = wl.load_model(OLD / "regressor-1")
+    mean, std = model.predict(OLD_NEW, return_std=True)
+    np.testing.assert_allclose(mean, [0.785182671208917, 0.1149103223558305], rtol=1e-12)
+    np.testing.assert_allclose(std, [0.814971104515276, 1.752215953099984], rtol=1e-12)
+    assert len(model.x_fit_) == 5
+    assert (model.ridge_, model.loo_score_) == (0.01, pytest.approx(-0.9967042765903099))
+    assert model.self_influence_[1] == pytest.approx(1.6264798478735403)
+    wl.save_model(model, tmp_path / "m")
+    for again in (model, wl.load_model(tmp_path / "m")):
+        again.partial_fit(OLD_MORE, [1.0, 2.0])  # the first is three times an old sample
+        assert len(again.x_fit_) == 6
+        expected = [1.395009197585999, 0.8697411619869442]
+        np.testing.assert_allclose(again.predict(OLD_NEW), expected, rtol=1e-7)
+
+
+def test_a_classifier_of_the_first_format():
+    model = wl.load_model(OLD / "classifier-1")
+    assert (model.time_, model.classes_.tolist()) == (0.5, ["a", "b", "c"])
+    expected = [
+        [0.27824808799862855, -0.1824761931260935, -0.0957718948725349],
+        [0.681279839623637, -0.4141174232771788, -0.2671624163464581],
+    ]
+    np.testing.assert_allclose(model.decision_function(OLD_NEW), expected, rtol=1e-12)
+    np.testing.assert_allclose(model.predict_proba(OLD_NEW)[0, 0], 0.33342608893808273, rtol=1e-12)
+    model.partial_fit(OLD_MORE, ["d", "a"])
+    found = model.decision_function(OLD_NEW)[0]
+    expected = [0.4173553838719318, -0.17435201629869929, -0.07000996150008411, -0.1729934060731484]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)

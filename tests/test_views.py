@@ -102,9 +102,47 @@ def test_networks_by_leave_one_out(estimator):
     scores = [one.loo_score_ for one in alone]
     assert model.loo_curve_.shape == (3, len(model.loo_grid_))
     np.testing.assert_allclose(model.loo_curve_.max(axis=1), scores, rtol=1e-5)
+    assert model.loo_score_ == model.loo_curve_.max()
     chosen = alone[int(np.argmax(scores))]
     assert model.net_ == chosen.net_
     np.testing.assert_allclose(model.dual_coef_, chosen.dual_coef_, rtol=1e-4, atol=1e-6)
+
+
+def test_networks_have_times_of_their_own():
+    x, y, new = regression(40)
+    y = x[:, 0] + y
+    nets = [NET, wl.Network([wl.Dense(30, 9), wl.ReLU(), wl.Dense(10)])]  # of another scale
+    model = wl.NTKRegressor(nets, time="loo").fit(x, y)
+    alone = [wl.NTKRegressor(net, time="loo").fit(x, y) for net in nets]
+    assert model.loo_grid_.shape == model.loo_curve_.shape == (2, len(alone[0].loo_grid_))
+    for name in ("loo_grid_", "loo_curve_"):
+        expected = np.stack([getattr(one, name) for one in alone])
+        np.testing.assert_allclose(getattr(model, name), expected, rtol=1e-9)
+    best = int(np.argmax([one.loo_score_ for one in alone]))
+    assert model.net_ == nets[best]
+    place = model.loo_curve_[best].argmax()
+    assert model.time_ == model.loo_grid_[best, place]
+    assert len(list(model.staged_predict(new, model.loo_grid_))) == model.loo_grid_.size
+    one = wl.NTKRegressor([NET], time="loo").fit(x, y)
+    assert one.loo_grid_.shape == one.loo_curve_.shape == (len(alone[0].loo_grid_),)
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+@pytest.mark.parametrize("options", [{}, {"ridge": "loo"}, {"solver": "cg", "ridge": 0.1}])
+def test_targets_whose_squares_are_no_numbers(size, options):
+    x, y, new = regression(20)
+    with pytest.raises(ValueError, match=r"y must be 0, or 1e-100 to 1e\+100 in size.*divide y"):
+        wl.NTKRegressor(NET, **options).fit(x, size * y)
+    plain = wl.NTKRegressor(NET, **options).fit(x, y)
+    scale = 1e98 if size > 1 else 1e-98
+    large = wl.NTKRegressor(NET, **options).fit(x, scale * y)
+    np.testing.assert_allclose(large.predict(new), scale * plain.predict(new), rtol=1e-9)
+    if "solver" not in options:
+        np.testing.assert_allclose(large.loo_score_, scale**2 * plain.loo_score_, rtol=1e-9)
+        before = large.predict(new)
+        with pytest.raises(ValueError, match="y must be 0, or"):
+            large.partial_fit(x[:1] + 1, [1e200])
+        np.testing.assert_array_equal(large.predict(new), before)
 
 
 def test_mean_of_kernels():
@@ -172,6 +210,35 @@ def test_equal_samples_with_unequal_targets():
     assert model.log_marginal_likelihood() == pytest.approx(density)
     with pytest.raises(ValueError, match="no density: use a ridge"):
         limit.log_marginal_likelihood()
+
+
+@pytest.mark.parametrize("options", [{"ridge": 0.05}, {"ridge": "loo"}, {"time": "loo"}])
+def test_the_score_is_over_samples(options):
+    """Also over what targets of equal samples differ by, each by its weight."""
+    x, y, _ = regression(20, targets=(2,))
+    twice, weights = np.r_[0:20, 5, 5, 9], np.random.default_rng(1).uniform(0.2, 3, 23)
+    targets = y[twice] + np.random.default_rng(2).normal(size=(23, 2))
+    model = wl.NTKRegressor(NET, **options).fit(x[twice], targets, weights)
+    squares = ((targets - model.loo_predictions_) ** 2).mean(axis=1)
+    assert model.loo_score_ == pytest.approx(-np.average(squares, weights=weights), rel=1e-12)
+    assert model.loo_score_ == model.loo_curve_.max()
+    for wrong in (squares.mean(), np.average(squares[:20], weights=weights[:20])):
+        assert abs(model.loo_score_ + wrong) > 1e-3
+
+
+@pytest.mark.parametrize("weigh", [False, True])
+def test_conjugate_gradients_use_the_same_ridge(weigh):
+    x, y, new = regression(40)
+    weights = np.random.default_rng(1).uniform(0.1, 5, 40) if weigh else None
+    models = [
+        wl.NTKRegressor(NET, ridge=0.3, solver=solver).fit(x, y, weights)
+        for solver in ("cholesky", "cg")
+    ]
+    exact, model = models
+    np.testing.assert_allclose(model.predict(new), exact.predict(new), atol=1e-6)
+    absolute = [each.solution_.statistics.ridge_absolute for each in models]
+    assert absolute[1] == pytest.approx(absolute[0], rel=1e-12)
+    assert model.ridge_ == 0.3
 
 
 def test_bad_weights():
@@ -269,6 +336,60 @@ def test_ensembles_of_trained_networks(options, kind):
     np.testing.assert_allclose(cov, expected, atol=1e-8)
     std = model.predict(new, return_std=True)[1]
     np.testing.assert_allclose(std**2, np.diag(expected), atol=1e-8)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.02])
+@pytest.mark.parametrize("kind", ["ntk", "nngp"])
+@pytest.mark.parametrize("weigh", [False, True])
+def test_distributions_at_the_ends_of_time(kind, ridge, weigh):
+    x, y, new = regression(30)
+    weights = np.random.default_rng(1).uniform(0.2, 4, 30) if weigh else np.ones(30)
+    prior = wl.kernel(NET, new, kind="nngp", dtype="float64")
+    for time in (0.0, 1e-12):
+        model = wl.NTKRegressor(NET, kind=kind, ridge=ridge, time=time).fit(x, y, weights)
+        mean, cov = model.predict(new, return_cov=True)
+        np.testing.assert_allclose(mean, 0, atol=1e-8)
+        np.testing.assert_allclose(cov, prior, atol=1e-8)
+    np.testing.assert_array_equal(model.fit(x, y).set_params(time=0.0).fit(x, y).predict(new), 0)
+    end = wl.NTKRegressor(NET, kind=kind, ridge=ridge).fit(x, y, weights)
+    late = wl.NTKRegressor(NET, kind=kind, ridge=ridge, time=1e15).fit(x, y, weights)
+    for found, expected in zip(
+        late.predict(new, return_cov=True), end.predict(new, return_cov=True), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-7)
+    if kind == "nngp":  # the posterior
+        absolute = end.solution_.statistics.ridge_absolute
+        cross = wl.kernel(NET, new, x, kind="nngp", dtype="float64")
+        k = wl.kernel(NET, x, kind="nngp", dtype="float64") + np.diag(absolute / weights)
+        np.testing.assert_allclose(cov - 0 * cov, prior, atol=1e-8)
+        posterior = prior - cross @ np.linalg.solve(k, cross.T)
+        np.testing.assert_allclose(late.predict(new, return_cov=True)[1], posterior, atol=1e-7)
+
+
+@pytest.mark.parametrize("time", [np.inf, 0.4])
+def test_last_layers_trained_on_noisy_targets_spread_as_said(time):
+    # Networks of 400 features whose last layer alone is trained, from random weights, held back
+    # to them, each on targets with a noise of its own: their spread is exact for any width.
+    rng = np.random.default_rng(0)
+    x, y, new = regression(10, 4)
+    both = np.concatenate([x, new])
+    k = wl.kernel(NET, both, kind="nngp", dtype="float64")
+    features = np.linalg.cholesky(k)
+    model = wl.NTKRegressor(NET, kind="nngp", ridge=0.1, time=time).fit(x, y)
+    r = model.solution_.statistics.ridge_absolute
+    start = rng.normal(size=(14, 40_000))
+    noisy = y[:, None] + np.sqrt(r) * rng.normal(size=(10, 40_000))
+    # u' = phi^T (noisy - phi (start + u)) - r u
+    phi = features[:10]
+    a = phi.T @ phi + r * np.eye(14)
+    values, vectors = np.linalg.eigh(a)
+    grown = (1 - np.exp(-values * time)) / values
+    moved = vectors @ (grown[:, None] * (vectors.T @ (phi.T @ (noisy - phi @ start))))
+    outputs = features[10:] @ (start + moved)
+    mean, cov = model.predict(new, return_cov=True)
+    scale = np.sqrt(np.diag(cov)).max()
+    np.testing.assert_allclose(outputs.mean(axis=1), mean, atol=0.03 * scale)
+    np.testing.assert_allclose(np.cov(outputs), cov, atol=0.03 * scale**2)
 
 
 def test_finite_networks_spread_as_the_ensemble_says():

@@ -66,9 +66,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         they are, scale included.
     time : float, "loo" or None
         Time of training by gradient flow (Eq. 3-4) on half the sum of squares, 0 or more: outputs
-        are ``k(z, x) A^-1 (I - exp(-t A)) Y``, A the matrix that is inverted above. Its unit is 1 over
-        that of the kernel. None: until the end. "loo": early stopping, at the time with
-        which left-out samples are best predicted; exact for every time, too.
+        are ``k(z, x) A^-1 (I - exp(-t A)) Y``, A the matrix that is inverted above. Its unit is 1
+        over that of the kernel. None: until the end. "loo": early stopping, at the time with which
+        left-out samples are best predicted; exact for every time, too.
     standardise : bool or None
         Whether each feature is shifted and scaled to mean 0 and variance 1 on the training samples.
         None: for rows without a `net`.

@@ -177,9 +177,10 @@ def doubted(solution: Solution, nearest: Nearest, kernel: _Kernel, training: Tra
     )
     if found.max() > 2 * moved(0.0).max():
         i = int(training.place[found.argmax()])
+        first, second = sorted(training.first[[i, partner[i]]].tolist())
         message += (
-            f": the angle between samples {training.first[i]} and {training.first[partner[i]]} is "
-            f"{errors.angles[i]:.1e}, and {errors.unresolved:.1e} is all that can be told"
+            f": the angle between samples {first} and {second} is {errors.angles[i]:.1e}, and "
+            f"{errors.unresolved:.1e} is all that can be told"
         )
     return replace(solution, status=Status.ILL_CONDITIONED, message=f"{message}.")
 
