@@ -6,9 +6,9 @@ package, and the compiled core is built again if the fault lies there (for one i
 tests run on the copy until one fails: then the fault is *killed*, as is one that runs into the time
 limit. What is left are *survivors*: each shows a test that is missing, or code that is not needed.
 
-The tests have to pass on a copy without a fault; that is looked at first. Rows are kept in a
-record, and a fault whose file and tests have not changed since is not tried again. Tests of
-Hypothesis draw from the seed, too.
+What failed is run on a copy without a fault, too, where it has to pass. Rows are kept in a record,
+and a fault is not tried again as long as its file is the same, and the test that killed it, or all
+that it survived. Tests of Hypothesis draw from the seed, too.
 
 The exit status is 1 if less than 90 % are killed, 2 if a fault or a test cannot be used.
 """
@@ -16,6 +16,7 @@ The exit status is 1 if less than 90 % are killed, 2 if a fault or a test cannot
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import fnmatch
 import hashlib
@@ -33,7 +34,7 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,8 +46,6 @@ ENOUGH = 0.9  # share that has to be killed
 LEVELS = {"avx512": "v4", "avx2": "v3", "sse4": "v2", "plain": "plain"}  # names of CMakeLists.txt
 BEST = "best"  # of those
 SOURCES = (".py", ".cpp", ".hpp")
-TEST_LIMIT = 1800.0  # seconds
-LIMIT = 30.0, 8.0  # the same with a fault: seconds, and times what the tests take without one
 
 
 class Unusable(Exception):
@@ -244,9 +243,9 @@ def _installed() -> Path:
 
 def supported_levels() -> list[str]:
     """Return the instruction sets of this processor, the best first."""
-    from widelimit._core import _engine
+    from widelimit.backends.cpu import instruction_sets
 
-    return [name for name, supported, *_ in _engine.levels() if supported]
+    return [name for name, supported in instruction_sets().items() if supported]
 
 
 # ---------------------------------------------------------------- all of them
@@ -260,11 +259,27 @@ def choose(faults: Sequence[Fault], only: str, sample: int | None, seed: int) ->
     return random.Random(seed).sample(chosen, min(sample, len(chosen)))
 
 
-def key_of(root: Path, seed: int, tests: Sequence[str], *texts: str | None) -> str:
-    """Return a digest of what an outcome is taken to depend on."""
-    digest = hashlib.sha256(repr((seed, tests, texts)).encode())
-    for name in sorted({test.partition("::")[0] for test in tests}):
-        digest.update((root / "tests" / name).read_bytes())
+def key_of(fault: Fault, seed: int) -> str:
+    """Return what a fault has its row under: a digest of its file and the rest."""
+    text = repr((fault.file, fault.mutated, fault.level, seed))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_of(root: Path, tests: Sequence[str]) -> str:
+    """Return a digest of the text of some tests: of functions, or of whole files."""
+    digest = hashlib.sha256()
+    for test in tests:
+        name, *inside = test.split("::")
+        text = (root / "tests" / name).read_text("utf-8")
+        found: ast.AST | None = ast.parse(text)
+        for part in inside:
+            nodes = list(ast.iter_child_nodes(found)) if found is not None else []
+            found = next((x for x in nodes if getattr(x, "name", None) == part), None)
+        if inside and found is not None:
+            lines = [x.lineno for x in getattr(found, "decorator_list", [])]
+            first = min([*lines, getattr(found, "lineno", 1)])
+            text = "\n".join(text.split("\n")[first - 1 : getattr(found, "end_lineno", None)])
+        digest.update(f"{test}\n{text}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -275,13 +290,21 @@ class Record:
         self._path, self._lock = path, threading.Lock()
         self._content: dict[str, Any] = head | {"tests": {}, "faults": {}}
 
-    def read(self, keys: Collection[str]) -> None:
+    def read(self, root: Path, keys: dict[str, Fault]) -> None:
         """Take over those rows that still hold."""
-        if self._path.is_file():
-            before = json.loads(self._path.read_text("utf-8"))
-            self._content["faults"] = {k: v for k, v in before["faults"].items() if k in keys}
-            if before["package"] == self._content["package"]:
-                self._content["tests"] = before["tests"]
+        if not self._path.is_file():
+            return
+        before = json.loads(self._path.read_text("utf-8"))
+        for key, row in before["faults"].items():
+            fault = keys.get(key)
+            if fault is None or any(_missing(root, test) for test in row["decided_by"]):
+                continue
+            if not row["killed"] and row["tests"] != list(fault.tests):
+                continue
+            if row["digest"] == digest_of(root, row["decided_by"]):
+                self._content["faults"][key] = row
+        if before["package"] == self._content["package"]:
+            self._content["tests"] = before["tests"]
 
     def get(self, part: str, key: str) -> dict[str, Any] | None:
         """Return a row, if it is there."""
@@ -300,24 +323,23 @@ class Record:
 class Run:
     """Faults that are tried by some copies, side by side."""
 
-    def __init__(self, root: Path, record: Record, copies: Sequence[Copy], seed: int) -> None:
-        self._root, self._record, self._seed = root, record, seed
+    def __init__(
+        self, root: Path, record: Record, copies: Sequence[Copy], seed: int, limit: float
+    ) -> None:
+        self._root, self._record, self._seed, self._limit = root, record, seed, limit
         self._all, self._stopped = copies, False
         self._copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
         for copy in copies:
             self._copies.put(copy)
 
-    def all(self, keys: dict[Fault, str]) -> list[dict[str, Any]]:
+    def all(self, keys: dict[str, Fault]) -> list[dict[str, Any]]:
         """Return a row for each fault."""
-        new = [fault for fault, key in keys.items() if self._record.get("faults", key) is None]
+        new = [(fault, key) for key, fault in keys.items() if not self._record.get("faults", key)]
         # Neighbours in a file of the core: less is to be compiled.
-        new.sort(key=lambda fault: (fault.level or "", fault.file, fault.line))
+        new.sort(key=lambda pair: (pair[0].level or "", pair[0].file, pair[0].line))
         with ThreadPoolExecutor(len(self._all)) as pool:
             try:
-                tests = dict.fromkeys((test, fault.level) for fault in new for test in fault.tests)
-                for done in [pool.submit(self._passes, *test) for test in tests]:
-                    done.result()
-                for done in [pool.submit(self._one, fault, keys[fault]) for fault in new]:
+                for done in [pool.submit(self._one, *pair) for pair in new]:
                     done.result()
             except BaseException:  # also Ctrl-C: rows that are there are kept
                 self._stopped = True
@@ -325,33 +347,19 @@ class Run:
                 for copy in self._all:
                     copy.stop()
                 raise
-        return [row for key in keys.values() if (row := self._record.get("faults", key))]
-
-    def _passes(self, test: str, level: str | None) -> float:
-        """Return the seconds of a test without a fault; Unusable if it fails."""
-        key = key_of(self._root, self._seed, [test], level)
-        row = self._record.get("tests", key)
-        if row is None:
-            copy = self._copies.get()
-            try:
-                copy.build(level)
-                start = time.monotonic()
-                passed, why = copy.test([test], TEST_LIMIT, self._seed)
-                row = {"test": test, "level": level, "seconds": time.monotonic() - start}
-            finally:
-                self._copies.put(copy)
-            if not passed and not self._stopped:
-                raise Unusable(f"tests/{test} fails without a fault ({why}): mend that first")
-            print(f"{'passes':8} tests/{test}, {row['seconds']:.0f} s", flush=True)
-            self._record.put("tests", key, row)
-        return row["seconds"]
+        return [row for key in keys if (row := self._record.get("faults", key))]
 
     def _one(self, fault: Fault, key: str) -> None:
-        seconds = sum(self._passes(test, fault.level) for test in fault.tests)
         copy = self._copies.get()
         try:
             start = time.monotonic()
-            passed, why = copy.run(fault, LIMIT[0] + LIMIT[1] * seconds, self._seed)
+            passed, why = copy.run(fault, self._limit, self._seed)
+            seconds = time.monotonic() - start
+            decided = list(fault.tests)
+            if not passed:
+                killer = why.partition("[")[0]
+                decided = [killer] if killer.partition("::")[0].endswith(".py") else decided
+                self._check(copy, decided, fault.level)
         finally:
             self._copies.put(copy)
         if self._stopped:
@@ -362,15 +370,32 @@ class Run:
             "old": fault.old,
             "new": fault.new,
             "level": fault.level,
-            "tests": fault.tests,
+            "tests": list(fault.tests),
             "killed": not passed,
             "by": None if passed else why,
-            "seconds": round(time.monotonic() - start, 1),
+            "seconds": round(seconds, 1),
+            "decided_by": decided,
+            "digest": digest_of(self._root, decided),
         }
         self._record.put("faults", key, row)
         print(f"{'SURVIVES' if passed else 'killed':8} {fault}", flush=True)
         if not passed:
-            print(f"{'':8} by {why}, {row['seconds']:.0f} s", flush=True)
+            print(f"{'':8} by {why}, {seconds:.0f} s", flush=True)
+
+    def _check(self, copy: Copy, tests: Sequence[str], level: str | None) -> None:
+        """Refuse tests that do not pass without a fault."""
+        key = f"{' '.join(tests)} {level} {digest_of(self._root, tests)}"
+        if self._record.get("tests", key) is not None or self._stopped:
+            return
+        copy.build(level)
+        start = time.monotonic()
+        passed, why = copy.test(tests, self._limit, self._seed)
+        if self._stopped:
+            return
+        if not passed:
+            names = " ".join(f"tests/{test}" for test in tests)
+            raise Unusable(f"{names} fails without a fault ({why}): mend that, or raise --limit")
+        self._record.put("tests", key, {"seconds": round(time.monotonic() - start, 1)})
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
@@ -397,6 +422,7 @@ def main(root: Path, arguments: Sequence[str] | None = None) -> int:
     add("--sample", metavar="N", type=int, help="so many of them, drawn by the seed")
     add("--seed", metavar="S", type=int, default=0)
     add("--jobs", metavar="J", type=int, default=1, help="copies side by side")
+    add("--limit", metavar="SECONDS", type=float, default=300.0, help="for the tests of a fault")
     add("--out", metavar="FILE", type=Path, default=root / "out" / "mutants.json")
     add("--fresh", action="store_true", help="forget what the record holds")
     asked = parser.parse_args(arguments)
@@ -405,7 +431,6 @@ def main(root: Path, arguments: Sequence[str] | None = None) -> int:
         levels = supported_levels() if any(fault.level for fault in faults) else []
         faults = [replace(f, level=levels[0]) if f.level == BEST else f for f in faults]
         faults = [fault for fault in faults if fault.level in (None, *levels)]
-        keys = {f: key_of(root, asked.seed, f.tests, f.file, f.mutated, f.level) for f in faults}
         texts = [path.read_text("utf-8") for path in _files(root / "src" / PACKAGE)]
         head = {
             "format": "widelimit.mutants/1",
@@ -415,11 +440,12 @@ def main(root: Path, arguments: Sequence[str] | None = None) -> int:
         }
         record = Record(asked.out, head)
         if not asked.fresh:
-            record.read(set(keys.values()))
+            record.read(root, {key_of(fault, asked.seed): fault for fault in faults})
         chosen = choose(faults, asked.only, asked.sample, asked.seed)
+        keys = {key_of(fault, asked.seed): fault for fault in chosen}
         with tempfile.TemporaryDirectory(prefix="widelimit-mutants-") as folder:
             copies = [Copy(root, Path(folder) / str(job)) for job in range(asked.jobs)]
-            rows = Run(root, record, copies, asked.seed).all({f: keys[f] for f in chosen})
+            rows = Run(root, record, copies, asked.seed, asked.limit).all(keys)
     except Unusable as error:
         print(f"scripts/mutants: {error}", file=sys.stderr)
         return 2

@@ -304,6 +304,13 @@ def test_wrong_types(x: Any) -> None:
         kernel(NET, x)
 
 
+def test_masked_entries() -> None:
+    x = np.ma.masked_less(images(), 1.0)
+    with pytest.raises(TypeError, match=r"x1 has masked entries: .* x1.filled\(0\)"):
+        kernel(NET, x)
+    np.testing.assert_array_equal(kernel(NET, np.ma.asarray(images())), kernel(NET, images()))
+
+
 def test_a_ragged_list() -> None:
     with pytest.raises(ValueError, match="inhomogeneous shape"):
         kernel(NET, [[1.0, 2.0], [3.0]])

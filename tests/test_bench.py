@@ -19,7 +19,7 @@ from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
 from widelimit.bench import GROUPS, Images, Setting, exit_code, render, run, write_json
 from widelimit.bench import record as record_module
-from widelimit.bench.cases import Case, _seconds_to_exit, interrupt, lane_sizes, timed_kernel
+from widelimit.bench.cases import Benchmark, _seconds_to_exit, interrupt, lane_sizes, timed_kernel
 from widelimit.bench.groups import Figure, Group, _ratio, _relative_rate, arithmetic, shortfall
 from widelimit.bench.images import smooth_images
 from widelimit.bench.record import measure
@@ -253,8 +253,8 @@ def test_one_core_cannot_show_two_threads() -> None:
 
 
 def test_ratios_cancel_a_machine_that_gets_slower() -> None:
-    a = Case("a", lambda: 0.0, pairs=10, element_layers=100)
-    b = Case("b", lambda: 0.0, pairs=20, element_layers=100)
+    a = Benchmark("a", lambda: 0.0, pairs=10, element_layers=100)
+    b = Benchmark("b", lambda: 0.0, pairs=20, element_layers=100)
     results = {"a": [1.0, 2.0, 8.0], "b": [2.0, 4.0, 16.0]}
     assert _ratio(a, b)(results) == 0.5
     assert _ratio(a, b, per_pair=True)(results) == 1.0
@@ -278,13 +278,13 @@ def fake_group(
     log: list[str] | None = None,
     tolerance: float | None = 0.10,
 ) -> Group:
-    def case(name: str) -> Case:
+    def case(name: str) -> Benchmark:
         def once() -> float:
             if log is not None:
                 log.append(name)
             return value
 
-        return Case(name, once, pairs=4, element_layers=8)
+        return Benchmark(name, once, pairs=4, element_layers=8)
 
     figure = Figure(
         "the figure", "", lambda results: results["one"][0], target, tolerance=tolerance

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -204,6 +205,18 @@ def test_ctrl_c_in_the_demo(
         call("demo", "--data", toy, "--out", out, "--draws", 1), 130, "interrupted, nothing"
     )
     assert os.listdir(out) == []
+
+
+@pytest.mark.parametrize("command", ["explain {}", "kernel x.npy --out k.npy --net {}"])
+def test_networks_that_are_too_deep(command: str) -> None:
+    """They are refused before there is a list of layers, for which there would be no memory."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))"
+    words = command.format("cntk-gap-999999999").split()
+    code = f"import sys; {limit}; sys.argv[1:] = {words}; from widelimit.cli import main; main()"
+    done = python("-c", code)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert re.search("must be from 2 to 16,383, got 999999999", done.stderr)
 
 
 # Where Ctrl-C is pressed, the words of the command, and what it says it leaves behind.

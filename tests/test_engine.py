@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +21,7 @@ from widelimit.backends.base import Cancelled, Dtype, Entries, Pairs
 from widelimit.backends.cpu import CpuBackend
 from widelimit.backends.dense import DenseBackend
 from widelimit.matrices.engine import Engine, held_blocks
-from widelimit.matrices.families import Family, find_families
+from widelimit.matrices.families import Family, find_families, profile_bytes, scratch_bytes
 from widelimit.matrices.kernel import kernel_diagonal
 from widelimit.matrices.profiles import Samples, Side, make_sides
 from widelimit.matrices.sinks import InMemory
@@ -148,7 +150,30 @@ def test_the_diagonal_costs_one_group_of_lanes_for_as_many_samples(
     assert len(sizes) == -(-131 // lanes)
 
 
+def test_the_diagonal_costs_one_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a dense network, for as many samples."""
+    shapes: list[tuple[int, ...]] = []
+    sums = DenseBackend.sums
+
+    def count(self: Any, program: Any, a: Any, b: Any, pairs: Pairs, cancel: Any) -> Any:
+        shapes.append(pairs.shape)
+        return sums(self, program, a, b, pairs, cancel)
+
+    monkeypatch.setattr(DenseBackend, "sums", count)
+    kernel_diagonal(wl.Network([wl.Dense()]), X)
+    assert shapes == [(128, 128), (3, 3)]
+
+
 # ---------------------------------------------------------------- profiles
+
+
+def test_work_space_is_that_of_the_largest_family() -> None:
+    made = find_families([DENSE, GAP, VANILLA], SHAPE, ["ntk"], CpuBackend())
+    assert len(made) == 3
+    work = [family.backend.scratch_bytes(family.program, "float32") for family in made]
+    assert scratch_bytes(made, "float32") == max(work) > min(work)
+    # 4 x 5 images of two channels in float32 with two steps; 40 numbers in float64
+    assert profile_bytes(made, "float32") == 2 * 4 * 20 * (2 + 2) + 8 * 40
 
 
 def families(backend: Backend | None = None) -> list[Family]:
@@ -268,6 +293,26 @@ def test_threads_that_end_have_been_told_to_stop() -> None:
     with pytest.raises(RuntimeError, match="elsewhere"), Threads(2) as threads:
         for _ in threads.run([lambda: work(threads.cancel), fail]):
             pass
+
+
+def test_tasks_that_wait_are_not_begun() -> None:
+    begun: list[int] = []
+    first = threading.Event()
+
+    def task(index: int, threads: Threads) -> None:
+        begun.append(index)
+        first.set()
+        while not threads.cancel[0]:
+            threading.Event().wait(0.001)
+
+    with Threads(1) as threads:
+        run = threads.run(partial(task, index, threads) for index in range(9))
+        taker = threading.Thread(target=lambda: next(run, None))
+        taker.start()
+        first.wait()
+        time.sleep(0.1)  # the next one waits for its turn
+    taker.join(10)
+    assert begun == [0]
 
 
 def test_tasks_are_taken_as_they_can_be_run() -> None:

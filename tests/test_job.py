@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,6 +73,23 @@ def test_network_of_a_file(tmp_path: Path) -> None:
 def test_no_network(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_network(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "network JSON: the text must be a JSON object, it is not"),
+        (b"{}", "network JSON: it must be a valid network (expected an object with exactly"),
+    ],
+)
+def test_files_without_a_network_are_told_of_once(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "net.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")) as caught:
+        read_network(str(path))
+    assert str(caught.value).count("write it with") <= 1
 
 
 def test_shape() -> None:
@@ -281,6 +299,7 @@ def test_inputs_by_name() -> None:
 
 # A shell tells what it starts with "&" to ignore the signal of Ctrl-C.
 COMMAND = """
+import re
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from widelimit.cli import main
@@ -289,7 +308,7 @@ main()
 
 
 def test_ctrl_c_keeps_the_finished_tiles(tmp_path: Path) -> None:
-    x = np.random.default_rng(0).random((330, 16, 16, 1))
+    x = np.random.default_rng(0).random((330, 12, 12, 1))
     np.save(tmp_path / "x.npy", x)
     out = tmp_path / "k.zarr"
     words = ["kernel", str(tmp_path / "x.npy"), "--net", "cntk_gap:6", "--out", str(out)]

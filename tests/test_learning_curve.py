@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import linear_model
-from toys import FakeKernel, make_dataset, make_images
+from toys import FakeKernel, make_dataset, make_images, run_toy
 
 from widelimit import cntk_gap, load_dataset
 from widelimit.data import Dataset, draw_training_sets
@@ -37,11 +37,10 @@ def dataset(request: pytest.FixtureRequest) -> Dataset:
 
 @pytest.fixture(scope="module")
 def record(dataset: Dataset) -> Record:
-    return run(
+    return run_toy(
         dataset,
-        make_design(dataset, draws=3),
+        3,
         threads=2,
-        kernel=FakeKernel(),
         command=["/a/b/demo", "--x y"],
     )
 
@@ -233,9 +232,9 @@ def test_sets_of_a_design() -> None:
 # --- results ---
 
 
-def outputs_by_hand(dataset: Dataset, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def outputs_by_hand(dataset: Dataset, draws: int = 3) -> list[tuple[np.ndarray, np.ndarray]]:
     """True labels and outputs of CNTK-GAP with the largest training sets, for each draw."""
-    design = make_design(dataset, draws=3, seed=seed)
+    design = make_design(dataset, draws=draws)
     images = Sets.of(dataset, design)
     kernel = FakeKernel()
     results = []
@@ -292,6 +291,27 @@ def test_hardest_images_and_their_votes(dataset: Dataset, record: Record) -> Non
         assert all(vote.label == labels[vote.image] for vote in hard.votes)
 
 
+def test_two_classes() -> None:
+    """Their classifier has one output, and the page wants that of either class."""
+    x, y = make_images(90)
+    x, y = x[y < 2], y[y < 2]
+    data = make_dataset(
+        x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:], class_names=("a", "b")
+    )
+    record = run_toy(data, 2)
+    sets = Sets.of(data, make_design(data, draws=2))
+    results = outputs_by_hand(data, draws=2)
+    point = record.curve("gap").points[-1]
+    accuracies = [float(np.mean(f.argmax(axis=1) == y)) for y, f in results]
+    np.testing.assert_allclose(point.accuracies, accuracies, rtol=1e-12)
+    for hard in record.hardest:
+        place = np.flatnonzero(sets.test_numbers == hard.image)[0]
+        row = np.flatnonzero(sets.draws[hard.draw].test == place)[0]
+        own, other = results[hard.draw][1][row][[hard.label, 1 - hard.label]]
+        assert hard.margin == pytest.approx(own - other, abs=1e-9)
+        assert hard.predicted == (hard.label if hard.margin > 0 else 1 - hard.label)
+
+
 def test_record_is_complete_json(dataset: Dataset, record: Record) -> None:
     content = json.loads(record.to_json())
     assert content["format"] == "widelimit.learning_curve/1"
@@ -331,9 +351,9 @@ def without_time(record: Record) -> dict[str, Any]:
 
 
 def test_threads_change_nothing_and_seeds_do(dataset: Dataset, record: Record) -> None:
-    one = run(dataset, make_design(dataset, draws=3), threads=1, kernel=FakeKernel())
+    one = run_toy(dataset, 3)
     assert without_time(one) == without_time(record)
-    other = run(dataset, make_design(dataset, draws=3, seed=1), threads=1, kernel=FakeKernel())
+    other = run_toy(dataset, 3, seed=1)
     assert other.curves != record.curves
 
 
@@ -341,9 +361,7 @@ def test_test_labels_choose_nothing() -> None:
     """Other labels of the test images change accuracies, but no choice and no kernel."""
     data = make_dataset(split="given")
     shuffled = dataclasses.replace(data, y_test=np.roll(data.y_test, 1))
-    before, after = (
-        run(d, make_design(d, draws=2), threads=1, kernel=FakeKernel()) for d in (data, shuffled)
-    )
+    before, after = (run_toy(d, 2) for d in (data, shuffled))
     for a, b in zip(before.curves, after.curves, strict=True):
         assert [p.settings for p in a.points] == [p.settings for p in b.points]
     assert before.curve("svm").points[-1].mean > after.curve("svm").points[-1].mean
@@ -351,7 +369,7 @@ def test_test_labels_choose_nothing() -> None:
 
 def test_each_kernel_is_computed_once(dataset: Dataset) -> None:
     kernel = FakeKernel()
-    run(dataset, make_design(dataset, draws=2), threads=1, kernel=kernel)
+    run_toy(dataset, 2, kernel=kernel)
     design = make_design(dataset, draws=2)
     n = design.pool.size
     sizes = [(n, None)] if design.test is None else [(n, None), (design.test.size, n)]
@@ -363,11 +381,10 @@ def test_each_kernel_is_computed_once(dataset: Dataset) -> None:
 
 def test_progress_of_every_stage_rises_to_one(dataset: Dataset) -> None:
     seen: dict[str, list[float]] = {}
-    run(
+    run_toy(
         dataset,
-        make_design(dataset, draws=2),
+        2,
         threads=2,
-        kernel=FakeKernel(),
         progress=lambda stage, share: seen.setdefault(stage, []).append(share),
     )
     stages = [method.label for method in METHODS if method.network is not None]
@@ -380,7 +397,7 @@ def test_progress_of_every_stage_rises_to_one(dataset: Dataset) -> None:
 def test_duplicates_get_a_ridge_and_a_remark() -> None:
     x, y = make_images(45)
     data = make_dataset(x_train=np.concatenate([x, x]), y_train=np.concatenate([y, y]))
-    record = run(data, make_design(data, draws=1), threads=1, kernel=FakeKernel())
+    record = run_toy(data, 1)
     assert record.curve("gap").points[-1].settings[0]["ridge"] > 0
     assert any("got a relative ridge of up to" in error for error in record.errors)
     assert record.curve("gap").points[-1].std is None
@@ -390,7 +407,7 @@ def test_identical_draws_have_no_spread() -> None:
     """All the training images there are: every draw is the same set."""
     x, y = make_images(12)
     data = make_dataset(x_train=x, y_train=y, split="given")
-    record = run(data, make_design(data, draws=3), threads=1, kernel=FakeKernel())
+    record = run_toy(data, 3)
     first, *_, last = record.curve("gap").points
     assert record.sizes == (3, 6, 12)
     assert first.std is not None
@@ -406,11 +423,10 @@ def test_errors_end_the_run(dataset: Dataset, stage: str, error: type[BaseExcept
             raise error
 
     with pytest.raises(error):
-        run(
+        run_toy(
             dataset,
-            make_design(dataset, draws=2),
+            2,
             threads=2,
-            kernel=FakeKernel(),
             progress=progress,
         )
 
@@ -420,13 +436,12 @@ def test_indefinite_kernels_are_an_error(dataset: Dataset) -> None:
         return -FakeKernel()(*arguments, **options)
 
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
-        run(dataset, make_design(dataset, draws=2), threads=2, kernel=indefinite)
+        run_toy(dataset, 2, threads=2, kernel=indefinite)
 
 
 def test_run_refuses_threads() -> None:
-    data = make_dataset()
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
-        run(data, make_design(data), threads=0)
+        run_toy(make_dataset(), 1, threads=0)
 
 
 def test_run_with_the_real_kernel() -> None:

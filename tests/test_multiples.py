@@ -107,7 +107,9 @@ def test_the_example_of_one_feature():
         a = mpmath.matrix([[1], [mpmath.mpf(5.3)]])
         best = (a.T * mpmath.matrix([0, 1]))[0] / (a.T * a)[0]
     np.testing.assert_allclose(model.predict([[1.0], [5.3]]), [float(best), float(5.3 * best)])
-    np.testing.assert_allclose(model.loo_predictions_, 0, atol=1e-15)  # nothing else has this direction
+    np.testing.assert_allclose(
+        model.loo_predictions_, 0, atol=1e-15
+    )  # nothing else has this direction
     other = wl.NTKRegressor(wl.ntk_dense(3), standardise=False)
     other.fit([[1.0], [5.3], [-2.0]], [0.0, 1.0, 4.0])
     assert other.dual_coef_.shape == (2,)

@@ -159,6 +159,15 @@ def test_what_is_no_small_regular_file_is_refused_at_once(
     assert path.name in message or str(path.parent) in message
 
 
+def test_a_pipe_that_comes_after_the_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    seen = os.stat(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(os, "stat", lambda *_: seen)
+    with bounded(), pytest.raises(ValueError, match="a pipe, device or socket"):
+        read_bytes(tmp_path / "pipe", 9)
+
+
 def test_a_lock_that_is_a_pipe(tmp_path: Path) -> None:
     wl.gram(wl.ntk_dense(2), X[0], store=tmp_path / "k.zarr")
     (tmp_path / "k.zarr" / ".lock").unlink()

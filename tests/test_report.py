@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
-from toys import NAMES, FakeKernel, make_dataset
+from toys import NAMES, make_dataset, run_toy
 
 from widelimit.data import Dataset
-from widelimit.experiments.learning_curve import Record, make_design, run
+from widelimit.experiments.learning_curve import Record
 from widelimit.experiments.record import Curve, Point
 from widelimit.files import write_atomically
 from widelimit.report.chart import draw_curves
@@ -76,11 +76,9 @@ def dataset() -> Dataset:
 
 @pytest.fixture(scope="module")
 def record(dataset: Dataset) -> Record:
-    return run(
+    return run_toy(
         dataset,
-        make_design(dataset, draws=3),
-        threads=1,
-        kernel=FakeKernel(),
+        3,
         command=["widelimit", "<i>"],
     )
 
@@ -179,7 +177,7 @@ def test_minutes_have_sixty_seconds(record: Record, dataset: Dataset) -> None:
 
 
 def test_one_draw_has_no_spread(dataset: Dataset) -> None:
-    record = run(dataset, make_design(dataset, draws=1), threads=1, kernel=FakeKernel())
+    record = run_toy(dataset, 1)
     text = render(record, dataset)
     Page(text)
     assert "±" not in text

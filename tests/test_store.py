@@ -123,7 +123,23 @@ def test_objects_in_memory_behave_like_a_folder(tmp_path: Path) -> None:
         objects.delete("c/a")
         objects.delete("c/a")
         assert objects.sizes("c") == {"c/b/d": 1}
+        assert objects.read_end("c/b/d", 4) == b"1"  # all that there is
         assert not objects.in_use()
+
+
+def test_what_is_not_complete_is_not_counted(store: TileStore) -> None:
+    before = store.objects.sizes("c")
+    (chunk(store, "0") / ".7.0123.partial").write_bytes(b"half")
+    assert store.objects.sizes("c") == before
+
+
+def test_sizes_are_not_those_of_an_earlier_look() -> None:
+    objects: Any = open_objects("memory://asked-again")
+    asked: list[bool] = []
+    objects._fs = type("Fs", (), {"find": objects._fs.find})()  # of S3 and others, which keep lists
+    objects._fs.invalidate_cache = lambda: asked.append(True)
+    assert objects.sizes("c") == {}
+    assert asked == [True]
 
 
 @settings(max_examples=50, deadline=None)
@@ -206,6 +222,12 @@ def test_a_tile_needs_all_matrices(tmp_path: Path) -> None:
         {"shape": [70]},
         {"shape": [70, 71]},
         {"shape": [70, -70]},
+        {"shape": [0, 0]},
+        {"shape": [2**31, 2**31]},
+        {
+            "shape": [1, 1, 1, 70, 70],
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, 1, 1, 32, 32]}},
+        },
         {"shape": [70.0, 70]},
         {"shape": [True, 70]},
         {"data_type": "float16"},

@@ -113,6 +113,15 @@ def test_what_travels_is_small(tmp_path: Path) -> None:
     assert len(keys) == len(set(keys)) == TILES
 
 
+@pytest.mark.parametrize(("asked", "threads"), [(None, 1), (3, 3)])
+def test_a_worker_has_one_thread_unless_it_is_asked_to_have_more(
+    asked: int | None, threads: int, tmp_path: Path
+) -> None:
+    executor = Fault(lambda number, task: None)
+    gram(tmp_path / "k.zarr", executor=executor, threads=asked)
+    assert {task.threads for task in executor.tasks} == {threads}
+
+
 def test_a_resume_on_workers_computes_what_is_missing(tmp_path: Path) -> None:
     gram(tmp_path / "k.zarr")
     store = TileStore.open(open_objects(tmp_path / "k.zarr"))

@@ -22,6 +22,12 @@ NOTHING_WRITTEN = "nothing was written"
 NETWORK_HELP = (
     "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, or a file with the JSON of a network."
 )
+DATA_HELP = "digits, fashion-mnist, cifar10, a folder of images by class, or an .npz file."
+
+OneKind = Annotated[str, typer.Option(help="ntk or nngp.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
+]
 
 app = typer.Typer(
     name="widelimit",
@@ -102,12 +108,7 @@ def common(
 
 @app.command()
 def demo(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="digits, fashion-mnist, cifar10, a folder of images by class, or an .npz file."
-        ),
-    ] = "digits",
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = "digits",
     out: Annotated[str, typer.Option(help="Folder for the report.")] = "out",
     draws: Annotated[
         int | None,
@@ -123,9 +124,7 @@ def demo(
             show_default="2.5; quick: 0.05",
         ),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
-    ] = None,
+    threads: Threads = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer images and draws.")] = False,
 ) -> None:
     """Learn from few images: exact kernels against an SVM and logistic regression.
@@ -204,11 +203,9 @@ def kernel(
         typer.Option(help="The other inputs.", show_default="the same: a symmetric matrix"),
     ] = None,
     array: Annotated[str | None, typer.Option(help="Which array of an .npz file.")] = None,
-    kind: Annotated[str, typer.Option(help="ntk or nngp.")] = "ntk",
+    kind: OneKind = "ntk",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
-    ] = None,
+    threads: Threads = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -266,13 +263,7 @@ def kernel(
 
 @app.command()
 def fit(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help="digits, fashion-mnist, cifar10, a folder of images by class, or an .npz file.",
-        ),
-    ],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
     out: Annotated[Path, typer.Option(help="A new folder for the model.", show_default=False)],
     net: Annotated[
         list[str] | None,
@@ -281,7 +272,7 @@ def fit(
             show_default="cntk-gap-11",
         ),
     ] = None,
-    kind: Annotated[str, typer.Option(help="ntk or nngp.")] = "ntk",
+    kind: OneKind = "ntk",
     ridge: Annotated[
         str, typer.Option(help="Relative ridge, or loo: chosen by leave-one-out.")
     ] = "0",
@@ -305,9 +296,7 @@ def fit(
     dtype: Annotated[
         str | None, typer.Option(help="float32 or float64.", show_default="float32")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
-    ] = None,
+    threads: Threads = None,
     store: Annotated[
         str | None,
         typer.Option(

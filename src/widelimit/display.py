@@ -21,7 +21,7 @@ __all__ = ["Display", "duration", "share_alone", "shown"]
 
 _PAUSE = 10.0  # seconds between two lines
 _BAR = (8, 40)  # columns of a bar: with less room than the first there is none
-_TEXT = (26, 66)  # columns beside it: for times, and for what is said of a stage without a name
+_TEXT = (26, 76)  # columns beside it: for times, and for what is said of a stage without a name
 
 State = TypeVar("State")
 
@@ -145,17 +145,25 @@ class Display:
         """Return the bars, or None if the terminal cannot move its cursor."""
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+        from rich.table import Column
 
         console = self._console or Console(stderr=True)
         if console.is_dumb_terminal:
             return None
         label = max(map(len, self._stages))
-        room = console.width - label - len("100%") - _TEXT[not label] - 3  # spaces
+        room = console.width - len("100% ") - (label + 1 if label else 0)
+        bar = min(room - _TEXT[not label] - 1, _BAR[1])
+        if bar >= _BAR[0]:
+            room -= bar + 1
         bars = Progress(
             *([TextColumn("{task.description}", markup=False)] if label else []),
-            *([BarColumn(min(room, _BAR[1]))] if room >= _BAR[0] else []),
+            *([BarColumn(bar)] if bar >= _BAR[0] else []),
             TaskProgressColumn(),
-            TextColumn("{task.fields[stage]}", markup=False),
+            TextColumn(
+                "{task.fields[stage]}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", max_width=max(1, room)),
+            ),
             console=console,
         )
         for name, stage in self._stages.items():

@@ -19,7 +19,7 @@ from widelimit.matrices.matrix import read_manifest
 from widelimit.matrices.store import TileStore, open_objects
 from widelimit.network import Network
 from widelimit.program import Kind, compile_networks
-from widelimit.reading import open_arrays, read_bytes, refusing
+from widelimit.reading import open_arrays, read_bytes
 
 __all__ = [
     "Job",
@@ -55,8 +55,10 @@ def read_network(text: str) -> Network:
         raise FileNotFoundError(f"there is no file {text} with the JSON of a network")
     if path.suffix == ".json" or path.is_file():
         content = read_bytes(path, _MAX_NETWORK)
-        with refusing(f"{text} must hold a network, it does not", "write it with Network.to_json"):
-            return Network.from_json(content.decode("utf-8"))
+        try:
+            return Network.from_json(content.decode("utf-8", "replace"))
+        except ValueError as error:
+            raise ValueError(f"{text}: {error}") from error
     return named_network(text)
 
 

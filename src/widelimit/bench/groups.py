@@ -1,7 +1,7 @@
 """What is measured, in groups, and what it should reach.
 
-The cases of a group take turns, one measurement each, several rounds: a machine that gets slower
-for a while slows all of them, and ratios are medians over rounds of ratios within a round.
+The benchmarks of a group take turns, one measurement each, several rounds: a machine that gets
+slower for a while slows all of them, and ratios are medians over rounds of ratios within a round.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.backends.base import Dtype
 from widelimit.backends.cpu import CpuBackend
 from widelimit.bench.cases import (
-    Case,
+    Benchmark,
     Setting,
     bandwidth,
     bare_core,
@@ -80,7 +80,7 @@ class Figure:
     ----------
     name, unit : str
     value : callable
-        From the measurements of each case, by name, to the figure.
+        From the measurements of each benchmark, by name, to the figure.
     target : float or None
         A ratio of two measurements of one run, so that no machine is asked for the speed of
         another; or the seconds that a user may have to wait.
@@ -105,15 +105,15 @@ class Group:
 
     Parameters
     ----------
-    cases : tuple of Case
+    cases : tuple of Benchmark
     figures : tuple of Figure
     rounds : int
-        Measurements of each case.
+        Measurements of each benchmark.
     missing : str
         Why nothing can be measured here; empty if all can.
     """
 
-    cases: tuple[Case, ...]
+    cases: tuple[Benchmark, ...]
     figures: tuple[Figure, ...]
     rounds: int
     missing: str = ""
@@ -156,11 +156,13 @@ def arithmetic(isa: str, dtype: Dtype) -> dict[str, float] | None:
     }
 
 
-def _rate(case: Case) -> Callable[[Results], float]:
+def _rate(case: Benchmark) -> Callable[[Results], float]:
     return lambda results: case.element_layers / median(results[case.name])
 
 
-def _ratio(case: Case, other: Case, *, per_pair: bool = False) -> Callable[[Results], float]:
+def _ratio(
+    case: Benchmark, other: Benchmark, *, per_pair: bool = False
+) -> Callable[[Results], float]:
     """Time of `case` over that of `other`, the median over rounds."""
     work = other.pairs / case.pairs if per_pair else 1.0
 
@@ -171,7 +173,7 @@ def _ratio(case: Case, other: Case, *, per_pair: bool = False) -> Callable[[Resu
     return value
 
 
-def _relative_rate(case: Case, other: Case) -> Callable[[Results], float]:
+def _relative_rate(case: Benchmark, other: Benchmark) -> Callable[[Results], float]:
     work = case.element_layers / other.element_layers
 
     def value(results: Results) -> float:
@@ -181,7 +183,9 @@ def _relative_rate(case: Case, other: Case) -> Callable[[Results], float]:
     return value
 
 
-def _share(case: Case, top: Case, isa: str, dtype: Dtype) -> Callable[[Results], float] | None:
+def _share(
+    case: Benchmark, top: Benchmark, isa: str, dtype: Dtype
+) -> Callable[[Results], float] | None:
     """Share of the element-layers that a peak of instructions per second allows."""
     needed = arithmetic(isa, dtype)
     if needed is None:
@@ -192,7 +196,7 @@ def _share(case: Case, top: Case, isa: str, dtype: Dtype) -> Callable[[Results],
 
 
 def _share_figures(
-    case: Case, tops: Mapping[str, Case], isa: str, key: tuple[str, Dtype, int]
+    case: Benchmark, tops: Mapping[str, Benchmark], isa: str, key: tuple[str, Dtype, int]
 ) -> list[Figure]:
     """Shares of the bounds that peaks give; that of the FMA bound has a target."""
     figures: list[Figure] = []
@@ -225,7 +229,7 @@ def _vanilla_sizes(setting: Setting, depth: int, dtype: Dtype) -> tuple[int, int
 
 def _speed(setting: Setting) -> Group:
     isa = setting.isa
-    cases: list[Case] = []
+    cases: list[Benchmark] = []
     figures: list[Figure] = []
     for dtype in _DTYPES:
         tops = {
@@ -258,7 +262,7 @@ def _speed(setting: Setting) -> Group:
     return Group(tuple(cases), tuple(figures), 5)
 
 
-def _maximum(case: Case) -> Callable[[Results], float]:
+def _maximum(case: Benchmark) -> Callable[[Results], float]:
     return lambda results: max(results[case.name])
 
 
@@ -277,10 +281,12 @@ def _sizes(setting: Setting) -> Group:
 
 
 def _families(setting: Setting) -> Group:
-    cases: list[Case] = []
+    cases: list[Benchmark] = []
     figures: list[Figure] = []
 
-    def compare(title: str, case: Case, other: Case, target: float, *, per_pair: bool) -> None:
+    def compare(
+        title: str, case: Benchmark, other: Benchmark, target: float, *, per_pair: bool
+    ) -> None:
         for new in (case, other):
             if all(known.name != new.name for known in cases):
                 cases.append(new)
@@ -346,7 +352,7 @@ def _store(setting: Setting) -> Group:
 
 
 def _instruction_sets(setting: Setting) -> Group:
-    cases: list[Case] = []
+    cases: list[Benchmark] = []
     figures: list[Figure] = []
     for isa in setting.supported:
         for dtype in _DTYPES:

@@ -39,7 +39,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
 
         ``f(z) = k(z, x) (k(x, x) + ridge trace(k(x, x))/n I)^-1 Y``
 
-    (Section 3, Eq. 8, of the paper; its ridge is 0), and the class is the largest output. With
+    (Section 3, Eq. 5, of the paper; its ridge is 0), and the class is the largest output. With
     ridge = 0 this is the network at the end of training, in the limit of infinite width.
 
     Parameters

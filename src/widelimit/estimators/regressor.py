@@ -36,7 +36,7 @@ class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
 
         ``f(z) = k(z, x) (k(x, x) + ridge trace(k(x, x))/n I)^-1 y``
 
-    (Section 3, Eq. 8, of the paper; its ridge is 0). As in the paper there is no intercept and
+    (Section 3, Eq. 5, of the paper; its ridge is 0). As in the paper there is no intercept and
     the targets are not centred: far from the data a prediction is not drawn to their mean, and
     ``y + constant`` is a different problem. To centre, use
     `sklearn.compose.TransformedTargetRegressor` with a `StandardScaler`.

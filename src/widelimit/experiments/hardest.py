@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.arrays import FloatArray
+from widelimit.estimators import NTKClassifier
 from widelimit.experiments.design import Design
-from widelimit.experiments.fitting import KernelBlocks, Result
+from widelimit.experiments.fitting import KernelBlocks, Result, fit_kernel, reproducible
 from widelimit.experiments.record import HardImage, Vote
 from widelimit.experiments.sets import Sets
-from widelimit.solvers import solve_cholesky
 
 __all__ = ["find_hardest", "make_confusion"]
 
@@ -41,7 +45,7 @@ def make_confusion(
 
 
 def find_hardest(
-    block: KernelBlocks, sets: Sets, design: Design, results: list[Result]
+    blocks: KernelBlocks, sets: Sets, design: Design, results: list[Result]
 ) -> tuple[HardImage, ...]:
     """Find the test images with the smallest margins, and who weighs most in their predictions.
 
@@ -72,12 +76,13 @@ def find_hardest(
             candidate = (float(margins[row]), i, int(predicted[row]))
             worst[place] = min(worst.get(place, candidate), candidate)
 
+    chosen = sorted(worst.items(), key=lambda item: item[1])[:_HARDEST]
+    with reproducible():
+        models = {i: fit_kernel(blocks, sets, i, -1) for i in {i for _, (_, i, _) in chosen}}
     hardest: list[HardImage] = []
-    for place, (margin, i, predicted) in sorted(worst.items(), key=lambda item: item[1]):
-        if len(hardest) == _HARDEST:
-            break
-        weights = _weights(block, sets, i, place, results[i].setting["ridge"])
+    for place, (margin, i, predicted) in chosen:
         train = sets.draws[i].train[-1]
+        weights = _weights(models[i], blocks.test[place, train])
         labels = sets.y_pool[train]
         largest = np.argsort(-np.abs(weights), kind="stable")[:_VOTES]
         hardest.append(
@@ -97,11 +102,8 @@ def find_hardest(
     return tuple(hardest)
 
 
-def _weights(
-    block: KernelBlocks, sets: Sets, i: int, place: int, ridge: float
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _weights(model: NTKClassifier, k: NDArray[Any]) -> FloatArray:
     """``(K + ridge trace(K)/n I)^-1 k(x)``: outputs are these weights times the encoded labels."""
-    train = sets.draws[i].train[-1]
-    return solve_cholesky(
-        block.pool[np.ix_(train, train)], block.test[place, train].astype(np.float64), ridge
-    ).value
+    factor = model.solution_.factor
+    assert factor is not None  # solved by Cholesky
+    return factor.solve(k.astype(np.float64)[:, None])[:, 0]
