@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import widelimit as wl
-from widelimit.backends.cpu import CpuBackend
+from widelimit.backends.cpu import ISA_VARIABLE, CpuBackend, instruction_sets
 from widelimit.matrices import inputs, prepared
 from widelimit.matrices.prepared import PreparedKernel
 
@@ -86,6 +86,18 @@ def test_samples_are_profiled_and_numbered_once(monkeypatch: pytest.MonkeyPatch)
     for kinds in (["ntk"], ["ntk", "nngp"]):
         made.cross(NEW[:2], kinds)
         assert counts.since() == (2, 2, 0)
+
+
+def test_another_instruction_set_has_profiles_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    best, *_, last = [name for name, there in instruction_sets().items() if there]
+    counts = Counts(monkeypatch)
+    made = PreparedKernel([HEAD], X[:40], threads=1)
+    for isa, profiled in ((best, 41), (last, 41), (best, 1), (last, 1)):
+        monkeypatch.setenv(ISA_VARIABLE, isa)
+        (k,) = made.cross(X[:1], ["ntk"])
+        assert counts.since()[0] == profiled
+        assert np.array_equal(k[0], wl.kernel(HEAD, X[:1], X[:40]))
+        counts.since()
 
 
 def test_new_samples_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
