@@ -158,3 +158,31 @@ def test_the_work_is_not_quadratic(monkeypatch):
     assert compared == []
     found(rng.random((20, 50))[rng.integers(20, size=3000)] * rng.uniform(1, 9, (3000, 1)))
     assert len(compared) <= 2 * 3000
+
+
+def test_others_that_lie_between_multiples():
+    """On the line two others come between a sample and its multiple, closer than either."""
+    d, rng = 200, np.random.default_rng(1)
+    line = np.random.default_rng(0).standard_normal(d)  # that of the search
+    e, f = np.argsort(np.abs(line))[[0, 20]]
+
+    def along(row):
+        return (row.astype(float) / np.abs(row).max()) @ line
+
+    def sparse(place):
+        row = np.zeros(d)
+        row[e], row[f] = 1, (place - line[e]) / line[f]
+        return row.astype("float32")
+
+    tried = 0
+    while tried < 3:
+        row = rng.normal(size=d)
+        row = (row - (row @ line) / (line @ line) * line).astype("float32")  # along() is nearly 0
+        other = (row * np.float32(rng.uniform(1, 2))).astype("float32")
+        low, high = sorted((along(row), along(other)))
+        if high - low < 1e-7:
+            continue
+        between = [sparse(low + share * (high - low)) for share in (0.2, 0.8)]
+        assert low < along(between[0]) < along(between[1]) < high
+        assert len(found(np.stack([row, *between, other])).first) == 3
+        tried += 1

@@ -19,6 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import widelimit as wl
 from widelimit.backends.cpu import CpuBackend
 from widelimit.estimators import base, fitted
+from widelimit.machine import blas_on_one_thread
 from widelimit.matrices import inputs
 from widelimit.solvers import Status, encode_labels
 
@@ -64,14 +65,9 @@ def dots(monkeypatch):
 CHECKED = [
     wl.NTKClassifier(),
     wl.NTKRegressor(),
-    wl.NTKClassifier(ridge=1e-6),
-    wl.NTKRegressor(ridge=1e-6),
     wl.NTKClassifier(ridge="loo"),
-    wl.NTKRegressor(ridge="loo"),
-    wl.NTKClassifier(ridge=1e-3, kind="nngp", dtype="float32"),
     wl.NTKRegressor(ridge=1e-3, kind="nngp", dtype="float32"),
-    wl.NTKClassifier(time="loo"),
-    wl.NTKRegressor(time=3.0, ridge=1e-3),
+    wl.NTKRegressor(time="loo", ridge=1e-3),
     wl.NTKClassifier(["ntk-dense-1", "ntk-dense-3"], combine="mean", ridge=1e-3),
     wl.NTKRegressor(["ntk-dense-1", wl.ntk_dense(3)]),
     wl.NTKClassifier(ridge=1e-3, solver="cg"),
@@ -82,7 +78,9 @@ CHECKED = [
 @pytest.mark.filterwarnings("ignore::scipy.linalg.LinAlgWarning")
 @parametrize_with_checks(CHECKED)
 def test_scikit_learn(estimator, check):
-    check(estimator)
+    # On problems this small a second thread only waits, and on a busy machine for long.
+    with blas_on_one_thread():
+        check(estimator)
 
 
 # --- agreement with references ------------------------------------------------------------------

@@ -308,7 +308,7 @@ main()
 
 
 def test_ctrl_c_keeps_the_finished_tiles(tmp_path: Path) -> None:
-    x = np.random.default_rng(0).random((330, 16, 16, 1))
+    x = np.random.default_rng(0).random((330, 12, 12, 1))
     np.save(tmp_path / "x.npy", x)
     out = tmp_path / "k.zarr"
     words = ["kernel", str(tmp_path / "x.npy"), "--net", "cntk_gap:6", "--out", str(out)]

@@ -6,6 +6,7 @@ two modules together as much as any other.
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,6 +121,16 @@ def find_faults(source: Path) -> list[str]:
 
 def test_layers() -> None:
     assert find_faults(SOURCE) == []
+
+
+def test_architecture_has_the_same_table() -> None:
+    page = (Path(__file__).parents[1] / "ARCHITECTURE.md").read_text("utf-8")
+    table = page.partition("## Layers of the code")[2].partition("\n\n`import widelimit`")[0]
+    cells = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
+    named = [
+        name.rstrip("/").removesuffix(".py") for c in cells for name in re.findall("`(.*?)`", c)
+    ]
+    assert named == [name for name in LAYERS if name not in ("_version", "__main__")]
 
 
 def test_imports_are_seen() -> None:

@@ -117,6 +117,32 @@ def test_profiles_that_do_not_fit_are_made_again(monkeypatch: pytest.MonkeyPatch
     assert np.array_equal(k[0], wl.kernel(HEAD, NEW, X))
 
 
+def test_all_objects_together_keep_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the estimators of an ensemble, each with its training samples."""
+    counts = Counts(monkeypatch)
+    size = CpuBackend().profile_bytes(
+        wl.program.compile_family([HEAD], X.shape[1:], ["ntk"]), "float32"
+    )
+    monkeypatch.setattr(prepared, "PROFILE_BYTES", 2 * 40 * size)
+    monkeypatch.setattr(prepared, "_shelf", prepared._Shelf())
+    first, second, third = (PreparedKernel([HEAD], X[i : i + 40]) for i in (0, 40, 80))
+    for made, profiled in (
+        (first, 41),
+        (second, 41),
+        (first, 1),
+        (third, 41),  # in the place of the second, which was used least
+        (first, 1),
+        (second, 41),
+    ):
+        made.cross(X[:1], ["ntk"])
+        assert counts.since()[0] == profiled
+    del first, third
+    PreparedKernel([HEAD], X[:40]).cross(X[:1], ["ntk"])
+    counts.since()
+    second.cross(X[:1], ["ntk"])  # what is gone takes no place
+    assert counts.since()[0] == 1
+
+
 @pytest.mark.parametrize(
     "copied", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))]
 )

@@ -228,6 +228,7 @@ def test_a_tile_needs_all_matrices(tmp_path: Path) -> None:
             "shape": [1, 1, 1, 70, 70],
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, 1, 1, 32, 32]}},
         },
+        {"shape": [2**30, 2**30]},
         {"shape": [70.0, 70]},
         {"shape": [True, 70]},
         {"data_type": "float16"},
@@ -252,6 +253,19 @@ def test_metadata_that_are_none(store: TileStore, content: bytes) -> None:
     (Path(store.objects.name) / "zarr.json").write_bytes(content)
     with pytest.raises(StoreError, match="must be a matrix that widelimit wrote"):
         TileStore.open(store.objects)
+
+
+def test_what_could_not_be_opened_is_not_made(tmp_path: Path, store: TileStore) -> None:
+    objects = open_objects(str(tmp_path / "new.zarr"))
+    with pytest.raises(StoreError, match="more than 16,777,216 tiles: use larger ones"):
+        TileStore.create(objects, (10**6, 10**6), 16, "float32", "full", {})
+    with pytest.raises(ValueError, match="16,777,216 bytes of metadata"):
+        TileStore.create(objects, (9, 9), 16, "float32", "full", {"a": "x" * 2**24})
+    with pytest.raises(FileNotFoundError):
+        TileStore.open(objects)
+    with pytest.raises(StoreError, match="its metadata take"):
+        store.with_manifest({"a": "x" * 2**24})
+    assert TileStore.open(store.objects).manifest == {"who": "test"}
 
 
 def test_nothing_there(tmp_path: Path) -> None:

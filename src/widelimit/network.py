@@ -236,6 +236,11 @@ class Network:
         return not any(isinstance(x, Conv | GlobalAvgPool | LocalAvgPool) for x in self.layers)
 
     @property
+    def input_ranks(self) -> tuple[int, ...]:
+        """How many axes one sample may have: 3, an image; if the network `is_dense`, 1 as well."""
+        return (1, 3) if self.is_dense else (3,)
+
+    @property
     def is_homogeneous(self) -> bool:
         """Whether no layer has a bias, so that ``k(a x, z) = a k(x, z)`` for a > 0."""
         return all(x.b_std == 0 for x in self.layers if isinstance(x, Conv | Dense))
@@ -260,7 +265,7 @@ class Network:
             If a size is not a positive integer, or the number of sizes does not fit the network.
         """
         sizes = tuple(input_shape)
-        if len(sizes) != 3 and not (self.is_dense and len(sizes) == 1):
+        if len(sizes) not in self.input_ranks:
             expected = "(h, w, c) or (d,)" if self.is_dense else "(h, w, c)"
             hint = "the number of images is left out, a grey image is (h, w, 1)"
             raise ValueError(f"input_shape of {self} must be {expected}, got {sizes}: {hint}")

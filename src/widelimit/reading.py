@@ -384,10 +384,7 @@ def _parse_header(content: bytes) -> _Header:
     }
     if version not in parse:
         raise ValueError(f"version {version} of the format is for named fields")
-    try:
-        shape, fortran, dtype = parse[version](stream, max_header_size=MAX_HEADER)
-    except MemoryError as error:  # of Python's parser, whose stack is full
-        raise ValueError("its header is too deep") from error
+    shape, fortran, dtype = parse[version](stream, max_header_size=MAX_HEADER)
     return _Header(shape, fortran, dtype, stream.tell())
 
 

@@ -39,7 +39,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
 
         ``f(z) = k(z, x) (k(x, x) + ridge trace(k(x, x))/n I)^-1 Y``
 
-    (Section 3, Eq. 8, of the paper; its ridge is 0), and the class is the largest output. With
+    (Section 3, Eq. 5, of the paper; its ridge is 0), and the class is the largest output. With
     ridge = 0 this is the network at the end of training, in the limit of infinite width.
 
     Parameters
@@ -102,10 +102,11 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     classes_ : ndarray of shape (c,)
         The labels, sorted.
     dual_coef_ : ndarray of float64, shape (m, c)
-        The coefficients of the m distinct training samples.
+        The coefficients of the samples of `x_fit_`.
     x_fit_ : ndarray of shape (m, h, w, c) or (m, d)
-        The distinct training samples, as the kernel takes them. Of equal samples one is kept, with
-        their weights added and their targets averaged: the same function.
+        The training samples that coefficients belong to, as the kernel takes them. Of equal samples
+        the first is kept, with their weights added and their targets averaged: the same function.
+        If no network has a bias, so it is for samples that are multiples of one another; see Notes.
     solution_ : Solution
         Status, residual, condition and the ridge used, relative and absolute.
     ridge_, time_ : float
@@ -114,10 +115,11 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         The network used; several with combine="mean", none with kernel="precomputed".
     loo_score_ : float
         Minus the mean square of the residuals of samples that are left out (with all that equal
-        them): of the choice that was made.
+        them, or are multiples of them): of the choice that was made.
     loo_grid_, loo_curve_ : ndarray of shape (g,)
         Ridges, or times, that were tried, and the score of each; the curve is (networks, g) for
-        several networks. For the absolute ridge of all samples.
+        several networks, and so is the grid of time="loo": each network has times of its own. For
+        the absolute ridge of all samples.
     loo_predictions_ : ndarray of float64, shape (n, c)
         Outputs for each training sample of a regression without it.
     loo_accuracy_ : float
@@ -152,6 +154,16 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
 
     Where the kernel is singular to rounding and ridge = 0, the result is the limit of training,
     coefficients of smallest norm, and a warning says so.
+
+    Networks without biases are homogeneous, ``f(a x) = a f(x)`` for a > 0, and so are their
+    kernels. Samples that are multiples of one another, to the rounding of their entries, then are
+    one with the weight ``W = sum_i w_i a_i^2`` and the target ``sum_i w_i a_i y_i / W``, whose
+    outputs times a_i are theirs; a sample of zeros is 0 times any other. Of a list of networks all
+    must be without biases. With a ridge and a kernel that is too large for memory, multiples are
+    kept apart. A sample that is *nearly* a multiple of another one, such as a rounded image of
+    another brightness, is a sample of its own: where errors of the kernel decide what is made of
+    it, they are estimated, and outputs that they may move by more than 1 % of the largest target
+    are warned of (`Status.ILL_CONDITIONED`). So are those that the rounding of all entries moves.
 
     The default precision is the cheapest that serves ridge = 0. A dense kernel takes the same time
     in both, and on few features its smallest eigenvalues are below the rounding of float32. A
@@ -207,7 +219,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         Warns
         -----
         scipy.linalg.LinAlgWarning
-            If the solution is ill-conditioned (`Status.ILL_CONDITIONED`), the kernel is singular
+            If errors of the kernel may decide (`Status.ILL_CONDITIONED`), the kernel is singular
             to rounding and ridge = 0 (`Status.RANK_DEFICIENT`), or conjugate gradients did not
             converge.
         """

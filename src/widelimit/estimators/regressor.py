@@ -36,7 +36,7 @@ class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
 
         ``f(z) = k(z, x) (k(x, x) + ridge trace(k(x, x))/n I)^-1 y``
 
-    (Section 3, Eq. 8, of the paper; its ridge is 0). As in the paper there is no intercept and
+    (Section 3, Eq. 5, of the paper; its ridge is 0). As in the paper there is no intercept and
     the targets are not centred: far from the data a prediction is not drawn to their mean, and
     ``y + constant`` is a different problem. To centre, use
     `sklearn.compose.TransformedTargetRegressor` with a `StandardScaler`.
@@ -53,7 +53,7 @@ solver, store, memory, executor, verbose
     Attributes
     ----------
     dual_coef_ : ndarray of float64, shape (m,) or (m, targets)
-        The coefficients of the m distinct training samples.
+        The coefficients of the samples of `x_fit_`.
     loo_predictions_ : ndarray of float64, shape (n,) or (n, targets)
         Prediction of each training sample by a regression without it.
     x_fit_, solution_, ridge_, time_, net_, loo_score_, loo_grid_, loo_curve_, self_influence_, \
@@ -89,7 +89,7 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
         X, sample_weight
             As for `NTKClassifier.fit`.
         y : array-like of shape (n,) or (n, targets)
-            Finite real targets.
+            Finite real targets, the largest of each column 0, or 1e-100 to 1e100 in size.
 
         Returns
         -------

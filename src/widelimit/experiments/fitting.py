@@ -156,7 +156,7 @@ def _weight(method: Method, size: int) -> float:
 
 
 def fit_kernel(blocks: KernelBlocks, sets: Sets, i: int, j: int) -> NTKClassifier:
-    """Fit kernel regression on encoded labels (Section 3, Eq. 8) in one draw with one size.
+    """Fit kernel regression on encoded labels (Section 3, Eq. 5) in one draw with one size.
 
     Parameters
     ----------

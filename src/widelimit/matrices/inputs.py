@@ -99,7 +99,6 @@ def check_one_shape(values1: NDArray[Any], values2: NDArray[Any]) -> None:
 
 def check_samples(networks: Sequence[Network], name: str, x: ArrayLike) -> NDArray[Any]:
     """Return one side as an array that the networks can take; entries are not looked at."""
-    dense = all(network.is_dense for network in networks)
     values = np.asarray(x)
     if values.dtype.kind not in "buif":
         raise TypeError(
@@ -108,9 +107,9 @@ def check_samples(networks: Sequence[Network], name: str, x: ArrayLike) -> NDArr
         )
     if np.ma.is_masked(x):
         raise TypeError(f"{name} has masked entries: fill or remove them, as in {name}.filled(0)")
-    ranks = (2, 4) if dense else (4,)
-    if values.ndim not in ranks:
-        expected = "(n, d) or (n, h, w, c)" if dense else "(n, h, w, c)"
+    ranks = [rank for rank in (1, 3) if all(rank in net.input_ranks for net in networks)]
+    if values.ndim - 1 not in ranks:
+        expected = "(n, d) or (n, h, w, c)" if 1 in ranks else "(n, h, w, c)"
         advice = {
             2: f"reshape rows to images, as in {name}.reshape(-1, 28, 28, 1)",
             3: f"add a channel axis, {name}[..., None], or for one image {name}[None]",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +17,7 @@ from widelimit.arrays import IntArray
 from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
 from widelimit.matrices.engine import PROFILE_BYTES, Engine, fill, memory_grid
-from widelimit.matrices.families import Family, find_families, profile_bytes
+from widelimit.matrices.families import find_families, profile_bytes
 from widelimit.matrices.inputs import (
     Numbering,
     check_dtype,
@@ -34,16 +36,44 @@ from widelimit.program import Kind
 __all__ = ["PreparedKernel"]
 
 _Key = tuple[tuple[Kind, ...], str]  # kinds, and the instruction set
-_Sides = dict[_Key, tuple[Side, int]]
+_Sides = dict[_Key, Side]
 
 
 @dataclass(eq=False)
 class _Held:
-    """What is kept between calls: numbers, and profiles for the kinds that were asked for."""
+    """What one object keeps between calls: numbers, and profiles for the kinds asked for."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     numbers: tuple[Numbering, IntArray] | None = None
     sides: _Sides = field(default_factory=_Sides)
+
+
+class _Shelf:
+    """Bounds the profiles that all objects of this process keep together; the oldest go first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sizes: OrderedDict[tuple[weakref.ref[_Held], _Key], int] = OrderedDict()
+
+    def side(self, held: _Held, key: _Key, size: int, make: Callable[[], Side]) -> Side | None:
+        """Return what is kept, or made now, and takes `size` bytes; None if that is too much."""
+        if size > PROFILE_BYTES:
+            return None
+        with self._lock:
+            for entry in [entry for entry in self._sizes if entry[0]() is None]:
+                del self._sizes[entry]
+            if key not in held.sides:
+                held.sides[key] = make()
+            self._sizes[weakref.ref(held), key] = size
+            self._sizes.move_to_end((weakref.ref(held), key))
+            while sum(self._sizes.values()) > PROFILE_BYTES:
+                (other, gone), _ = self._sizes.popitem(last=False)
+                if (owner := other()) is not None:
+                    owner.sides.pop(gone, None)
+            return held.sides[key]
+
+
+_shelf = _Shelf()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +100,9 @@ class PreparedKernel:
 
     Notes
     -----
-    Profiles are kept if those of all samples take no more than 256 MiB, for the kinds that were
-    asked for last; if they take more, each call makes them again. Several threads may use one
-    object at a time.
+    Profiles are kept while those of all objects take no more than 256 MiB together, those that
+    were used last first; profiles that alone take more are made again by each call. Several
+    threads may use one object at a time.
     """
 
     networks: Sequence[Network]
@@ -123,11 +153,16 @@ class PreparedKernel:
         check_memory(shape, self.dtype, families, threads, symmetric=False)
         out = np.empty(shape, self.dtype)
         left, right = self._number(x)
-        side = self._side(families, right, (chosen, getattr(backend, "isa", "")))
+        grid = memory_grid(len(left), len(right))
+        side = _shelf.side(
+            self._held,
+            (chosen, getattr(backend, "isa", "")),
+            len(right) * profile_bytes(families, self.dtype),
+            lambda: Side(right, families, self.dtype, grid.tile, grid.shape[1]),
+        )
         if side is None:
             fill(families, left, right, out, self.dtype, threads)
         else:
-            grid = memory_grid(len(left), len(right))
             new_side = Side(left, families, self.dtype, grid.tile, 1)
             engine = Engine(families, new_side, side, grid, self.dtype, threads)
             keys = grid.order(set(grid.tiles()), 1)
@@ -145,18 +180,3 @@ class PreparedKernel:
                 held.numbers = numbering, numbering.add("x2", self.samples)
         numbering, numbers = held.numbers
         return Samples(x, numbering.find("x1", x)), Samples(self.samples, numbers)
-
-    def _side(self, families: Sequence[Family], samples: Samples, key: _Key) -> Side | None:
-        """Return the side that stays, with its profiles; None if they are too many to be held."""
-        size = len(samples) * profile_bytes(families, self.dtype)
-        if size > PROFILE_BYTES:
-            return None
-        held = self._held
-        with held.lock:
-            if key not in held.sides:
-                if sum(taken for _, taken in held.sides.values()) + size > PROFILE_BYTES:
-                    held.sides.clear()
-                grid = memory_grid(len(samples), None)
-                side = Side(samples, families, self.dtype, grid.tile, grid.shape[0])
-                held.sides[key] = side, size
-            return held.sides[key][0]

@@ -274,7 +274,7 @@ def solve_cholesky(
 
     The ridge is relative: it multiplies ``trace(k)/n``, the mean of the diagonal of k. Nothing is
     repaired: the ridge used is the ridge asked for, and a k that is not positive definite with
-    it has no solution. ridge = 0 is the kernel regression of the paper (Section 3, Eq. 8).
+    it has no solution. ridge = 0 is the kernel regression of the paper (Section 3, Eq. 5).
 
     Parameters
     ----------
