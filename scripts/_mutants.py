@@ -46,6 +46,7 @@ ENOUGH = 0.9  # share that has to be killed
 LEVELS = {"avx512": "v4", "avx2": "v3", "sse4": "v2", "plain": "plain"}  # names of CMakeLists.txt
 BEST = "best"  # of those
 SOURCES = (".py", ".cpp", ".hpp")
+SEEDED = "--hypothesis-seed={}"
 
 
 class Unusable(Exception):
@@ -195,7 +196,7 @@ class Copy:
             "HYPOTHESIS_STORAGE_DIRECTORY": str(self._folder / "hypothesis"),
         }
         options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
-        options += [f"--basetemp={self._folder / 'tmp'}", f"--hypothesis-seed={seed}"]
+        options += [f"--basetemp={self._folder / 'tmp'}", SEEDED.format(seed)]
         command = [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)]
         with (self._folder / "output").open("wb+") as output:
             process = self._process = subprocess.Popen(
