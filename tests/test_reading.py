@@ -442,7 +442,10 @@ def test_memory_is_taken_as_an_idx_file_is_read(tmp_path: Path, end: str) -> Non
     content = struct.pack(">HBB3I", 0, 8, 3, 2**14, 2**7, 2**7) + b"few"
     path = tmp_path / f"x-idx3-ubyte{end}"
     path.write_bytes(gzip.compress(content) if end else content)
-    with bounded(), pytest.raises(ValueError, match=r"must hold 268,435,456 bytes .* got 3: it was"):
+    with (
+        bounded(),
+        pytest.raises(ValueError, match=r"must hold 268,435,456 bytes .* got 3: it was"),
+    ):
         read_idx(path)
 
 
