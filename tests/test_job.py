@@ -258,6 +258,14 @@ def test_kernel_command_verifies(tmp_path: Path) -> None:
     assert tile.read_bytes() == content
 
 
+def test_kernel_command_keeps_to_the_memory(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--out", tmp_path / "k.zarr"]
+    code, _, error = widelimit(*words, "--memory", "1MB")  # the process holds more already
+    assert (code != 0, "memory" in error, error.count("\n")) == (True, True, 1)
+    assert not list(tmp_path.glob("k.zarr/c/*"))
+
+
 def test_kernel_command_mixes_makers_only_if_asked(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     out = tmp_path / "k.zarr"
