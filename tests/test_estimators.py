@@ -26,6 +26,13 @@ from widelimit.solvers import Status, encode_labels
 BOTH = [wl.NTKClassifier, wl.NTKRegressor]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_blas_thread():
+    """On problems this small a second thread only waits, and on a busy machine for long."""
+    with blas_on_one_thread():
+        yield
+
+
 def digits(n=None, step=1):
     x, y = load_digits(return_X_y=True)
     return x[:n:step], y[:n:step]
@@ -78,9 +85,7 @@ CHECKED = [
 @pytest.mark.filterwarnings("ignore::scipy.linalg.LinAlgWarning")
 @parametrize_with_checks(CHECKED)
 def test_scikit_learn(estimator, check):
-    # On problems this small a second thread only waits, and on a busy machine for long.
-    with blas_on_one_thread():
-        check(estimator)
+    check(estimator)
 
 
 # --- agreement with references ------------------------------------------------------------------
