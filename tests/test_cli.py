@@ -141,7 +141,7 @@ def test_float64_gives_way_on_slow_machines(
     [
         (("--data", "digts"), "did you mean digits?"),
         (("--data", "{}/none.npz"), "there is no data set and no path"),
-        (("--data", "{}/bad.npz"), "bad.npz is no readable .npz file"),
+        (("--data", "{}/bad.npz"), "bad.npz must be an .npy or .npz file of numbers"),
         (("--data", "{}"), "subfolders, one per class"),
         (("--out", "{}/bad.npz"), "--out must be a folder that can be written to"),
         (("--out", "{}/bad.npz/deeper"), "--out must be a folder that can be written to"),
