@@ -299,6 +299,9 @@ class Record:
             return
         before = json.loads(self._path.read_text("utf-8"))
         for key, row in before["faults"].items():
+            if row["seed"] != self._content["seed"]:  # of another run, which may go on
+                self._content["faults"][key] = row
+                continue
             fault = keys.get(key)
             if fault is None or any(_missing(root, test) for test in row["decided_by"]):
                 continue
@@ -377,6 +380,7 @@ class Run:
             "killed": not passed,
             "by": None if passed else why,
             "seconds": round(seconds, 1),
+            "seed": self._seed,
             "decided_by": decided,
             "digest": digest_of(self._root, decided),
         }

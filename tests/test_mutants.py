@@ -135,6 +135,20 @@ def test_some_are_drawn(tool: Any) -> None:
     assert set(tool.choose(stores, "*", 10**6, 0)) == set(stores)
 
 
+def test_rows_of_another_seed_are_kept(tool: Any, tmp_path: Path) -> None:
+    def record(seed: int) -> Any:
+        return tool.Record(tmp_path / "r.json", {"seed": seed, "package": ""})
+
+    for seed in (0, 1):
+        now = record(seed)
+        now.read(ROOT, {})
+        now.put("faults", f"of {seed}", {"seed": seed, "decided_by": []})
+    now = record(1)
+    now.read(ROOT, {})  # of its own seed there is no such fault any more
+    assert now.get("faults", "of 0") is not None
+    assert now.get("faults", "of 1") is None
+
+
 def test_what_cannot_be_used_is_an_error(bare: Any, tmp_path: Path, capsys: Any) -> None:
     def error(listed: str) -> str:
         assert bare.main(build(tmp_path, listed), []) == 2
