@@ -75,20 +75,6 @@ def noted(entry: dict[str, Any]) -> Callable[[Progress], None]:
     return note
 
 
-def shown(name: str) -> Callable[[float], None]:
-    """Return a callback that prints the share that is done, once a minute."""
-    start = time.monotonic()
-    printed = [start]
-
-    def show(share: float) -> None:
-        now = time.monotonic()
-        if now > printed[0] + 60:
-            printed[0] = now
-            print(f"{name}: {share:.1%}, {now - start:.0f} s", flush=True)
-
-    return show
-
-
 def regress(
     log: Log, folder: Path, memory: str, depth: int, k: wl.Gram, k_test: wl.Gram, data: wl.Dataset
 ) -> None:
@@ -99,9 +85,7 @@ def regress(
     targets = encode_labels(data.y_train, range(data.n_classes))
     store = folder / f"factor-{depth}.zarr"
     with log.part("solve", depth=depth, memory=memory) as entry:
-        solution = solve_tiled(
-            k, targets, store=store, memory=memory, progress=shown(f"solve, depth {depth}")
-        )
+        solution = solve_tiled(k, targets, store=store, memory=memory, progress=True)
         entry["status"], entry["message"] = solution.status.name, solution.message
         entry["statistics"] = dataclasses.asdict(solution.statistics)
         solution.require()
@@ -121,7 +105,7 @@ def regress(
             targets,
             value=solution.value,
             dtype="float32",
-            progress=shown(f"leave one out, depth {depth}"),
+            progress=True,
         )
         entry["accuracy"] = float(left_out.accuracies(data.y_train)[0])
         entry["mean_square"] = float(left_out.errors[0])

@@ -1,4 +1,4 @@
-"""The first witness: DESIGN Section 1 written down with 4-D float64 arrays, slowly.
+"""The first witness: the equations of docs/mathematics.md with 4-D float64 arrays, slowly.
 
 It shares nothing with the package, not even an import: layers are read by the name of their class
 and their fields. No displacement, slice, profile, program or polynomial occurs here. Fields are
@@ -42,7 +42,7 @@ Memo: TypeAlias = dict[Any, dict[str, _Fields]]
 
 
 def kernels(network: Any, x: Array, z: Array, memo: Memo | None = None) -> Values:
-    """NNGP and NTK of a `widelimit.Network` by the general form of Section 1.
+    """NNGP and NTK of a `widelimit.Network` by the general form.
 
     `x` and `z` have shape (n, h, w, c), or (n, d) for a dense network. Pairs of identical images
     have lambda = 1 at p = p', exactly. A `memo` keeps the fields after each layer for the next

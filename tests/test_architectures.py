@@ -1,7 +1,7 @@
 """The paper's networks: `Network` fields read by the General form give the paper's recursion.
 
 Both sides are evaluated here with 4-D float64 arrays indexed [i, j, i', j'], without any code of a
-backend. The paper's side follows the recursion of DESIGN Section 1 with its own placement of
+backend. The paper's side follows its recursion (docs/mathematics.md), with its own placement of
 ``c/q^2``; the general side knows nothing but the fields of the layers.
 """
 
@@ -66,7 +66,7 @@ def relu_expectations(xz: Array, xx: Array, zz: Array) -> tuple[Array, Array]:
 
 
 def paper_cntk(x: Array, z: Array, depth: int, q: int, readout: str) -> tuple[float, float]:
-    """NTK and NNGP of CNTK-V ("flatten") and CNTK-GAP ("pool"), Section 1 of DESIGN."""
+    """NTK and NNGP of CNTK-V ("flatten") and CNTK-GAP ("pool"): Sections 4 and H."""
     pairs = {"xz": (x, z), "xx": (x, x), "zz": (z, z)}
     sigma = {name: box(inner(*pair), q) for name, pair in pairs.items()}
     theta = sigma["xz"].copy() if readout == "flatten" else np.zeros_like(sigma["xz"])
@@ -277,18 +277,24 @@ def test_depths_share_a_prefix() -> None:
 
 
 @pytest.mark.parametrize("preset", [cntk_gap, cntk_vanilla])
-@pytest.mark.parametrize("depth", [1, 0, -3])
+@pytest.mark.parametrize("depth", [1, 0, -3, 16_384, 10**12])
 def test_convolutional_depth_out_of_range(preset: Any, depth: int) -> None:
-    message = rf"depth \(number of convolutions plus one\) must be at least 2, got {depth}"
+    message = rf"depth \(number of convolutions plus one\) must be from 2 to 16,383, got {depth}"
     with pytest.raises(ValueError, match=message):
         preset(depth=depth)
 
 
-@pytest.mark.parametrize("depth", [0, -1])
+@pytest.mark.parametrize("depth", [0, -1, 16_384, 10**12])
 def test_dense_depth_out_of_range(depth: int) -> None:
-    message = rf"depth \(number of hidden layers\) must be at least 1, got {depth}"
+    message = rf"depth \(number of hidden layers\) must be from 1 to 16,383, got {depth}"
     with pytest.raises(ValueError, match=message):
         ntk_dense(depth)
+
+
+@pytest.mark.parametrize("preset", [cntk_gap, cntk_vanilla, ntk_dense])
+def test_the_deepest_networks_can_be_read_again(preset: Any) -> None:
+    network = preset(16_383)
+    assert Network.from_json(network.to_json()) == network
 
 
 @pytest.mark.parametrize("preset", [cntk_gap, cntk_vanilla, ntk_dense])

@@ -19,7 +19,7 @@ from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
 from widelimit.bench import GROUPS, Images, Setting, exit_code, render, run, write_json
 from widelimit.bench import record as record_module
-from widelimit.bench.cases import Case, _seconds_to_exit, interrupt, lane_sizes, timed_kernel
+from widelimit.bench.cases import Benchmark, _seconds_to_exit, interrupt, lane_sizes, timed_kernel
 from widelimit.bench.groups import Figure, Group, _ratio, _relative_rate, arithmetic, shortfall
 from widelimit.bench.images import smooth_images
 from widelimit.bench.record import measure
@@ -60,6 +60,8 @@ def test_smooth_images(shape: tuple[int, int, int]) -> None:
     assert np.all((images >= 0) & (images <= 1))
     assert len(np.unique(images.reshape(5, -1), axis=0)) == 5
     np.testing.assert_array_equal(images, smooth_images(5, shape, seed=3))
+    many = smooth_images(300, (16, 16, 1), seed=0)  # some would lie outside
+    assert (many.min(), many.max()) == (0, 1)
     assert np.any(images != smooth_images(5, shape, seed=4))
 
 
@@ -133,8 +135,8 @@ def test_pairs_of_a_gram_matrix(square: bool, pairs: int) -> None:
 
 
 def test_time_to_exit() -> None:
-    prompt = "import time\nprint('started', flush=True)\ntime.sleep(60)"
-    assert 0 <= _seconds_to_exit(prompt, 0.05) < 50
+    prompt = "import time\nprint('started', flush=True)\ntime.sleep(600)"
+    assert _seconds_to_exit(prompt, 0.05) >= 0  # it raises if the program has to be killed
 
 
 @pytest.mark.parametrize(
@@ -143,15 +145,16 @@ def test_time_to_exit() -> None:
         ("raise SystemExit", "did not start"),
         ("print('started')", "ended by itself"),
         (
-            "import time\nprint('started', flush=True)\n"
-            "try: time.sleep(60)\nexcept KeyboardInterrupt: print('going on')",
+            "import time\n"
+            "try:\n    print('started', flush=True)\n    time.sleep(600)\n"
+            "except KeyboardInterrupt: print('going on')",
             "went on",
         ),
     ],
 )
 def test_program_that_cannot_be_interrupted_is_no_measurement(code: str, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        _seconds_to_exit(code, 1.0 if message == "ended by itself" else 0.3)
+        _seconds_to_exit(code, 50.0 if message == "ended by itself" else 0.3)
 
 
 def test_interrupted_program_is_valid() -> None:
@@ -188,7 +191,8 @@ def test_groups_are_consistent(name: str, quick: bool) -> None:
     results = {case.name: [1.0, 2.0, 3.0] for case in group.cases}
     for figure in group.figures:
         assert math.isfinite(figure.value(results))
-    assert any(figure.target is not None for figure in group.figures)
+    if arithmetic(SUPPORTED[0], "float32") is not None:  # without it there is no bound
+        assert any(figure.target is not None for figure in group.figures)
 
 
 def test_targets() -> None:
@@ -198,14 +202,48 @@ def test_targets() -> None:
         figures = make(Setting(Blank(), "avx512", ("avx512", "avx2"), 2)).figures
         targets[name] = {figure.target for figure in figures if figure.target is not None}
     assert targets == {
-        "speed": {2.7e9, 2.2e9, 1.1e9},
+        "speed": {0.90, 0.80, 0.75},
         "sizes": {0.65},
         "families": {1.15, 1.10, 0.30, 0.52, 1.30},
         "threads": {1.9},
         "store": {1.03},
-        "instruction-sets": {2.7e9, 1.1e9, 1.0e9},
+        "instruction-sets": {0.90, 0.80, 0.65},
         "interrupt": {0.5},
     }
+
+
+def test_targets_are_shares_of_the_bound_of_the_same_run() -> None:
+    """The speed of the machine cancels: twice as fast in all changes no figure with a target."""
+    shared = Setting(Blank(), "avx512", ("avx512", "avx2"), 2)
+    for name, make in GROUPS.items():
+        if name == "interrupt":  # the seconds that a user waits
+            continue
+        group = make(shared)
+        rates = {case.name for case in group.cases if case.unit != "s"}
+        slow = {case.name: [1.0, 2.0, 3.0] for case in group.cases}
+        fast = {n: [v * 2 if n in rates else v / 2 for v in slow[n]] for n in slow}
+        judged = [figure for figure in group.figures if figure.target is not None]
+        assert judged
+        for figure in judged:
+            assert figure.value(fast) == pytest.approx(figure.value(slow)), figure.name
+            assert figure.unit == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "tolerance"),
+    [
+        ("GAP depth 3 float32", 0.90, 0.20),
+        ("GAP depth 21 float64", 0.80, 0.20),
+        ("V depth 3 float32", 0.75, None),
+        ("V depth 4 float32", None, None),
+        ("V depth 6 float32", 0.80, 0.20),
+        ("V depth 6 float64", None, None),
+    ],
+)
+def test_targets_of_speed(name: str, target: float | None, tolerance: float | None) -> None:
+    figures = GROUPS["speed"](Setting(Blank(), "avx512", ("avx512",), 2)).figures
+    (figure,) = (f for f in figures if f.name == f"{name}, share of FMA bound")
+    assert (figure.target, figure.tolerance) == (target, tolerance)
 
 
 def test_one_core_cannot_show_two_threads() -> None:
@@ -215,8 +253,8 @@ def test_one_core_cannot_show_two_threads() -> None:
 
 
 def test_ratios_cancel_a_machine_that_gets_slower() -> None:
-    a = Case("a", lambda: 0.0, pairs=10, element_layers=100)
-    b = Case("b", lambda: 0.0, pairs=20, element_layers=100)
+    a = Benchmark("a", lambda: 0.0, pairs=10, element_layers=100)
+    b = Benchmark("b", lambda: 0.0, pairs=20, element_layers=100)
     results = {"a": [1.0, 2.0, 8.0], "b": [2.0, 4.0, 16.0]}
     assert _ratio(a, b)(results) == 0.5
     assert _ratio(a, b, per_pair=True)(results) == 1.0
@@ -234,16 +272,23 @@ def test_shortfall() -> None:
 # ---- records -----------------------------------------------------------------------------------
 
 
-def fake_group(value: float, target: float | None = 1.0, log: list[str] | None = None) -> Group:
-    def case(name: str) -> Case:
+def fake_group(
+    value: float,
+    target: float | None = 1.0,
+    log: list[str] | None = None,
+    tolerance: float | None = 0.10,
+) -> Group:
+    def case(name: str) -> Benchmark:
         def once() -> float:
             if log is not None:
                 log.append(name)
             return value
 
-        return Case(name, once, pairs=4, element_layers=8)
+        return Benchmark(name, once, pairs=4, element_layers=8)
 
-    figure = Figure("the figure", "", lambda results: results["one"][0], target)
+    figure = Figure(
+        "the figure", "", lambda results: results["one"][0], target, tolerance=tolerance
+    )
     return Group((case("one"), case("two")), (figure,), 3)
 
 
@@ -282,6 +327,12 @@ def test_verdicts(monkeypatch: pytest.MonkeyPatch, value: float, verdict: str, c
     assert "proves nothing" in render(record)
 
 
+def test_aim_that_is_missed_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run_fake(monkeypatch, fake_group(0.5, tolerance=None))("fake")
+    assert exit_code(record) == 0
+    assert re.search(r"the figure .* >= 1\.000 +aim, short by 50%$", render(record), re.MULTILINE)
+
+
 def test_figure_without_target_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     record = run_fake(monkeypatch, fake_group(0.1, target=None))("fake")
     assert exit_code(record) == 0
@@ -302,7 +353,7 @@ def test_record_is_json_and_renders_alike(tmp_path: Path, monkeypatch: pytest.Mo
     write_json(record, path)
     stored = json.loads(path.read_text())
     assert render(stored) == render(record)
-    assert stored["format"] == "widelimit.bench/1"
+    assert stored["format"] == "widelimit.bench/2"
     assert {"environment", "isa", "seed", "images", "finished"} <= stored.keys()
     assert stored["groups"][0]["cases"][1]["values"] == [1.0, 1.0, 1.0]
 

@@ -185,16 +185,6 @@ def test_bad_predict(images, model, tmp_path):
     assert "must hold a classifier" in widelimit("predict", tmp_path / "numbers", broken)[2]
 
 
-def test_interrupted(images, monkeypatch, tmp_path):
-    def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(classify.NTKClassifier, "fit", interrupt)
-    code, _, error = widelimit("fit", images / "train", "--out", tmp_path / "m")
-    assert (code, error) == (130, "widelimit: interrupted, nothing was written\n")
-    assert not (tmp_path / "m").exists()
-
-
 def test_batches_change_nothing(images, model, monkeypatch):
     whole = widelimit("predict", model, images / "new")[1]
     monkeypatch.setattr(classify, "_BATCH", 2)
@@ -203,7 +193,7 @@ def test_batches_change_nothing(images, model, monkeypatch):
 
 def test_warnings_are_one_line(tmp_path):
     x = np.random.default_rng(0).random((6, 4, 4, 1))
-    x[3] = 0  # without biases its kernel is 0
+    x[1::2] = x[::2] + 1e-13  # and another label
     np.savez(tmp_path / "d.npz", x_train=x, y_train=np.arange(6) % 2)
     # In a process of its own: here warnings are errors.
     code, _, error = widelimit_process(
@@ -217,7 +207,7 @@ def test_warnings_are_one_line(tmp_path):
         tmp_path / "m",
     )
     assert code == 0
-    assert error.startswith("widelimit: warning: Solved by least squares")
+    assert error.startswith("widelimit: warning: Solved, but the entries of k are not exact enough")
     assert error.count("\n") == 1
 
 
@@ -236,6 +226,19 @@ def test_images_fit_the_model(size, dtype):
     assert 0 <= values.min() <= values.max() <= 1
     expected = (colour / level) @ np.array([[0.299], [0.587], [0.114]])
     np.testing.assert_allclose(values.mean(), expected.mean(), atol=0.1)
+
+
+def test_what_a_resized_edge_overshoots_is_cut_off():
+    edge = np.zeros((9, 9, 1), np.uint8)
+    edge[:, 4:] = 255
+    wider = Image.fromarray(edge[..., 0].astype(np.float32) / 255)
+    wider = np.asarray(wider.resize((27, 27), Image.Resampling.LANCZOS))
+    assert wider.min() < -0.02  # there is something to cut off, on both sides
+    assert wider.max() > 1.02
+    values, _ = fit_image(edge, (27, 27, 1))
+    assert (values.min(), values.max()) == (0.0, 1.0)
+    inside = (wider >= 0) & (wider <= 1)
+    np.testing.assert_array_equal(values[inside, 0], wider[inside])
 
 
 def test_help_is_quick_and_whole():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_float64_gives_way_on_slow_machines(
 ) -> None:
     monkeypatch.setattr(learning_curve, "estimate_seconds", lambda *_: 3600.0)
     result = call("demo", "--data", toy, "--out", tmp_path, "--draws", 1)
-    assert "is computed in float32: in float64 it would take 60.0 min" in result.output
+    assert "is computed in float32: in float64 it would take 1 h 00 min" in result.output
     assert {(dtype, "GlobalAvgPool" in net) for net, _, _, dtype in fake.calls} == {
         ("float32", True),
         ("float64", False),
@@ -140,7 +141,7 @@ def test_float64_gives_way_on_slow_machines(
     [
         (("--data", "digts"), "did you mean digits?"),
         (("--data", "{}/none.npz"), "there is no data set and no path"),
-        (("--data", "{}/bad.npz"), "bad.npz is no readable .npz file"),
+        (("--data", "{}/bad.npz"), "bad.npz must be an .npy or .npz file of numbers"),
         (("--data", "{}"), "subfolders, one per class"),
         (("--out", "{}/bad.npz"), "--out must be a folder that can be written to"),
         (("--out", "{}/bad.npz/deeper"), "--out must be a folder that can be written to"),
@@ -181,25 +182,95 @@ def test_wrong_options(options: tuple[str, ...], tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
+def interrupt(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("place", ["estimate_seconds", "run"])
-def test_ctrl_c(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, share: float
+def test_ctrl_c_in_the_demo(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, late: bool
 ) -> None:
     real: Callable[..., object] = getattr(learning_curve, place)
 
-    def interrupt(*arguments: object, **options: object) -> object:
-        if share:
+    def stop(*arguments: object, **options: object) -> None:
+        if late:
             real(*arguments, **options)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(learning_curve, "compute_kernel", FakeKernel())
-    monkeypatch.setattr(learning_curve, place, interrupt)
+    monkeypatch.setattr(learning_curve, place, stop)
     out = tmp_path / "out"
     check_one_line(
         call("demo", "--data", toy, "--out", out, "--draws", 1), 130, "interrupted, nothing"
     )
     assert os.listdir(out) == []
+
+
+@pytest.mark.parametrize("command", ["explain {}", "kernel x.npy --out k.npy --net {}"])
+def test_networks_that_are_too_deep(command: str) -> None:
+    """They are refused before there is a list of layers, for which there would be no memory."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))"
+    words = command.format("cntk-gap-999999999").split()
+    code = f"import sys; {limit}; sys.argv[1:] = {words}; from widelimit.cli import main; main()"
+    done = python("-c", code)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert re.search("must be from 2 to 16,383, got 999999999", done.stderr)
+
+
+# Where Ctrl-C is pressed, the words of the command, and what it says it leaves behind.
+INTERRUPTED = {
+    "demo": ("widelimit.report.demo.load_dataset", "demo --out {}/out", "nothing was written"),
+    "doctor": ("widelimit.doctor.examine", "doctor", "nothing was written"),
+    "explain": ("widelimit.job.explain_networks", "explain cntk-gap-3", "nothing was written"),
+    "kernel": (
+        "widelimit.job.kernel",
+        "kernel digits --net cntk-gap-3 --out {}/k.npy",
+        "nothing was written",
+    ),
+    "kernel to a store": (
+        "widelimit.job.gram",
+        "kernel digits --net cntk-gap-3 --out {}/k.zarr",
+        "the finished tiles are kept, the same command goes on",
+    ),
+    "fit": (
+        "widelimit.classify.NTKClassifier.fit",
+        "fit digits --per-class 2 --out {}/m",
+        "nothing was written",
+    ),
+    "fit with a store": (
+        "widelimit.classify.NTKClassifier.fit",
+        "fit digits --per-class 2 --out {0}/m --store {0}/s",
+        "finished tiles are kept, the same command goes on",
+    ),
+    "fit and test": (
+        "widelimit.classify.NTKClassifier.predict",
+        "fit digits --per-class 2 --net cntk-vanilla-3 --out {}/m --test",
+        "the model is in {}/m",
+    ),
+    "predict": ("widelimit.classify.load_model", "predict {}/m {}/x.png", "nothing was written"),
+    "bench": ("widelimit.bench.choose_groups", "bench --out {}/b.json", "nothing was written"),
+}
+
+
+def test_ctrl_c_is_tried_in_every_command() -> None:
+    assert {name.split()[0] for name in INTERRUPTED} == {
+        command.name or command.callback.__name__
+        for command in app.registered_commands
+        if command.callback is not None
+    }
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_ctrl_c(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, words, kept = INTERRUPTED[name]
+    monkeypatch.setattr(place, interrupt)
+    result = call(*words.replace("{0}", "{}").replace("{}", str(tmp_path)).split())
+    assert result.exit_code == 130
+    assert result.stderr == f"widelimit: interrupted, {kept.format(tmp_path)}\n"
+    left = {path.name for path in tmp_path.iterdir()} - {"out"}
+    assert left == ({"m"} if name == "fit and test" else set())
 
 
 def test_ctrl_c_in_a_process(tmp_path: Path) -> None:

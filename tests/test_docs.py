@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+# In comments and docstrings: docs/mathematics.md, "Slices".
+CITATION = re.compile(r"\b((?:docs/)?\w+\.md)\b(?:, \"([^\"]+)\")?")
 
 
 class Example(NamedTuple):
@@ -69,6 +71,18 @@ def find_dead_links(page: Path) -> list[str]:
     return dead
 
 
+def find_dead_citations(source: str) -> list[str]:
+    dead: list[str] = []
+    for name, section in CITATION.findall(source):
+        path = next((p for p in (ROOT / name, ROOT / "docs" / name) if p.exists()), None)
+        headings = re.findall(
+            r"^#+ +(.+?) *$", path.read_text("utf-8") if path else "", re.MULTILINE
+        )
+        if path is None or (section and section not in headings):
+            dead.append(f"{name} {section}".strip())
+    return dead
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -78,6 +92,13 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     assert find_dead_links(page) == []
+
+
+def test_code_cites_pages_that_are_there() -> None:
+    files = [p for p in (ROOT / "src").rglob("*") if p.suffix in (".py", ".pyi", ".cpp", ".hpp")]
+    files += [p for p in (ROOT / "tests").glob("*.py") if p != Path(__file__)]
+    dead = {str(p.relative_to(ROOT)): find_dead_citations(p.read_text("utf-8")) for p in files}
+    assert {name: found for name, found in dead.items() if found} == {}
 
 
 @pytest.mark.parametrize("module", [classifier, metric, regressor], ids=lambda m: m.__name__)
@@ -103,3 +124,8 @@ def test_dead_links_are_reported(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A b\n[1](page.md) [2](#a-b) [3](https://x.org)\n[4](no.md) [5](#c)\n")
     assert find_dead_links(page) == ["no.md", "#c"]
+
+
+def test_dead_citations_are_reported() -> None:
+    text = 'docs/mathematics.md, "Slices"; docs/mathematics.md, "Dice"; docs/no.md (README.md)'
+    assert find_dead_citations(text) == ["docs/mathematics.md Dice", "docs/no.md"]

@@ -1,4 +1,4 @@
-"""Dual activations against mpmath with 50 digits: the third witness of DESIGN.md, Section 6."""
+"""Dual activations against mpmath with 50 digits: the third witness of docs/mathematics.md."""
 
 import re
 import shutil

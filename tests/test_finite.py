@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.signal import correlate2d
 
 import widelimit as wl
-from widelimit.finite import Convergence, Estimate, FiniteNetwork, convergence
+from widelimit.finite import Estimate, FiniteNetwork, WidthStudy, convergence
 from widelimit.finite import network as module
 from widelimit.network import (
     Conv,
@@ -279,7 +279,7 @@ cases = pytest.mark.parametrize("name", CASES)
 
 
 @cache
-def measured(name: str) -> Convergence:
+def measured(name: str) -> WidthStudy:
     network, widths, draws = CASES[name]
     return convergence(network, normal(3, *SHAPE), widths, draws, seed=1)
 

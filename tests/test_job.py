@@ -1,6 +1,8 @@
 """Kernels from files to files, and the commands that do it."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,13 +65,31 @@ def test_network_of_a_file(tmp_path: Path) -> None:
         ("cntk_gap:", "needs a depth, as in cntk-gap-11"),
         ("cntk_gap:-3", "needs a depth"),
         ("cntk_gap:٣", "needs a depth"),
-        ("cntk_gap:1", "at least 2, got 1"),
+        ("cntk_gap:1", "from 2 to 16,383, got 1"),
+        ("cntk-gap-999999999", "from 2 to 16,383, got 999999999"),
         ("resnet:50", "or the JSON of a network, got 'resnet:50'"),
     ],
 )
 def test_no_network(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_network(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "network JSON: the text must be a JSON object, it is not"),
+        (b"{}", "network JSON: it must be a valid network (expected an object with exactly"),
+    ],
+)
+def test_files_without_a_network_are_told_of_once(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "net.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")) as caught:
+        read_network(str(path))
+    assert str(caught.value).count("write it with") <= 1
 
 
 def test_shape() -> None:
@@ -105,17 +125,25 @@ def test_read_array(tmp_path: Path) -> None:
             read_array(tmp_path / "two.npz", name)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no archive", b"\x93NUMPY\x01"])
-def test_no_array(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "begin like one"),
+        (b"text", "begin like one"),
+        (b"PK\x03\x04 no archive", "not a zip file"),
+        (b"\x93NUMPY\x01", "a whole array of numpy"),
+    ],
+)
+def test_no_array(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.npy"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="file of numbers"):
+    with pytest.raises(ValueError, match=rf"x\.npy must be .*{message}.*: save it"):
         read_array(path)
 
 
 def test_objects_are_not_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="file of numbers"):
+    with pytest.raises(ValueError, match="a pickle, which is never read: save it with"):
         read_array(tmp_path / "x.npy")
 
 
@@ -216,6 +244,43 @@ def test_kernel_command_with_a_store(tmp_path: Path) -> None:
     assert "holds another kernel: " in error
 
 
+def test_kernel_command_verifies(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    out = tmp_path / "k.zarr"
+    words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--out", out]
+    assert widelimit(*words)[0] == 0
+    tile = out / "c" / "0" / "0"
+    content = tile.read_bytes()
+    tile.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert widelimit(*words)[0] == 0  # a tile of full length is not read
+    assert tile.read_bytes() != content
+    assert widelimit(*words, "--verify")[0] == 0
+    assert tile.read_bytes() == content
+
+
+def test_kernel_command_keeps_to_the_memory(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--out", tmp_path / "k.zarr"]
+    code, _, error = widelimit(*words, "--memory", "1MB")  # the process holds more already
+    assert (code != 0, "memory" in error, error.count("\n")) == (True, True, 1)
+    assert not list(tmp_path.glob("k.zarr/c/*"))
+
+
+def test_kernel_command_mixes_makers_only_if_asked(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    out = tmp_path / "k.zarr"
+    words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--out", out]
+    assert widelimit(*words)[0] == 0
+    (out / "c" / "0" / "0").unlink()
+    document = json.loads((out / "zarr.json").read_text())
+    document["attributes"]["widelimit"]["makers"][0]["version"] = "0.0.1"
+    (out / "zarr.json").write_text(json.dumps(document))
+    code, _, error = widelimit(*words)
+    assert (code, "was begun by backend cpu" in error) == (2, True)
+    assert widelimit(*words, "--allow-mixed")[0] == 0
+    np.testing.assert_array_equal(wl.open_gram(out), wl.kernel(wl.cntk_vanilla(3), X))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -242,6 +307,7 @@ def test_inputs_by_name() -> None:
 
 # A shell tells what it starts with "&" to ignore the signal of Ctrl-C.
 COMMAND = """
+import re
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from widelimit.cli import main
@@ -250,7 +316,7 @@ main()
 
 
 def test_ctrl_c_keeps_the_finished_tiles(tmp_path: Path) -> None:
-    x = np.random.default_rng(0).random((330, 16, 16, 1))
+    x = np.random.default_rng(0).random((330, 12, 12, 1))
     np.save(tmp_path / "x.npy", x)
     out = tmp_path / "k.zarr"
     words = ["kernel", str(tmp_path / "x.npy"), "--net", "cntk_gap:6", "--out", str(out)]

@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ from widelimit.solvers import blas as blas_module
 from widelimit.solvers import factor as factor_module
 from widelimit.solvers import matrix as matrix_module
 from widelimit.solvers import tiled as tiled_module
+from widelimit.solvers.conjugate import _share
 
 
 def gram(n: int, seed: int = 0, dtype: str = "float64", least: float = 1e-2) -> np.ndarray:
@@ -340,7 +342,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sync, room = os.fsync, iter(range(4))
 
     def fsync(handle: int) -> None:
-        if next(room, None) is None:
+        if stat.S_ISREG(os.fstat(handle).st_mode) and next(room, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
@@ -354,6 +356,28 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(lower, np.linalg.cholesky(k), atol=1e-10)
 
 
+@pytest.mark.parametrize("number", range(6))
+def test_a_tile_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whichever it is, the error of the thread that writes is raised, and the rest is kept."""
+    k, path = gram(90), tmp_path / "l.zarr"
+    write, calls = TileStore.write, iter(range(100))
+
+    def fail(self: TileStore, key: tuple[int, int], values: Any) -> Any:
+        if next(calls) == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(self, key, values)
+
+    monkeypatch.setattr(TileStore, "write", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        factorise(k, store=path, tile=32)
+    monkeypatch.undo()
+    assert len(TileStore.open(open_objects(path)).missing()) >= 1
+    lower = factorise(k, store=path).store.block(slice(0, 90), slice(0, 90))
+    np.testing.assert_allclose(lower, np.linalg.cholesky(k), atol=1e-10)
+
+
 # ---------------------------------------------------------------- reuse
 
 OLD = [90, 89, 64, 50, 5]  # of 90, in tiles of 16: none new, one, ragged new ones; more than a tile
@@ -362,7 +386,7 @@ OLD = [90, 89, 64, 50, 5]  # of 90, in tiles of 16: none new, one, ragged new on
 def contents(store: str | Path) -> dict[str, bytes]:
     """What a store is: its metadata and all of its chunks."""
     objects = open_objects(store)
-    return {name: objects.read(name) for name in ("zarr.json", *objects.sizes("c"))}
+    return {name: objects.read(name, 2**30) for name in ("zarr.json", *objects.sizes("c"))}
 
 
 def tiles_written(patch: pytest.MonkeyPatch) -> tuple[list[tuple[int, int]], ...]:
@@ -824,6 +848,28 @@ def test_refinement_says_that_it_could_not(store: bool, tmp_path: Path) -> None:
     assert solution.status is Status.NOT_CONVERGED
 
 
+@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize("order", [[0, 1], [1, 0], [1, 2], [0, 1, 2]])
+def test_every_column_has_to_be_refined(store: bool, order: list[int], tmp_path: Path) -> None:
+    """Zeros are solved by the first step, and an eigenvector nearly so: not so the ones."""
+    rng = np.random.default_rng(0)
+    q, _ = np.linalg.qr(rng.normal(size=(100, 100)))
+    y = np.column_stack([np.zeros(100), np.ones(100), q[:, 0]])[:, order]
+    for smallest in (1e-6, 1e-8):
+        k = (q * np.geomspace(1, smallest, 100)) @ q.T
+        k = (k + k.T) / 2
+        path = tmp_path / str(smallest) if store else None
+        solution = solve_refined(k, y, store=path)
+        left = np.abs(y - k @ solution.value).max(axis=0)
+        bound = 10 * 2.0**-52 * np.abs(k).sum(axis=1).max() * np.abs(solution.value).max(axis=0)
+        if smallest == 1e-6:
+            assert solution.status is Status.SOLVED
+            assert np.all(left <= bound)
+        else:
+            assert solution.status is Status.NOT_CONVERGED
+            assert not np.all(left <= bound)
+
+
 # ---------------------------------------------------------------- conjugate gradients
 
 
@@ -908,8 +954,12 @@ def test_an_iteration_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: Any) 
     for change in ({"seed": 1}, {"rank": 11}):
         with pytest.raises(ValueError, match="is a checkpoint of another system"):
             solve_conjugate(k, y, 1e-4, **(call | change))
+    for other in ((k, y + 1, 1e-4), (k, y, 1.0001e-4), (k + np.eye(150), y, 1e-4)):
+        with pytest.raises(ValueError, match="is a checkpoint of another system"):
+            solve_conjugate(*other, **call)
+    weights = np.linspace(1, 2, 150)
     with pytest.raises(ValueError, match="is a checkpoint of another system"):
-        solve_conjugate(k, y + 1, 1e-4, **call)
+        solve_conjugate(k, y, 1e-4, weights=weights, **call)
     (tmp_path / "c" / "state.npz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="must be a checkpoint of solve_conjugate, it is not"):
         solve_conjugate(k, y, 1e-4, **call)
@@ -922,6 +972,78 @@ def test_conjugate_gradients_that_do_not_converge(capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     assert re.fullmatch(r"iteration 3: largest relative residual \S+, 0 s", lines[-1])
+
+
+def test_the_residual_decides_and_not_the_recurrence() -> None:
+    """Of condition 1e10: the iteration takes itself for converged, and is not."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 45)) * np.geomspace(1, 1e-5, 45)
+    k = x @ x.T
+    states: list[Convergence] = []
+    solution = solve_conjugate((k + k.T) / 2, np.ones(40), tolerance=1e-13, progress=states.append)
+    assert states[-1].residual <= 1e-13
+    left = np.ones(40) - k @ solution.value
+    assert np.linalg.norm(left) > 1e-9 * np.sqrt(40)
+    assert solution.status is Status.NOT_CONVERGED
+    assert solution.statistics.residual_norm == pytest.approx(
+        np.linalg.norm(left) / np.sqrt(40), rel=1e-2
+    )
+    assert re.search(
+        r"residual is \S+e-0\d, .* all that float64 gives for this k", solution.message
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    n=st.sampled_from([2, 40, 131]),
+    ridge=st.sampled_from([0.03, 0.5]),
+    seed=st.integers(0, 99),
+)
+def test_weights_of_conjugate_gradients(n: int, ridge: float, seed: int) -> None:
+    """``(k + r W^-1) a = y``, with a ridge that is relative to the weighed mean."""
+    k, rng = with_ridge(gram(n, seed), 0.05), np.random.default_rng(seed)
+    k *= np.outer(*[rng.uniform(0.3, 3, n)] * 2)  # so that the weights change the mean
+    y, weights = rng.normal(size=(n, 2)), rng.uniform(0.2, 4, n)
+    solution = solve_conjugate(k, y, ridge, weights=weights, tolerance=1e-9)
+    absolute = ridge * np.average(k.diagonal(), weights=weights)
+    expected = np.linalg.solve(k + np.diag(absolute / weights), y)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(solution.value, expected, rtol=0, atol=1e-7 * scale)
+    assert (solution.statistics.ridge, solution.status) == (ridge, Status.SOLVED)
+    assert solution.statistics.ridge_absolute == pytest.approx(absolute, rel=1e-12)
+    left = y - k @ solution.value - (absolute / weights)[:, None] * solution.value
+    found = np.linalg.norm(left) / np.linalg.norm(y)
+    assert solution.statistics.residual_norm == pytest.approx(found, rel=1e-2, abs=1e-15)
+    with pytest.raises(ValueError, match="need the kernel in memory"):
+        solve_conjugate(Stored(k, 16), y, ridge, weights=weights)
+    equal = solve_conjugate(Stored(k, 16), y, ridge, weights=np.ones(n))
+    assert equal.status is Status.SOLVED
+    # Without a ridge they make no difference, in memory or not.
+    for matrix in (k, Stored(k, 16)):
+        found = [solve_conjugate(matrix, y, weights=some).value for some in (weights, None)]
+        np.testing.assert_array_equal(*found)
+
+
+def test_the_digits_that_are_there_are_the_share() -> None:
+    shares = [_share(residual, 1e-8) for residual in (np.inf, 2.0, 1.0, 1e-2, 1e-6, 1.1e-8, 1e-8)]
+    assert shares == pytest.approx([0, 0, 0, 0.25, 0.75, 0.995, 1], abs=1e-3)
+    assert shares[-2] < 1
+    assert _share(2.0, 1.0) == 0.0
+
+
+def test_progress_of_a_factor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (None, 1):
+        with pytest.raises(TypeError, match="progress must be True, False or a callable"):
+            factorise(gram(40), store=tmp_path / "f", progress=wrong)  # type: ignore[arg-type]
+    assert not (tmp_path / "f").exists()
+    shares: list[float] = []
+    factorise(gram(40), store=tmp_path / "g", tile=16, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    factor = factorise(gram(40), store=tmp_path / "f", tile=16, progress=True)
+    assert capsys.readouterr().err.startswith("factor: 100%, ")
+    factor.inverse_diagonal(progress=True)
+    assert capsys.readouterr().err.startswith("inverse: 100%, ")
 
 
 def test_conjugate_gradients_on_an_indefinite_matrix() -> None:
@@ -947,6 +1069,23 @@ def test_conjugate_gradients_on_an_indefinite_matrix() -> None:
 def test_wrong_options(option: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         solve_conjugate(gram(10), np.ones(10), **option)
+
+
+@pytest.mark.parametrize("scale", [1e40, 1e150])
+def test_ridges_that_overflow_are_refused_before_the_work(scale: float, tmp_path: Path) -> None:
+    """In float32, or in float64: not infinity, and not a factor of nothing."""
+    k, y = scale * np.eye(8), np.ones(8)
+    with pytest.raises(ValueError, match=r"must add at most 1e\+30 to the diagonal of k, got 1e\+"):
+        solve_refined(k, y, 10.0)
+    with pytest.raises(ValueError, match=r"at most 1e\+30 .* give a smaller ridge, or scale"):
+        factorise(k, 10.0, store=tmp_path / "1", dtype="float32")
+    if scale == 1e150:
+        for method in (solve_cholesky, solve_conjugate, lambda *a: leave_one_out(*a[:2], [a[2]])):
+            with pytest.raises(ValueError, match=r"must add at most 1e\+150 .*, got 1e\+151"):
+                method(k, y, 10.0)
+        with pytest.raises(ValueError, match=r"must add at most 1e\+150"):
+            factorise(k, 10.0, store=tmp_path / "1")
+    assert not (tmp_path / "1").exists()
 
 
 # ---------------------------------------------------------------- leave one out

@@ -6,6 +6,7 @@ two modules together as much as any other.
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,14 @@ import pytest
 PACKAGE = "widelimit"
 SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 
-# ARCHITECTURE.md, "Layers": a module may import from those before it.
+# ARCHITECTURE.md, "Layers of the code": a module may import from those before it.
 LAYERS = [
     "_version",
     "arrays",
     "files",
     "machine",
+    "reading",
+    "display",
     "_core",
     "network",
     "architectures",
@@ -118,6 +121,16 @@ def find_faults(source: Path) -> list[str]:
 
 def test_layers() -> None:
     assert find_faults(SOURCE) == []
+
+
+def test_architecture_has_the_same_table() -> None:
+    page = (Path(__file__).parents[1] / "ARCHITECTURE.md").read_text("utf-8")
+    table = page.partition("## Layers of the code")[2].partition("\n\n`import widelimit`")[0]
+    cells = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
+    named = [
+        name.rstrip("/").removesuffix(".py") for c in cells for name in re.findall("`(.*?)`", c)
+    ]
+    assert named == [name for name in LAYERS if name not in ("_version", "__main__")]
 
 
 def test_imports_are_seen() -> None:

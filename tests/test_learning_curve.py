@@ -9,24 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import linear_model
-from toys import FakeKernel, make_dataset, make_images
+from toys import FakeKernel, make_dataset, make_images, run_toy
 
 from widelimit import cntk_gap, load_dataset
-from widelimit.data import Dataset
+from widelimit.data import Dataset, draw_training_sets
 from widelimit.experiments import environment as environment_module
 from widelimit.experiments.baselines import GRIDS, Cancelled, fit_baseline
+from widelimit.experiments.design import MAX_TRAINING, shrink_images
 from widelimit.experiments.environment import describe_environment
-from widelimit.experiments.images import Images, take
 from widelimit.experiments.learning_curve import (
     CURVE_STAGE,
     METHODS,
     RIDGES,
     Record,
     estimate_seconds,
-    make_plan,
+    make_design,
     run,
 )
-from widelimit.experiments.plan import MAX_TRAINING, draw_training_sets, shrink_images
+from widelimit.experiments.sets import Sets, take
 from widelimit.solvers import encode_labels
 
 
@@ -37,7 +37,12 @@ def dataset(request: pytest.FixtureRequest) -> Dataset:
 
 @pytest.fixture(scope="module")
 def record(dataset: Dataset) -> Record:
-    return run(dataset, draws=3, threads=2, kernel=FakeKernel(), command=["/a/b/demo", "--x y"])
+    return run_toy(
+        dataset,
+        3,
+        threads=2,
+        command=["/a/b/demo", "--x y"],
+    )
 
 
 # --- what is drawn ---
@@ -99,64 +104,82 @@ def hollow(
     minutes=st.sampled_from([0.01, 0.05, 2.5, 60.0]),
     seed=st.integers(0, 5),
 )
-def test_plans_are_affordable_and_complete(
+def test_designs_are_affordable_and_complete(
     counts: list[int], n_test: int, side: int, split: str, minutes: float, seed: int
 ) -> None:
     data = hollow(counts, n_test, (side, side + 1, 2), split)
-    plan = make_plan(data, draws=2, seed=seed, minutes=minutes)
-    again = make_plan(data, draws=2, seed=seed, minutes=minutes)
-    np.testing.assert_array_equal(plan.pool, again.pool)
+    design = make_design(data, draws=2, seed=seed, minutes=minutes)
+    again = make_design(data, draws=2, seed=seed, minutes=minutes)
+    np.testing.assert_array_equal(design.pool, again.pool)
 
     labels = np.concatenate([data.y_train, data.y_test])
-    n, n_train, c = plan.pool.size, data.y_train.size, len(counts)
-    assert len(set(plan.pool.tolist())) == n
-    assert plan.per_class == tuple(2**j for j in range(len(plan.per_class)))
-    assert plan.sizes[-1] <= max(MAX_TRAINING, c)
-    smallest = np.bincount(labels[plan.pool], minlength=c).min()
-    if plan.test is None:
+    n, n_train, c = design.pool.size, data.y_train.size, len(counts)
+    assert len(set(design.pool.tolist())) == n
+    assert design.per_class == tuple(2**j for j in range(len(design.per_class)))
+    assert design.sizes[-1] <= max(MAX_TRAINING, c)
+    smallest = np.bincount(labels[design.pool], minlength=c).min()
+    if design.test is None:
         assert split == "drawn"
-        assert smallest > plan.per_class[-1]  # one of each class is left for testing
-        assert plan.pairs == n * (n + 1) // 2
+        assert smallest > design.per_class[-1]  # one of each class is left for testing
+        assert design.pairs == n * (n + 1) // 2
     else:
         assert split == "given"
-        assert smallest >= plan.per_class[-1]
-        assert plan.pool.max() < n_train <= plan.test.min()
-        assert len(set(plan.test.tolist())) == plan.test.size > 0
-        assert plan.pairs == n * (n + 1) // 2 + n * plan.test.size
-    size = (side // plan.shrink) * ((side + 1) // plan.shrink)
-    assert plan.element_layers == plan.pairs * size**2 * cntk_gap(11).n_conv
+        assert smallest >= design.per_class[-1]
+        assert design.pool.max() < n_train <= design.test.min()
+        assert len(set(design.test.tolist())) == design.test.size > 0
+        assert design.pairs == n * (n + 1) // 2 + n * design.test.size
+    size = (side // design.shrink) * ((side + 1) // design.shrink)
+    assert design.element_layers == design.pairs * size**2 * cntk_gap(11).n_conv
     least = 5 * c * c + 5 * c + 2 * c * c  # two of each class, and one test image of each
-    assert plan.element_layers <= max(
+    assert design.element_layers <= max(
         minutes * 60 * 4e9 * 1.001, least * size**2 * cntk_gap(11).n_conv
     )
-    used = n + (0 if plan.test is None else plan.test.size)
-    assert bool(plan.notes) == (plan.shrink > 1 or used < labels.size)
+    used = n + (0 if design.test is None else design.test.size)
+    assert bool(design.notes) == (design.shrink > 1 or used < labels.size)
 
 
-def test_plan_of_the_digits() -> None:
-    plan = make_plan(load_dataset("digits"))
-    assert plan.sizes == (10, 20, 40, 80, 160, 320, 640, 1280)
-    assert plan.pool.size == 1797
-    assert plan.test is None
-    assert plan.dtype == "float64"
-    assert plan.notes == ()
-    assert plan.pairs == 1797 * 1798 // 2
+@pytest.mark.parametrize("split", ["drawn", "given"])
+def test_the_seed_chooses_the_images(split: str) -> None:
+    data = hollow([300] * 10, 500, (28, 28, 1), split)
+    one, again, other = (make_design(data, seed=seed, minutes=0.2) for seed in (1, 1, 2))
+    assert one.notes  # some images are left out: there is something to choose
+    np.testing.assert_array_equal(one.pool, again.pool)
+    assert not np.array_equal(one.pool, other.pool)
+    if split == "given":
+        assert one.test is not None
+        assert again.test is not None
+        assert other.test is not None
+        np.testing.assert_array_equal(one.test, again.test)
+        assert not np.array_equal(one.test, other.test)
+    # Not in order, and not the first ones: the draw is one of all images of a class.
+    per_class = one.pool.size // 10
+    assert one.pool[:per_class].max() >= per_class
 
 
-def test_plan_says_what_it_leaves_out() -> None:
-    plan = make_plan(hollow([6000] * 10, 10_000, (28, 28, 1), "given"))
-    assert plan.dtype == "float32"
-    assert plan.shrink == 1
-    assert plan.sizes == (10, 20, 40, 80, 160)
-    assert "Of 70,000 images, 240 for training and 286 for testing were drawn" in plan.notes[0]
-    assert "6.15 million element-layers" in plan.notes[0]
-    assert "2.5 minutes" in plan.notes[0]
-    large = make_plan(hollow([50] * 5, 1, (96, 128, 3)))
+def test_design_for_the_digits() -> None:
+    design = make_design(load_dataset("digits"))
+    assert design.sizes == (10, 20, 40, 80, 160, 320, 640, 1280)
+    assert design.pool.size == 1797
+    assert design.test is None
+    assert design.dtype == "float64"
+    assert design.notes == ()
+    assert design.pairs == 1797 * 1798 // 2
+
+
+def test_a_design_says_what_it_leaves_out() -> None:
+    design = make_design(hollow([6000] * 10, 10_000, (28, 28, 1), "given"))
+    assert design.dtype == "float32"
+    assert design.shrink == 1
+    assert design.sizes == (10, 20, 40, 80, 160)
+    assert "Of 70,000 images, 240 for training and 286 for testing were drawn" in design.notes[0]
+    assert "6.15 million element-layers" in design.notes[0]
+    assert "2.5 minutes" in design.notes[0]
+    large = make_design(hollow([50] * 5, 1, (96, 128, 3)))
     assert large.shrink == 2
     assert "Images of 96 x 128 pixels were averaged over blocks of 2 x 2 to 48 x 64" in " ".join(
         large.notes
     )
-    small = make_plan(hollow([5000] * 2, 10, (2, 2, 1)))
+    small = make_design(hollow([5000] * 2, 10, (2, 2, 1)))
     assert "training sets end at 1,280 images" in small.notes[0]
 
 
@@ -176,9 +199,9 @@ def test_plan_says_what_it_leaves_out() -> None:
         ),
     ],
 )
-def test_plan_refuses(changes: dict[str, Any], options: dict[str, Any], match: str) -> None:
+def test_a_design_refuses(changes: dict[str, Any], options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        make_plan(make_dataset(**changes), **options)
+        make_design(make_dataset(**changes), **options)
 
 
 def test_shrink_images_averages_blocks() -> None:
@@ -189,30 +212,30 @@ def test_shrink_images_averages_blocks() -> None:
     assert shrink_images(x, 1) is x
 
 
-def test_images_of_a_plan() -> None:
+def test_sets_of_a_design() -> None:
     for split in ("drawn", "given"):
         data = make_dataset(split=split)
-        plan = make_plan(data, draws=3, seed=4)
-        images = Images.of(data, plan)
+        design = make_design(data, draws=3, seed=4)
+        images = Sets.of(data, design)
         everything = np.concatenate([data.x_train, data.x_test])
         np.testing.assert_array_equal(take(data, np.arange(90)), everything)
-        np.testing.assert_array_equal(images.x_pool, everything[plan.pool])
+        np.testing.assert_array_equal(images.x_pool, everything[design.pool])
         np.testing.assert_array_equal(images.x_test, everything[images.test_numbers])
         for draw in images.draws:
-            trained = set(plan.pool[draw.train[-1]].tolist())
+            trained = set(design.pool[draw.train[-1]].tolist())
             tested = set(images.test_numbers[draw.test].tolist())
             assert not trained & tested
-            assert [len(t) for t in draw.train] == list(plan.sizes)
+            assert [len(t) for t in draw.train] == list(design.sizes)
         assert len({draw.train[-1].tobytes() for draw in images.draws}) == 3
 
 
 # --- results ---
 
 
-def outputs_by_hand(dataset: Dataset, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def outputs_by_hand(dataset: Dataset, draws: int = 3) -> list[tuple[np.ndarray, np.ndarray]]:
     """True labels and outputs of CNTK-GAP with the largest training sets, for each draw."""
-    plan = make_plan(dataset, draws=3, seed=seed)
-    images = Images.of(dataset, plan)
+    design = make_design(dataset, draws=draws)
+    images = Sets.of(dataset, design)
     kernel = FakeKernel()
     results = []
     for draw in images.draws:
@@ -243,8 +266,8 @@ def test_accuracies_and_confusion_are_right(dataset: Dataset, record: Record) ->
 
 def test_hardest_images_and_their_votes(dataset: Dataset, record: Record) -> None:
     margins: dict[int, float] = {}
-    plan = make_plan(dataset, draws=3)
-    images = Images.of(dataset, plan)
+    design = make_design(dataset, draws=3)
+    images = Sets.of(dataset, design)
     for draw, (y, f) in zip(images.draws, outputs_by_hand(dataset), strict=True):
         for place, label, output in zip(draw.test, y, f, strict=True):
             margin = output[label] - max(v for k, v in enumerate(output) if k != label)
@@ -263,9 +286,30 @@ def test_hardest_images_and_their_votes(dataset: Dataset, record: Record) -> Non
         assert hard.totals[hard.label] - max(others) == pytest.approx(hard.margin, abs=1e-8)
         weights = [abs(vote.weight) for vote in hard.votes]
         assert weights == sorted(weights, reverse=True)
-        trained = plan.pool[images.draws[hard.draw].train[-1]]
+        trained = design.pool[images.draws[hard.draw].train[-1]]
         assert all(vote.image in trained for vote in hard.votes)
         assert all(vote.label == labels[vote.image] for vote in hard.votes)
+
+
+def test_two_classes() -> None:
+    """Their classifier has one output, and the page wants that of either class."""
+    x, y = make_images(90)
+    x, y = x[y < 2], y[y < 2]
+    data = make_dataset(
+        x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:], class_names=("a", "b")
+    )
+    record = run_toy(data, 2)
+    sets = Sets.of(data, make_design(data, draws=2))
+    results = outputs_by_hand(data, draws=2)
+    point = record.curve("gap").points[-1]
+    accuracies = [float(np.mean(f.argmax(axis=1) == y)) for y, f in results]
+    np.testing.assert_allclose(point.accuracies, accuracies, rtol=1e-12)
+    for hard in record.hardest:
+        place = np.flatnonzero(sets.test_numbers == hard.image)[0]
+        row = np.flatnonzero(sets.draws[hard.draw].test == place)[0]
+        own, other = results[hard.draw][1][row][[hard.label, 1 - hard.label]]
+        assert hard.margin == pytest.approx(own - other, abs=1e-9)
+        assert hard.predicted == (hard.label if hard.margin > 0 else 1 - hard.label)
 
 
 def test_record_is_complete_json(dataset: Dataset, record: Record) -> None:
@@ -307,9 +351,9 @@ def without_time(record: Record) -> dict[str, Any]:
 
 
 def test_threads_change_nothing_and_seeds_do(dataset: Dataset, record: Record) -> None:
-    one = run(dataset, draws=3, threads=1, kernel=FakeKernel())
+    one = run_toy(dataset, 3)
     assert without_time(one) == without_time(record)
-    other = run(dataset, draws=3, seed=1, threads=1, kernel=FakeKernel())
+    other = run_toy(dataset, 3, seed=1)
     assert other.curves != record.curves
 
 
@@ -317,7 +361,7 @@ def test_test_labels_choose_nothing() -> None:
     """Other labels of the test images change accuracies, but no choice and no kernel."""
     data = make_dataset(split="given")
     shuffled = dataclasses.replace(data, y_test=np.roll(data.y_test, 1))
-    before, after = (run(d, draws=2, threads=1, kernel=FakeKernel()) for d in (data, shuffled))
+    before, after = (run_toy(d, 2) for d in (data, shuffled))
     for a, b in zip(before.curves, after.curves, strict=True):
         assert [p.settings for p in a.points] == [p.settings for p in b.points]
     assert before.curve("svm").points[-1].mean > after.curve("svm").points[-1].mean
@@ -325,10 +369,10 @@ def test_test_labels_choose_nothing() -> None:
 
 def test_each_kernel_is_computed_once(dataset: Dataset) -> None:
     kernel = FakeKernel()
-    run(dataset, draws=2, threads=1, kernel=kernel)
-    plan = make_plan(dataset, draws=2)
-    n = plan.pool.size
-    sizes = [(n, None)] if plan.test is None else [(n, None), (plan.test.size, n)]
+    run_toy(dataset, 2, kernel=kernel)
+    design = make_design(dataset, draws=2)
+    n = design.pool.size
+    sizes = [(n, None)] if design.test is None else [(n, None), (design.test.size, n)]
     assert [(a, b) for _, a, b, _ in kernel.calls] == 3 * sizes
     networks = [str(method.network) for method in METHODS if method.network is not None]
     assert [net for net, *_ in kernel.calls] == [net for net in networks for _ in sizes]
@@ -337,11 +381,10 @@ def test_each_kernel_is_computed_once(dataset: Dataset) -> None:
 
 def test_progress_of_every_stage_rises_to_one(dataset: Dataset) -> None:
     seen: dict[str, list[float]] = {}
-    run(
+    run_toy(
         dataset,
-        draws=2,
+        2,
         threads=2,
-        kernel=FakeKernel(),
         progress=lambda stage, share: seen.setdefault(stage, []).append(share),
     )
     stages = [method.label for method in METHODS if method.network is not None]
@@ -354,7 +397,7 @@ def test_progress_of_every_stage_rises_to_one(dataset: Dataset) -> None:
 def test_duplicates_get_a_ridge_and_a_remark() -> None:
     x, y = make_images(45)
     data = make_dataset(x_train=np.concatenate([x, x]), y_train=np.concatenate([y, y]))
-    record = run(data, draws=1, threads=1, kernel=FakeKernel())
+    record = run_toy(data, 1)
     assert record.curve("gap").points[-1].settings[0]["ridge"] > 0
     assert any("got a relative ridge of up to" in error for error in record.errors)
     assert record.curve("gap").points[-1].std is None
@@ -364,7 +407,7 @@ def test_identical_draws_have_no_spread() -> None:
     """All the training images there are: every draw is the same set."""
     x, y = make_images(12)
     data = make_dataset(x_train=x, y_train=y, split="given")
-    record = run(data, draws=3, threads=1, kernel=FakeKernel())
+    record = run_toy(data, 3)
     first, *_, last = record.curve("gap").points
     assert record.sizes == (3, 6, 12)
     assert first.std is not None
@@ -380,7 +423,12 @@ def test_errors_end_the_run(dataset: Dataset, stage: str, error: type[BaseExcept
             raise error
 
     with pytest.raises(error):
-        run(dataset, draws=2, threads=2, kernel=FakeKernel(), progress=progress)
+        run_toy(
+            dataset,
+            2,
+            threads=2,
+            progress=progress,
+        )
 
 
 def test_indefinite_kernels_are_an_error(dataset: Dataset) -> None:
@@ -388,17 +436,18 @@ def test_indefinite_kernels_are_an_error(dataset: Dataset) -> None:
         return -FakeKernel()(*arguments, **options)
 
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
-        run(dataset, draws=2, threads=2, kernel=indefinite)
+        run_toy(dataset, 2, threads=2, kernel=indefinite)
 
 
 def test_run_refuses_threads() -> None:
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
-        run(make_dataset(), threads=0)
+        run_toy(make_dataset(), 1, threads=0)
 
 
 def test_run_with_the_real_kernel() -> None:
     """Bars and dots are told apart by their shape, wherever they are: pooling sees it."""
-    record = run(make_dataset(), draws=2, threads=1)
+    data = make_dataset()
+    record = run(data, make_design(data, draws=2), threads=1)
     assert record.curve("gap").points[-1].mean > 0.9
     assert record.curve("gap").points[-1].mean > record.curve("dense").points[-1].mean
     assert {kernel.dtype for kernel in record.kernels} == {"float64"}
@@ -410,9 +459,9 @@ def test_run_with_the_real_kernel() -> None:
 
 
 def test_estimate_is_a_time(dataset: Dataset) -> None:
-    plan = make_plan(dataset)
+    design = make_design(dataset)
     kernel = FakeKernel()
-    seconds = estimate_seconds(dataset, plan, threads=1, kernel=kernel)
+    seconds = estimate_seconds(dataset, design, threads=1, kernel=kernel)
     assert 0 < seconds < 1e6
     assert all(n2 == 32 and n1 <= 32 for _, n1, n2, _ in kernel.calls)
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from widelimit import network as module
 from widelimit.network import (
+    MAX_LAYERS,
     Conv,
     Dense,
     Flatten,
@@ -418,10 +419,10 @@ def test_json_may_be_spaced_and_in_any_key_order(network: Network, random: Any) 
         ('{"type":"ReLU"}', '"ReLU"', r"expected a layer of type .* got 'ReLU'"),
         ('{"type":"ReLU"}', '{"type":"ReLU","slope":0.1}', r"exactly the keys \['type'\]"),
         (',"w_std":0.5', "", r"exactly the keys \['type', 'w_std', 'b_std', 'trainable'\]"),
-        ('"w_std":0.5', '"w_std":NaN', r"w_std must be from"),
-        ('"w_std":0.5', '"w_std":1e999', r"w_std must be from"),
+        ('"w_std":0.5', '"w_std":NaN', r"NaN is no finite number"),
+        ('"w_std":0.5', '"w_std":1e999', r"1e999 is no finite number"),
         ('"w_std":0.5', f'"w_std":1{"0" * 400}', r"w_std must be from"),
-        ('"w_std":0.5', f'"w_std":1{"0" * 9000}', r"network JSON: Exceeds the limit"),
+        ('"w_std":0.5', f'"w_std":1{"0" * 9000}', r"Exceeds the limit"),
         ('"w_std":0.5', '"w_std":"0.5"', r"w_std must be a number"),
         ('"trainable":true', '"trainable":1', r"trainable must be True or False"),
         ('"filter_size":3', '"filter_size":3.0', r"filter_size must be an integer"),
@@ -456,9 +457,27 @@ def test_json_layers_must_be_a_list(layers: str) -> None:
 
 def test_json_size_is_bounded() -> None:
     text = Network([Dense()]).to_json()
-    assert Network.from_json(text.ljust(2**20)) == Network([Dense()])
-    with pytest.raises(ValueError, match=r"^network JSON: at most 1048576 characters, got 1048577"):
-        Network.from_json(text.ljust(2**20 + 1))
+    assert Network.from_json(text.ljust(2**22)) == Network([Dense()])
+    with pytest.raises(ValueError, match=r"^network JSON: at most 4194304 characters, got 4194305"):
+        Network.from_json(text.ljust(2**22 + 1))
+
+
+def test_what_is_allowed_can_be_read_again() -> None:
+    """The most layers, each with the longest numbers."""
+    long = Conv(9_999, w_std=1.2345678901234567e-100, b_std=1.2345678901234567e-100)
+    network = Network([*[long] * (MAX_LAYERS - 2), Flatten(), Dense()])
+    assert Network.from_json(network.to_json()) == network
+
+
+def test_the_number_of_layers_is_bounded() -> None:
+    Network([Dense()] * MAX_LAYERS)
+    message = r"^layers must be at most 32,768, got 32,769: use fewer$"
+    with pytest.raises(ValueError, match=message):
+        Network([Dense()] * (MAX_LAYERS + 1))
+    with pytest.raises(ValueError, match=message):  # Flatten() joins them
+        Network([LocalAvgPool(1), *[Dense()] * (MAX_LAYERS - 1)])
+    with pytest.raises(ValueError, match=r"^layers must be at most 32,768, got 10,000,000,000"):
+        Network(range(10**10))  # type: ignore[arg-type] - told before it is looked at
 
 
 def test_json_error_does_not_echo_a_long_text() -> None:

@@ -117,7 +117,7 @@ def test_only_what_is_read_is_summed(head: list[Layer], kinds: Any, wanted: Any)
 
 
 def test_steps_carry_the_general_form() -> None:
-    layers = [Conv(5, 3.0, 0.5, trainable=False), Conv(1), ReLU(), Conv(3), GlobalAvgPool()]
+    layers = [Conv(5, 3.0, 0.5, trainable=False), Conv(1), ReLU(), Conv(3), *C3, GlobalAvgPool()]
     program = compile_family([Network([*layers, Dense()])], SHAPE, BOTH)
     found = [
         (s.filter_size, s.weight_variance, s.bias_variance, s.trainable, s.relu, s.signed)
@@ -128,6 +128,7 @@ def test_steps_carry_the_general_form() -> None:
         (5, 9.0, 0.25, False, False, True),
         (1, two, 0.0, True, True, True),
         (3, two, 0.0, True, False, False),  # after the first activation nothing is negative
+        (3, two, 0.0, True, True, False),
     ]
     nngp = compile_family([Network([*layers, Dense()])], SHAPE, ["nngp"])
     assert not any(step.trainable for step in nngp.steps)
@@ -247,7 +248,7 @@ def test_cost_at_32_x_32(network: Network, slices: int, element_layers: int | No
     assert len(program.displacements) == slices
     if element_layers is not None:
         assert program.element_layers == element_layers
-    else:  # DESIGN, point 1: zero for |di| or |dj| > 2c
+    else:  # zero for |di| or |dj| > 2c (docs/mathematics.md, "Readouts")
         assert max(max(map(abs, d)) for d in program.displacements) == 8
 
 
@@ -312,32 +313,37 @@ def explained(*networks: Network, shape: Any = (8, 8, 1), kinds: Any = ("ntk",))
 
 
 def test_explain_a_family() -> None:
-    layers = [Conv(3, trainable=False), ReLU(), Conv(5, b_std=0.1), ReLU(), Conv(1)]
+    untrained = Conv(1, trainable=False)
+    layers = [Conv(3, trainable=False), ReLU(), Conv(5, b_std=0.1), ReLU(), untrained, Conv(1)]
     text = explained(
         Network([*layers, GlobalAvgPool(), Dense(trainable=False)]),
         Network([*layers[:4], Flatten(), Dense()]),
         kinds=BOTH,
     )
-    assert [line.split() for line in text.splitlines()[3:7]] == [
+    assert [line.split() for line in text.splitlines()[3:8]] == [
         ["step", "layer", "trained", "bias", "tangent", "kernel", "on", "entry"],
         ["1", "Conv(3)", "ReLU", "no", "no", "zero"],
         ["2", "Conv(5)", "ReLU", "yes", "yes", "zero"],
-        ["3", "Conv(1)", "yes", "no", "own", "field"],
+        ["3", "Conv(1)", "no", "no", "own", "field"],
+        ["4", "Conv(1)", "yes", "no", "own", "field"],
     ]
     assert text.splitlines()[:3] == [
         "input 8x8x1, kernels nngp, ntk",
-        "  Conv(3) ReLU Conv(5) ReLU Conv(1) GlobalAvgPool Dense",
+        "  Conv(3) ReLU Conv(5) ReLU Conv(1) Conv(1) GlobalAvgPool Dense",
         "  Conv(3) ReLU Conv(5) ReLU Flatten Dense",
     ]
-    assert "read out K and Theta after step 3: GlobalAvgPool" in text
+    assert "read out K and Theta after step 4: GlobalAvgPool" in text
     assert "read out K and Theta after step 2: Flatten" in text
-    assert "slices: 225 of 225; element-layers a pair: 12,288 (100.00% of all)" in text
-    assert "profile of an image: 0.8 KiB in float32, image 0.2 KiB" in text
+    assert "slices: 225 of 225; element-layers a pair: 16,384 (100.00% of all)" in text
+    assert "profile of an image: 1.0 KiB in float32, image 0.2 KiB" in text
 
 
 def test_explain_says_what_is_saved() -> None:
     text = explained(cntk_vanilla(3))
     assert "read out K and Theta after step 2: Flatten" in text
+    assert "slices: 1 of 77; element-layers a pair: 48 (4.17% of all)" in explained(
+        cntk_vanilla(3), shape=(4, 6, 1)
+    )
     assert "slices: 1 of 225; element-layers a pair: 128 (1.56% of all)" in text
     assert "read out Theta after step 2: GlobalAvgPool" in explained(cntk_gap(3))
     assert "read out K after step 2: GlobalAvgPool" in explained(cntk_gap(3), kinds=("nngp",))

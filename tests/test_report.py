@@ -17,16 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
-from toys import NAMES, FakeKernel, make_dataset
+from toys import NAMES, make_dataset, run_toy
 
 from widelimit.data import Dataset
-from widelimit.experiments.learning_curve import Record, run
+from widelimit.experiments.learning_curve import Record
 from widelimit.experiments.record import Curve, Point
 from widelimit.files import write_atomically
 from widelimit.report.chart import draw_curves
 from widelimit.report.page import render
 from widelimit.report.pictures import to_data_uri
-from widelimit.report.terminal import Bars, make_table, show_notes
+from widelimit.report.terminal import make_tables, show_notes
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -76,7 +76,11 @@ def dataset() -> Dataset:
 
 @pytest.fixture(scope="module")
 def record(dataset: Dataset) -> Record:
-    return run(dataset, draws=3, threads=1, kernel=FakeKernel(), command=["widelimit", "<i>"])
+    return run_toy(
+        dataset,
+        3,
+        command=["widelimit", "<i>"],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +166,18 @@ def test_notes_and_errors_are_shown(record: Record, dataset: Dataset) -> None:
     assert "It &amp; failed." in page
 
 
+def test_minutes_have_sixty_seconds(record: Record, dataset: Dataset) -> None:
+    kernels = tuple(dataclasses.replace(kernel, seconds=95.2) for kernel in record.kernels)
+    seconds = dict.fromkeys(record.seconds, 3725.0)
+    slow = dataclasses.replace(record, kernels=kernels, seconds=seconds)
+    words = " ".join("".join(Page(render(slow, dataset)).text).split())
+    assert "exact kernel values in 1 min 35 s" in words
+    assert words.count("float64, 1 min 35 s") == 3
+    assert "learning curve 1 h 02 min, all 1 h 02 min" in words
+
+
 def test_one_draw_has_no_spread(dataset: Dataset) -> None:
-    record = run(dataset, draws=1, threads=1, kernel=FakeKernel())
+    record = run_toy(dataset, 1)
     text = render(record, dataset)
     Page(text)
     assert "±" not in text
@@ -272,9 +286,10 @@ def test_labels_of_sizes_do_not_overlap(record: Record) -> None:
 # --- the terminal ---
 
 
-def draw_table(record: Record) -> str:
-    console = Console(file=io.StringIO(), width=80)
-    console.print(make_table(record))
+def draw_table(record: Record, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    for table in make_tables(record, console):
+        console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -289,18 +304,30 @@ def test_terminal_table_fits_and_is_complete(record: Record) -> None:
     assert "[bold]x[/]" in draw_table(odd)
 
 
-def test_notes_are_framed_and_bars_end(record: Record) -> None:
+@pytest.mark.parametrize("width", [10, 30, 40, 60, 80])
+def test_a_narrow_terminal_gets_several_tables(record: Record, width: int) -> None:
+    lines = draw_table(record, width).splitlines()
+    if width >= 30:
+        assert max(map(len, lines)) <= width
+        assert "…" not in "".join(lines)
+    for i, (size, points) in enumerate(record.rows()):
+        rows = [line.split()[1:] for line in lines if re.fullmatch(rf" *{size:,} [\d.± …]+", line)]
+        found = " ".join(" ".join(row) for row in rows)
+        if width >= 30:
+            assert found == " ".join(
+                f"{p.mean * 100:.1f} ± {(p.std or 0) * 100:.1f}" for p in points
+            )
+        assert i or len(rows) == {10: 5, 30: 5, 40: 3, 60: 2, 80: 1}[width]
+
+
+def test_notes_are_framed() -> None:
     console = Console(file=io.StringIO(), width=80)
     show_notes(console, [])
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
     show_notes(console, ["[red]Of 9 images, 5[/red]"])
-    with Bars(console, ["one", "two"]) as bars:
-        bars.update("one", 0.5)
-        bars.update("one", 1.0)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "Please note" in shown
     assert "[red]Of 9 images, 5[/red]" in shown
-    assert re.search(r"one .*100%", shown)
 
 
 # --- files ---

@@ -1,8 +1,10 @@
 """Models in folders: everything comes back, damage and strangers are refused."""
 
 import json
+import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,8 +59,9 @@ def same(one, two):
         np.testing.assert_array_equal(one, two)
     elif hasattr(one, "__dataclass_fields__"):
         assert type(one) is type(two)
-        for name in one.__dataclass_fields__:
-            same(getattr(one, name), getattr(two, name))
+        for name, field in one.__dataclass_fields__.items():
+            if field.init:  # others follow from those
+                same(getattr(one, name), getattr(two, name))
     elif isinstance(one, float) and np.isnan(one):
         assert np.isnan(two)
     elif isinstance(one, tuple | list):
@@ -128,24 +131,48 @@ def test_what_exists_is_kept(fitted, tmp_path):
         wl.save_model(wl.NTKClassifier(), tmp_path / "n")
 
 
-@pytest.mark.parametrize("step", ["save", "write", "rename"])
-def test_a_failed_save_leaves_what_was_there(fitted, tmp_path, monkeypatch, step):
+CALLS = [(call, n) for call in ("numpy.save", "os.fsync", "os.replace") for n in (0, 1, 5)]
+
+
+@pytest.mark.parametrize(("call", "before"), [*CALLS, ("os.rename", 0), ("os.rename", 1)])
+def test_a_failed_save_leaves_what_was_there(fitted, tmp_path, monkeypatch, call, before):
+    """One call fails, after so many that do not: each array, each file, and each rename."""
     wl.save_model(fitted["classifier"], tmp_path / "m")
+    module, _, name = call.partition(".")
+    module = {"numpy": np, "os": os}[module]
+    right, calls = getattr(module, name), iter(range(10**6))
 
     def fail(*arguments, **options):
-        raise OSError(28, "No space left on device")
+        if next(calls) == before:
+            raise OSError(28, "No space left on device")
+        return right(*arguments, **options)
 
-    if step == "save":
-        monkeypatch.setattr(saved.np, "save", fail)
-    elif step == "write":
-        monkeypatch.setattr(saved, "write_atomically", fail)
-    else:
-        monkeypatch.setattr(saved.Path, "rename", fail)
+    monkeypatch.setattr(module, name, fail)
     with pytest.raises(OSError, match="No space"):
         wl.save_model(fitted["regressor"], tmp_path / "m", overwrite=True)
     monkeypatch.undo()
+    assert next(calls) > before
     assert isinstance(wl.load_model(tmp_path / "m"), wl.NTKClassifier)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_save_that_cannot_even_give_back_the_name_keeps_the_old_model(
+    fitted, tmp_path, monkeypatch
+):
+    wl.save_model(fitted["classifier"], tmp_path / "m")
+    rename, calls = os.rename, iter(range(10))
+
+    def fail(*arguments):
+        if next(calls):
+            raise OSError(5, "Input/output error")
+        rename(*arguments)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        wl.save_model(fitted["regressor"], tmp_path / "m", overwrite=True)
+    (old,) = tmp_path.iterdir()
+    assert old.name.startswith(".m.")
+    assert isinstance(wl.load_model(old), wl.NTKClassifier)
 
 
 @pytest.fixture(scope="module")
@@ -201,10 +228,13 @@ def shorten(path, document):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("format", value="widelimit.model/9"), r"format widelimit.model/1, got 'widelimit"),
+        (
+            put("format", value="widelimit.model/9"),
+            r"format .*model/1 or .*model/2, got 'widelimit",
+        ),
         (put("format", value=None), r"must hold a model of format"),
-        (put("estimator", value="os.system"), r"damaged: KeyError"),
-        (put("parameters", "__class__", value=1), r"damaged: TypeError"),
+        (put("estimator", value="os.system"), r"damaged \(KeyError: 'os.*: save the model again"),
+        (put("parameters", "__class__", value=1), r"damaged \(TypeError"),
         (put("parameters", "store", value="/etc"), r"no parameters \['store'\]"),
         (put("arrays", "../x", value={}), r"unknown arrays \['../x'\]"),
         (put("arrays", "x_fit", "crc32c", value=7), r"x_fit.npy is damaged, its checksum"),
@@ -221,11 +251,18 @@ def shorten(path, document):
         (replace_array("place", np.full(65, 99)), r"place and first must number samples"),
         (replace_array("targets", np.ones((65, 9))), r"dual_coef has shape"),
         (replace_array("sample_weight", np.zeros(65)), r"sample_weight must be above 0"),
+        (replace_array("factors", np.zeros(65)), r"give every row a weight above 0"),
+        (replace_array("factors", np.full(65, np.nan)), r"give every row a weight above 0"),
+        (replace_array("place", np.zeros(65, int)), r"give every row a weight above 0"),
+        (replace_array("factors", np.ones(64)), r"factors has shape \(64,\)"),
+        (put("parameters", "backend", value="tpu"), r"backend must be"),
+        (put("fitted", "net", value=[]), r"there must be one network"),
         (replace_array("dual_coef", np.ones(4)), r"dual_coef has shape \(4,\)"),
-        (replace_array("x_fit", np.ones((65, 64), complex)), r"does not hold what"),
+        (replace_array("x_fit", np.ones((65, 64), "f2")), r"x_fit.npy does not hold what"),
+        (replace_array("x_fit", np.ones((65, 64), complex)), r"numbers or text, got dtype complex"),
         (replace_array("x_fit", np.array([print]), pickled=True), r"must hold a model"),
         (replace_array("classes", np.arange(3)), r"one column of targets for each class"),
-        (link, r"x_fit.npy is missing"),
+        (link, r"x_fit.npy must be a file in .*leads to .*elsewhere.npy"),
         (shorten, r"must hold a model"),
     ],
 )
@@ -240,13 +277,13 @@ def test_no_model(tmp_path):
     with pytest.raises(ValueError, match=r"has no file model.json"):
         wl.load_model(tmp_path)
     (tmp_path / "model.json").write_text("[" * 10**5)
-    with pytest.raises(ValueError, match="must be the JSON of a model"):
+    with pytest.raises(ValueError, match=r"model\.json must be a JSON object, it is not"):
         wl.load_model(tmp_path)
 
 
 def test_memory_is_looked_at_first(folder, monkeypatch):
     monkeypatch.setattr(saved, "available_memory", lambda: 10_000)
-    with pytest.raises(MemoryError, match=r"more than 0\.0 GiB"):
+    with pytest.raises(MemoryError, match=r"the model takes 0\.0 GiB, 0\.0 GiB are free"):
         wl.load_model(folder)
 
 
@@ -263,3 +300,42 @@ def test_a_flipped_bit_is_found(folder, tmp_path, data):
     file.write_bytes(content)
     with pytest.raises(ValueError, match="checksum is wrong"):
         wl.load_model(path)
+
+
+# --- models of earlier formats ------------------------------------------------------------------
+
+OLD = Path(__file__).parent / "models"
+OLD_NEW = np.array([[1.0, 1, 1], [0, -2, 0.5]])
+OLD_MORE = np.array([[3.0, 6, 0], [1, 0, 0]])
+
+
+def test_a_regressor_of_the_first_format(tmp_path):
+    """Of rows that are multiples, and one of zeros, which are rows of their own in it."""
+    model = wl.load_model(OLD / "regressor-1")
+    mean, std = model.predict(OLD_NEW, return_std=True)
+    np.testing.assert_allclose(mean, [0.785182671208917, 0.1149103223558305], rtol=1e-12)
+    np.testing.assert_allclose(std, [0.814971104515276, 1.752215953099984], rtol=1e-12)
+    assert len(model.x_fit_) == 5
+    assert (model.ridge_, model.loo_score_) == (0.01, pytest.approx(-0.9967042765903099))
+    assert model.self_influence_[1] == pytest.approx(1.6264798478735403)
+    wl.save_model(model, tmp_path / "m")
+    for again in (model, wl.load_model(tmp_path / "m")):
+        again.partial_fit(OLD_MORE, [1.0, 2.0])  # the first is three times an old sample
+        assert len(again.x_fit_) == 6
+        expected = [1.395009197585999, 0.8697411619869442]
+        np.testing.assert_allclose(again.predict(OLD_NEW), expected, rtol=1e-7)
+
+
+def test_a_classifier_of_the_first_format():
+    model = wl.load_model(OLD / "classifier-1")
+    assert (model.time_, model.classes_.tolist()) == (0.5, ["a", "b", "c"])
+    expected = [
+        [0.27824808799862855, -0.1824761931260935, -0.0957718948725349],
+        [0.681279839623637, -0.4141174232771788, -0.2671624163464581],
+    ]
+    np.testing.assert_allclose(model.decision_function(OLD_NEW), expected, rtol=1e-12)
+    np.testing.assert_allclose(model.predict_proba(OLD_NEW)[0, 0], 0.33342608893808273, rtol=1e-12)
+    model.partial_fit(OLD_MORE, ["d", "a"])
+    found = model.decision_function(OLD_NEW)[0]
+    expected = [0.4173553838719318, -0.17435201629869929, -0.07000996150008411, -0.1729934060731484]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)

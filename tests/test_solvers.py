@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.kernel_ridge import KernelRidge
 
-from widelimit.solvers import Status, encode_labels, solve_cholesky
+from widelimit.solvers import Status, encode_labels, solve, solve_cholesky
 
 # Rows that check_gram looks at together: sizes around it have one, two and a ragged third block.
 BLOCK = 128
@@ -142,14 +142,49 @@ def test_residual_of_zero_targets_is_zero():
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, 150])
+@pytest.mark.parametrize("least", [1.0, 1e-3])
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
-def test_reciprocal_condition(n, ridge):
-    k = gram(n)
-    matrix = with_ridge(k, ridge)
-    exact = 1 / np.linalg.cond(matrix, 1)
-    estimate = solve_cholesky(k, np.ones(n), ridge).statistics.reciprocal_condition
-    # The estimate of |A^-1| is a lower bound, rarely more than three times too small.
-    assert exact * (1 - 1e-9) <= estimate <= 3 * exact
+@pytest.mark.parametrize("method", ["cholesky", "refined", "spectral", "weighed", "grown"])
+def test_reciprocal_condition(n, least, ridge, method):
+    """Not below that of numpy, and rarely more than three times above it."""
+    k, y = gram(n), np.ones(n)
+    scale = np.geomspace(1, least, n)
+    k *= scale * scale[:, None]
+    weights = np.linspace(0.5, 2, n) if method in ("weighed", "grown") else np.ones(n)
+    absolute = ridge * np.average(np.diag(k), weights=weights)
+    if method == "grown":
+        half = (n + 1) // 2
+        small = ridge and absolute / np.average(np.diag(k)[:half], weights=weights[:half])
+        old = solve(k[:half, :half], y[:half], small, weights=weights[:half])
+        solution = solve(k, y, extends=old.factor, weights=weights)
+    elif method == "weighed":
+        solution = solve(k, y, ridge, method="spectral", weights=weights)
+    else:
+        solution = solve(k, y, ridge, method=method)
+    exact = 1 / np.linalg.cond(k + np.diag(absolute / weights), 1)
+    estimate = solution.statistics.reciprocal_condition
+    if method == "refined" and exact < 1e-6:  # below float32, which sees only that
+        assert estimate < 1e-5 or np.isnan(estimate)
+        return
+    tolerance = 1e-2 if method == "refined" else 1e-6
+    assert exact * (1 - tolerance) <= estimate <= 3 * exact
+
+
+def test_the_condition_is_not_made_up(tmp_path):
+    """Where nothing estimates it, and where there is no solution: NaN, not a number."""
+    k, y = gram(60), np.ones(60)
+    for solution in (
+        solve(k, y, 1e-3, method="conjugate"),
+        solve(k, y, method="tiled", store=tmp_path / "1"),
+        solve(k, y, method="refined", store=tmp_path / "2"),
+        solve(np.array([[1.0, 2.0], [2.0, 1.0]]), np.ones(2)),  # its condition is 3
+        solve(np.array([[1.0, 2.0], [2.0, 1.0]]), np.ones(2), method="refined"),
+        solve(-np.eye(2), np.ones(2), method="conjugate"),
+    ):
+        assert np.isnan(solution.statistics.reciprocal_condition)
+        assert np.isnan(solution.statistics.residual_norm) == np.isnan(solution.value).all()
+    singular = solve(np.ones((3, 3)), np.ones(3), method="spectral")
+    assert singular.statistics.reciprocal_condition == 0.0
 
 
 @pytest.mark.parametrize(
@@ -350,6 +385,10 @@ EYE = np.eye(3)
         (EYE, [1, 1, 1], -1e-9, ValueError, "ridge must be finite and >= 0, got -1e-09.*relative"),
         (EYE, [1, 1, 1], np.nan, ValueError, "ridge must be finite and >= 0, got nan"),
         (EYE, [1, 1, 1], np.inf, ValueError, "ridge must be finite and >= 0, got inf"),
+        (EYE, [1, 1, 1], 1.7e308, ValueError, r"ridge must be at most 1e\+100, got 1.7e\+308"),
+        (1e60 * EYE, [1, 1, 1], 1e95, ValueError, r"must add at most 1e\+150 .* got 1e\+155: it"),
+        (EYE, [1, 1e200, 1], 0, ValueError, r"1e-100 to 1e\+100 .* up to 1e\+200 in column 0: di"),
+        (EYE, [[1, 0, 0]] * 2 + [[1, 0, 1e-200]], 0, ValueError, "up to 1e-200 in column 2: divid"),
         (EYE, [1, 1, 1], "1", TypeError, r"ridge must be a number, got '1' \(str\)"),
         (EYE, [1, 1, 1], True, TypeError, r"ridge must be a number, got True \(bool\)"),
     ],

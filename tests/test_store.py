@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,17 +113,33 @@ def test_objects_in_memory_behave_like_a_folder(tmp_path: Path) -> None:
         objects = open_objects(url)
         assert objects.sizes("c") == {}
         with pytest.raises(FileNotFoundError):
-            objects.read("c/a")
+            objects.read("c/a", 9)
         with objects.locked():
             objects.write("c/a", b"12345")
             objects.write("c/b/d", b"1")
             objects.write("c/a", b"123456")
-        assert (objects.read("c/a"), objects.read_end("c/a", 4)) == (b"123456", b"3456")
+        assert (objects.read("c/a", 6), objects.read_end("c/a", 4)) == (b"123456", b"3456")
         assert objects.sizes("c") == {"c/a": 6, "c/b/d": 1}
         objects.delete("c/a")
         objects.delete("c/a")
         assert objects.sizes("c") == {"c/b/d": 1}
+        assert objects.read_end("c/b/d", 4) == b"1"  # all that there is
         assert not objects.in_use()
+
+
+def test_what_is_not_complete_is_not_counted(store: TileStore) -> None:
+    before = store.objects.sizes("c")
+    (chunk(store, "0") / ".7.0123.partial").write_bytes(b"half")
+    assert store.objects.sizes("c") == before
+
+
+def test_sizes_are_not_those_of_an_earlier_look() -> None:
+    objects: Any = open_objects("memory://asked-again")
+    asked: list[bool] = []
+    objects._fs = type("Fs", (), {"find": objects._fs.find})()  # of S3 and others, which keep lists
+    objects._fs.invalidate_cache = lambda: asked.append(True)
+    assert objects.sizes("c") == {}
+    assert asked == [True]
 
 
 @settings(max_examples=50, deadline=None)
@@ -204,6 +222,13 @@ def test_a_tile_needs_all_matrices(tmp_path: Path) -> None:
         {"shape": [70]},
         {"shape": [70, 71]},
         {"shape": [70, -70]},
+        {"shape": [0, 0]},
+        {"shape": [2**31, 2**31]},
+        {
+            "shape": [1, 1, 1, 70, 70],
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, 1, 1, 32, 32]}},
+        },
+        {"shape": [2**30, 2**30]},
         {"shape": [70.0, 70]},
         {"shape": [True, 70]},
         {"data_type": "float16"},
@@ -230,6 +255,19 @@ def test_metadata_that_are_none(store: TileStore, content: bytes) -> None:
         TileStore.open(store.objects)
 
 
+def test_what_could_not_be_opened_is_not_made(tmp_path: Path, store: TileStore) -> None:
+    objects = open_objects(str(tmp_path / "new.zarr"))
+    with pytest.raises(StoreError, match="more than 16,777,216 tiles: use larger ones"):
+        TileStore.create(objects, (10**6, 10**6), 16, "float32", "full", {})
+    with pytest.raises(ValueError, match="16,777,216 bytes of metadata"):
+        TileStore.create(objects, (9, 9), 16, "float32", "full", {"a": "x" * 2**24})
+    with pytest.raises(FileNotFoundError):
+        TileStore.open(objects)
+    with pytest.raises(StoreError, match="its metadata take"):
+        store.with_manifest({"a": "x" * 2**24})
+    assert TileStore.open(store.objects).manifest == {"who": "test"}
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     for url in (str(tmp_path / "no.zarr"), "memory://nothing/there.zarr"):
         with pytest.raises(FileNotFoundError, match="there is no matrix of widelimit"):
@@ -247,7 +285,7 @@ def test_something_else_is_not_overwritten(store: TileStore) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 48 KiB: room for five tiles of 32 x 32 in float32, or eleven fsyncs."""
+    """A file system of 48 KiB: room for five tiles of 32 x 32 in float32, or eleven files."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(folder)]
@@ -258,7 +296,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         write, room = os.fsync, iter(range(11))
 
         def fsync(handle: int) -> None:
-            if next(room, None) is None:
+            if stat.S_ISREG(os.fstat(handle).st_mode) and next(room, None) is None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             write(handle)
 
@@ -345,13 +383,20 @@ def test_two_writers(store: TileStore) -> None:
     url = store.objects.name
     command = [sys.executable, "-c", HOLD, url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        assert store.objects.in_use()
-        match = rf"another process is writing there \(process {other.pid} on .*\): wait until it"
-        with pytest.raises(BlockingIOError, match=match), open_objects(url).locked():
-            pass
-        other.kill()
+        limit = threading.Timer(50, other.kill)  # of whatever waits below, for it or for the lock
+        limit.start()
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            assert store.objects.in_use()
+            match = (
+                rf"another process is writing there \(process {other.pid} on .*\): wait until it"
+            )
+            with pytest.raises(BlockingIOError, match=match), open_objects(url).locked():
+                pass
+        finally:
+            limit.cancel()
+            other.kill()
     assert not store.objects.in_use()
     with open_objects(url).locked():  # a lock goes with its process
         assert store.objects.in_use()

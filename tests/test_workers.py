@@ -4,6 +4,8 @@ import errno
 import json
 import multiprocessing
 import os
+import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import (
@@ -15,7 +17,7 @@ from concurrent.futures import (
 )
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,12 @@ import pytest
 
 import widelimit as wl
 from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
+from widelimit.matrices import computation
+from widelimit.matrices.computation import Order
+from widelimit.matrices.manifest import Maker
 from widelimit.matrices.progress import Progress
 from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.tiles import Grid, Key
 from widelimit.matrices.workers import Report, Task, run_task
 
 X = np.random.default_rng(0).random((120, 7, 6, 2))
@@ -105,6 +111,15 @@ def test_what_travels_is_small(tmp_path: Path) -> None:
     assert max(len(pickle.dumps(task)) for task in executor.tasks) < 1000
     keys = [key for task in executor.tasks for key in task.keys]
     assert len(keys) == len(set(keys)) == TILES
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, 1), (3, 3)])
+def test_a_worker_has_one_thread_unless_it_is_asked_to_have_more(
+    asked: int | None, threads: int, tmp_path: Path
+) -> None:
+    executor = Fault(lambda number, task: None)
+    gram(tmp_path / "k.zarr", executor=executor, threads=asked)
+    assert {task.threads for task in executor.tasks} == {threads}
 
 
 def test_a_resume_on_workers_computes_what_is_missing(tmp_path: Path) -> None:
@@ -236,6 +251,32 @@ def test_workers_that_all_hang(tmp_path: Path) -> None:
     assert np.array_equal(np.array(gram(tmp_path / "k.zarr")), expected())
 
 
+class Twice(Executor):
+    """Runs no task before it is handed out again, and then both at once."""
+
+    def __init__(self) -> None:
+        self._futures: dict[Task, list[Future[Any]]] = {}
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+        future.set_running_or_notify_cancel()
+        futures = self._futures.setdefault(args[0], [])
+        futures.append(future)
+        if len(futures) == 2:
+            report = fn(*args)
+            for each in futures:
+                each.set_result(report)
+        return future
+
+
+def test_a_task_that_two_workers_finish_counts_once(tmp_path: Path) -> None:
+    states: list[Progress] = []
+    with pytest.warns(RuntimeWarning, match="no worker has finished anything for 0 s"):
+        k = gram(tmp_path / "k.zarr", executor=Twice(), timeout=0.01, progress=states.append)
+    assert np.array_equal(np.array(k), expected())
+    assert [state.tiles for state in states] == [*range(1, TILES + 1)]
+
+
 # ---------------------------------------------------------------- workers that are wrong
 
 
@@ -246,19 +287,36 @@ def lie(task: Task) -> Report:
 
 
 def test_a_wrong_checksum_is_reported_and_the_tile_computed_again(tmp_path: Path) -> None:
-    executor = Fault(lambda number, task: lie(task) if number == 7 else None)
+    wrong: list[Task] = []
+    there: list[set[Key]] = []
+
+    def make(number: int, task: Task) -> Report | None:
+        if number == 7:
+            wrong.append(task)
+            return lie(task)
+        if task in wrong:  # again: what nobody vouches for is gone, also if nobody gets to this
+            there.append(TileStore.open(open_objects(tmp_path / "k.zarr")).finished())
+        return None
+
+    executor = Fault(make)
     message = rf"process {os.getpid()} on .* wrote tile \(.*\) with checksum .*, and reported .*bad"
     with pytest.warns(RuntimeWarning, match=message):
         k = gram(tmp_path / "k.zarr", executor=executor)
     assert len(executor.tasks) == TILES + 1
     assert np.array_equal(np.array(k), expected())
+    assert len(there) == 1
+    assert there[0].isdisjoint(wrong[0].keys)
 
 
 @HERE
 def test_a_worker_whose_checksums_are_always_wrong(tmp_path: Path) -> None:
     executor = Fault(lambda number, task: lie(task))
-    with pytest.raises(StoreError, match="look for bad memory or a bad disk there"):
+    with pytest.raises(StoreError, match="look for bad memory or a bad disk there") as caught:
         gram(tmp_path / "k.zarr", executor=executor)
+    bad = re.search(r"wrote tile \((\d+), (\d+)\)", str(caught.value))
+    assert bad is not None
+    store = TileStore.open(open_objects(tmp_path / "k.zarr"))
+    assert (int(bad[1]), int(bad[2])) not in store.finished()
 
 
 @HERE
@@ -280,30 +338,22 @@ def test_a_worker_with_another_instruction_set(
     def other(number: int, task: Task) -> None:
         monkeypatch.setenv(ISA_VARIABLE, last)
 
-    from widelimit.matrices import workers
-
-    workers._computation.cache_clear()
     with pytest.raises(ValueError, match=rf"has backend cpu with {last}, .* set the environment"):
         gram(tmp_path / "k.zarr", executor=Fault(other))
-    workers._computation.cache_clear()
 
 
 def test_workers_of_several_makers_are_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best, *_, last = [name for name, there in instruction_sets().items() if there]
-    from widelimit.matrices import workers
 
     def change(number: int, task: Task) -> None:
         if number == 5:
-            workers._computation.cache_clear()
-            workers._engines.made = {}
             monkeypatch.setenv(ISA_VARIABLE, last)
 
     k = gram(tmp_path / "k.zarr", executor=Fault(change), allow_mixed=True)
     assert {maker.instruction_set for maker in k[0].manifest.makers} == {best, last}
     np.testing.assert_allclose(np.array(k), expected(), rtol=1e-5)
-    workers._computation.cache_clear()
 
 
 def test_inputs_that_were_changed_on_their_way(tmp_path: Path) -> None:
@@ -318,3 +368,71 @@ def test_inputs_that_were_changed_on_their_way(tmp_path: Path) -> None:
     ):
         gram(path, executor=Fault(change))
     assert json.loads((path / "zarr.json").read_text())["node_type"] == "array"
+
+
+# ---------------------------------------------------------------- what a worker keeps
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_a_worker_forgets_a_store_that_was_made_again(engine: str, tmp_path: Path) -> None:
+    """Another one at the same path, of the same matrix, with another grid as wide in tiles."""
+    path = tmp_path / "k.zarr"
+    with ENGINES[engine]() as executor:
+        for tile in (40, 50, 16):
+            k = wl.gram(NETS, X, store=path, tile=tile, executor=executor)
+            assert np.array_equal(np.array(k), expected())
+            shutil.rmtree(path)
+
+
+def orders() -> dict[str, Order]:
+    """An order, and one for each of its fields that differs in this alone."""
+    maker, grid = Maker("cpu", "plain", "1"), Grid(9, 9, 3, "upper")
+    first = Order("k.zarr", "0" * 64, "cpu", maker, grid, 1, 3, 0)
+    changes: dict[str, Any] = {
+        "store": "l.zarr",
+        "fingerprint": "1" * 64,
+        "backend": "reference",
+        "maker": Maker("cpu", "avx2", "1"),
+        "grid": Grid(9, 9, 4, "upper"),
+        "threads": 2,
+        "held": 4,
+        "known": 3,
+    }
+    assert set(changes) == {field.name for field in fields(Order)}
+    return {"": first} | {name: replace(first, **{name: new}) for name, new in changes.items()}
+
+
+@pytest.mark.parametrize("name", list(orders()))
+def test_an_engine_is_kept_under_all_that_it_depends_on(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Any, ...]] = []
+
+    class Counted:
+        def engine(self, *arguments: Any) -> Any:
+            made.append(arguments)
+            return object()
+
+    monkeypatch.setattr(computation._kept, "computation", lambda order, tiles: Counted())
+    monkeypatch.setattr(computation, "_thread", computation._Thread())
+    tiles: Any = None
+    first, other = orders()[""], orders()[name]
+    one = computation.kept_engine(first, tiles)
+    assert computation.kept_engine(first, tiles) is one
+    assert (computation.kept_engine(other, tiles) is one) == (name == "")
+    assert made[-1] == (other.grid, other.threads, other.held, other.known)
+
+
+def test_inputs_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    get_inputs = computation._get_inputs
+
+    def read(objects: Any, name: str, described: Any) -> Any:
+        reads.append(name)
+        return get_inputs(objects, name, described)
+
+    monkeypatch.setattr(computation, "_get_inputs", read)
+    monkeypatch.setattr(computation, "_kept", computation._Kept())
+    with ThreadPoolExecutor(3) as executor:
+        wl.gram(NETS, X, Z, store=tmp_path / "k.zarr", tile=16, executor=executor)
+    assert reads == ["x1", "x2"]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from widelimit.data import Dataset
+from widelimit.experiments.learning_curve import Record, make_design, run
 from widelimit.network import Network
 
 # Names that a page must escape.
@@ -40,6 +41,12 @@ def make_dataset(n: int = 90, split: str = "drawn", **changes: Any) -> Dataset:
         "split": split,
     }
     return Dataset(**(fields | changes))
+
+
+def run_toy(dataset: Dataset, draws: int, *, seed: int = 0, **options: Any) -> Record:
+    """The learning curve of a data set, on one thread with a `FakeKernel` unless options differ."""
+    defaults: dict[str, Any] = {"threads": 1, "kernel": FakeKernel()}
+    return run(dataset, make_design(dataset, draws=draws, seed=seed), **(defaults | options))
 
 
 class FakeKernel:

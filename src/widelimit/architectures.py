@@ -11,10 +11,20 @@ from __future__ import annotations
 import re
 from numbers import Integral
 
-from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, Layer, Network, ReLU
+from widelimit.network import (
+    MAX_LAYERS,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAvgPool,
+    Layer,
+    Network,
+    ReLU,
+)
 
 __all__ = ["PRESETS", "cntk_gap", "cntk_vanilla", "named_network", "ntk_dense"]
 
+_MAX_DEPTH = MAX_LAYERS // 2 - 1  # two layers for each, and two more
 _SQRT_C = 2**0.5  # c = 2 for the ReLU (its square differs from 2 by one rounding, 2e-16 relative)
 
 
@@ -26,7 +36,7 @@ def cntk_gap(depth: int = 11, filter_size: int = 3) -> Network:
     Parameters
     ----------
     depth : int
-        Number of convolutions L plus one, at least 2. Table 1 has 3, 4, 6, 11 and 21.
+        Number of convolutions L plus one, 2 to 16,383. Table 1 has 3, 4, 6, 11 and 21.
     filter_size : int
         q, the side of the filters: odd.
 
@@ -79,7 +89,7 @@ def ntk_dense(depth: int = 3, b_std: float = 0.0) -> Network:
     Parameters
     ----------
     depth : int
-        Number of hidden layers L, at least 1.
+        Number of hidden layers L, 1 to 16,383.
     b_std : float
         Standard deviation of the biases of all layers, 0 to 1e100. The paper has none, and its
         network is homogeneous, ``f(2 x) = 2 f(x)``: on few features biases are worth having.
@@ -92,7 +102,7 @@ def ntk_dense(depth: int = 3, b_std: float = 0.0) -> Network:
     Raises
     ------
     TypeError, ValueError
-        If depth is not an integer, or is less than 1, or b_std is out of range.
+        If depth is not an integer, or depth or b_std is outside its range.
     """
     n_hidden = _depth(depth, 1, "hidden layers")
     hidden = [ReLU(), Dense(w_std=_SQRT_C, b_std=b_std)] * n_hidden
@@ -139,6 +149,8 @@ def _convs(depth: int, filter_size: int, *, train_first: bool) -> list[Layer]:
 def _depth(depth: object, smallest: int, meaning: str) -> int:
     if isinstance(depth, bool) or not isinstance(depth, Integral):
         raise TypeError(f"depth must be an integer, got {depth!r} ({type(depth).__name__})")
-    if int(depth) < smallest:
-        raise ValueError(f"depth (number of {meaning}) must be at least {smallest}, got {depth}")
+    if not smallest <= int(depth) <= _MAX_DEPTH:
+        raise ValueError(
+            f"depth (number of {meaning}) must be from {smallest} to {_MAX_DEPTH:,}, got {depth}"
+        )
     return int(depth)

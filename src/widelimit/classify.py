@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.data.dataset import Dataset
+from widelimit.data.dataset import Dataset, draw_training_sets
 from widelimit.data.image import fit_image, image_suffixes, read_image, safe_formats
 from widelimit.data.load import load_dataset
 from widelimit.estimators import NTKClassifier, load_model, save_model
-from widelimit.experiments.plan import draw_training_sets
 from widelimit.files import write_atomically
 
 __all__ = ["Fit", "Prediction", "read_choice"]
@@ -112,7 +111,7 @@ class Fit:
             chosen = draw_training_sets(data.y_train, [per_class], rng)[0]
         return cls(data, chosen, NTKClassifier(**parameters), out, overwrite)
 
-    def run(self, say: Callable[[str], None], *, test: bool = False) -> None:
+    def run(self, say: Callable[[str], None]) -> None:
         """Fit, say what came out, and save.
 
         Raises
@@ -123,9 +122,8 @@ class Fit:
             If a parameter is wrong, or the kernel is not positive definite.
         """
         data, model = self.data, self.model
-        names = np.array(data.class_names)
-        x, y = data.x_train[self.chosen], names[data.y_train[self.chosen]]
-        say(f"{data.name}: {len(x):,} images {_shape(data.image_shape)}, {len(names)} classes")
+        x, y = data.x_train[self.chosen], self._names(data.y_train[self.chosen])
+        say(f"{data.name}: {len(x):,} images {_shape(data.image_shape)}, {data.n_classes} classes")
         try:
             model.fit(x, y)
         except (np.linalg.LinAlgError, TypeError, OverflowError) as error:
@@ -141,10 +139,15 @@ class Fit:
             say(f"leave-one-out accuracy: {model.loo_accuracy_:.2%}")
         save_model(model, self.out, overwrite=self.overwrite)
         say(f"model: {self.out}")
-        if test:
-            correct: NDArray[np.bool_] = model.predict(data.x_test) == names[data.y_test]
-            accuracy = correct.mean()
-            say(f"accuracy on {len(data.y_test):,} test images: {accuracy:.2%}")
+
+    def test(self, say: Callable[[str], None]) -> None:
+        """Say how many of the test images the fitted classifier labels correctly."""
+        true = self._names(self.data.y_test)
+        correct: NDArray[np.bool_] = self.model.predict(self.data.x_test) == true
+        say(f"accuracy on {len(true):,} test images: {correct.mean():.2%}")
+
+    def _names(self, labels: NDArray[np.int64]) -> NDArray[np.str_]:
+        return np.array(self.data.class_names)[labels]
 
 
 @dataclass(frozen=True, eq=False)

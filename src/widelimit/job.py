@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from widelimit.matrices.matrix import read_manifest
 from widelimit.matrices.store import TileStore, open_objects
 from widelimit.network import Network
 from widelimit.program import Kind, compile_networks
+from widelimit.reading import open_arrays, read_bytes
 
 __all__ = [
     "Job",
@@ -30,6 +30,8 @@ __all__ = [
     "read_network",
     "read_shape",
 ]
+
+_MAX_NETWORK = 2**22  # bytes of a file; `Network.from_json` counts the characters
 
 
 def read_network(text: str) -> Network:
@@ -49,10 +51,14 @@ def read_network(text: str) -> Network:
         If it is neither, or the file holds no network.
     """
     path = Path(text)
-    if path.is_file():
-        return Network.from_json(path.read_text("utf-8"))
-    if path.suffix == ".json":
+    if path.suffix == ".json" and not path.exists():
         raise FileNotFoundError(f"there is no file {text} with the JSON of a network")
+    if path.suffix == ".json" or path.is_file():
+        content = read_bytes(path, _MAX_NETWORK)
+        try:
+            return Network.from_json(content.decode("utf-8", "replace"))
+        except ValueError as error:
+            raise ValueError(f"{text}: {error}") from error
     return named_network(text)
 
 
@@ -103,21 +109,15 @@ def read_array(path: Path, name: str | None = None) -> NDArray[Any]:
         If the file cannot be read.
     ValueError
         If it is no such file, or the array is not in it.
+    MemoryError
+        If the array does not fit into memory.
     """
-    with path.open("rb") as file:  # np.load leaves a broken archive open
-        try:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return cast("NDArray[Any]", loaded)
-            names = list(loaded.files)
-            chosen = names[0] if name is None and len(names) == 1 else name
-            if chosen in names:
-                return cast("NDArray[Any]", loaded[chosen])
-        except (EOFError, ValueError, BadZipFile) as error:
-            raise ValueError(
-                f"{path} must be an .npy or .npz file of numbers: it is not"
-            ) from error
-    held = ", ".join(names)
+    with open_arrays(path) as arrays:
+        alone = len(arrays) == 1 and (name is None or "" in arrays)  # an .npy file has no names
+        chosen = next(iter(arrays)) if alone else name
+        if chosen is not None and chosen in arrays:
+            return arrays[chosen].read()
+        held = ", ".join(arrays)
     raise ValueError(f"{path} has the arrays {held}, got {name!r}: name one with --array")
 
 

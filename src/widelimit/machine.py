@@ -65,6 +65,7 @@ class _BlasLimit:
             if self._users == 0:
                 from threadpoolctl import threadpool_limits
 
+                _let_any_thread_limit()
                 self._limits = cast("Any", threadpool_limits)(1, user_api="blas")
             self._users += 1
 
@@ -73,8 +74,23 @@ class _BlasLimit:
         with self._lock:
             self._users -= 1
             if self._users == 0:
+                _let_any_thread_limit()
                 self._limits.restore_original_limits()
                 self._limits = None
+                _let_any_thread_limit()
+
+
+def _let_any_thread_limit() -> None:
+    """Undo what threadpoolctl 3.8 brought: the first thread to set a limit is the only one to.
+
+    For others, as long as that one lives, its functions do nothing, without a word. Here the first
+    block and the last one may be those of two threads.
+    """
+    import threadpoolctl
+
+    controller: Any = threadpoolctl.OpenBLASController
+    if hasattr(controller, "clear_controlling_thread"):
+        controller.clear_controlling_thread(force=True)
 
 
 _blas_limit = _BlasLimit()

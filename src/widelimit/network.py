@@ -6,8 +6,9 @@ JSON, whose SHA-256 is its fingerprint. The order of layers, as a regular expres
     (Conv ReLU?)* (Flatten | GlobalAvgPool | LocalAvgPool Flatten) Dense (ReLU? Dense)*
     Dense (ReLU? Dense)*                                    the dense network, without readout
 
-The equations are DESIGN Section 1, "General form": ``K, Theta`` enter a layer, ``w = w_std``,
-``b = b_std``, ``t = 1`` if trainable, else 0, and ``(.)`` is ``K``, or ``Theta + t K``.
+The equations are those of docs/mathematics.md, "The network's kernels (general form)":
+``K, Theta`` enter a layer, ``w = w_std``, ``b = b_std``, ``t = 1`` if trainable, else 0, and
+``(.)`` is ``K``, or ``Theta + t K``.
 """
 
 from __future__ import annotations
@@ -20,12 +21,25 @@ from dataclasses import MISSING, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, cast, final, get_args
 
-__all__ = ["Conv", "Dense", "Flatten", "GlobalAvgPool", "Layer", "LocalAvgPool", "Network", "ReLU"]
+from widelimit.reading import parse_json, refusing
+
+__all__ = [
+    "MAX_LAYERS",
+    "Conv",
+    "Dense",
+    "Flatten",
+    "GlobalAvgPool",
+    "Layer",
+    "LocalAvgPool",
+    "Network",
+    "ReLU",
+]
 
 Scaling: TypeAlias = Literal["fan_in", "paper"]
 
 _JSON_FORMAT = "widelimit.network/1"
-_MAX_JSON_CHARS = 2**20  # about nine thousand layers
+MAX_LAYERS = 2**15
+_MAX_JSON_CHARS = 2**22  # as many layers, each with the longest numbers
 
 # Type and range of every number. With these (2 * half_width + 1)**4 fits a signed 64-bit integer,
 # and variances, the squares of standard deviations, are ordinary floats.
@@ -182,8 +196,8 @@ class Network:
     Parameters
     ----------
     layers : sequence of Layer
-        In the order above; stored as a tuple. ``LocalAvgPool(c), Dense`` is shorthand for, and
-        stored as, ``LocalAvgPool(c), Flatten, Dense``.
+        In the order above, at most 32,768; stored as a tuple. ``LocalAvgPool(c), Dense`` is
+        shorthand for, and stored as, ``LocalAvgPool(c), Flatten, Dense``.
     scaling : {"fan_in", "paper"}
         "fan_in" (NTK parametrisation): the input covariance is ``(1/C) sum_c x z`` (``x.z / d``
         for a dense network) and `Flatten` reads ``(1/HW) sum_p``. "paper" (Arora et al.): ``C``,
@@ -194,7 +208,7 @@ class Network:
     TypeError
         If layers is not a sequence of layers.
     ValueError
-        If a layer cannot stand where it stands, or scaling is unknown.
+        If a layer cannot stand where it stands, there are too many, or scaling is unknown.
     """
 
     layers: Sequence[Layer]
@@ -208,6 +222,7 @@ class Network:
             if isinstance(layer, Dense) and stored and isinstance(stored[-1], LocalAvgPool):
                 stored.append(Flatten())
             stored.append(layer)
+        _check_number(len(stored))
         object.__setattr__(self, "layers", tuple(stored))
 
     @property
@@ -219,6 +234,16 @@ class Network:
     def is_dense(self) -> bool:
         """Whether pixels play no role (no `Conv`, no pooling), so that inputs may be vectors."""
         return not any(isinstance(x, Conv | GlobalAvgPool | LocalAvgPool) for x in self.layers)
+
+    @property
+    def input_ranks(self) -> tuple[int, ...]:
+        """How many axes one sample may have: 3, an image; if the network `is_dense`, 1 as well."""
+        return (1, 3) if self.is_dense else (3,)
+
+    @property
+    def is_homogeneous(self) -> bool:
+        """Whether no layer has a bias, so that ``k(a x, z) = a k(x, z)`` for a > 0."""
+        return all(x.b_std == 0 for x in self.layers if isinstance(x, Conv | Dense))
 
     def output_shapes(self, input_shape: Sequence[int]) -> tuple[tuple[int | None, ...], ...]:
         """Shape of one sample after each layer, where ``None`` is an infinite width.
@@ -240,7 +265,7 @@ class Network:
             If a size is not a positive integer, or the number of sizes does not fit the network.
         """
         sizes = tuple(input_shape)
-        if len(sizes) != 3 and not (self.is_dense and len(sizes) == 1):
+        if len(sizes) not in self.input_ranks:
             expected = "(h, w, c) or (d,)" if self.is_dense else "(h, w, c)"
             hint = "the number of images is left out, a grey image is (h, w, 1)"
             raise ValueError(f"input_shape of {self} must be {expected}, got {sizes}: {hint}")
@@ -277,7 +302,7 @@ class Network:
         Parameters
         ----------
         text : str
-            At most 2^20 characters. Every key must be there, once: a default that changes in a
+            At most 2^22 characters. Every key must be there, once: a default that changes in a
             later release must not change a stored network.
 
         Raises
@@ -287,15 +312,13 @@ class Network:
         """
         if len(text) > _MAX_JSON_CHARS:
             raise ValueError(f"network JSON: at most {_MAX_JSON_CHARS} characters, got {len(text)}")
-        try:
-            parsed = json.loads(text, object_pairs_hook=_unique)
-            content = _object(parsed, ["format", "layers", "scaling"])
+        content = parse_json(text, "network JSON: the text")
+        with refusing("network JSON: it must be a valid network", "write it with Network.to_json"):
+            content = _object(content, ["format", "layers", "scaling"])
             if content["format"] != _JSON_FORMAT or not isinstance(content["layers"], list):
                 raise ValueError(f"expected format {_JSON_FORMAT!r} and a list, got {content}")
             layers = [_layer_from_json(entry) for entry in cast("list[Any]", content["layers"])]
             return cls(layers, content["scaling"])
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"network JSON: {str(error)[:500]}") from error
 
     @property
     def fingerprint(self) -> str:
@@ -311,10 +334,16 @@ class Network:
         return " ".join(map(str, self.layers))
 
 
+def _check_number(n: int) -> None:
+    if n > MAX_LAYERS:
+        raise ValueError(f"layers must be at most {MAX_LAYERS:,}, got {n:,}: use fewer")
+
+
 def _ordered(layers: object) -> tuple[Layer, ...]:
     """Return the layers as a tuple, or say which one is no layer or stands in the wrong place."""
     if isinstance(layers, str) or not isinstance(layers, Sequence):
         raise TypeError(f"layers must be a list or tuple of layers, got {layers!r}")
+    _check_number(len(cast("Sequence[Any]", layers)))
     entries = tuple(cast("Sequence[Any]", layers))
     names = ["", *(type(entry).__name__ for entry in entries)]
     last = ""  # the last layer that is not a ReLU
@@ -339,12 +368,6 @@ def _ordered(layers: object) -> tuple[Layer, ...]:
         missing = "a readout, then Dense()" if last == "Conv" else "Dense()"
         raise ValueError(f"layers must end with Dense(), got {end}: append {missing}")
     return entries
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError(f"a key occurs twice in {[key for key, _ in pairs]}")
-    return dict(pairs)
 
 
 def _object(content: Any, keys: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A network compiled for one input shape: what a backend executes, and what it costs.
 
 Networks that share their first layers form a *family* and become one program: one pass over a
-slice serves every depth, every readout, and both kernels (DESIGN Section 2, point 3).
+slice serves every depth, every readout, and both kernels (docs/mathematics.md, "Readouts").
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Tap:
         ndarray of shape (2 * extent - 1, extent)
             Row ``d + extent - 1`` belongs to displacement d, column i to entry i of the slice, i.e.
             to the pixels i and i + |d| of the two images. For local average pooling: the number of
-            window centres inside the image that cover both (DESIGN Section 2, point 1).
+            window centres inside the image that cover both (docs/mathematics.md, "Readouts").
         """
         d = np.abs(np.arange(1 - extent, extent))[:, None]
         i = np.arange(extent)[None, :]

@@ -34,7 +34,9 @@ extern const Functions functions_v3;
 #ifdef WL_HAVE_V2
 extern const Functions functions_v2;
 #endif
+#ifdef WL_HAVE_PLAIN
 extern const Functions functions_plain;
+#endif
 }  // namespace widelimit
 
 namespace {
@@ -64,7 +66,9 @@ const InstructionSet kInstructionSets[] = {
 #ifdef WL_HAVE_V2
     {"sse4", &functions_v2, [] { return bool(__builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt")); }},
 #endif
+#ifdef WL_HAVE_PLAIN
     {"plain", &functions_plain, [] { return true; }},
+#endif
 };
 
 const Functions& functions_of(const std::string& name) {

@@ -7,8 +7,8 @@
 
 namespace widelimit {
 
-// One convolution and, if `relu`, the activation after it, on a slice (docs/mathematics.md, "The network's kernels
-// (general form)").
+// One convolution and, if `relu`, the activation after it, on a slice
+// (docs/mathematics.md, "The network's kernels (general form)").
 struct Step {
   int32_t filter_size;  // odd
   int32_t relu;         // 1: activation follows; 0: linear layer

@@ -1,12 +1,14 @@
-"""Backends: implementations of the slice pass."""
+"""Backends: implementations of the slice pass, and of the matrix product of dense networks."""
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
 from widelimit.backends.base import Backend
+from widelimit.backends.dense import DenseBackend
+from widelimit.program import Program
 
-__all__ = ["Backend", "BackendName", "get_backend"]
+__all__ = ["Backend", "BackendName", "get_backend", "serving"]
 
 BackendName: TypeAlias = Literal["auto", "reference", "cpu", "cuda"]
 
@@ -29,6 +31,11 @@ def get_backend(name: BackendName) -> Backend:
 
             return ReferenceBackend()
         case "cuda":
-            raise ValueError('backend="cuda" is not part of this version: use "cpu" or "auto"')
+            raise ValueError('backend="cuda" is to come: use "cpu" or "auto" until it is there')
         case _:
             raise ValueError(f'backend must be "auto", "reference" or "cpu", got {name!r}')
+
+
+def serving(program: Program, backend: Backend) -> Backend:
+    """Return the backend that computes a program: this one, or the one for dense networks."""
+    return DenseBackend() if program.is_dense else backend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from widelimit.program import Program
 
-__all__ = ["Backend", "Cancelled", "Dtype", "Pairs", "Profile"]
+__all__ = ["Backend", "Cancelled", "Dtype", "Entries", "Pairs", "Profile"]
 
 Dtype: TypeAlias = Literal["float32", "float64"]
 
@@ -39,6 +40,27 @@ class Pairs:
         return (n,) if self.pairwise else (n, len(self.columns))
 
 
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Entries of one tile of a Gram matrix that are wanted.
+
+    Parameters
+    ----------
+    n1, n2 : int
+        Shape of the tile: left and right samples.
+    part : {"all", "upper", "diagonal"}
+        All of them; or, of a tile whose left and right samples are the same, those with
+        ``i <= j`` (the others are their mirror images) or with ``i == j``.
+    known : int
+        So many columns, the first ones, are not wanted.
+    """
+
+    n1: int
+    n2: int
+    part: Literal["all", "upper", "diagonal"] = "all"
+    known: int = 0
+
+
 class Profile(Protocol):
     """What single images contribute to every pair they take part in."""
 
@@ -50,7 +72,7 @@ class Cancelled(Exception):
 
 
 class Backend(Protocol):
-    """An implementation of `profile` and `sums` for programs of convolutional networks.
+    """An implementation of `profile` and `sums` for the programs of some networks.
 
     The sums of a pair must not depend on the other pairs of the call, to the last bit, and
     ``k(x, z)`` must equal ``k(z, x)`` to the last bit.
@@ -60,6 +82,19 @@ class Backend(Protocol):
 
     def lanes(self, dtype: Dtype) -> int:
         """Return the number of images in one vector; blocks of columns are best multiples of it."""
+        ...
+
+    def cut(self, program: Program, dtype: Dtype, entries: Entries) -> Iterator[tuple[Pairs, bool]]:
+        """Cut a tile into the pairs of single calls of `sums`, a tenth of a second or less each.
+
+        `widelimit.backends.cut` has what most backends need.
+
+        Yields
+        ------
+        pairs, swapped : Pairs, bool
+            Every entry that is wanted is among them; a few more may be. If `swapped`, `pairs.rows`
+            are right and `pairs.columns` left samples: for `sums` the two sides change places.
+        """
         ...
 
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:

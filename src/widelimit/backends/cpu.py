@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from widelimit._core import _engine
 from widelimit.arrays import FloatArray
-from widelimit.backends.base import Cancelled, Dtype, Pairs, Profile
+from widelimit.backends.base import Cancelled, Dtype, Entries, Pairs, Profile
+from widelimit.backends.cut import lane_groups
 from widelimit.program import Program
 
 __all__ = ["ISA_VARIABLE", "CpuBackend", "instruction_sets"]
@@ -165,6 +167,10 @@ class CpuBackend:
     def lanes(self, dtype: Dtype) -> int:
         """Return the numbers in one vector register."""
         return self._lanes[0 if dtype == "float32" else 1]
+
+    def cut(self, program: Program, dtype: Dtype, entries: Entries) -> Iterator[tuple[Pairs, bool]]:
+        """Cut into lane groups; see `Backend.cut`."""
+        return lane_groups(program, self.lanes(dtype), entries)
 
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of one image and its profile."""

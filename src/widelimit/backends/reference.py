@@ -5,13 +5,15 @@ One slice at a time, all pairs of a call at once. Slow, and meant to be obviousl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.backends.base import Cancelled, Dtype, Pairs, Profile
+from widelimit.backends.base import Cancelled, Dtype, Entries, Pairs, Profile
+from widelimit.backends.cut import lane_groups
 from widelimit.dual import relu_dual
 from widelimit.program import Program
 
@@ -45,6 +47,10 @@ class ReferenceBackend:
     def lanes(self, dtype: Dtype) -> int:
         """Return 16: any number does."""
         return 16
+
+    def cut(self, program: Program, dtype: Dtype, entries: Entries) -> Iterator[tuple[Pairs, bool]]:
+        """Cut into lane groups; see `Backend.cut`."""
+        return lane_groups(program, self.lanes(dtype), entries)
 
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of one image and its profile."""

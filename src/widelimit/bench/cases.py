@@ -1,4 +1,4 @@
-"""What is timed: one case is one measurement that can be repeated.
+"""What is timed: a benchmark is a measurement that can be repeated.
 
 A measurement takes the function that users call, from checked inputs to the finished matrix.
 """
@@ -32,15 +32,15 @@ from widelimit.backends.cpu import (
     chosen_instruction_set,
     instruction_sets,
 )
+from widelimit.backends.cut import triangle
 from widelimit.bench.images import Images
 from widelimit.machine import default_threads
 from widelimit.matrices import gram, kernel
-from widelimit.matrices.tiles import triangle
 from widelimit.network import Network
 from widelimit.program import Kind, compile_family, compile_networks
 
 __all__ = [
-    "Case",
+    "Benchmark",
     "Setting",
     "bandwidth",
     "bare_core",
@@ -59,13 +59,13 @@ _MOST_IMAGES = 1024
 
 
 @dataclass(frozen=True)
-class Case:
-    """One measurement.
+class Benchmark:
+    """A measurement that can be repeated.
 
     Parameters
     ----------
     name : str
-        Different for each case of a group.
+        Different for each of a group.
     measure : callable
         Measures once; returns a number in `unit`.
     unit : str
@@ -194,8 +194,8 @@ def timed_kernel(
     gram: int | None = None,
     square: bool = False,
     seconds: float | None = None,
-) -> Case:
-    """Make the case that times one call of `kernel`.
+) -> Benchmark:
+    """Make the benchmark that times one call of `kernel`.
 
     Parameters
     ----------
@@ -255,11 +255,11 @@ def timed_kernel(
         "threads": threads,
     }
     timed = measure_on_one_core if threads == 1 else measure
-    return Case(name, timed, "s", pairs, pairs * cost, detail)
+    return Benchmark(name, timed, "s", pairs, pairs * cost, detail)
 
 
-def stored_gram(setting: Setting, name: str, network: Network, n: int) -> Case:
-    """Make the case that times `gram` into a new store, float32, on all cores."""
+def stored_gram(setting: Setting, name: str, network: Network, n: int) -> Benchmark:
+    """Make the benchmark that times `gram` into a new store, float32, on all cores."""
     images = setting.images.take(n, (32, 32, 3))
 
     def measure() -> float:
@@ -269,11 +269,11 @@ def stored_gram(setting: Setting, name: str, network: Network, n: int) -> Case:
             return perf_counter() - start
 
     detail = {"networks": [network.to_json()], "n1": n, "threads": setting.cores}
-    return Case(name, measure, "s", n * (n + 1) // 2, detail=detail)
+    return Benchmark(name, measure, "s", n * (n + 1) // 2, detail=detail)
 
 
-def bare_core(setting: Setting, name: str, network: Network, n: int) -> Case:
-    """Make the case that times the compiled core alone on a Gram matrix, float32, on all cores.
+def bare_core(setting: Setting, name: str, network: Network, n: int) -> Benchmark:
+    """Make the benchmark of the compiled core alone on a Gram matrix, float32, on all cores.
 
     Profiles, and the sums over slices of all tiles: no checks, no kernel values, nothing kept.
     """
@@ -296,11 +296,11 @@ def bare_core(setting: Setting, name: str, network: Network, n: int) -> Case:
         return perf_counter() - start
 
     detail = {"networks": [network.to_json()], "n1": n, "threads": setting.cores}
-    return Case(name, measure, "s", n * (n + 1) // 2, detail=detail)
+    return Benchmark(name, measure, "s", n * (n + 1) // 2, detail=detail)
 
 
-def peak(name: str, isa: str, dtype: Dtype, *, mixed: bool = False) -> Case:
-    """Make the case that measures the arithmetic peak of one core, in vector instructions.
+def peak(name: str, isa: str, dtype: Dtype, *, mixed: bool = False) -> Benchmark:
+    """Make the benchmark that measures the arithmetic peak of one core, in vector instructions.
 
     Parameters
     ----------
@@ -318,17 +318,17 @@ def peak(name: str, isa: str, dtype: Dtype, *, mixed: bool = False) -> Case:
                 return _engine.mixed_peak(isa, 0.04)[place]
             return _engine.fma_peak(isa, 0.04)[place] / (2 * CpuBackend(isa).lanes(dtype))
 
-    return Case(name, measure, "instructions/s", detail={"isa": isa, "dtype": dtype})
+    return Benchmark(name, measure, "instructions/s", detail={"isa": isa, "dtype": dtype})
 
 
-def bandwidth(name: str, isa: str, size: int) -> Case:
-    """Make the case that measures how fast one core reads a buffer of `size` bytes."""
+def bandwidth(name: str, isa: str, size: int) -> Benchmark:
+    """Make the benchmark that measures how fast one core reads a buffer of `size` bytes."""
 
     def measure() -> float:
         with _one_core():
             return _engine.read_bandwidth(isa, size, 0.05)
 
-    return Case(name, measure, "B/s", detail={"bytes": size})
+    return Benchmark(name, measure, "B/s", detail={"bytes": size})
 
 
 # The parent may have been told to ignore SIGINT (a shell does that to what it starts with "&").
@@ -345,8 +345,8 @@ print("finished", flush=True)
 """
 
 
-def interrupt(name: str, shape: Shape, n: int, depth: int) -> Case:
-    """Make the case that presses Ctrl-C while CNTK-GAP is computed, and waits for the exit.
+def interrupt(name: str, shape: Shape, n: int, depth: int) -> Benchmark:
+    """Make the benchmark that presses Ctrl-C while CNTK-GAP is computed, and waits for the exit.
 
     Parameters
     ----------
@@ -362,7 +362,7 @@ def interrupt(name: str, shape: Shape, n: int, depth: int) -> Case:
     def measure() -> float:
         return _seconds_to_exit(code, next(delays))
 
-    return Case(name, measure, detail={"shape": shape, "n1": n, "depth": depth})
+    return Benchmark(name, measure, detail={"shape": shape, "n1": n, "depth": depth})
 
 
 def _seconds_to_exit(code: str, delay: float) -> float:

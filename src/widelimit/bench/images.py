@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from widelimit.reading import open_arrays
 
 __all__ = ["Images", "smooth_images"]
 
@@ -78,12 +79,15 @@ class Images:
 
 
 def _read(path: Path) -> _Pixels:
-    with np.load(path) as stored:
-        arrays = cast("dict[str, NDArray[Any]]", dict(stored))
-    found = {name: array for name, array in arrays.items() if array.ndim == 4}
-    name = "X_train" if "X_train" in found else min(found, default=None)
-    if name is None:
-        shapes = {key: array.shape for key, array in arrays.items()}
-        raise ValueError(f"{path} must hold an array of shape (n, h, w, c), got {shapes}")
-    largest = 255.0 if found[name].dtype == np.uint8 else 1.0
-    return (found[name] / largest).astype(np.float32)
+    with open_arrays(path) as arrays:
+        found = [
+            name
+            for name, array in arrays.items()
+            if len(array.shape) == 4 and array.dtype.kind in "buif"
+        ]
+        name = "X_train" if "X_train" in found else min(found, default=None)
+        if name is None:
+            shapes = {key: array.shape for key, array in arrays.items()}
+            raise ValueError(f"{path} must hold an array of shape (n, h, w, c), got {shapes}")
+        values = arrays[name].read()
+    return (values / (255.0 if values.dtype == np.uint8 else 1.0)).astype(np.float32)

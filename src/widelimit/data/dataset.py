@@ -17,6 +17,7 @@ __all__ = [
     "FloatArray",
     "IntArray",
     "check_size",
+    "draw_training_sets",
     "split_by_class",
     "standardise",
     "to_unit_interval",
@@ -233,6 +234,37 @@ def split_by_class(
             )
         train[rng.permutation(members)[:count]] = True
     return np.flatnonzero(train), np.flatnonzero(~train)
+
+
+def draw_training_sets(
+    labels: IntArray, per_class: Sequence[int], rng: np.random.Generator
+) -> list[IntArray]:
+    """Draw one training set of each size, every class alike in number, each within the next.
+
+    Parameters
+    ----------
+    labels : ndarray of int64, shape (n,)
+        Classes, from 0 on, of the images to draw from.
+    per_class : sequence of int
+        Images of each class, ascending.
+    rng : Generator
+        Source of randomness.
+
+    Returns
+    -------
+    list of ndarray of int64
+        Places in labels, ascending.
+
+    Raises
+    ------
+    ValueError
+        If a class has fewer images than the largest training set needs.
+    """
+    orders = [rng.permutation(np.flatnonzero(labels == k)) for k in range(int(labels.max()) + 1)]
+    fewest = min(order.size for order in orders)
+    if fewest < max(per_class):
+        raise ValueError(f"expected {max(per_class)} images of every class, got {fewest} of one")
+    return [np.sort(np.concatenate([order[:m] for order in orders])) for m in per_class]
 
 
 def check_size(shape: Sequence[int], name: str) -> None:

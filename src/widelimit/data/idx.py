@@ -5,14 +5,14 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.data.dataset import MAX_VALUES, Dataset, to_unit_interval
+from widelimit.reading import open_regular, refusing
 
 __all__ = ["find_idx_files", "load_idx_folder", "read_idx"]
 
@@ -30,6 +30,7 @@ FASHION_CLASSES = (
 )
 
 _PARTS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
+_CHUNK = 2**20  # bytes
 _UNSIGNED_BYTE = 8  # the only type that these data sets use
 
 
@@ -123,23 +124,25 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     -----
     Never reads more than the header announces, so that a small file cannot unpack to a large one.
     """
-    opened: BinaryIO | gzip.GzipFile
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
-            return _read(opened, path)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}): download it again") from error
+    with open_regular(path) as file:
+        stream = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+
+        def take(n: int) -> bytes:
+            with refusing(f"{path} is damaged", "download it again"):
+                return stream.read(n)
+
+        return _read(take, path)
 
 
-def _read(file: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
-    head = file.read(4)
+def _read(take: Callable[[int], bytes], path: Path) -> NDArray[np.uint8]:
+    head = take(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] != _UNSIGNED_BYTE or head[3] not in (1, 3):
         raise ValueError(
             f"{path} must be an IDX file of bytes, beginning 00 00 08 01 or 00 00 08 03, got "
             f"{head.hex(' ') or 'an empty file'}: is it the right file?"
         )
     rank = head[3]
-    sizes = file.read(4 * rank)
+    sizes = take(4 * rank)
     if len(sizes) < 4 * rank:
         raise ValueError(f"{path} ends inside its header: download it again")
     shape = struct.unpack(f">{rank}I", sizes)
@@ -149,13 +152,15 @@ def _read(file: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
             f"{path} must hold 1 to {MAX_VALUES:,} bytes, its header says "
             f"{' x '.join(map(str, shape))} = {expected:,}: is it the right file?"
         )
-    content = file.read(expected)
+    content = bytearray()  # which grows: the header may promise more than there is
+    while len(content) < expected and (part := take(min(_CHUNK, expected - len(content)))):
+        content += part
     if len(content) < expected:
         raise ValueError(
             f"{path} must hold {expected:,} bytes after its header, got {len(content):,}: it was "
             "cut off, download it again"
         )
-    if file.read(1):
+    if take(1):
         raise ValueError(
             f"{path} holds more than the {expected:,} bytes that its header says: download it again"
         )

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from widelimit.arrays import FloatArray
 from widelimit.data.dataset import MAX_VALUES
+from widelimit.reading import open_regular
 
 __all__ = ["fit_image", "image_suffixes", "read_image", "safe_formats"]
 
@@ -129,7 +130,7 @@ def _decode(path: Path, formats: Sequence[str]) -> Image.Image:
     """Decode one image and turn it as its camera says."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, and of the size, which is checked here
-        with Image.open(path, formats=list(formats)) as opened:
+        with open_regular(path) as file, Image.open(file, formats=list(formats)) as opened:
             if 3 * opened.height * opened.width > MAX_VALUES:
                 raise ValueError(
                     f"{opened.width} x {opened.height} pixels, at most {MAX_VALUES // 3:,}"

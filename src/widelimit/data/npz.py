@@ -1,22 +1,16 @@
-"""Images in an ``.npz`` file, which a stranger may have made: nothing in it is believed or run.
-
-Sizes are read from the directory of the archive and from the header of each array before anything
-is unpacked, and arrays of Python objects, which are pickles, are refused.
-"""
+"""Images and labels in an ``.npz`` file."""
 
 from __future__ import annotations
 
-import math
-import zipfile
-import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
 from widelimit.data.dataset import MAX_VALUES, Dataset, check_size, split_by_class, to_unit_interval
+from widelimit.reading import StoredArray, open_arrays
 
 __all__ = ["load_npz"]
 
@@ -57,20 +51,11 @@ def load_npz(path: Path, *, seed: int = 0) -> Dataset:
     ValueError
         If it is no ``.npz`` file, is damaged or too large, lacks an array, or holds one that is
         no set of images or labels.
+    MemoryError
+        If it does not fit into memory.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            arrays = _read_arrays(archive, path)
-    # zipfile: RuntimeError for an encrypted member, NotImplementedError for unknown compression
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        RuntimeError,
-    ) as error:
-        raise ValueError(
-            f"{path} is no readable .npz file ({error}): make it with numpy.savez"
-        ) from error
+    with open_arrays(path) as stored:
+        arrays = {key: array.read() for key, array in _find(stored, path).items()}
 
     x_train = _images(arrays[_IMAGES, "train"], path, "training images")
     labels = _labels(arrays[_LABELS, "train"], len(x_train), path, "training labels")
@@ -110,66 +95,29 @@ def load_npz(path: Path, *, seed: int = 0) -> Dataset:
     )
 
 
-def _read_arrays(archive: zipfile.ZipFile, path: Path) -> dict[tuple[str, str], NDArray[Any]]:
-    """Find the four arrays by name, check that they fit in memory together, then read them."""
-    members = {info.filename.lower().removesuffix(".npy"): info for info in archive.infolist()}
+def _find(stored: dict[str, StoredArray], path: Path) -> dict[tuple[str, str], StoredArray]:
+    """Find the four arrays by name, and check that together they are not too large."""
+    by_name = {name.lower(): array for name, array in stored.items()}
     wanted = {
-        key: members[name]
+        key: by_name[name]
         for key, names in _NAMES.items()
-        if (name := next((n for n in names if n in members), None)) is not None
+        if (name := next((n for n in names if n in by_name), None)) is not None
     }
     for key, names in _NAMES.items():
         required = key[1] == "train" or any(part == "test" for _, part in wanted)
         if required and key not in wanted:
             raise ValueError(
                 f"{path} must hold {names[0]} (or {', '.join(names[1:])}), got "
-                f"{', '.join(sorted(members)[:8]) or 'no arrays'}: save as "
+                f"{', '.join(sorted(by_name)[:8]) or 'no arrays'}: save as "
                 "numpy.savez(file, x_train=..., y_train=...)"
             )
-    total = sum(info.file_size for info in wanted.values())
+    total = sum(array.nbytes for array in wanted.values())
     if total > _MAX_BYTES:
         raise ValueError(
             f"{path} must unpack to at most {_MAX_BYTES:,} bytes, got {total:,}: use fewer or "
             "smaller images, or save them as uint8"
         )
-    arrays: dict[tuple[str, str], NDArray[Any]] = {}
-    for key, info in wanted.items():
-        with archive.open(info) as member:
-            arrays[key] = _read_array(member, info.file_size, f"{path}: {info.filename}")
-    return arrays
-
-
-def _read_array(member: IO[bytes], size: int, name: str) -> NDArray[Any]:
-    """Read one array whose header agrees with the size of its member."""
-    try:
-        version = np.lib.format.read_magic(member)
-        if version == (1, 0):
-            header = np.lib.format.read_array_header_1_0(member)
-        elif version == (2, 0):
-            header = np.lib.format.read_array_header_2_0(member)
-        else:
-            raise ValueError(f"version {version} of the format is for named fields")
-    except ValueError as error:
-        raise ValueError(f"{name} is no array of numpy ({str(error)[:200]})") from error
-    shape, fortran, dtype = header
-    if dtype.kind not in "buifUS":
-        raise ValueError(
-            f"{name} must hold numbers or text, got dtype {dtype}"
-            + (", a pickle, which is never read" if dtype.hasobject else "")
-            + ": save it with a plain dtype"
-        )
-    if any(extent < 0 for extent in shape):
-        raise ValueError(f"{name} has the impossible shape {shape}")
-    expected = math.prod(shape) * dtype.itemsize
-    if expected != size - member.tell():
-        raise ValueError(
-            f"{name} of shape {shape} and dtype {dtype} must hold {expected:,} bytes, got "
-            f"{size - member.tell():,}: save it again"
-        )
-    content = member.read(expected)
-    if len(content) != expected:
-        raise ValueError(f"{name} ends after {len(content):,} of {expected:,} bytes: save it again")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    return wanted
 
 
 def _images(array: NDArray[Any], path: Path, what: str) -> FloatArray:

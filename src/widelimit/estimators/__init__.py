@@ -1,7 +1,7 @@
 """scikit-learn estimators: kernel regression with infinitely wide networks."""
 
-from widelimit.estimators.base import Influence
 from widelimit.estimators.classifier import NTKClassifier
+from widelimit.estimators.influence import Influence
 from widelimit.estimators.metric import KernelMetric
 from widelimit.estimators.regressor import NTKRegressor
 from widelimit.estimators.saved import load_model, save_model

@@ -13,7 +13,6 @@ from sklearn.utils import multiclass  # pyright: ignore[reportMissingTypeStubs]
 from widelimit.arrays import FloatArray
 from widelimit.estimators.base import (
     SAMPLE_DTYPES,
-    Influence,
     NTKEstimator,
     can_grow,
     leaves_out,
@@ -21,6 +20,7 @@ from widelimit.estimators.base import (
     validate_data,
 )
 from widelimit.estimators.calibration import fit_temperature, log_softmax
+from widelimit.estimators.influence import Influence
 from widelimit.estimators.samples import split_shape
 from widelimit.solvers.labels import encode_labels
 
@@ -39,7 +39,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
 
         ``f(z) = k(z, x) (k(x, x) + ridge trace(k(x, x))/n I)^-1 Y``
 
-    (Section 3, Eq. 8, of the paper; its ridge is 0), and the class is the largest output. With
+    (Section 3, Eq. 5, of the paper; its ridge is 0), and the class is the largest output. With
     ridge = 0 this is the network at the end of training, in the limit of infinite width.
 
     Parameters
@@ -65,10 +65,10 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         Of several networks take the one with the best `loo_score_`, or the mean of their kernels as
         they are, scale included.
     time : float, "loo" or None
-        Time of training by gradient flow (Eq. 3-4) on half the sum of squares: outputs are
-        ``k(z, x) A^-1 (I - exp(-t A)) Y``, A the matrix that is inverted above. Its unit is 1 over
-        that of the kernel. None: until the end. "loo": early stopping, at the time with
-        which left-out samples are best predicted; exact for every time, too.
+        Time of training by gradient flow (Eq. 3-4) on half the sum of squares, 0 or more: outputs
+        are ``k(z, x) A^-1 (I - exp(-t A)) Y``, A the matrix that is inverted above. Its unit is 1
+        over that of the kernel. None: until the end. "loo": early stopping, at the time with which
+        left-out samples are best predicted; exact for every time, too.
     standardise : bool or None
         Whether each feature is shifted and scaled to mean 0 and variance 1 on the training samples.
         None: for rows without a `net`.
@@ -78,8 +78,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     dtype : {"float32", "float64"} or None
         Precision of the kernel; the regression is always solved in float64. None: "float32" for
         a network with convolutions or pooling, "float64" for dense ones. See Notes.
-    backend : {"auto", "reference", "cpu", "cuda"}
-        What computes the kernel. No result but its rounding depends on it.
+    backend : {"auto", "reference", "cpu"}
+        What computes the kernel. No result but its rounding depends on it. "cuda" is to come.
     threads : int or None
         Threads of the kernel; None: all processors, or as many as OMP_NUM_THREADS says. BLAS has
         its own setting (threadpoolctl).
@@ -91,9 +91,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         A folder for the Gram matrix (``kernel.zarr``) and, if it does not fit into memory, its
         factor: a fit that is stopped goes on when it is made again. None: all in memory.
     memory : int, str or None
-        Bytes, or ``"6GB"``: the most that this process takes, as for `widelimit.matrices`.
+        Bytes, or ``"6GB"``: the most that this process takes, as for `widelimit.gram`.
     executor : concurrent.futures.Executor, dask.distributed.Client or None
-        Where the tiles of a stored Gram matrix are computed, as for `widelimit.matrices`.
+        Where the tiles of a stored Gram matrix are computed, as for `widelimit.gram`.
     verbose : bool
         Whether to show the progress of the kernel of the training samples.
 
@@ -102,10 +102,11 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     classes_ : ndarray of shape (c,)
         The labels, sorted.
     dual_coef_ : ndarray of float64, shape (m, c)
-        The coefficients of the m distinct training samples.
+        The coefficients of the samples of `x_fit_`.
     x_fit_ : ndarray of shape (m, h, w, c) or (m, d)
-        The distinct training samples, as the kernel takes them. Of equal samples one is kept, with
-        their weights added and their targets averaged: the same function.
+        The training samples that coefficients belong to, as the kernel takes them. Of equal samples
+        the first is kept, with their weights added and their targets averaged: the same function.
+        If no network has a bias, so it is for samples that are multiples of one another; see Notes.
     solution_ : Solution
         Status, residual, condition and the ridge used, relative and absolute.
     ridge_, time_ : float
@@ -114,10 +115,11 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         The network used; several with combine="mean", none with kernel="precomputed".
     loo_score_ : float
         Minus the mean square of the residuals of samples that are left out (with all that equal
-        them): of the choice that was made.
+        them, or are multiples of them): of the choice that was made.
     loo_grid_, loo_curve_ : ndarray of shape (g,)
         Ridges, or times, that were tried, and the score of each; the curve is (networks, g) for
-        several networks. For the absolute ridge of all samples.
+        several networks, and so is the grid of time="loo": each network has times of its own. For
+        the absolute ridge of all samples.
     loo_predictions_ : ndarray of float64, shape (n, c)
         Outputs for each training sample of a regression without it.
     loo_accuracy_ : float
@@ -152,6 +154,16 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
 
     Where the kernel is singular to rounding and ridge = 0, the result is the limit of training,
     coefficients of smallest norm, and a warning says so.
+
+    Networks without biases are homogeneous, ``f(a x) = a f(x)`` for a > 0, and so are their
+    kernels. Samples that are multiples of one another, to the rounding of their entries, then are
+    one with the weight ``W = sum_i w_i a_i^2`` and the target ``sum_i w_i a_i y_i / W``, whose
+    outputs times a_i are theirs; a sample of zeros is 0 times any other. Of a list of networks all
+    must be without biases. With a ridge and a kernel that is too large for memory, multiples are
+    kept apart. A sample that is *nearly* a multiple of another one, such as a rounded image of
+    another brightness, is a sample of its own: where errors of the kernel decide what is made of
+    it, they are estimated, and outputs that they may move by more than 1 % of the largest target
+    are warned of (`Status.ILL_CONDITIONED`). So are those that the rounding of all entries moves.
 
     The default precision is the cheapest that serves ridge = 0. A dense kernel takes the same time
     in both, and on few features its smallest eigenvalues are below the rounding of float32. A
@@ -207,7 +219,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         Warns
         -----
         scipy.linalg.LinAlgWarning
-            If the solution is ill-conditioned (`Status.ILL_CONDITIONED`), the kernel is singular
+            If errors of the kernel may decide (`Status.ILL_CONDITIONED`), the kernel is singular
             to rounding and ridge = 0 (`Status.RANK_DEFICIENT`), or conjugate gradients did not
             converge.
         """
@@ -394,7 +406,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         X : array-like
             As for `decision_function`, with the same errors.
         times : array-like of shape (m,)
-            Times of gradient flow, above 0; infinity is the end of training. `loo_grid_` after a
+            Times of gradient flow, 0 or more; infinity is the end of training. `loo_grid_` after a
             fit with time="loo" has useful ones.
 
         Yields

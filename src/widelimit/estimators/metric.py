@@ -43,8 +43,8 @@ class KernelMetric:
     >>> from sklearn.datasets import load_digits
     >>> from sklearn.svm import SVC
     >>> X, y = load_digits(return_X_y=True)
-    >>> svc = SVC(kernel=KernelMetric("cntk-gap-4", (8, 8)), C=1000).fit(X[:300], y[:300])
-    >>> svc.score(X[300:], y[300:]) > 0.9
+    >>> svc = SVC(kernel=KernelMetric("cntk-gap-4", (8, 8)), C=1000).fit(X[:200], y[:200])
+    >>> svc.score(X[200:400], y[200:400]) > 0.9
     True
     """
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,28 +12,17 @@ from numpy.typing import NDArray
 from widelimit.arrays import FloatArray
 from widelimit.estimators.samples import Training
 from widelimit.machine import remaining
-from widelimit.solvers import (
-    Solution,
-    Spectrum,
-    Status,
-    factor_and_solve,
-    factorise,
-    leave_one_out_of_factor,
-    solve_conjugate,
-    solve_tiled,
-)
-from widelimit.solvers.cholesky import CholeskyFactor
-from widelimit.solvers.matrix import Matrix, as_matrix, diagonal
+from widelimit.solvers import Factor, Method, Solution, Spectrum, Status, Unavailable, solve
+from widelimit.solvers.checks import refuse_weights
+from widelimit.solvers.conjugate import preconditioner_rank
+from widelimit.solvers.matrix import Bordered, Matrix, as_matrix, diagonal
 
 __all__ = [
     "FACTOR",
     "RIDGES",
-    "Factor",
     "Options",
     "Regression",
     "Solver",
-    "SpectralFactor",
-    "by_tiles",
     "explain",
     "grow",
     "join",
@@ -45,56 +33,10 @@ __all__ = [
 Solver = Literal["auto", "cholesky", "cg"]
 FACTOR = "factor.zarr"
 """Name of a factor in the folder of a fit."""
+_CHECKPOINT = "checkpoint"
 
 RIDGES = 10.0 ** np.arange(-8.0, 2.5, 0.5)
 """Relative ridges that ridge="loo" chooses from."""
-
-
-class Factor(Protocol):
-    """What applies ``A^-1``, ``A = k + r W^-1``, or what training until some time makes of it."""
-
-    @property
-    def n(self) -> int:
-        """Number of distinct samples."""
-        ...
-
-    def solve(self, y: FloatArray, /) -> FloatArray:
-        """Return the coefficients for targets (n, m)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SpectralFactor:
-    """A Gram matrix, its spectrum, and the ridge and time that coefficients are made with.
-
-    Parameters
-    ----------
-    k : ndarray of shape (n, n)
-    spectrum : Spectrum
-    ridge_absolute, time : float
-    """
-
-    k: NDArray[Any]
-    spectrum: Spectrum
-    ridge_absolute: float
-    time: float
-
-    @property
-    def n(self) -> int:
-        """Number of distinct samples."""
-        return len(self.k)
-
-    def solve(self, y: FloatArray) -> FloatArray:
-        """Return the coefficients for targets (n, m)."""
-        return self.spectrum.solve(y, self.ridge_absolute, self.time)
-
-    def gram(self) -> FloatArray:
-        """Return k as float64."""
-        return np.asarray(self.k, np.float64)
-
-    def log_determinant(self) -> float:
-        """Return ``log det A``."""
-        return self.spectrum.log_determinant(self.ridge_absolute)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,22 +70,27 @@ class Regression:
     Parameters
     ----------
     solution : Solution
-    factor : Factor or None
-        None for conjugate gradients.
-    time : float
     left_out : ndarray of float64, shape (m, t), or None
-        Prediction of each distinct sample by a regression without it and its copies.
+        Prediction at each row of `Training` by a regression without it.
     grid, curve : ndarray of float64, shape (g,)
         Ridges or times that were tried, and minus the mean squares of the residuals of leaving
         one out, over all samples; NaN where there are none.
     """
 
     solution: Solution
-    factor: Factor | None
-    time: float
     left_out: FloatArray | None
     grid: FloatArray
     curve: FloatArray
+
+    @property
+    def factor(self) -> Factor | None:
+        """That of the solution; None for conjugate gradients."""
+        return self.solution.factor
+
+    @property
+    def time(self) -> float:
+        """Of training; infinity: its end."""
+        return np.inf if self.factor is None else self.factor.time
 
     @property
     def score(self) -> float:
@@ -156,38 +103,93 @@ def join(folder: str | os.PathLike[str], name: str) -> str:
     return f"{os.fspath(folder).rstrip('/')}/{name}"
 
 
-def solver_for(n: int, options: Options) -> Literal["memory", "tiled", "cg"]:
-    """Choose where and how to solve for n distinct samples.
+def solver_for(
+    n: int,
+    options: Options,
+    *,
+    targets: int = 1,
+    weights: FloatArray | None = None,
+    several: bool = False,
+    stored: bool = False,
+    held: int = 0,
+) -> Method:
+    """Choose where and how to solve for n distinct samples: before there is a kernel.
+
+    Parameters
+    ----------
+    n, targets : int
+    options : Options
+    weights : ndarray of float64, shape (n,), or None
+        Of the distinct samples.
+    several : bool
+        Whether one of several kernels is to be chosen, by leave-one-out.
+    stored : bool
+        Whether the kernel will lie in a store; then there is no memory for weights.
+    held : int
+        Bytes that the kernels will take in memory by the time that one is solved with.
+
+    Returns
+    -------
+    {"cholesky", "tiled", "conjugate", "spectral"}
+        As `widelimit.solvers.solve` has it; "spectral" if a ridge or a time is to be chosen, too.
 
     Raises
     ------
     MemoryError
-        If a factor fits neither into memory nor there is a store.
+        If a factor fits neither into memory nor there is a store, or even conjugate gradients do
+        not fit.
+    ValueError
+        If the solver cannot do what is asked for: a choice, a time, or weights.
     """
+    choices = options.ridge == "loo" or options.time != np.inf
     if options.solver == "cg":
-        return "cg"
+        if choices:
+            raise Unavailable(
+                "ridge='loo' and a time need a factor, which solver='cg' has not: give ridge a "
+                "number and leave time out, or use solver='cholesky'"
+            )
+        if several:
+            raise Unavailable(
+                "a choice among networks needs leave-one-out, which solver='cg' has not: give one "
+                "network, combine='mean', or solver='cholesky'"
+            )
+        return _conjugate(n, options, targets, weights if stored else None, held)
     # The factor; and a copy of it, for the diagonal of its inverse or while eigenvectors are found.
-    spectral = options.ridge == "loo" or options.time != np.inf
-    need, have = 8 * n * n * (3 if spectral else 2), remaining(options.memory)
+    need, have = 8 * n * n * (3 if choices else 2), remaining(options.memory) - held
     if need <= have:
-        return "memory"
-    if spectral:
+        return "spectral" if choices else "cholesky"
+    if choices:
         raise MemoryError(
             f"ridge='loo' and a time need the eigenvectors of {n} samples in memory, "
             f"{need / 2**30:.1f} GiB, and {have / 2**30:.1f} GiB are free for it: give ridge a "
             "number and leave time out, use fewer samples, or raise memory"
         )
     if options.store is not None:
+        assert options.ridge != "loo"
+        refuse_weights(weights, options.ridge)
         return "tiled"
-    if options.solver == "auto":
-        return "cg"
+    if options.solver == "auto" and not several:
+        return _conjugate(n, options, targets, weights if stored else None, held)
     raise MemoryError(
         f"a factor for {n} samples takes {need / 2**30:.1f} GiB, and {have / 2**30:.1f} GiB are "
-        'free for it: give store, a folder for it, or use solver="cg"'
+        "free for it: give store, a folder for it, or "
+        + ("one network" if several else 'use solver="cg"')
     )
 
 
-def regress(k: NDArray[Any] | Matrix, training: Training, options: Options) -> Regression:
+def _conjugate(
+    n: int, options: Options, targets: int, weights: FloatArray | None, held: int
+) -> Method:
+    """Refuse what conjugate gradients cannot do either."""
+    assert options.ridge != "loo"
+    refuse_weights(weights, options.ridge)
+    preconditioner_rank(n, targets, None, options.memory, held)
+    return "conjugate"
+
+
+def regress(
+    k: NDArray[Any] | Matrix, training: Training, options: Options, method: Method
+) -> Regression:
     """Solve, with the ridge or time that predicts left-out samples best, if that is asked for.
 
     Parameters
@@ -196,192 +198,124 @@ def regress(k: NDArray[Any] | Matrix, training: Training, options: Options) -> R
         Of the distinct samples; an ndarray of float64 may be overwritten.
     training : Training
     options : Options
+    method : Method
+        From `solver_for`.
 
     Raises
     ------
     numpy.linalg.LinAlgError
         If there is no solution; the message says why, and what to do.
     """
-    match solver_for(as_matrix(k).shape[0], options):
-        case "cg":
-            return _by_conjugate_gradients(k, training, options)
-        case "tiled":
-            assert options.store is not None
-            return by_tiles(k, training, options, join(options.store, FACTOR))
-        case "memory":
-            pass
-    if options.ridge == "loo" or options.time != np.inf:
-        return _by_spectrum(np.asarray(k), training, options)
+    if options.ridge == "loo" or options.time == "loo":
+        return _choose(k, training, options)
     # Without a ridge k may turn out to be singular, and is then needed again.
-    singular = options.ridge == 0 or not np.any(diagonal(as_matrix(k)))
-    solution, factor = factor_and_solve(
-        k, training.means, options.ridge, weights=training.weights, overwrite_k=not singular
+    singular = method == "cholesky" and (options.ridge == 0 or not np.any(diagonal(as_matrix(k))))
+    place = None
+    if options.store is not None:
+        place = join(options.store, FACTOR if method == "tiled" else _CHECKPOINT)
+    solution = solve(
+        k,
+        training.means,
+        options.ridge * training.share,
+        method=method,
+        time=options.time,
+        weights=training.weights,
+        store=place,
+        memory=options.memory,
+        threads=options.threads,
+        overwrite_k=not singular,
     )
-    if factor is not None:
-        return finish(solution, factor, training)
-    if not singular:
-        solution.require()
-    found = _by_spectrum(np.asarray(k), training, options)
-    message = f"{found.solution.message} {solution.message.split('. ')[0]}."
-    return replace(found, solution=replace(found.solution, message=message))
-
-
-def finish(solution: Solution, factor: CholeskyFactor, training: Training) -> Regression:
-    """Leave one out with a Cholesky factor."""
-    means = training.means
-    residuals = solution.value / factor.inverse_diagonal()[:, None]
-    ridge = solution.statistics.ridge
-    return _one(solution, factor, means - residuals, training, ridge)
+    return _concluded(solution, k if singular else None, training, options.ridge)
 
 
 def grow(
-    factor: CholeskyFactor | SpectralFactor,
-    columns: NDArray[Any],
-    corner: NDArray[Any],
+    factor: Factor,
+    k: Bordered | NDArray[Any] | Matrix,
     training: Training,
-    ridge_absolute: float,
+    *,
+    store: str | None = None,
+    memory: int | str | None = None,
+    threads: int | None = None,
 ) -> Regression:
     """Solve for more samples, from what is there for the first of them.
 
     Parameters
     ----------
-    factor : CholeskyFactor or SpectralFactor
-        Of the first m distinct samples.
-    columns, corner : ndarray of shape (m, p), (p, p)
-        The kernel between these and p new ones, and that of the new ones.
+    factor : Factor
+        Of the first distinct samples; its absolute ridge stays: another would change all of it.
+    k : Bordered, ndarray or Gram, (m, m)
+        Of all distinct samples.
     training : Training
         All samples.
-    ridge_absolute : float
-        That of the factor, which stays: another ridge would change all of it.
+    store : path, URL or None
+        Of the new factor, if the old one lies in a store.
+    memory, threads
+        As for `Options`.
 
     Raises
     ------
     numpy.linalg.LinAlgError
         If there is no solution.
     """
-    weights, m = training.weights, factor.n
-    own = factor.diagonal if isinstance(factor, CholeskyFactor) else factor.k.diagonal()
-    mean = float(np.average(np.concatenate([own, corner.diagonal()]), weights=weights))
-    ridge = ridge_absolute / mean if ridge_absolute else 0.0
-    if isinstance(factor, CholeskyFactor):
-        noise = ridge_absolute / weights
-        # A new copy of an old sample adds to its weight, and so changes the old rows.
-        grown = None
-        if np.array_equal(noise[:m], factor.noise):
-            grown = factor.extended(columns, corner, noise[m:])
-        if grown is not None:
-            solution = grown.solution(training.means, ridge, ridge_absolute, columns.dtype)
-            return finish(solution, grown, training)
-    time = factor.time if isinstance(factor, SpectralFactor) else np.inf
-    whole = np.block([[factor.gram(), columns], [columns.T, corner]])
-    return regress(whole, training, Options(ridge, time, "cholesky", None, None, None))
+    solution = solve(
+        k,
+        training.means,
+        extends=factor,
+        weights=training.weights,
+        store=store,
+        memory=memory,
+        threads=threads,
+    )
+    singular = factor.location is None and factor.ridge_absolute == 0
+    ridge = solution.statistics.ridge / training.share
+    return _concluded(solution, k if singular else None, training, ridge)
 
 
-def _one(
-    solution: Solution, factor: Factor, left_out: FloatArray, training: Training, ridge: float
-) -> Regression:
-    squares = ((training.targets - left_out[training.place]) ** 2).mean(axis=1)
-    error = np.average(squares, weights=training.sample_weight)
-    return Regression(solution, factor, np.inf, left_out, np.array([ridge]), np.array([-error]))
+def _concluded(solution: Solution, k: Any, training: Training, ridge: float) -> Regression:
+    """Leave one out; if there is no solution, for a k that was kept take the limit of training.
+
+    The solution is that of rows; the ridge is relative to samples.
+    """
+    if solution.status is Status.NOT_POSITIVE_DEFINITE and k is not None:
+        used = solution.statistics.ridge
+        found = solve(k, training.means, used, method="spectral", weights=training.weights)
+        message = f"{found.message} {solution.message.split('. ')[0]}."
+        solution = replace(found, message=message)
+    solution = _with_ridge(solution.require(), ridge)
+    factor, grid = solution.factor, np.array([ridge])
+    if factor is None:
+        return Regression(solution, None, grid, np.array([np.nan]))
+    if np.isfinite(factor.time):
+        grid = np.array([factor.time])
+    left_out = factor.left_out(training.means, solution.value)
+    return Regression(solution, left_out, grid, np.array([-training.error(left_out)]))
 
 
-def _by_spectrum(k: NDArray[Any], training: Training, options: Options) -> Regression:
-    spectrum, means = Spectrum.of(k, training.weights), training.means
-    ridges: Sequence[float] = list(RIDGES) if options.ridge == "loo" else [options.ridge]
-    if options.time == "loo":
-        grid = spectrum.times()
-        tried = spectrum.leave_one_out_at(means, list(grid), ridges[0])
-    elif np.isinf(options.time):
-        grid = np.array(ridges)
-        tried = spectrum.leave_one_out(means, ridges)
+def _with_ridge(solution: Solution, ridge: float) -> Solution:
+    return replace(solution, statistics=replace(solution.statistics, ridge=ridge))
+
+
+def _choose(k: NDArray[Any] | Matrix, training: Training, options: Options) -> Regression:
+    """Take the ridge, or the time, with the smallest error of leaving one out."""
+    spectrum, means, share = Spectrum.of(k, training.weights), training.means, training.share
+    if options.ridge == "loo":
+        grid = RIDGES
+        tried = spectrum.leave_one_out(means, list(share * grid))
     else:
-        grid = np.array([options.time])
-        tried = spectrum.leave_one_out_at(means, list(grid), ridges[0])
+        grid = spectrum.times()
+        tried = spectrum.leave_one_out_at(means, list(grid), share * options.ridge)
     _ = tried.best  # raises if there is none
     best = int(np.nanargmin(tried.errors))
-    ridge = float(tried.ridges[best])
-    time = np.inf if options.time == np.inf else float(grid[best])
-    curve = -(tried.errors + training.spread)
+    curve = -(share * tried.errors + training.spread)
+    solution = None
     if options.ridge == "loo":
         # From here on as for a ridge that was given: the factor can grow, the spectrum cannot.
-        solution, factor = factor_and_solve(k, means, ridge, weights=training.weights)
-        if factor is not None:
-            return Regression(solution, factor, np.inf, tried.predictions[best], grid, curve)
-    solution = spectrum.solution(means, ridge, time)
-    factor = SpectralFactor(k, spectrum, solution.statistics.ridge_absolute, time)
-    return Regression(solution, factor, time, tried.predictions[best], grid, curve)
-
-
-def by_tiles(
-    k: NDArray[Any] | Matrix,
-    training: Training,
-    options: Options,
-    path: str,
-    reuse: str | None = None,
-) -> Regression:
-    """Solve with a factor in a store.
-
-    Parameters
-    ----------
-    k, training, options
-        As for `regress`.
-    path : str
-        Of the factor.
-    reuse : str or None
-        A factor of the first samples, whose absolute ridge is kept.
-    """
-    assert options.ridge != "loo"
-    _no_weights(training, options.ridge)
-    where: dict[str, Any] = {"store": path, "memory": options.memory, "threads": options.threads}
-    if reuse is not None:
-        where["reuse"] = reuse
-    else:
-        where["ridge"] = options.ridge
-    solution = solve_tiled(k, training.means, **where).require()
-    factor = factorise(k, **where)
-    tried = leave_one_out_of_factor(factor, training.means, value=solution.value)
-    return _one(solution, factor, tried.predictions[0], training, factor.ridge)
-
-
-def _by_conjugate_gradients(
-    k: NDArray[Any] | Matrix, training: Training, options: Options
-) -> Regression:
-    if options.ridge == "loo" or options.time != np.inf:
-        raise ValueError(
-            "ridge='loo' and a time need a factor, which solver='cg' has not: give ridge a number "
-            "and leave time out, or use solver='cholesky'"
-        )
-    roots = np.ones(as_matrix(k).shape[0])
-    ridge = options.ridge
-    if hasattr(k, "tile") or ridge == 0:
-        _no_weights(training, ridge)
-    else:
-        # (k + r W^-1) a = y is (W^1/2 k W^1/2 + r) b = W^1/2 y with a = W^1/2 b.
-        roots = np.sqrt(training.weights)
-        before = np.asarray(k, np.float64)
-        unit = float(np.average(before.diagonal(), weights=training.weights))
-        k = before * (roots[:, None] * roots)
-        ridge *= unit / float(k.diagonal().mean()) if unit else 1.0
-    checkpoint = None
-    if options.store is not None and "://" not in os.fspath(options.store):
-        checkpoint = join(options.store, "checkpoint")
-    solution = solve_conjugate(
-        k, roots[:, None] * training.means, ridge, memory=options.memory, checkpoint=checkpoint
-    ).require()
-    statistics = replace(solution.statistics, ridge=options.ridge)
-    value = roots[:, None] * solution.value
-    none = np.array([np.nan])
-    solution = replace(solution, value=value, statistics=statistics)
-    return Regression(solution, None, np.inf, None, np.array([options.ridge]), none)
-
-
-def _no_weights(training: Training, ridge: float) -> None:
-    """Refuse weights of a stored matrix; without a ridge they make no difference."""
-    if ridge != 0 and not np.all(training.weights == 1):
-        raise ValueError(
-            "sample weights (and samples that occur more than once, which weigh more) need the "
-            "kernel in memory: remove repeated samples and weights, use ridge=0, or raise memory"
-        )
+        solution = solve(spectrum.k, means, float(tried.ridges[best]), weights=training.weights)
+    if solution is None or solution.factor is None:
+        time = np.inf if options.ridge == "loo" else float(grid[best])
+        solution = spectrum.solution(means, float(tried.ridges[best]), time)
+    ridge = float(grid[best]) if options.ridge == "loo" else options.ridge
+    return Regression(_with_ridge(solution, ridge), tried.predictions[best], grid, curve)
 
 
 def explain(solution: Solution) -> str:

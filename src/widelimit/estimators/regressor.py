@@ -12,17 +12,16 @@ from sklearn import base, utils  # pyright: ignore[reportMissingTypeStubs]
 from widelimit.arrays import FloatArray
 from widelimit.estimators.base import (
     SAMPLE_DTYPES,
-    Influence,
     NTKEstimator,
     can_grow,
     only_if,
     validate_data,
 )
-from widelimit.estimators.regression import SpectralFactor
+from widelimit.estimators.fitted import FittedKernel
+from widelimit.estimators.influence import Influence
 from widelimit.estimators.samples import split_shape
 from widelimit.program import Kind
-from widelimit.solvers import TiledFactor
-from widelimit.solvers.cholesky import CholeskyFactor
+from widelimit.solvers.blas import run_interruptibly
 from widelimit.solvers.matrix import multiply
 
 __all__ = ["NTKRegressor"]
@@ -37,7 +36,7 @@ class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
 
         ``f(z) = k(z, x) (k(x, x) + ridge trace(k(x, x))/n I)^-1 y``
 
-    (Section 3, Eq. 8, of the paper; its ridge is 0). As in the paper there is no intercept and
+    (Section 3, Eq. 5, of the paper; its ridge is 0). As in the paper there is no intercept and
     the targets are not centred: far from the data a prediction is not drawn to their mean, and
     ``y + constant`` is a different problem. To centre, use
     `sklearn.compose.TransformedTargetRegressor` with a `StandardScaler`.
@@ -54,7 +53,7 @@ solver, store, memory, executor, verbose
     Attributes
     ----------
     dual_coef_ : ndarray of float64, shape (m,) or (m, targets)
-        The coefficients of the m distinct training samples.
+        The coefficients of the samples of `x_fit_`.
     loo_predictions_ : ndarray of float64, shape (n,) or (n, targets)
         Prediction of each training sample by a regression without it.
     x_fit_, solution_, ridge_, time_, net_, loo_score_, loo_grid_, loo_curve_, self_influence_, \
@@ -80,7 +79,6 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
     True
     """
 
-    _flat: bool
     _extra_kinds: tuple[Kind, ...] = ("nngp",)
 
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
@@ -91,7 +89,7 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
         X, sample_weight
             As for `NTKClassifier.fit`.
         y : array-like of shape (n,) or (n, targets)
-            Finite real targets.
+            Finite real targets, the largest of each column 0, or 1e-100 to 1e100 in size.
 
         Returns
         -------
@@ -109,15 +107,9 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
             As for `NTKClassifier.fit`.
         """
         rows, targets, shape = self._checked(X, y, reset=True)
-        flat, columns = targets.ndim == 1, targets.reshape(len(targets), -1)
-        before = getattr(self, "_flat", None)
-        self._flat = flat
-        try:
-            self._fit(rows, lambda counts: columns[counts], sample_weight, shape)
-        except BaseException:
-            if before is not None:
-                self._flat = before
-            raise
+        columns = targets.reshape(len(targets), -1)
+        flat = targets.ndim == 1
+        self._fit(rows, lambda counts: columns[counts], sample_weight, shape, flat=flat)
         return self
 
     @only_if(can_grow)
@@ -164,9 +156,6 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
         )
         return rows, np.asarray(targets, np.float64), shape
 
-    def _shaped(self, values: FloatArray) -> FloatArray:
-        return values[:, 0] if self._flat else values
-
     def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:
         """Return predictions, and how far networks, or functions, would spread around them.
 
@@ -198,21 +187,36 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
 
         Notes
         -----
-        With kind="nngp" (at the end of training): the posterior of a Gaussian process whose
-        covariance K is the NNGP kernel and whose noise is the absolute ridge r,
+        In either case the distribution of the outputs of infinitely many networks, each from its
+        own random initial weights, trained by gradient flow. K is the NNGP kernel, the covariance
+        of their outputs before training, A the matrix that takes targets to coefficients: at time
+        0 it is 0, at the end of training ``(k + r I)^-1``, k the kernel and r the absolute ridge.
 
-            ``K(x, x') - K(x, X) (K + r I)^-1 K(X, x')``.
+        kind="ntk": all layers are trained, each network on the targets as they are (Lee et al.,
+        *Wide neural networks of any depth evolve as linear models under gradient descent*, 2019,
+        Eq. 16). With ``W = Theta(x, X) A``,
 
-        With kind="ntk", or a time: the distribution of the outputs of infinitely many networks,
-        each from its own random initial weights, trained by gradient flow (Lee et al., *Wide neural
-        networks of any depth evolve as linear models under gradient descent*, 2019, Eq. 16),
+            ``K(x, x') - W K(X, x') - K(x, X) W'^T + W K(X, X) W'^T``.
 
-            ``K(x, x') + W K W'^T - W K(X, x') - K(x, X) W'^T``
+        This is no posterior, as that paper says, not even at the end: all that a ridge does is to
+        hold networks back.
 
-        with K the NNGP kernel, the covariance before training, and ``W = Theta(x, X) A`` for the
-        matrix A that takes targets to coefficients, ``(Theta + r I)^-1`` at the end of training.
+        kind="nngp": the last layer alone is trained, from its initial weights, with the penalty
+        ``r |theta - theta_0|^2``, each network on targets with a noise of variance r of its own.
+        With ``W = K(x, X) A``,
 
-        Both are differences: in float32 (networks with convolutions, unless dtype="float64") a
+            ``K(x, x') - W K(X, x') - K(x, X) W'^T + W (K(X, X) + r I) W'^T``.
+
+        At time 0 this is K, and at the end of training it is the posterior of the Gaussian process
+        with covariance K and noise r,
+
+            ``K(x, x') - K(x, X) (K(X, X) + r I)^-1 K(X, x')``
+
+        (Matthews et al., *Sample-then-optimize posterior sampling for Bayesian linear models*,
+        2017). Without a ridge it is Eq. 16 with ``Theta = K`` at all times. With weights W of
+        samples r I is ``r W^-1``.
+
+        All are differences: in float32 (networks with convolutions, unless dtype="float64") a
         standard deviation below about 1e-3 of that before training is rounding.
         """
         if return_std and return_cov:
@@ -231,46 +235,45 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
                 "a covariance needs the NNGP kernel of the training samples, which is not in this "
                 "model: it stays in the store of the fit"
             )
-        n = len(samples)
-        mean = np.empty((n, *self.dual_coef_.shape[1:]))
+        kernel = self._kernel
+        mean = np.empty((len(samples), *self.dual_coef_.shape[1:]))
         targets = self._training.targets.shape[1]
         if return_cov:
-            k, explained = self._explained(samples, diagonal=False)
+            k, explained = self._explained(kernel, samples, diagonal=False)
             mean[...] = k @ self.dual_coef_
-            cov = self._prior(samples, diagonal=False) - explained
+            cov = kernel.prior(samples, diagonal=False) - explained
             cov = (cov + cov.T) / 2
             return mean, cov if self._flat else np.repeat(cov[..., None], targets, axis=2)
-        variance = self._prior(samples, diagonal=True)
-        for block in self._blocks(n):
-            k, explained = self._explained(samples[block], diagonal=True)
+        variance = kernel.prior(samples, diagonal=True)
+        for block, part in self._blocks(samples):
+            k, explained = self._explained(kernel, part, diagonal=True)
             mean[block] = k @ self.dual_coef_
             variance[block] -= explained
         # Rounding may leave less than nothing where all is known.
         std = np.sqrt(np.maximum(variance, 0.0))
         return mean, std if self._flat else np.repeat(std[:, None], targets, axis=1)
 
-    def _explained(self, samples: NDArray[Any], *, diagonal: bool) -> tuple[FloatArray, FloatArray]:
+    def _explained(
+        self, kernel: FittedKernel, samples: NDArray[Any], *, diagonal: bool
+    ) -> tuple[FloatArray, FloatArray]:
         """Return the kernel to training samples, and what training takes from the covariance."""
         factor = self._factor
         assert factor is not None
-        assert self.x_fit_ is not None
         product = "ij,ji->i" if diagonal else "ij,jk->ik"
-        if self.kind_ == "nngp" and np.isinf(self.time_):
-            k = np.asarray(self._cross(samples), np.float64)
+        if kernel.kind == "nngp" and np.isinf(factor.time):
+            k = np.asarray(kernel.cross(samples)[0], np.float64)
             return k, np.einsum(product, k, factor.solve(k.T), optimize=True)
-        kinds: tuple[Kind, ...] = (self.kind_,) if self.kind_ == "nngp" else ("ntk", "nngp")
-        both = self._kernel(samples, self.x_fit_, kinds)
-        k, nngp = (np.asarray(part, np.float64) for part in (both[0], both[-1]))
+        k, nngp = kernel.both(samples)
         w = factor.solve(k.T)
         inner = np.einsum(product, nngp, w, optimize=True)
-        spread = np.einsum(product, w.T, self._nngp_product(w), optimize=True)
+        spread = np.einsum(product, w.T, self._spread_at_training(w), optimize=True)
         return k, inner + inner.T - spread
 
-    def _nngp_product(self, v: FloatArray) -> FloatArray:
-        """Return the NNGP kernel of the training samples times v (m, n)."""
-        if self.kind_ == "nngp":
-            assert isinstance(self._factor, SpectralFactor)
-            return self._factor.gram() @ v
+    def _spread_at_training(self, v: FloatArray) -> FloatArray:
+        """Return the covariance of what networks are short of their targets at first, times v."""
+        if self.kind_ == "nngp":  # that of outputs, and of the noise of targets
+            assert self._factor is not None
+            return self._factor.multiply(v)
         if hasattr(self._nngp_fit, "tile"):
             return multiply(self._nngp_fit, v)
         return np.asarray(self._nngp_fit, np.float64) @ v
@@ -293,7 +296,7 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
         mean, cov = self.predict(X, return_cov=True)
         random = _check_random_state(random_state)
         first = cov if self._flat else cov[..., 0]
-        values, vectors = np.linalg.eigh(first)
+        values, vectors = run_interruptibly(lambda: np.linalg.eigh(first))
         roots = vectors * np.sqrt(np.maximum(values, 0.0))  # no less than nothing, but for rounding
         drawn = random.standard_normal((mean[0].size, n_samples, len(mean)))
         spread = np.moveaxis(drawn @ roots.T, -1, 0)  # (n, targets, n_samples)
@@ -321,11 +324,7 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
             )
         ridge = self.solution_.statistics.ridge_absolute
         m, n = training.first.size, training.place.size
-        if isinstance(factor, TiledFactor):
-            determinant = float(np.log(factor.pivots()).sum())
-        else:
-            assert isinstance(factor, CholeskyFactor | SpectralFactor)
-            determinant = factor.log_determinant()
+        determinant = factor.log_determinant()
         if not np.isfinite(determinant) or (ridge == 0 and m < n):
             raise ValueError(
                 "the kernel of the training samples with its ridge is singular, so that their "
@@ -339,7 +338,7 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
             return density
         # Copies of a sample differ by noise alone, of which their mean has the rest.
         noise, mean_noise = ridge / training.sample_weight, ridge / training.weights
-        squares = ((training.targets - training.means[training.place]) ** 2).sum(axis=1)
+        squares = ((training.targets - training.at_samples(training.means)) ** 2).sum(axis=1)
         density -= 0.5 * float((squares / noise).sum()) if ridge else 0.0
         logs = (
             np.log(2 * np.pi * noise).sum() - np.log(2 * np.pi * mean_noise).sum() if ridge else 0

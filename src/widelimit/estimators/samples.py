@@ -1,4 +1,4 @@
-"""What estimators take as X: arrays of any library, images or rows; equal samples found."""
+"""What estimators take as X: arrays of any library, images or rows; samples that are one row."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.arrays import FloatArray
-from widelimit.matrices.inputs import number_samples
+from widelimit.arrays import FloatArray, IntArray
+from widelimit.estimators.directions import Directions
 
 __all__ = [
     "ImageShape",
@@ -104,52 +104,97 @@ def resolve_shape(asked: object, found: ImageShape | None, n_features: int) -> I
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
-    """Training samples, of which equal ones count as one that weighs more.
+    """Training samples, of which those of one direction are one row that weighs more.
 
-    Regression on a sample that occurs twice is regression on one of twice the weight and the mean
-    target: the same function, from a smaller and regular matrix. Leaving a sample out leaves its
-    copies out, too, so that no sample is predicted from itself.
+    Equal samples are one row, and, for networks without biases, samples that are multiples of one
+    another: outputs are then homogeneous, ``f(a x) = a f(x)`` for ``a > 0``, so that samples
+    ``a_i x`` with weights w_i and targets y_i ask of f what x alone does,
+
+        ``sum_i w_i (a_i f(x) - y_i)^2 = W (f(x) - sum_i w_i a_i y_i / W)^2 + constant``
+
+    with ``W = sum_i w_i a_i^2``: the same function, from a smaller and regular matrix. Leaving a
+    sample out leaves its row out, so that no sample is predicted from itself.
 
     Parameters
     ----------
     place : ndarray of int64, shape (n,)
-        Of each sample among the distinct ones.
+        The row of each sample.
     first : ndarray of int64, shape (m,)
-        The first sample that is equal to each distinct one.
+        The sample that each row is.
+    factors : ndarray of float64, shape (n,)
+        a_i: each sample over that of its row; 0 for a sample of zeros in the row of another.
     targets : ndarray of float64, shape (n, t)
     sample_weight : ndarray of float64, shape (n,)
         Above 0.
     """
 
-    place: NDArray[np.int64]
-    first: NDArray[np.int64]
+    place: IntArray
+    first: IntArray
+    factors: FloatArray
     targets: FloatArray
     sample_weight: FloatArray
 
     @classmethod
-    def of(
-        cls, samples: NDArray[Any] | None, targets: FloatArray, sample_weight: FloatArray
-    ) -> Training:
-        """Find equal samples, (n, ...); None: all are taken to be distinct."""
-        place = np.arange(len(targets)) if samples is None else number_samples(samples, None)[0]
-        return cls(place, np.unique(place, return_index=True)[1], targets, sample_weight)
+    def of(cls, directions: Directions, targets: FloatArray, sample_weight: FloatArray) -> Training:
+        """Put samples, whose rows are known, and their targets together."""
+        return cls(directions.place, directions.first, directions.factors, targets, sample_weight)
+
+    def grown(self, added: Directions, targets: FloatArray, sample_weight: FloatArray) -> Training:
+        """Return these and more samples.
+
+        Parameters
+        ----------
+        added : Directions
+            Of the m rows that are there, and the new samples after them.
+        targets : ndarray of float64, shape (n + p, t)
+            Of all.
+        sample_weight : ndarray of float64, shape (p,)
+            Of the new ones.
+        """
+        n, m = len(self.place), len(self.first)
+        return Training(
+            np.concatenate([self.place, added.place[m:]]),
+            np.concatenate([self.first, added.first[m:] + (n - m)]),
+            np.concatenate([self.factors, added.factors[m:]]),
+            targets,
+            np.concatenate([self.sample_weight, sample_weight]),
+        )
 
     @property
     def weights(self) -> FloatArray:
-        """Of the distinct samples, (m,)."""
-        return np.bincount(self.place, self.sample_weight).astype(np.float64)
+        """W of each row, (m,)."""
+        return np.bincount(self.place, self.sample_weight * self.factors**2).astype(np.float64)
 
     @property
     def means(self) -> FloatArray:
-        """Mean targets of the distinct samples, (m, t)."""
+        """Target of each row, (m, t)."""
         if len(self.first) == len(self.place):
             return self.targets[self.first]
-        weighed = self.targets * self.sample_weight[:, None]
+        weighed = self.targets * (self.sample_weight * self.factors)[:, None]
         sums = [np.bincount(self.place, column) for column in weighed.T]
         return np.stack(sums, axis=1) / self.weights[:, None]
 
     @property
-    def spread(self) -> float:
-        """Weighted mean square of targets around those of their distinct sample."""
-        squares = ((self.targets - self.means[self.place]) ** 2).mean(axis=1)
+    def share(self) -> float:
+        """Sum of the weights of rows over that of samples; 1 but for multiples.
+
+        A relative ridge multiplies ``sum_i w_i k(x_i, x_i) / sum_i w_i`` over samples, and that is
+        this share of what it would be over rows.
+        """
+        if np.all(self.factors == 1):
+            return 1.0
+        return float(self.weights.sum() / self.sample_weight.sum())
+
+    def at_samples(self, rows: FloatArray) -> FloatArray:
+        """Return outputs at samples, (n, t), from those at rows, (m, t)."""
+        return self.factors[:, None] * rows[self.place]
+
+    def error(self, rows: FloatArray) -> float:
+        """Return the weighted mean square of targets minus outputs, given those at rows."""
+        squares = ((self.targets - self.at_samples(rows)) ** 2).mean(axis=1)
         return float(np.average(squares, weights=self.sample_weight))
+
+    @property
+    def spread(self) -> float:
+        """Weighted mean square of targets around what is best for their row."""
+        return self.error(self.means)

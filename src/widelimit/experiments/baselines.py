@@ -19,7 +19,7 @@ from sklearn import exceptions, linear_model, model_selection, svm
 
 from widelimit.arrays import FloatArray, IntArray
 
-__all__ = ["GRIDS", "Baseline", "Cancelled", "ConvergenceWarning", "Fit", "fit_baseline"]
+__all__ = ["GRIDS", "Baseline", "Cancelled", "ConvergenceWarning", "TunedBaseline", "fit_baseline"]
 
 Baseline: TypeAlias = Literal["svm", "logistic"]
 Setting: TypeAlias = dict[str, float]
@@ -28,7 +28,7 @@ _SVC: Callable[..., Any] = cast("Any", svm).SVC
 _LogisticRegression: Callable[..., Any] = cast("Any", linear_model).LogisticRegression
 _StratifiedKFold: Callable[..., Any] = cast("Any", model_selection).StratifiedKFold
 ConvergenceWarning: type[Warning] = cast("Any", exceptions).ConvergenceWarning
-"""scikit-learn's, which callers silence: `Fit` counts what it would say."""
+"""scikit-learn's, which callers silence: `TunedBaseline` counts what it would say."""
 
 # gamma is in units of 1 / (number of pixels x variance of the pixels), scikit-learn's "scale".
 GRIDS: dict[Baseline, dict[str, tuple[float, ...]]] = {
@@ -44,7 +44,7 @@ class Cancelled(Exception):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fit:
+class TunedBaseline:
     """A tuned baseline and what it says of the test images.
 
     Parameters
@@ -70,7 +70,7 @@ def fit_baseline(
     *,
     seed: int,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Fit:
+) -> TunedBaseline:
     """Tune on the training images by cross-validation, fit all of them, predict the test images.
 
     Parameters
@@ -88,7 +88,7 @@ def fit_baseline(
 
     Returns
     -------
-    Fit
+    TunedBaseline
         With one image per class there is nothing to validate on: the first setting is taken.
 
     Raises
@@ -131,7 +131,7 @@ def fit_baseline(
             for setting in settings
         ]
         best = settings[int(np.argmax(correct))]
-    return Fit(predict(best, slice(None), x_test), best, unconverged)
+    return TunedBaseline(predict(best, slice(None), x_test), best, unconverged)
 
 
 def _rotate(x_train: FloatArray, x_test: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import LinAlgWarning  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
+from widelimit.estimators import NTKClassifier
 from widelimit.experiments.baselines import Baseline, Cancelled, ConvergenceWarning, fit_baseline
-from widelimit.experiments.images import Images
+from widelimit.experiments.design import Design
 from widelimit.experiments.methods import METHODS, Method
-from widelimit.experiments.plan import Plan
+from widelimit.experiments.sets import Sets
 from widelimit.machine import blas_on_one_thread
-from widelimit.solvers import Status, encode_labels, solve_cholesky
+from widelimit.solvers import Status
 
-__all__ = ["RIDGES", "Gram", "Result", "Results", "fit_all"]
+__all__ = ["RIDGES", "KernelBlocks", "Result", "Results", "fit_all", "fit_kernel", "reproducible"]
 
 RIDGES = (0.0, 1e-7, 1e-5, 1e-3)
 """Relative ridges (they multiply trace(K)/n) that are tried in this order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Gram:
+class KernelBlocks:
     """One kernel, of the pool with itself and of the test images with the pool.
 
     Parameters
@@ -68,9 +71,9 @@ Results: TypeAlias = dict[tuple[str, int, int], Result]
 
 
 def fit_all(
-    grams: dict[str, Gram],
-    images: Images,
-    plan: Plan,
+    blocks: dict[str, KernelBlocks],
+    sets: Sets,
+    design: Design,
     *,
     workers: int,
     progress: Callable[[float], None],
@@ -81,8 +84,8 @@ def fit_all(
     ----------
     grams : dict
         Kernels by key of the method.
-    images : Images
-    plan : Plan
+    images : Sets
+    design : Design
     workers : int
         Threads. Results do not depend on it.
     progress : callable
@@ -97,8 +100,8 @@ def fit_all(
     numpy.linalg.LinAlgError
         If a kernel is not positive definite even with the largest of `RIDGES`.
     """
-    sizes = plan.sizes
-    tasks = [(m, i, j) for m in METHODS for j in range(len(sizes)) for i in range(plan.draws)]
+    sizes = design.sizes
+    tasks = [(m, i, j) for m in METHODS for j in range(len(sizes)) for i in range(design.draws)]
     tasks.sort(key=lambda task: -sizes[task[2]])  # the longest first, so that all threads end alike
     total = sum(_weight(method, sizes[j]) for method, _, j in tasks)
     done = 0.0
@@ -110,17 +113,15 @@ def fit_all(
         if stop.is_set():
             raise Cancelled
         if method.baseline is None:
-            result = _fit_kernel(grams[method.key], images, i, j, plan.n_classes)
+            result = _fit_kernel(blocks[method.key], sets, i, j)
         else:
-            result = _fit_baseline(method.baseline, images, i, j, plan.seed, stop)
+            result = _fit_baseline(method.baseline, sets, i, j, design.seed, stop)
         with lock:
             done += _weight(method, sizes[j])
             progress(min(1.0, done / total))
         return result
 
-    # One thread each for linear algebra: the same sums, in the same order, on any machine.
-    with warnings.catch_warnings(), blas_on_one_thread(), ThreadPoolExecutor(workers) as pool:
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with reproducible(), ThreadPoolExecutor(workers) as pool:
         futures: dict[tuple[str, int, int], Future[Result]] = {}
         try:
             for method, i, j in tasks:
@@ -136,43 +137,77 @@ def fit_all(
     return {key: future.result() for key, future in futures.items()}
 
 
+@contextlib.contextmanager
+def reproducible() -> Generator[None]:
+    """Fit with one thread each for linear algebra: the same sums, in the same order, everywhere.
+
+    Nothing warns of what results say themselves: baselines that did not converge, ridges that were
+    needed. Filters of warnings are those of all threads, so that none of these must enter.
+    """
+    with warnings.catch_warnings(), blas_on_one_thread():
+        for kind in (ConvergenceWarning, LinAlgWarning):
+            warnings.simplefilter("ignore", kind)
+        yield
+
+
 def _weight(method: Method, size: int) -> float:
     """Rough share of the time, for the progress bar."""
     return (size + 50.0) ** 1.5 * {"svm": 20.0, "logistic": 8.0}.get(method.key, 1.0)
 
 
-def _fit_kernel(gram: Gram, images: Images, i: int, j: int, n_classes: int) -> Result:
-    """Kernel regression on encoded labels (Section 3, Eq. 8)."""
-    train, test = images.draws[i].train[j], images.draws[i].test
-    targets = encode_labels(images.y_pool[train], np.arange(n_classes))
-    coefficients, ridge = _solve(gram.pool[np.ix_(train, train)], targets)
-    outputs = gram.test[np.ix_(test, train)] @ coefficients
-    accuracy = _share(outputs.argmax(axis=1) == images.y_test[test])
-    return Result(accuracy, {"ridge": ridge}, outputs)
+def fit_kernel(blocks: KernelBlocks, sets: Sets, i: int, j: int) -> NTKClassifier:
+    """Fit kernel regression on encoded labels (Section 3, Eq. 5) in one draw with one size.
 
+    Parameters
+    ----------
+    blocks : KernelBlocks
+    sets : Sets
+    i, j : int
+        Draw, and place of the size.
 
-def _solve(k: NDArray[Any], targets: FloatArray) -> tuple[FloatArray, float]:
-    """Solve with the smallest of `RIDGES` that leaves the system well-conditioned, and name it."""
+    Returns
+    -------
+    NTKClassifier
+        With the smallest of `RIDGES` that leaves the system well-conditioned, or the largest.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If the kernel is not positive definite even with the largest.
+    """
+    train = sets.draws[i].train[j]
+    k, labels = blocks.pool[np.ix_(train, train)], sets.y_pool[train]
     for ridge in RIDGES[:-1]:
-        solution = solve_cholesky(k, targets, ridge)
-        if solution.status is Status.SOLVED:
-            return solution.value, ridge
-    return solve_cholesky(k, targets, RIDGES[-1]).require().value, RIDGES[-1]
+        model = NTKClassifier(kernel="precomputed", ridge=ridge)
+        with contextlib.suppress(np.linalg.LinAlgError):
+            if model.fit(k, labels).solution_.status is Status.SOLVED:
+                return model
+    return NTKClassifier(kernel="precomputed", ridge=RIDGES[-1]).fit(k, labels)
+
+
+def _fit_kernel(blocks: KernelBlocks, sets: Sets, i: int, j: int) -> Result:
+    train, test = sets.draws[i].train[j], sets.draws[i].test
+    model = fit_kernel(blocks, sets, i, j)
+    outputs = model.decision_function(blocks.test[np.ix_(test, train)])
+    if outputs.ndim == 1:  # that of the second of two classes
+        outputs = np.stack([-outputs, outputs], axis=1)
+    accuracy = _share(outputs.argmax(axis=1) == sets.y_test[test])
+    return Result(accuracy, {"ridge": model.ridge_}, outputs)
 
 
 def _fit_baseline(
-    kind: Baseline, images: Images, i: int, j: int, seed: int, stop: threading.Event
+    kind: Baseline, sets: Sets, i: int, j: int, seed: int, stop: threading.Event
 ) -> Result:
-    train, test = images.draws[i].train[j], images.draws[i].test
+    train, test = sets.draws[i].train[j], sets.draws[i].test
     fit = fit_baseline(
         kind,
-        images.x_pool[train].reshape(train.size, -1),
-        images.y_pool[train],
-        images.x_test[test].reshape(test.size, -1),
+        sets.x_pool[train].reshape(train.size, -1),
+        sets.y_pool[train],
+        sets.x_test[test].reshape(test.size, -1),
         seed=int(np.random.default_rng([seed, 3, i, j]).integers(2**31)),
         cancelled=stop.is_set,
     )
-    accuracy = _share(fit.predicted == images.y_test[test])
+    accuracy = _share(fit.predicted == sets.y_test[test])
     return Result(accuracy, fit.setting, unconverged=fit.unconverged)
 
 

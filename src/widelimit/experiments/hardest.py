@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from widelimit.experiments.fitting import Gram, Result
-from widelimit.experiments.images import Images
-from widelimit.experiments.plan import Plan
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.arrays import FloatArray
+from widelimit.estimators import NTKClassifier
+from widelimit.experiments.design import Design
+from widelimit.experiments.fitting import KernelBlocks, Result, fit_kernel, reproducible
 from widelimit.experiments.record import HardImage, Vote
-from widelimit.solvers import solve_cholesky
+from widelimit.experiments.sets import Sets
 
 __all__ = ["find_hardest", "make_confusion"]
 
@@ -17,13 +21,13 @@ _VOTES = 7
 
 
 def make_confusion(
-    images: Images, results: list[Result], n_classes: int
+    sets: Sets, results: list[Result], n_classes: int
 ) -> tuple[tuple[int, ...], ...]:
     """Count test images by class (row) and predicted class (column), summed over draws.
 
     Parameters
     ----------
-    images : Images
+    images : Sets
     results : list of Result
         Of a kernel, one for each draw.
     n_classes : int
@@ -33,24 +37,24 @@ def make_confusion(
     tuple of tuple of int
     """
     confusion = np.zeros((n_classes, n_classes), dtype=np.int64)
-    for draw, result in zip(images.draws, results, strict=True):
+    for draw, result in zip(sets.draws, results, strict=True):
         assert result.outputs is not None
         predicted = result.outputs.argmax(axis=1)
-        np.add.at(confusion, (images.y_test[draw.test], predicted), 1)
+        np.add.at(confusion, (sets.y_test[draw.test], predicted), 1)
     return tuple(tuple(row) for row in confusion.tolist())
 
 
 def find_hardest(
-    gram: Gram, images: Images, plan: Plan, results: list[Result]
+    blocks: KernelBlocks, sets: Sets, design: Design, results: list[Result]
 ) -> tuple[HardImage, ...]:
     """Find the test images with the smallest margins, and who weighs most in their predictions.
 
     Parameters
     ----------
-    gram : Gram
+    gram : KernelBlocks
         The kernel.
-    images : Images
-    plan : Plan
+    images : Sets
+    design : Design
     results : list of Result
         Of this kernel with the largest training sets, one for each draw.
 
@@ -60,9 +64,9 @@ def find_hardest(
         By ascending margin. An image that is hard in several draws is shown in its worst.
     """
     worst: dict[int, tuple[float, int, int]] = {}  # place of the image: margin, draw, prediction
-    for i, (draw, result) in enumerate(zip(images.draws, results, strict=True)):
+    for i, (draw, result) in enumerate(zip(sets.draws, results, strict=True)):
         assert result.outputs is not None
-        labels = images.y_test[draw.test]
+        labels = sets.y_test[draw.test]
         predicted = result.outputs.argmax(axis=1)
         own = result.outputs[np.arange(labels.size), labels]
         others = result.outputs.copy()
@@ -72,24 +76,25 @@ def find_hardest(
             candidate = (float(margins[row]), i, int(predicted[row]))
             worst[place] = min(worst.get(place, candidate), candidate)
 
+    chosen = sorted(worst.items(), key=lambda item: item[1])[:_HARDEST]
+    with reproducible():
+        models = {i: fit_kernel(blocks, sets, i, -1) for i in {i for _, (_, i, _) in chosen}}
     hardest: list[HardImage] = []
-    for place, (margin, i, predicted) in sorted(worst.items(), key=lambda item: item[1]):
-        if len(hardest) == _HARDEST:
-            break
-        weights = _weights(gram, images, i, place, results[i].setting["ridge"])
-        train = images.draws[i].train[-1]
-        labels = images.y_pool[train]
+    for place, (margin, i, predicted) in chosen:
+        train = sets.draws[i].train[-1]
+        weights = _weights(models[i], blocks.test[place, train])
+        labels = sets.y_pool[train]
         largest = np.argsort(-np.abs(weights), kind="stable")[:_VOTES]
         hardest.append(
             HardImage(
-                image=int(images.test_numbers[place]),
-                label=int(images.y_test[place]),
+                image=int(sets.test_numbers[place]),
+                label=int(sets.y_test[place]),
                 predicted=predicted,
                 margin=margin,
                 draw=i,
-                totals=tuple(np.bincount(labels, weights, plan.n_classes).tolist()),
+                totals=tuple(np.bincount(labels, weights, design.n_classes).tolist()),
                 votes=tuple(
-                    Vote(int(plan.pool[train[t]]), int(labels[t]), float(weights[t]))
+                    Vote(int(design.pool[train[t]]), int(labels[t]), float(weights[t]))
                     for t in largest
                 ),
             )
@@ -97,11 +102,8 @@ def find_hardest(
     return tuple(hardest)
 
 
-def _weights(
-    gram: Gram, images: Images, i: int, place: int, ridge: float
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _weights(model: NTKClassifier, k: NDArray[Any]) -> FloatArray:
     """``(K + ridge trace(K)/n I)^-1 k(x)``: outputs are these weights times the encoded labels."""
-    train = images.draws[i].train[-1]
-    return solve_cholesky(
-        gram.pool[np.ix_(train, train)], gram.test[place, train].astype(np.float64), ridge
-    ).value
+    factor = model.solution_.factor
+    assert factor is not None  # solved by Cholesky
+    return factor.solve(k.astype(np.float64)[:, None])[:, 0]

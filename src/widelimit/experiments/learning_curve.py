@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from widelimit.architectures import cntk_gap
 from widelimit.arrays import FloatArray
 from widelimit.data.dataset import Dataset
+from widelimit.experiments.design import DEPTH, Design, make_design, shrink_images
 from widelimit.experiments.environment import describe_environment
-from widelimit.experiments.fitting import RIDGES, Gram, Results, fit_all
+from widelimit.experiments.fitting import RIDGES, KernelBlocks, Results, fit_all
 from widelimit.experiments.hardest import find_hardest, make_confusion
-from widelimit.experiments.images import Images, take
 from widelimit.experiments.methods import METHODS, Method
-from widelimit.experiments.plan import DEPTH, Plan, make_plan, shrink_images
-from widelimit.experiments.record import Curve, Data, Kernel, Point, Record
+from widelimit.experiments.record import ComputedKernel, Curve, Data, Point, Record
+from widelimit.experiments.sets import Sets, take
 from widelimit.machine import default_threads
 from widelimit.matrices.kernel import kernel as compute_kernel
 from widelimit.network import Network
@@ -34,12 +34,11 @@ __all__ = [
     "CURVE_STAGE",
     "METHODS",
     "RIDGES",
+    "Design",
     "KernelFunction",
-    "Plan",
-    "Progress",
     "Record",
     "estimate_seconds",
-    "make_plan",
+    "make_design",
     "run",
 ]
 
@@ -67,19 +66,12 @@ class KernelFunction(Protocol):
         ...
 
 
-Progress: TypeAlias = Callable[[str, float], None]
-"""Is told a method's label, or "Learning curve", and the finished share of it, 0 to 1."""
-
-
 def run(
     dataset: Dataset,
+    design: Design,
     *,
-    draws: int = 5,
-    seed: int = 0,
-    minutes: float = 2.5,
-    plan: Plan | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[str, float], None] | None = None,
     command: Sequence[str] | None = None,
     kernel: KernelFunction | None = None,
 ) -> Record:
@@ -89,14 +81,13 @@ def run(
     ----------
     dataset : Dataset
         Pixels are used as they are, in [0, 1] and not centred.
-    draws, seed, minutes : int, int, float
-        As for `make_plan`; ignored if there is a plan.
-    plan : Plan, optional
-        What `make_plan` made of this data set.
+    design : Design
+        What `make_design` made of this data set.
     threads : int, optional
         Of the kernel and of the baselines. None: one for each processor.
     progress : callable, optional
-        Is told how far each stage is, perhaps from another thread.
+        Is told, perhaps from another thread, a stage (the label of a method with a kernel, or
+        `CURVE_STAGE`) and the finished share of it, 0 to 1.
     command : sequence of str, optional
         The command line for the record; by default that of this process.
     kernel : callable, optional
@@ -105,13 +96,13 @@ def run(
     Returns
     -------
     Record
-        The same for the same data, plan and code, except for timings: neither threads nor the
+        The same for the same data, design and code, except for timings: neither threads nor the
         speed of the machine have a say.
 
     Raises
     ------
     ValueError
-        If a parameter is outside its range, or the data set is unfit (`make_plan`).
+        If threads is less than 1.
     numpy.linalg.LinAlgError
         If a kernel is not positive definite even with the largest of `RIDGES`.
     MemoryError
@@ -121,17 +112,16 @@ def run(
         raise ValueError(f"threads must be at least 1, got {threads}")
     start = time.perf_counter()
     environment = describe_environment(command)
-    plan = make_plan(dataset, draws=draws, seed=seed, minutes=minutes) if plan is None else plan
     report = progress or _ignore
-    images = Images.of(dataset, plan)
+    sets = Sets.of(dataset, design)
 
-    grams: dict[str, Gram] = {}
-    kernels: list[Kernel] = []
+    blocks: dict[str, KernelBlocks] = {}
+    kernels: list[ComputedKernel] = []
     seconds: dict[str, float] = {}
     for method in METHODS:
         if method.network is not None:
-            gram, entry = _compute(method, method.network, images, plan, threads, report, kernel)
-            grams[method.key] = gram
+            block, entry = _compute(method, method.network, sets, design, threads, report, kernel)
+            blocks[method.key] = block
             kernels.append(entry)
             seconds[method.label] = entry.seconds
 
@@ -139,14 +129,14 @@ def run(
     workers = default_threads() if threads is None else threads
     report(CURVE_STAGE, 0.0)
     results = fit_all(
-        grams, images, plan, workers=workers, progress=lambda share: report(CURVE_STAGE, share)
+        blocks, sets, design, workers=workers, progress=lambda share: report(CURVE_STAGE, share)
     )
     seconds[CURVE_STAGE] = time.perf_counter() - before
-    best = [results["gap", i, len(plan.sizes) - 1] for i in range(plan.draws)]
-    hardest = find_hardest(grams["gap"], images, plan, best)
+    best = [results["gap", i, len(design.sizes) - 1] for i in range(design.draws)]
+    hardest = find_hardest(blocks["gap"], sets, design, best)
     seconds["All"] = time.perf_counter() - start
 
-    _, h, w, c = images.x_pool.shape
+    _, h, w, c = sets.x_pool.shape
     return Record(
         data=Data(
             name=dataset.name,
@@ -154,18 +144,18 @@ def run(
             class_names=dataset.class_names,
             split=dataset.split,
             image_shape=(h, w, c),
-            shrink=plan.shrink,
-            n_pool=plan.pool.size,
-            n_test=images.draws[0].test.size,
+            shrink=design.shrink,
+            n_pool=design.pool.size,
+            n_test=sets.draws[0].test.size,
             n_available=dataset.y_train.size + dataset.y_test.size,
         ),
         environment=environment,
-        seed=plan.seed,
-        draws=plan.draws,
-        notes=plan.notes,
+        seed=design.seed,
+        draws=design.draws,
+        notes=design.notes,
         kernels=tuple(kernels),
-        curves=tuple(_curve(method, images, plan, results) for method in METHODS),
-        confusion=make_confusion(images, best, plan.n_classes),
+        curves=tuple(_curve(method, sets, design, results) for method in METHODS),
+        confusion=make_confusion(sets, best, design.n_classes),
         hardest=hardest,
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
         errors=_errors(results),
@@ -173,13 +163,16 @@ def run(
 
 
 def estimate_seconds(
-    dataset: Dataset, plan: Plan, threads: int | None = None, kernel: KernelFunction | None = None
+    dataset: Dataset,
+    design: Design,
+    threads: int | None = None,
+    kernel: KernelFunction | None = None,
 ) -> float:
-    """Estimate how long the CNTK-GAP kernel of a plan takes here, from the time of a small part.
+    """Estimate how long the CNTK-GAP kernel of a design takes here, from the time of a small part.
 
     Parameters
     ----------
-    dataset, plan
+    dataset, design
         As for `run`.
     threads, kernel
         As for `run`.
@@ -191,15 +184,15 @@ def estimate_seconds(
     """
     function = compute_kernel if kernel is None else kernel
     network = cntk_gap(DEPTH)
-    x = shrink_images(take(dataset, plan.pool[:_TRIAL_IMAGES]), plan.shrink)
-    rows = int(_TRIAL_COST / (plan.element_layers / plan.pairs) / len(x))
+    x = shrink_images(take(dataset, design.pool[:_TRIAL_IMAGES]), design.shrink)
+    rows = int(_TRIAL_COST / (design.element_layers / design.pairs) / len(x))
     rows = min(max(rows, 1), len(x))
     times: list[float] = []
     for _ in range(_TRIALS):
         start = time.perf_counter()
-        function(network, x[:rows], x, dtype=plan.dtype, threads=threads, progress=_ignore)
+        function(network, x[:rows], x, dtype=design.dtype, threads=threads, progress=_ignore)
         times.append(time.perf_counter() - start)
-    return min(times) / (rows * len(x)) * plan.pairs
+    return min(times) / (rows * len(x)) * design.pairs
 
 
 def _ignore(*_: Any) -> None:
@@ -209,15 +202,15 @@ def _ignore(*_: Any) -> None:
 def _compute(
     method: Method,
     network: Network,
-    images: Images,
-    plan: Plan,
+    sets: Sets,
+    design: Design,
     threads: int | None,
-    report: Progress,
+    report: Callable[[str, float], None],
     kernel: KernelFunction | None,
-) -> tuple[Gram, Kernel]:
+) -> tuple[KernelBlocks, ComputedKernel]:
     function = compute_kernel if kernel is None else kernel
-    dtype = plan.dtype if method.key == "gap" else "float64"
-    n, m = len(images.x_pool), 0 if plan.test is None else len(images.x_test)
+    dtype = design.dtype if method.key == "gap" else "float64"
+    n, m = len(sets.x_pool), 0 if design.test is None else len(sets.x_test)
     own = n * (n + 1) // 2
     pairs = own + n * m
     start = time.perf_counter()
@@ -229,11 +222,11 @@ def _compute(
         return function(network, x1, x2, dtype=dtype, threads=threads, progress=told)
 
     report(method.label, 0.0)
-    pool = compute(images.x_pool, None, 0, own)
-    test = pool if plan.test is None else compute(images.x_test, images.x_pool, own, n * m)
+    pool = compute(sets.x_pool, None, 0, own)
+    test = pool if design.test is None else compute(sets.x_test, sets.x_pool, own, n * m)
     report(method.label, 1.0)
-    ((program, _),) = compile_networks([network], images.x_pool.shape[1:], ["ntk"])
-    return Gram(pool, test), Kernel(
+    ((program, _),) = compile_networks([network], sets.x_pool.shape[1:], ["ntk"])
+    return KernelBlocks(pool, test), ComputedKernel(
         method=method.key,
         network=network.to_json(),
         dtype=dtype,
@@ -243,12 +236,12 @@ def _compute(
     )
 
 
-def _curve(method: Method, images: Images, plan: Plan, results: Results) -> Curve:
+def _curve(method: Method, sets: Sets, design: Design, results: Results) -> Curve:
     points: list[Point] = []
-    for j, size in enumerate(plan.sizes):
-        row = [results[method.key, i, j] for i in range(plan.draws)]
+    for j, size in enumerate(design.sizes):
+        row = [results[method.key, i, j] for i in range(design.draws)]
         accuracies = [result.accuracy for result in row]
-        distinct = {draw.train[j].tobytes() for draw in images.draws}
+        distinct = {draw.train[j].tobytes() for draw in sets.draws}
         points.append(
             Point(
                 size=size,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
 from widelimit.experiments.baselines import Baseline
-from widelimit.experiments.plan import DEPTH
+from widelimit.experiments.design import DEPTH
 from widelimit.network import Network
 
 __all__ = ["METHODS", "Method"]

@@ -10,7 +10,7 @@ from typing import Literal
 
 from widelimit.experiments.environment import Environment
 
-__all__ = ["Curve", "Data", "HardImage", "Kernel", "Point", "Record", "Vote"]
+__all__ = ["ComputedKernel", "Curve", "Data", "HardImage", "Point", "Record", "Vote"]
 
 FORMAT = "widelimit.learning_curve/1"
 
@@ -51,7 +51,7 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class ComputedKernel:
     """One kernel that was computed.
 
     Parameters
@@ -182,7 +182,7 @@ class Record:
         Seed of everything that was drawn, and draws of training sets.
     notes : tuple of str
         What a reader must know about the choice of images.
-    kernels : tuple of Kernel
+    kernels : tuple of ComputedKernel
     curves : tuple of Curve
     confusion : tuple of tuple of int
         Test images by class (row) and class predicted by CNTK-GAP (column) with the largest
@@ -200,7 +200,7 @@ class Record:
     seed: int
     draws: int
     notes: tuple[str, ...]
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[ComputedKernel, ...]
     curves: tuple[Curve, ...]
     confusion: tuple[tuple[int, ...], ...]
     hardest: tuple[HardImage, ...]

@@ -5,7 +5,7 @@
 >>> finite.empirical_ntk(images)  # doctest: +SKIP
 """
 
-from widelimit.finite.convergence import Convergence, Estimate, convergence
+from widelimit.finite.convergence import Estimate, WidthStudy, convergence
 from widelimit.finite.network import FiniteNetwork, Parameters
 
-__all__ = ["Convergence", "Estimate", "FiniteNetwork", "Parameters", "convergence"]
+__all__ = ["Estimate", "FiniteNetwork", "Parameters", "WidthStudy", "convergence"]

@@ -14,7 +14,7 @@ from widelimit.finite.network import FiniteNetwork
 from widelimit.matrices import kernel
 from widelimit.network import Network
 
-__all__ = ["Convergence", "Estimate", "convergence"]
+__all__ = ["Estimate", "WidthStudy", "convergence"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +77,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Convergence:
+class WidthStudy:
     """What `convergence` found.
 
     Parameters
@@ -96,7 +96,7 @@ class Convergence:
 
 def convergence(
     network: Network, x: ArrayLike, widths: Sequence[int], draws: int, seed: int = 0
-) -> Convergence:
+) -> WidthStudy:
     """Compare kernels of random finite networks with the exact ones (Theorem 3.1).
 
     Parameters
@@ -113,7 +113,7 @@ def convergence(
 
     Returns
     -------
-    Convergence
+    WidthStudy
 
     Raises
     ------
@@ -140,4 +140,4 @@ def convergence(
             values[0, i, draw] = finite.empirical_nngp(images)
             values[1, i, draw] = finite.empirical_ntk(images)
     nngp, ntk = (Estimate(k, sizes, v) for k, v in zip(exact, values, strict=True))
-    return Convergence(network, draws, seed, nngp, ntk)
+    return WidthStudy(network, draws, seed, nngp, ntk)

@@ -1,7 +1,7 @@
 """A network of finite width, and the two kernels that one draw of its parameters has.
 
 Weights and biases are standard normal, and scaled where they are used (the NTK parametrisation:
-Section 4 of the paper; DESIGN Section 1, "General form")::
+Section 4 of the paper; general form in docs/mathematics.md)::
 
     Conv(q)   u(p) = w / sqrt(q^2 c) sum_a W_a x(p + a) + b beta         c channels in
     Dense     u    = w / sqrt(c)     W x                + b beta         c features in

@@ -9,16 +9,20 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from widelimit.arrays import IntArray
 from widelimit.backends.base import Dtype
 from widelimit.machine import default_threads
 from widelimit.network import Network
 from widelimit.program import Kind
 
 __all__ = [
+    "Numbering",
     "check_dtype",
     "check_inputs",
     "check_kinds",
     "check_networks",
+    "check_one_shape",
+    "check_samples",
     "check_threads",
     "chunks",
     "number_samples",
@@ -73,23 +77,28 @@ def check_threads(threads: Any) -> int:
 
 
 def check_inputs(
-    networks: list[Network], x1: ArrayLike, x2: ArrayLike | None
+    networks: Sequence[Network], x1: ArrayLike, x2: ArrayLike | None
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return both sides as arrays of one shape that the networks can take."""
-    dense = all(network.is_dense for network in networks)
-    values1 = _checked("x1", x1, dense)
+    values1 = check_samples(networks, "x1", x1)
     if x2 is None:
         return values1, None
-    values2 = _checked("x2", x2, dense)
+    values2 = check_samples(networks, "x2", x2)
+    check_one_shape(values1, values2)
+    return values1, values2
+
+
+def check_one_shape(values1: NDArray[Any], values2: NDArray[Any]) -> None:
+    """Refuse sides that hold samples of different shapes."""
     if values1.shape[1:] != values2.shape[1:]:
         raise ValueError(
             f"x1 and x2 must hold inputs of one shape, got {values1.shape[1:]} and "
             f"{values2.shape[1:]}: resize or reshape one of them"
         )
-    return values1, values2
 
 
-def _checked(name: str, x: ArrayLike, dense: bool) -> NDArray[Any]:
+def check_samples(networks: Sequence[Network], name: str, x: ArrayLike) -> NDArray[Any]:
+    """Return one side as an array that the networks can take; entries are not looked at."""
     values = np.asarray(x)
     if values.dtype.kind not in "buif":
         raise TypeError(
@@ -98,9 +107,9 @@ def _checked(name: str, x: ArrayLike, dense: bool) -> NDArray[Any]:
         )
     if np.ma.is_masked(x):
         raise TypeError(f"{name} has masked entries: fill or remove them, as in {name}.filled(0)")
-    ranks = (2, 4) if dense else (4,)
-    if values.ndim not in ranks:
-        expected = "(n, d) or (n, h, w, c)" if dense else "(n, h, w, c)"
+    ranks = [rank for rank in (1, 3) if all(rank in net.input_ranks for net in networks)]
+    if values.ndim - 1 not in ranks:
+        expected = "(n, d) or (n, h, w, c)" if 1 in ranks else "(n, h, w, c)"
         advice = {
             2: f"reshape rows to images, as in {name}.reshape(-1, 28, 28, 1)",
             3: f"add a channel axis, {name}[..., None], or for one image {name}[None]",
@@ -119,39 +128,73 @@ def chunks(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float64]]]:
         yield start, np.ascontiguousarray(values[start : start + step], np.float64) + 0.0
 
 
-def number_samples(
-    x1: NDArray[Any], x2: NDArray[Any] | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+def number_samples(x1: NDArray[Any], x2: NDArray[Any] | None) -> tuple[IntArray, IntArray | None]:
     """Give samples numbers, equal for equal ones; refuse those that cannot be computed with."""
-    numbering = _Numbering()
-    numbers1 = numbering.number("x1", x1)
-    return numbers1, None if x2 is None else numbering.number("x2", x2)
+    numbering = Numbering()
+    numbers1 = numbering.add("x1", x1)
+    return numbers1, None if x2 is None else numbering.add("x2", x2)
 
 
-class _Numbering:
+class Numbering:
     """Gives equal samples equal numbers: a hash finds candidates, a comparison decides."""
 
     def __init__(self) -> None:
         self._known: dict[int, list[tuple[NDArray[Any], int, int]]] = {}
         self._next = 0
 
-    def number(self, name: str, values: NDArray[Any]) -> NDArray[np.int64]:
-        """Number samples by content; refuse those that cannot be computed with."""
+    def add(self, name: str, values: NDArray[Any]) -> IntArray:
+        """Number samples by content; refuse those that cannot be computed with.
+
+        Parameters
+        ----------
+        name : str
+            Of the argument, for messages.
+        values : ndarray of shape (n, ...)
+            Kept, not copied, to be compared with.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+            From 0, in the order in which distinct samples come.
+        """
         numbers = np.empty(len(values), np.int64)
-        for start, part in chunks(values):
-            _check_entries(name, part.reshape(len(part), -1), start)
-            for index, row in enumerate(part, start):
-                numbers[index] = self._find(row, values, index)
+        for index, row in _rows(name, values):
+            digest = _digest(row)
+            number = self._find(row, digest)
+            if number is None:
+                number = self._next
+                self._known.setdefault(digest, []).append((values, index, number))
+                self._next += 1
+            numbers[index] = number
         return numbers
 
-    def _find(self, row: NDArray[np.float64], values: NDArray[Any], index: int) -> int:
-        candidates = self._known.setdefault(hash(row.tobytes()), [])
-        for others, place, number in candidates:
+    def find(self, name: str, values: NDArray[Any]) -> IntArray:
+        """Return the numbers of samples as `add` does, but keep none of them.
+
+        Those that are not known get numbers that no known sample has, each its own.
+        """
+        numbers = np.empty(len(values), np.int64)
+        for index, row in _rows(name, values):
+            number = self._find(row, _digest(row))
+            numbers[index] = self._next + index if number is None else number
+        return numbers
+
+    def _find(self, row: NDArray[np.float64], digest: int) -> int | None:
+        for others, place, number in self._known.get(digest, ()):
             if np.array_equal(np.asarray(others[place], np.float64), row):
                 return number
-        candidates.append((values, index, self._next))
-        self._next += 1
-        return self._next - 1
+        return None
+
+
+def _rows(name: str, values: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yield index and values of each sample, as float64; refuse those that cannot be used."""
+    for start, part in chunks(values):
+        _check_entries(name, part.reshape(len(part), -1), start)
+        yield from enumerate(part, start)
+
+
+def _digest(row: NDArray[np.float64]) -> int:
+    return hash(row.tobytes())
 
 
 def _check_entries(name: str, rows: NDArray[np.float64], start: int) -> None:

@@ -9,17 +9,12 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widelimit.backends import Backend, BackendName, get_backend
+from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
+from widelimit.display import share_alone, shown
 from widelimit.machine import available_memory
-from widelimit.matrices.engine import (
-    Samples,
-    block_bytes,
-    cached_blocks,
-    fill,
-    fill_diagonal,
-    memory_grid,
-)
+from widelimit.matrices.engine import fill, fill_diagonal, held_blocks, memory_grid
+from widelimit.matrices.families import Family, find_families, profile_bytes, scratch_bytes
 from widelimit.matrices.inputs import (
     check_dtype,
     check_inputs,
@@ -28,12 +23,11 @@ from widelimit.matrices.inputs import (
     check_threads,
     number_samples,
 )
+from widelimit.matrices.profiles import Samples
 from widelimit.network import Network
-from widelimit.program import Kind, Program, compile_networks
+from widelimit.program import Kind
 
-__all__ = ["kernel", "kernel_diagonal"]
-
-Progress = bool | Callable[[float], None]
+__all__ = ["check_memory", "kernel", "kernel_diagonal"]
 
 
 @overload
@@ -46,7 +40,7 @@ def kernel(
     backend: BackendName = "auto",
     dtype: Dtype = "float32",
     threads: int | None = None,
-    progress: Progress = False,
+    progress: bool | Callable[[float], None] = False,
 ) -> NDArray[Any]: ...
 
 
@@ -60,7 +54,7 @@ def kernel(
     backend: BackendName = "auto",
     dtype: Dtype = "float32",
     threads: int | None = None,
-    progress: Progress = False,
+    progress: bool | Callable[[float], None] = False,
 ) -> tuple[NDArray[Any], ...]: ...
 
 
@@ -73,7 +67,7 @@ def kernel(
     backend: BackendName = "auto",
     dtype: Dtype = "float32",
     threads: int | None = None,
-    progress: Progress = False,
+    progress: bool | Callable[[float], None] = False,
 ) -> NDArray[Any] | tuple[NDArray[Any], ...]:
     """Exact kernel of an infinitely wide network between all pairs of inputs.
 
@@ -98,7 +92,8 @@ def kernel(
         None: one for each processor that this process may use. No bit of the result depends on
         it, nor on how inputs are split into calls.
     progress : bool or callable
-        True shows a bar; a callable is given the finished share, 0 to 1.
+        True shows it on standard error, as a bar on a terminal and as lines elsewhere; a callable
+        is given the finished share, 0 to 1.
 
     Returns
     -------
@@ -126,18 +121,18 @@ def kernel(
     kinds = check_kinds(kind)
     check_dtype(dtype)
     workers = check_threads(threads)
-    engine = get_backend(backend)
+    chosen = get_backend(backend)
     values1, values2 = check_inputs(networks, x1, x2)
-    programs = compile_networks(networks, values1.shape[1:], kinds)
+    families = find_families(networks, values1.shape[1:], kinds, chosen)
     shape = (len(networks), len(kinds), len(values1), len(values1 if values2 is None else values2))
-    _check_memory(shape, dtype, engine, programs, workers, symmetric=values2 is None)
+    check_memory(shape, dtype, families, workers, symmetric=values2 is None)
     numbers1, numbers2 = number_samples(values1, values2)
     left = Samples(values1, numbers1)
     right = None if values2 is None or numbers2 is None else Samples(values2, numbers2)
 
     out = np.empty(shape, dtype)
-    with _progress(progress) as report:
-        fill(programs, engine, left, right, out, dtype, workers, report)
+    with shown(progress, "kernel", share_alone) as report:
+        fill(families, left, right, out, dtype, workers, report)
     results = tuple(out[0, k] if single else out[:, k] for k in range(len(kinds)))
     return results[0] if isinstance(kind, str) else results
 
@@ -172,63 +167,28 @@ def kernel_diagonal(
     kinds = check_kinds(kind)
     check_dtype(dtype)
     workers = check_threads(threads)
-    engine = get_backend(backend)
+    chosen = get_backend(backend)
     values, _ = check_inputs(networks, x, None)
-    programs = compile_networks(networks, values.shape[1:], kinds)
+    families = find_families(networks, values.shape[1:], kinds, chosen)
     samples = Samples(values, number_samples(values, None)[0])
     out = np.empty((len(networks), 1, len(values)), dtype)
-    fill_diagonal(programs, engine, samples, out, dtype, workers)
+    fill_diagonal(families, samples, out, dtype, workers)
     return out[0, 0] if isinstance(net, Network) else out[:, 0]
 
 
-class _progress:
-    """The callable that progress is reported to; a bar of its own for ``progress=True``."""
-
-    def __init__(self, progress: Progress) -> None:
-        if not isinstance(progress, bool) and not callable(progress):
-            raise TypeError(f"progress must be True, False or a callable, got {progress!r}")
-        self._progress = progress
-
-    def __enter__(self) -> Callable[[float], None] | None:
-        if not isinstance(self._progress, bool):
-            return self._progress
-        if not self._progress:
-            return None
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            "kernel",
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-        )
-        self._bar.start()
-        task = self._bar.add_task("kernel", total=1.0)
-        return lambda fraction: self._bar.update(task, completed=fraction)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._progress is True:
-            self._bar.stop()
-
-
-def _check_memory(
+def check_memory(
     shape: tuple[int, int, int, int],
     dtype: Dtype,
-    engine: Backend,
-    programs: Sequence[tuple[Program, Sequence[int]]],
-    workers: int,
+    families: Sequence[Family],
+    threads: int,
     *,
     symmetric: bool,
 ) -> None:
     """Refuse what will not fit, before any work is done."""
     result = math.prod(shape) * np.dtype(dtype).itemsize
     grid = memory_grid(shape[2], None if symmetric else shape[3])
-    blocks = cached_blocks(programs, engine, dtype, grid)
-    held = blocks * block_bytes(programs, engine, dtype, min(grid.tile, max(shape[2:])))
-    scratch = [
-        engine.scratch_bytes(program, dtype) for program, _ in programs if not program.is_dense
-    ]
-    work = held + workers * max(scratch, default=0)
+    samples = held_blocks(families, dtype, grid) * min(grid.tile, max(shape[2:]))
+    work = samples * profile_bytes(families, dtype) + threads * scratch_bytes(families, dtype)
     free = available_memory()
     if free is not None and result + work > free:
         raise MemoryError(

@@ -16,10 +16,11 @@ from widelimit.matrices.inputs import chunks
 from widelimit.matrices.store import StoreError
 from widelimit.network import Network
 from widelimit.program import Kind
+from widelimit.reading import refusing
 
 __all__ = ["Inputs", "Maker", "Manifest"]
 
-_FORMAT = "widelimit.matrices/1"
+_FORMAT = "widelimit.gram/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ class Manifest:
         StoreError
             If it is no manifest of a Gram matrix.
         """
-        try:
+        expected = f"{where} must hold a Gram matrix of widelimit, it does not"
+        with refusing(expected, "give another path", StoreError):
             if content["format"] != _FORMAT:
                 raise ValueError(f"format is {content['format']!r}")
             networks = tuple(Network.from_json(json.dumps(text)) for text in content["networks"])
@@ -143,11 +145,6 @@ class Manifest:
                     for m in content["makers"]
                 ),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"{where} must hold a Gram matrix of widelimit, it does not ({str(error)[:300]}): "
-                "give another path"
-            ) from error
 
     def check_same(self, asked: Manifest, where: str, remedy: str) -> None:
         """Refuse to go on with a store that holds something else than what is asked for.
@@ -194,7 +191,10 @@ def _plain(inputs: Inputs) -> dict[str, Any]:
 
 
 def _inputs(content: dict[str, Any]) -> Inputs:
-    return Inputs(tuple(int(size) for size in content["shape"]), str(content["sha256"]))
+    shape = tuple(content["shape"])
+    if not shape or not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"the shape of inputs is {list(shape)}")
+    return Inputs(shape, str(content["sha256"]))
 
 
 def _names(networks: Sequence[Network]) -> str:

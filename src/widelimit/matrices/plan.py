@@ -27,18 +27,18 @@ class Plan:
     tile : int
         Side of a tile.
     threads : int
-    cached : int
+    held : int
         Blocks of profiles held, each of the samples of one side of a tile.
     """
 
     tile: int
     threads: int
-    cached: int
+    held: int
 
     @property
     def group(self) -> int:
         """Rows of tiles that are swept together, so that their profiles stay held."""
-        return self.cached - 2
+        return self.held - 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,13 @@ class Sizes:
         """Return the grid of tiles of a size."""
         return Grid(self.n1, self.n2, tile, "upper" if self.symmetric else "full")
 
-    def need(self, tile: int, threads: int, cached: int) -> int:
+    def need(self, tile: int, threads: int, held: int) -> int:
         """Return the bytes that a plan takes at its peak."""
         # Open tiles: one that is being handed out, and one that is being finished by each thread,
         # of which one matrix is then copied to be filled up, encoded, and given its checksum.
         # One of another store may be read meanwhile.
         tiles = (threads + 1) * self.matrices * self.entry + (threads * 3 + 1) * self.entry
-        blocks = (cached + 1) * self.profile + 3 * self.sample
+        blocks = (held + 1) * self.profile + 3 * self.sample
         return threads * (self.scratch + _THREAD) + tile**2 * tiles + tile * blocks
 
 

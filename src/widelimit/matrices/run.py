@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
 from numbers import Integral
@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widelimit.backends import BackendName
+from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
+from widelimit.display import shown
 from widelimit.machine import remaining
-from widelimit.matrices.engine import block_bytes
+from widelimit.matrices.computation import Computation, put_inputs
+from widelimit.matrices.families import profile_bytes, scratch_bytes
 from widelimit.matrices.inputs import (
     check_dtype,
     check_inputs,
@@ -29,17 +31,11 @@ from widelimit.matrices.inputs import (
 from widelimit.matrices.manifest import Inputs, Maker, Manifest
 from widelimit.matrices.matrix import arrange, read_manifest
 from widelimit.matrices.plan import Plan, Sizes, batches, solve
-from widelimit.matrices.progress import Display, Progress, Tracker
-from widelimit.matrices.store import TileStore, open_objects
+from widelimit.matrices.progress import Progress, Tracker
+from widelimit.matrices.sinks import Stored
+from widelimit.matrices.store import Objects, TileStore, open_objects
 from widelimit.matrices.tiles import Key
-from widelimit.matrices.workers import (
-    Computation,
-    Report,
-    Stored,
-    Task,
-    distribute,
-    put_inputs,
-)
+from widelimit.matrices.workers import Report, Task, distribute
 from widelimit.network import Network
 from widelimit.program import Kind
 
@@ -151,6 +147,7 @@ def gram(
     networks = check_networks(net)
     kinds = check_kinds(kind)
     check_dtype(dtype)
+    chosen = get_backend(backend)
     pool = _executor(executor)
     workers = 1 if threads is None and pool is not None else check_threads(threads)
     side = _check_tile(tile)
@@ -161,7 +158,7 @@ def gram(
         raise ValueError(
             "reuse extends the symmetric matrix of x1, got x2 as well: leave one of them out"
         )
-    display = Display(progress)
+    display = shown(progress, "", lambda state: (state.share, str(state)))
 
     objects = open_objects(store)
     with objects.locked():
@@ -177,26 +174,20 @@ def gram(
             None if values2 is None else Inputs.of(values2),
             (),
         )
-        computation = Computation(manifest, values1, values2, backend)
-        sizes = _sizes(computation, values1, values2)
-        maker = Maker.of(computation.backend)
-        tiles = _find_store(store, manifest)
-        found = set[Key]() if tiles is None else tiles.finished()
-        if tiles is not None and verify:
-            found.difference_update(tiles.damaged(sorted(found)))
+        computation = Computation(manifest, values1, values2, chosen)
+        maker = Maker.of(chosen)
+        there = _look(objects, manifest, verify=verify)
         old = None
-        if reuse is not None and (tiles is None or found != set(tiles.grid.tiles())):
+        if reuse is not None and (there is None or there.missing):
             old = _find_reused(reuse, manifest, values1, None if allow_mixed else maker)
-        plan = solve(sizes, budget, workers, _one_side(side, tiles, old))
-        if tiles is None:
-            content = replace(manifest, makers=(maker,)).to_json()
-            region = "upper" if values2 is None else "full"
-            tiles = TileStore.create(objects, manifest.shape, plan.tile, dtype, region, content)
-        missing = set(tiles.grid.tiles()) - found
-        if missing:
-            for made in (maker, *(() if old is None else read_manifest(old).makers)):
-                tiles = _admit(tiles, made, allow_mixed)
-            run = _Run(tiles, computation, plan, sizes, missing, old)
+        sizes = _sizes(computation, values1, values2)
+        plan = solve(sizes, budget, workers, _one_side(side, there, old))
+        if there is None:
+            there = _create(objects, replace(manifest, makers=(maker,)), plan.tile)
+        if there.missing:
+            makers = (maker, *(() if old is None else read_manifest(old).makers))
+            tiles = _admit(there.tiles, makers, allow_mixed)
+            run = _Run(tiles, computation, plan, sizes, there.missing, old)
             with display as report:
                 run.copy(report)
                 if pool is None:
@@ -204,8 +195,16 @@ def gram(
                 else:
                     put_inputs(objects, values1, values2)
                     run.on(pool, report, backend, None if allow_mixed else maker, timeout)
-            tiles = TileStore.open(objects)
+        tiles = TileStore.open(objects)
     return arrange(tiles, read_manifest(tiles))
+
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """The store of a call as it lies there, and the tiles that are missing."""
+
+    tiles: TileStore
+    missing: set[Key]
 
 
 class _Run:
@@ -225,7 +224,7 @@ class _Run:
         self._partly = set[Key]() if old is None else missing & set(old.grid.tiles())
         self._wholly = set[Key]() if old is None else missing & tiles.grid.common(old.grid)
         self.keys = list(tiles.grid.order(missing - self._wholly, plan.group))
-        self._weights = [max(1, program.element_layers) for program, _ in computation.programs]
+        self._weights = [max(1, f.program.element_layers) for f in computation.families]
         total = sum(1 for _ in tiles.grid.tiles())
         pairs = sum(map(self._pairs, self.keys))
         self._tracker = Tracker(total, total - len(missing), pairs, sizes.element_layers)
@@ -250,12 +249,13 @@ class _Run:
     def here(self, report: Callable[[Progress], None], keys: Sequence[Key]) -> None:
         """Compute tiles on threads of this process."""
         plan, old = self._plan, self._old
-        engine = self._computation.engine(self._tiles, plan.threads, plan.cached, old)
+        known = 0 if old is None else old.shape[-1]
+        engine = self._computation.engine(self._tiles.grid, plan.threads, plan.held, known)
         sink = Stored(self._tiles, self._computation.manifest, old)
         total = sum(self._weights)
         with closing(engine.run(keys, sink)) as parts:
             for part in parts:
-                pairs = part.entries * self._weights[part.program] / total
+                pairs = part.entries * self._weights[part.family] / total
                 report(self._tracker.add(pairs, int(part.finished is not None)))
 
     def on(
@@ -272,13 +272,13 @@ class _Run:
         plan, name = self._plan, self._tiles.objects.name
         reuse = None if self._old is None else self._old.objects.name
         tasks = [
-            Task(name, keys, backend, maker, plan.threads, plan.cached, reuse)
+            Task(name, keys, backend, maker, plan.threads, plan.held, reuse)
             for keys in batches(iter(self.keys), size)
         ]
 
         def finished(done: Report) -> None:
             if done.maker not in read_manifest(self._tiles).makers:  # allowed, or it had not run
-                self._tiles = _admit(self._tiles, done.maker, allow_mixed=True)
+                self._tiles = _admit(self._tiles, [done.maker], allow_mixed=True)
             pairs = sum(map(self._pairs, done.checksums))
             report(self._tracker.add(pairs, len(done.checksums)))
 
@@ -314,15 +314,26 @@ def _executor(executor: Any) -> Executor | None:
     )
 
 
-def _find_store(store: str | os.PathLike[str], manifest: Manifest) -> TileStore | None:
-    """Return the store that is there already, if it is of the same matrix; None if none is."""
+def _look(objects: Objects, manifest: Manifest, *, verify: bool) -> _There | None:
+    """Return what is there already, if it is of the same matrix; None if nothing is."""
     try:
-        tiles = TileStore.open(open_objects(store))
+        tiles = TileStore.open(objects)
     except FileNotFoundError:
         return None
     remedy = "Give another path, or delete that one"
-    read_manifest(tiles).check_same(manifest, tiles.objects.name, remedy)
-    return tiles
+    read_manifest(tiles).check_same(manifest, objects.name, remedy)
+    missing = tiles.missing()
+    if verify:
+        missing.update(tiles.damaged(sorted(set(tiles.grid.tiles()) - missing)))
+    return _There(tiles, missing)
+
+
+def _create(objects: Objects, manifest: Manifest, side: int) -> _There:
+    """Return a new store."""
+    region = "full" if manifest.x2 else "upper"
+    content = manifest.to_json()
+    tiles = TileStore.create(objects, manifest.shape, side, manifest.dtype, region, content)
+    return _There(tiles, set(tiles.grid.tiles()))
 
 
 def _find_reused(
@@ -348,39 +359,40 @@ def _find_reused(
     return old
 
 
-def _one_side(side: int | None, tiles: TileStore | None, old: TileStore | None) -> int | None:
+def _one_side(side: int | None, there: _There | None, old: TileStore | None) -> int | None:
     """Return the side of tiles that is asked for, or that of the stores that are there."""
-    for there in (tiles, old):
-        if there is None:
+    for tiles in (None if there is None else there.tiles, old):
+        if tiles is None:
             continue
-        if side not in (None, there.tile):
+        if side not in (None, tiles.tile):
             raise ValueError(
-                f"{there.objects.name} has tiles of {there.tile} samples, got tile={side}: leave "
+                f"{tiles.objects.name} has tiles of {tiles.tile} samples, got tile={side}: leave "
                 "tile out, or give another path"
             )
-        side = there.tile
+        side = tiles.tile
     return side
 
 
-def _admit(tiles: TileStore, maker: Maker, allow_mixed: bool) -> TileStore:
-    """Refuse to add tiles to those of another maker, or note that it was allowed."""
-    manifest = read_manifest(tiles)
-    if maker in manifest.makers:
-        return tiles
-    if not allow_mixed:
-        made = "; ".join(map(str, manifest.makers))
-        raise ValueError(
-            f"{tiles.objects.name} was begun by {made}; here is {maker}, whose last bits may "
-            "differ: go on where it was begun, set the environment variable WIDELIMIT_ISA to its "
-            "instruction set, or allow it with allow_mixed=True"
-        )
-    return tiles.with_manifest(replace(manifest, makers=(*manifest.makers, maker)).to_json())
+def _admit(tiles: TileStore, makers: Iterable[Maker], allow_mixed: bool) -> TileStore:
+    """Refuse to add tiles to those of other makers, or note that it was allowed."""
+    for maker in makers:
+        manifest = read_manifest(tiles)
+        if maker in manifest.makers:
+            continue
+        if not allow_mixed:
+            made = "; ".join(map(str, manifest.makers))
+            raise ValueError(
+                f"{tiles.objects.name} was begun by {made}; here is {maker}, whose last bits may "
+                "differ: go on where it was begun, set the environment variable WIDELIMIT_ISA to "
+                "its instruction set, or allow it with allow_mixed=True"
+            )
+        content = replace(manifest, makers=(*manifest.makers, maker)).to_json()
+        tiles = tiles.with_manifest(content)
+    return tiles
 
 
 def _sizes(computation: Computation, values1: NDArray[Any], values2: NDArray[Any] | None) -> Sizes:
-    programs, backend = computation.programs, computation.backend
-    manifest = computation.manifest
-    conv = [program for program, _ in programs if not program.is_dense]
+    families, manifest = computation.families, computation.manifest
     return Sizes(
         n1=len(values1),
         n2=len(values1 if values2 is None else values2),
@@ -388,7 +400,7 @@ def _sizes(computation: Computation, values1: NDArray[Any], values2: NDArray[Any
         entry=np.dtype(manifest.dtype).itemsize,
         matrices=len(manifest.networks) * len(manifest.kinds),
         sample=8 * values1[0].size,
-        profile=block_bytes(programs, backend, manifest.dtype, 1),
-        scratch=max((backend.scratch_bytes(p, manifest.dtype) for p in conv), default=2**20),
-        element_layers=sum(program.element_layers for program, _ in programs),
+        profile=profile_bytes(families, manifest.dtype),
+        scratch=scratch_bytes(families, manifest.dtype),
+        element_layers=sum(family.program.element_layers for family in families),
     )

@@ -11,10 +11,11 @@ import errno
 import fcntl
 import itertools
 import json
+import math
 import os
 import socket
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
@@ -22,14 +23,16 @@ from typing import Any, Protocol, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.files import PARTIAL_SUFFIX, write_atomically
+from widelimit.files import PARTIAL_SUFFIX, make_folder, write_atomically
 from widelimit.matrices.tiles import Grid, Key, Region
+from widelimit.reading import open_regular, parse_json, read_bytes, refusing
 
 __all__ = ["Objects", "StoreError", "TileStore", "open_objects"]
 
 _METADATA = "zarr.json"
 _LOCK = ".lock"
 _MAX_METADATA = 2**24  # bytes: a manifest with thousands of networks
+_MAX_TILES = 2**24
 _CRC_BYTES = 4
 _CRC_RESIDUE = 0x48674BC7  # the CRC32C of any bytes that their own CRC32C follows
 
@@ -43,8 +46,11 @@ class Objects(Protocol):
 
     name: str
 
-    def read(self, key: str) -> bytes:
-        """Return an object; FileNotFoundError if it is not there."""
+    def read(self, key: str, at_most: int) -> bytes:
+        """Return an object of at most so many bytes.
+
+        FileNotFoundError if it is not there, ValueError if it is larger or no object.
+        """
         ...
 
     def read_end(self, key: str, n: int) -> bytes:
@@ -80,17 +86,17 @@ class _Folder:
         self._path = path
         self.name = str(path)
 
-    def read(self, key: str) -> bytes:
-        return (self._path / key).read_bytes()
+    def read(self, key: str, at_most: int) -> bytes:
+        return read_bytes(self._path / key, at_most, self._path)
 
     def read_end(self, key: str, n: int) -> bytes:
-        with (self._path / key).open("rb") as file:
+        with open_regular(self._path / key, self._path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - n))
             return file.read()
 
     def write(self, key: str, content: bytes) -> None:
         path = self._path / key
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomically(path, content)
 
     def delete(self, key: str) -> None:
@@ -115,7 +121,7 @@ class _Folder:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        self._path.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path)
         # The lock of the file system goes with its process, however that ends; no clock is asked.
         with (self._path / _LOCK).open("a+", encoding="utf-8") as file:
             try:
@@ -138,7 +144,7 @@ class _Folder:
 
     def in_use(self) -> bool:
         try:
-            with (self._path / _LOCK).open("r", encoding="utf-8") as file:
+            with open_regular(self._path / _LOCK, self._path) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -166,8 +172,11 @@ class _Remote:
     def _path(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}"
 
-    def read(self, key: str) -> bytes:
-        return self._fs.cat_file(self._path(key))
+    def read(self, key: str, at_most: int) -> bytes:
+        content: bytes = self._fs.cat_file(self._path(key), start=0, end=at_most + 1)
+        if len(content) > at_most:
+            raise ValueError(f"{self.name}/{key} must have at most {at_most:,} bytes")
+        return content
 
     def read_end(self, key: str, n: int) -> bytes:
         return self._fs.cat_file(self._path(key), start=-n)
@@ -253,6 +262,8 @@ class TileStore:
         ------
         FileExistsError
             If something else lies there.
+        ValueError
+            If the manifest is too long to be read again.
         OSError
             If it cannot be written.
         """
@@ -273,21 +284,28 @@ class TileStore:
             compressors=[Crc32cCodec()],
             attributes={"widelimit": {**manifest, "region": region}},
         )
+        content: bytes = held[_METADATA].to_bytes()
+        if len(content) > _MAX_METADATA:
+            raise ValueError(
+                f"a store must have at most {_MAX_METADATA:,} bytes of metadata, those of "
+                f"{objects.name} would take {len(content):,}: put fewer networks into one store"
+            )
+        made = cls._parse(objects, content)
         try:
-            objects.read(_METADATA)
+            objects.read(_METADATA, _MAX_METADATA)
         except FileNotFoundError:
-            pass
-        else:
-            raise FileExistsError(errno.EEXIST, "there is a Zarr array already", objects.name)
-        objects.write(_METADATA, held[_METADATA].to_bytes())
-        return cls.open(objects)
+            objects.write(_METADATA, content)
+            return made
+        raise FileExistsError(errno.EEXIST, "there is a Zarr array already", objects.name)
 
     def with_manifest(self, manifest: dict[str, Any]) -> TileStore:
         """Replace the manifest, and keep the tiles."""
-        metadata = json.loads(self.objects.read(_METADATA))
+        metadata = parse_json(self.objects.read(_METADATA, _MAX_METADATA), self.objects.name)
         metadata["attributes"]["widelimit"] = {**manifest, "region": self.region}
-        self.objects.write(_METADATA, json.dumps(metadata).encode())
-        return TileStore.open(self.objects)
+        content = json.dumps(metadata).encode()
+        made = TileStore._parse(self.objects, content)
+        self.objects.write(_METADATA, content)
+        return made
 
     @classmethod
     def open(cls, objects: Objects) -> TileStore:
@@ -301,15 +319,21 @@ class TileStore:
             If it is no store of tiles.
         """
         try:
-            text = objects.read(_METADATA)
+            with _refusing(objects):
+                content = objects.read(_METADATA, _MAX_METADATA)
         except FileNotFoundError:
             raise FileNotFoundError(
                 errno.ENOENT, "there is no matrix of widelimit", objects.name
             ) from None
-        try:
-            if len(text) > _MAX_METADATA:
-                raise ValueError(f"its metadata take {len(text)} bytes")
-            metadata = json.loads(text)
+        return cls._parse(objects, content)
+
+    @classmethod
+    def _parse(cls, objects: Objects, content: bytes) -> TileStore:
+        """Return the store that metadata describe."""
+        with _refusing(objects):
+            if len(content) > _MAX_METADATA:
+                raise ValueError(f"its metadata take {len(content):,} bytes")
+            metadata = parse_json(content, _METADATA)
             attributes = dict(metadata["attributes"]["widelimit"])
             region = attributes.pop("region")
             shape = tuple(metadata["shape"])
@@ -337,11 +361,9 @@ class TileStore:
                 or chunks[-1] ** 2 > 2**28
             ):
                 raise ValueError("shape, chunks, region or dtype are not those of tiles")
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise StoreError(
-                f"{objects.name} must be a matrix that widelimit wrote, it is not "
-                f"({type(error).__name__}: {str(error)[:300]}): give another path"
-            ) from error
+            rows, columns = (-(-size // chunks[-1]) for size in shape[-2:])
+            if math.prod(shape[:-2]) * rows * columns > _MAX_TILES:
+                raise ValueError(f"it has more than {_MAX_TILES:,} tiles: use larger ones")
         dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
         return cls(objects, shape, chunks[-1], dtype, region, attributes)
 
@@ -511,11 +533,13 @@ class TileStore:
     def _checked(self, key: Key, place: tuple[int, ...]) -> bytes:
         """Return the bytes of one tile of one matrix, of which the checksum is right."""
         try:
-            content = self.objects.read(_name(key, place))
+            content = self.objects.read(_name(key, place), self._chunk_bytes)
         except FileNotFoundError:
             raise StoreError(
                 f"tile {key} is not in {self.objects.name}: run the call that makes it again"
             ) from None
+        except ValueError:
+            content = b""
         if len(content) != self._chunk_bytes or _crc32c(content) != _CRC_RESIDUE:
             raise StoreError(
                 f"tile {key} of {self.objects.name} is damaged, its checksum is wrong: run the "
@@ -534,6 +558,11 @@ class TileStore:
                 "are kept: mend this, and run the same call again",
                 f"{self.objects.name}/{name}",
             ) from error
+
+
+def _refusing(objects: Objects) -> AbstractContextManager[None]:
+    expected = f"{objects.name} must be a matrix that widelimit wrote, it is not"
+    return refusing(expected, "give another path", StoreError)
 
 
 def _name(key: Key, place: tuple[int, ...]) -> str:

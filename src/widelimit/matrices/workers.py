@@ -7,10 +7,8 @@ in the store; a worker reads them once.
 from __future__ import annotations
 
 import errno
-import io
 import os
 import socket
-import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,22 +22,16 @@ from concurrent.futures import (
 )
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from widelimit.backends import BackendName, get_backend
-from widelimit.matrices.engine import Engine, Output, Samples
-from widelimit.matrices.inputs import number_samples
-from widelimit.matrices.manifest import Inputs, Maker, Manifest
+from widelimit.matrices.computation import Order, kept_engine
+from widelimit.matrices.manifest import Maker
 from widelimit.matrices.matrix import read_manifest
-from widelimit.matrices.store import Objects, StoreError, TileStore, open_objects
+from widelimit.matrices.sinks import Stored
+from widelimit.matrices.store import StoreError, TileStore, open_objects
 from widelimit.matrices.tiles import Key
-from widelimit.program import compile_networks
 
-__all__ = ["Computation", "Report", "Stored", "Task", "distribute", "put_inputs", "run_task"]
+__all__ = ["Report", "Task", "distribute", "run_task"]
 
 _ATTEMPTS = 3
 _PATIENCE = 600.0  # seconds without a report, at least, before a worker counts as hanging
@@ -55,7 +47,7 @@ class Task:
     backend: BackendName
     maker: Maker | None  # what has to compute them; None: any
     threads: int
-    cached: int
+    held: int  # blocks of profiles
     reuse: str | None  # the store of the first samples, whose pairs are read from there
 
 
@@ -69,100 +61,6 @@ class Report:
     seconds: float
 
 
-class Stored:
-    """Puts tiles into a store, and keeps their checksums: a sink of the engine.
-
-    Parameters
-    ----------
-    store : TileStore
-    manifest : Manifest
-    old : TileStore or None
-        The same matrices of the first samples: entries that are there are put into new tiles.
-    """
-
-    def __init__(self, store: TileStore, manifest: Manifest, old: TileStore | None) -> None:
-        self._store, self._old = store, old
-        self._matrices = (len(manifest.networks), len(manifest.kinds))
-        self.checksums: dict[Key, tuple[int, ...]] = {}
-
-    def begin(self, key: Key) -> Output:
-        """Return memory for a tile, with the entries that are known."""
-        rows, columns = (part.stop - part.start for part in self._store.grid.extent(key))
-        values = np.empty((*self._matrices, rows, columns), self._store.dtype)
-        if self._old is not None and max(key) < self._old.grid.shape[0]:
-            by_place = values.reshape(*self._old.shape[:-2], rows, columns)
-            for place in self._old.places:
-                known = self._old.read(key, place)
-                by_place[place][: known.shape[0], : known.shape[1]] = known
-        return values
-
-    def end(self, key: Key, values: Output) -> None:
-        """Write a tile."""
-        leading = self._store.shape[:-2]
-        self.checksums[key] = self._store.write(key, values.reshape(*leading, *values.shape[-2:]))
-
-
-class Computation:
-    """The inputs and programs of a store: makes the engine that computes its tiles."""
-
-    def __init__(
-        self, manifest: Manifest, x1: NDArray[Any], x2: NDArray[Any] | None, backend: BackendName
-    ) -> None:
-        self.manifest = manifest
-        self.backend = get_backend(backend)
-        self.programs = compile_networks(manifest.networks, x1.shape[1:], manifest.kinds)
-        left, right = number_samples(x1, x2)
-        self._left = Samples(x1, left)
-        self._right = None if x2 is None or right is None else Samples(x2, right)
-
-    def engine(self, store: TileStore, threads: int, cached: int, old: TileStore | None) -> Engine:
-        """Return an engine for the tiles of a store; one thread at a time may run it.
-
-        With `old`, for a sink that takes what is known from there.
-        """
-        sides = (self._left, self._right)
-        plan = (store.grid, self.manifest.dtype, threads, cached)
-        known = 0 if old is None else old.shape[-1]
-        return Engine(self.programs, self.backend, *sides, *plan, known)
-
-
-# ---------------------------------------------------------------- on a worker
-
-
-def put_inputs(objects: Objects, x1: NDArray[Any], x2: NDArray[Any] | None) -> None:
-    """Lay inputs beside the tiles, for workers."""
-    for name, values in (("x1", x1), ("x2", x2)):
-        if values is not None:
-            content = io.BytesIO()
-            np.lib.format.write_array(content, np.asarray(values), allow_pickle=False)
-            objects.write(f"inputs/{name}.npy", content.getvalue())
-
-
-def _get_inputs(objects: Objects, name: str, described: Inputs) -> NDArray[Any]:
-    content = objects.read(f"inputs/{name}.npy")
-    values: NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    if Inputs.of(values) != described:
-        raise StoreError(
-            f"{name} in {objects.name} is not what the store is the kernel of: run the call that "
-            "makes the store again, which writes its inputs anew"
-        )
-    return values
-
-
-@lru_cache(maxsize=1)
-def _computation(store: str, fingerprint: str, backend: BackendName) -> Computation:
-    """Read the inputs of a store, once in this process."""
-    tiles = TileStore.open(open_objects(store))
-    manifest = read_manifest(tiles)
-    x1 = _get_inputs(tiles.objects, "x1", manifest.x1)
-    x2 = None if manifest.x2 is None else _get_inputs(tiles.objects, "x2", manifest.x2)
-    return Computation(manifest, x1, x2, backend)
-
-
-_reading = threading.Lock()
-_engines = threading.local()  # an engine serves one thread at a time, and keeps profiles
-
-
 def run_task(task: Task) -> Report:
     """Compute the tiles of a task and write them to the store; runs in a worker.
 
@@ -173,11 +71,9 @@ def run_task(task: Task) -> Report:
     """
     start = time.monotonic()
     tiles = TileStore.open(open_objects(task.store))
-    fingerprint = read_manifest(tiles).fingerprint
-    with _reading:
-        computation = _computation(task.store, fingerprint, task.backend)
+    manifest = read_manifest(tiles)
     worker = f"process {os.getpid()} on {socket.gethostname()}"
-    maker = Maker.of(computation.backend)
+    maker = Maker.of(get_backend(task.backend))
     if task.maker not in (None, maker):
         raise ValueError(
             f"a worker ({worker}) has {maker}, the store is made by {task.maker}: set the "
@@ -185,13 +81,18 @@ def run_task(task: Task) -> Report:
             "allow tiles of several makers with allow_mixed=True"
         )
     old = None if task.reuse is None else TileStore.open(open_objects(task.reuse))
-    wanted = (task.store, fingerprint, task.backend, task.threads, task.cached, task.reuse)
-    engine: Engine | None = _engines.made.get(wanted) if hasattr(_engines, "made") else None
-    if engine is None:
-        engine = computation.engine(tiles, task.threads, task.cached, old)
-        _engines.made = {wanted: engine}
-    sink = Stored(tiles, computation.manifest, old)
-    with closing(engine.run(task.keys, sink)) as parts:
+    order = Order(
+        task.store,
+        manifest.fingerprint,
+        task.backend,
+        maker,
+        tiles.grid,
+        task.threads,
+        task.held,
+        0 if old is None else old.shape[-1],
+    )
+    sink = Stored(tiles, manifest, old)
+    with closing(kept_engine(order, tiles).run(task.keys, sink)) as parts:
         for _ in parts:
             pass
     return Report(worker, maker, sink.checksums, time.monotonic() - start)
@@ -233,59 +134,91 @@ def distribute(
     Exception
         That of a task which failed three times.
     """
-    left = dict.fromkeys(tasks, 0)  # failures of each
-    running: dict[Future[Report], Task] = {}
-    longest = 0.0
-    last = time.monotonic()
-    again = False
-    try:
-        for task in tasks:
-            running[executor.submit(run_task, task)] = task
-        while left:
-            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            for future in done:
-                task = running.pop(future)
-                if task not in left:
-                    continue  # another worker was quicker
-                error = _fault(future, task, store)
-                if error is None:
-                    del left[task]
-                    report = future.result()
-                    longest = max(longest, report.seconds)
-                    last, again = time.monotonic(), False
-                    finished(report)
-                    continue
-                left[task] += 1
-                if left[task] >= _ATTEMPTS or not _may_pass(error):
-                    raise error
-                _warn(f"tiles {_span(task)} failed ({error}) and are handed out again")
-                running[executor.submit(run_task, task)] = task
-            patience = max(_PATIENCE, _PATIENCE_FACTOR * longest) if timeout is None else timeout
-            if left and time.monotonic() - last > patience:
-                if again:
-                    raise TimeoutError(
-                        f"no worker has finished anything for {patience:.0f} s, twice; tiles "
-                        f"{', '.join(map(_span, list(left)[:5]))} are open: look at the workers, "
-                        "or raise timeout; the finished tiles are kept, run the same call again"
-                    )
-                _warn(
-                    f"no worker has finished anything for {patience:.0f} s: its tiles are "
-                    "handed out again"
-                )
-                for future, task in list(running.items()):
-                    if future.cancel():
-                        del running[future]
-                    if task in left:
-                        running[executor.submit(run_task, task)] = task
-                last, again = time.monotonic(), True
-    except BrokenExecutor as error:
+    return _Distribution(executor, tasks, store, timeout, finished).run()
+
+
+class _Distribution:
+    """Tasks on their way: which are open, which run where, and how long nothing has come back."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        tasks: Sequence[Task],
+        store: TileStore,
+        timeout: float | None,
+        finished: Callable[[Report], None],
+    ) -> None:
+        self._executor, self._store, self._timeout = executor, store, timeout
+        self._finished = finished
+        self._left = dict.fromkeys(tasks, 0)  # failures of each
+        self._running: dict[Future[Report], Task] = {}
+        self._longest = 0.0
+        self._last = time.monotonic()
+        self._again = False  # whether all that is open was handed out again since
+
+    def run(self) -> list[Task]:
+        """Hand tasks out until all are done, or the executor breaks; return what is left."""
+        try:
+            for task in self._left:
+                self._submit(task)
+            while self._left:
+                done, _ = wait(self._running, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._take(future, self._running.pop(future))
+                self._check_patience()
+        except BrokenExecutor as error:
+            _warn(
+                f"the executor lost a worker and stopped ({error}): the other tiles are computed "
+                "here"
+            )
+        finally:
+            for future in self._running:
+                future.cancel()
+        return list(self._left)
+
+    def _submit(self, task: Task) -> None:
+        self._running[self._executor.submit(run_task, task)] = task
+
+    def _take(self, future: Future[Report], task: Task) -> None:
+        """Take what came back of a task; hand it out again if that may help."""
+        if task not in self._left:
+            return  # another worker was quicker
+        error = _fault(future, task, self._store)
+        if error is None:
+            del self._left[task]
+            report = future.result()
+            self._longest = max(self._longest, report.seconds)
+            self._last, self._again = time.monotonic(), False
+            self._finished(report)
+            return
+        self._left[task] += 1
+        if self._left[task] >= _ATTEMPTS or not _may_pass(error):
+            raise error
+        _warn(f"tiles {_span(task)} failed ({error}) and are handed out again")
+        self._submit(task)
+
+    def _check_patience(self) -> None:
+        """Hand everything out again when nothing has come back for long; the next time give up."""
+        patience = self._timeout
+        if patience is None:
+            patience = max(_PATIENCE, _PATIENCE_FACTOR * self._longest)
+        if not self._left or time.monotonic() - self._last <= patience:
+            return
+        if self._again:
+            raise TimeoutError(
+                f"no worker has finished anything for {patience:.0f} s, twice; tiles "
+                f"{', '.join(map(_span, list(self._left)[:5]))} are open: look at the workers, or "
+                "raise timeout; the finished tiles are kept, run the same call again"
+            )
         _warn(
-            f"the executor lost a worker and stopped ({error}): the other tiles are computed here"
+            f"no worker has finished anything for {patience:.0f} s: its tiles are handed out again"
         )
-    finally:
-        for future in running:
-            future.cancel()
-    return list(left)
+        for future, task in list(self._running.items()):
+            if future.cancel():
+                del self._running[future]
+            if task in self._left:
+                self._submit(task)
+        self._last, self._again = time.monotonic(), True
 
 
 def _fault(future: Future[Report], task: Task, store: TileStore) -> BaseException | None:
@@ -326,4 +259,4 @@ def _span(task: Task) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warnings.warn(message, RuntimeWarning, stacklevel=6)

@@ -1,1 +1,1 @@
-"""Reports: a self-contained HTML page, tables and live bars in the terminal."""
+"""Reports: a self-contained HTML page, tables in the terminal."""

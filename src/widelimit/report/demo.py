@@ -1,4 +1,4 @@
-"""The demo: data in; live bars, a table in the terminal, a page and its record out."""
+"""The demo: data in; a table in the terminal, a page and its record out."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 from rich.console import Console
 
 from widelimit.data import Dataset, load_dataset
+from widelimit.display import Display, duration
 from widelimit.experiments import learning_curve
-from widelimit.experiments.learning_curve import CURVE_STAGE, METHODS, KernelFunction, Plan
+from widelimit.experiments.learning_curve import CURVE_STAGE, METHODS, Design, KernelFunction
 from widelimit.files import write_atomically
 from widelimit.report.page import render
-from widelimit.report.terminal import Bars, make_table, show_notes
+from widelimit.report.terminal import make_tables, show_notes
 
 __all__ = ["Demo"]
 
@@ -30,7 +31,7 @@ class Demo:
     Parameters
     ----------
     dataset : Dataset
-    plan : Plan
+    design : Design
         For this data set.
     folder : Path
         Where page and record go; exists and can be written to.
@@ -40,7 +41,7 @@ class Demo:
     """
 
     dataset: Dataset
-    plan: Plan
+    design: Design
     folder: Path
     minutes: float
     threads: int | None
@@ -57,7 +58,7 @@ class Demo:
         threads: int | None = None,
         quick: bool = False,
     ) -> Demo:
-        """Load the data, plan the run and make sure that the result can be written.
+        """Load the data, design the run and make sure that the result can be written.
 
         Parameters
         ----------
@@ -66,9 +67,9 @@ class Demo:
         out : str
             Folder for page and record; is made if it does not exist.
         draws, minutes : int, float, optional
-            As for `make_plan`. None: 5 and 2.5, or 2 and 0.05 if quick.
+            As for `make_design`. None: 5 and 2.5, or 2 and 0.05 if quick.
         seed : int
-            As for `make_plan`.
+            As for `make_design`.
         threads : int, optional
             None: one for each processor.
         quick : bool
@@ -87,7 +88,7 @@ class Demo:
         planned = minutes if minutes is not None else _QUICK_MINUTES if quick else _MINUTES
         count = draws if draws is not None else _QUICK_DRAWS if quick else _DRAWS
         dataset = load_dataset(data, seed=seed)
-        plan = learning_curve.make_plan(dataset, draws=count, seed=seed, minutes=planned)
+        design = learning_curve.make_design(dataset, draws=count, seed=seed, minutes=planned)
         folder = Path(out).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ class Demo:
                 f"--out must be a folder that can be written to, got {out!r} ({error.strerror}): "
                 "give another one"
             ) from error
-        return cls(dataset, plan, folder, planned, threads)
+        return cls(dataset, design, folder, planned, threads)
 
     def run(
         self,
@@ -133,25 +134,26 @@ class Demo:
             f"{self.dataset.name}: {n:,} images of {h} x {w} x {c}, "
             f"{self.dataset.n_classes} classes",
         )
-        seconds = learning_curve.estimate_seconds(self.dataset, self.plan, self.threads, kernel)
-        plan, seconds = self._fit_to_machine(seconds)
-        show_notes(console, plan.notes)
+        seconds = learning_curve.estimate_seconds(self.dataset, self.design, self.threads, kernel)
+        design, seconds = self._fit_to_machine(seconds)
+        show_notes(console, design.notes)
         _say(
             console,
-            f"CNTK-GAP: {plan.pairs:,} pairs of images, {plan.element_layers:.1e} element-layers "
-            f"in {plan.dtype}, about {_about(seconds)} on this machine",
+            f"CNTK-GAP: {design.pairs:,} pairs of images, {design.element_layers:.1e} "
+            f"element-layers in {design.dtype}, about {duration(seconds)} on this machine",
         )
         stages = [method.label for method in METHODS if method.network is not None]
-        with Bars(console, [*stages, CURVE_STAGE]) as bars:
+        with Display([*stages, CURVE_STAGE], console) as display:
             record = learning_curve.run(
                 self.dataset,
-                plan=plan,
+                design,
                 threads=self.threads,
-                progress=bars.update,
+                progress=display.show,
                 command=command,
                 kernel=kernel,
             )
-        console.print(make_table(record))
+        for table in make_tables(record, console):
+            console.print(table)
         for error in record.errors:
             _say(console, error)
 
@@ -160,30 +162,24 @@ class Demo:
         text = render(record, self.dataset, record_name=values.name)
         write_atomically(values, record.to_json())
         write_atomically(page, text)
-        _say(console, f"Report: {page}")
-        _say(console, f"Record: {values}")
+        _say(console, f"Report: {page}", wrap=False)
+        _say(console, f"Record: {values}", wrap=False)
         return page
 
-    def _fit_to_machine(self, seconds: float) -> tuple[Plan, float]:
+    def _fit_to_machine(self, seconds: float) -> tuple[Design, float]:
         """Fall back on float32 where float64 would take much longer than planned."""
-        if self.plan.dtype == "float32" or seconds <= 40.0 * self.minutes:
-            return self.plan, seconds
+        if self.design.dtype == "float32" or seconds <= 40.0 * self.minutes:
+            return self.design, seconds
         note = (
-            f"CNTK-GAP is computed in float32: in float64 it would take {_about(seconds)} on this "
-            "machine."
+            "CNTK-GAP is computed in float32: in float64 it would take "
+            f"{duration(seconds)} on this machine."
         )
-        return replace(self.plan, dtype="float32", notes=(*self.plan.notes, note)), seconds / 3
+        return replace(self.design, dtype="float32", notes=(*self.design.notes, note)), seconds / 3
 
 
-def _say(console: Console, text: str) -> None:
-    """Print a line as it is: no markup, no colours for numbers, no line breaks within a path."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _about(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.1f} min"
+def _say(console: Console, text: str, *, wrap: bool = True) -> None:
+    """Print a text as it is: no markup, no colours for numbers; a path is not broken in lines."""
+    console.print(text, markup=False, highlight=False, soft_wrap=not wrap)
 
 
 def _slug(name: str) -> str:

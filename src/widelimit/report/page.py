@@ -13,9 +13,10 @@ from importlib import resources
 import numpy as np
 
 from widelimit.data.dataset import Dataset
-from widelimit.experiments.images import take
-from widelimit.experiments.plan import shrink_images
-from widelimit.experiments.record import HardImage, Kernel, Point, Record
+from widelimit.display import duration
+from widelimit.experiments.design import shrink_images
+from widelimit.experiments.record import ComputedKernel, HardImage, Point, Record
+from widelimit.experiments.sets import take
 from widelimit.report.chart import draw_curves, draw_key, name_size
 from widelimit.report.pictures import to_data_uri
 
@@ -119,7 +120,7 @@ def _tiles(record: Record) -> str:
     tiles.append(
         _tile(
             f"{_compact(kernel.pairs)}",
-            f"exact kernel values in {_duration(kernel.seconds)}",
+            f"exact kernel values in {duration(kernel.seconds)}",
             f"CNTK-GAP, {kernel.dtype}",
         )
     )
@@ -345,7 +346,7 @@ def _making(record: Record, record_name: str) -> str:
             (record.curve(entry.method).label, escape(_describe_kernel(entry)))
             for entry in record.kernels
         ),
-        ("Time", escape(", ".join(f"{k} {_duration(v)}" for k, v in times))),
+        ("Time", escape(", ".join(f"{k} {duration(v)}" for k, v in times))),
     ]
     if record_name:
         rows.append(("Record", f"<code>{escape(record_name)}</code>, beside this page"))
@@ -368,9 +369,9 @@ def _describe_images(record: Record) -> str:
     )
 
 
-def _describe_kernel(kernel: Kernel) -> str:
+def _describe_kernel(kernel: ComputedKernel) -> str:
     cost = f", {kernel.element_layers:.2e} element-layers" if kernel.element_layers else ""
-    return f"{kernel.pairs:,} pairs{cost}, {kernel.dtype}, {_duration(kernel.seconds)}"
+    return f"{kernel.pairs:,} pairs{cost}, {kernel.dtype}, {duration(kernel.seconds)}"
 
 
 def _signed(value: float) -> str:
@@ -382,11 +383,3 @@ def _compact(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g}<i>{unit}</i>"
     return str(count)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min"

@@ -1,30 +1,57 @@
-"""BLAS and LAPACK on row-first tiles, in place, without the lock of the interpreter.
+"""BLAS and LAPACK on row-first arrays, in place, without the lock of the interpreter.
 
 SciPy's own wrappers keep the lock while they work, so that tiles could neither be computed side by
-side nor read meanwhile. These call the same routines, of SciPy's documented interface for other
-languages (`scipy.linalg.cython_blas`), through ctypes.
+side nor read meanwhile, and Ctrl-C waits for them. These call the same routines, of SciPy's
+documented interface for other languages (`scipy.linalg.cython_blas`), through ctypes. What may take
+long runs on a thread of its own, while the main thread waits for Ctrl-C as well.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.machine import blas_on_one_thread, default_threads
 
-__all__ = ["Arithmetic", "Crew", "factor_in_place"]
+__all__ = ["Arithmetic", "Crew", "factor_in_place", "run_interruptibly"]
 
 _BLOCK = 1024
+_PATIENCE = 0.1  # seconds after which Ctrl-C is looked for, at the latest
 
 _Array = NDArray[Any]
+_Result = TypeVar("_Result")
+
+
+def run_interruptibly(work: Callable[[], _Result]) -> _Result:
+    """Do work that cannot be stopped, and let KeyboardInterrupt through meanwhile.
+
+    An interrupted call leaves the work behind: it ends by itself, on a thread that does not keep
+    the process alive, in arrays that nobody looks at any more. Signals reach the main thread only:
+    on another one this is ``work()``.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    future: Future[_Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="widelimit-lapack", daemon=True).start()
+    while not future.done():  # a signal just before a wait does not end it
+        wait([future], _PATIENCE)
+    return future.result()
 
 
 @cache
@@ -56,6 +83,11 @@ def _pitch(array: _Array) -> Any:
     return _int(max(1, array.shape[1], array.strides[0] // array.itemsize))
 
 
+def _address(array: _Array) -> Any:
+    """Return a pointer that keeps the array alive: work that is left behind still writes to it."""
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
 def _char(value: bytes) -> Any:
     return ctypes.byref(ctypes.c_char(value))
 
@@ -81,7 +113,7 @@ class Arithmetic:
         apart = array.shape[1] > 1 and array.strides[1] != array.itemsize
         if array.dtype != self.dtype or apart:
             raise ValueError(f"an array must have rows of {self.dtype}, got {array.dtype}")
-        return ctypes.c_void_p(array.ctypes.data)
+        return _address(array)
 
     def subtract_product(self, c: _Array, a: _Array, b: _Array, *, transposed: bool = True) -> None:
         """C -= A B^T, or A B if not `transposed`."""
@@ -163,6 +195,114 @@ class Arithmetic:
             a[np.triu_indices(len(a), 1)] = 0
         return info.value
 
+    # What follows may take long: it lets KeyboardInterrupt through.
+
+    def _run(self, name: str, *arguments: Any) -> None:
+        run_interruptibly(partial(self._call, name, *arguments))
+
+    def solve_factored(self, triangle: _Array, y: _Array) -> _Array:
+        """Return ``(L L^T)^-1 y`` for L in the lower triangle of an array, y (n, m)."""
+        x = np.array(y, self.dtype, order="F")
+        info = ctypes.c_int(0)
+        self._run(
+            "potrs",
+            _char(b"U"),
+            _int(len(x)),
+            _int(x.shape[1]),
+            self._pointer(triangle),
+            _pitch(triangle),
+            self._pointer(x.T),
+            _int(len(x)),
+            ctypes.byref(info),
+        )
+        return x
+
+    def invert_triangle(self, triangle: _Array) -> None:
+        """L := L^-1 in the lower triangle of an array; the upper one is left alone."""
+        info = ctypes.c_int(0)
+        self._run(
+            "trtri",
+            _char(b"U"),
+            _char(b"N"),
+            _int(len(triangle)),
+            self._pointer(triangle),
+            _pitch(triangle),
+            ctypes.byref(info),
+        )
+
+    def multiply_symmetric(self, a: _Array, v: _Array) -> _Array:
+        """Return A v for a symmetric A that is given by its upper triangle, v (n, m)."""
+        right = np.asfortranarray(v, self.dtype)
+        out = np.zeros(right.shape, self.dtype, order="F")
+        self._run(
+            "symm",
+            _char(b"L"),
+            _char(b"L"),
+            _int(len(right)),
+            _int(right.shape[1]),
+            self._scalar(1.0),
+            self._pointer(a),
+            _pitch(a),
+            self._pointer(right.T),
+            _int(len(right)),
+            self._scalar(0.0),
+            self._pointer(out.T),
+            _int(len(out)),
+        )
+        return out
+
+    def reciprocal_condition(self, triangle: _Array, norm: float) -> float:
+        """Estimate ``1 / (|A|_1 |A^-1|_1)`` for ``A = L L^T`` and its norm."""
+        n = len(triangle)
+        work, counts = np.empty(3 * n, self.dtype), np.empty(n, np.intc)
+        found, info = self._scalar(0.0), ctypes.c_int(0)
+        self._run(
+            "pocon",
+            _char(b"U"),
+            _int(n),
+            self._pointer(triangle),
+            _pitch(triangle),
+            self._scalar(norm),
+            found,
+            _address(work),
+            _address(counts),
+            ctypes.byref(info),
+        )
+        return float(found._obj.value)
+
+    def eigenvectors(self, a: _Array) -> tuple[_Array, _Array]:
+        """Return the eigenvalues, ascending, and eigenvectors U (n, n) of ``A = U diag(s) U^T``.
+
+        A is given by its upper triangle, and destroyed. Raises `numpy.linalg.LinAlgError` if
+        LAPACK's divide and conquer does not converge.
+        """
+        n = len(a)
+        values, info = np.empty(n, self.dtype), ctypes.c_int(0)
+
+        def call(work: _Array, integers: _Array, sizes: tuple[int, int]) -> None:
+            self._run(
+                "syevd",
+                _char(b"V"),
+                _char(b"L"),
+                _int(n),
+                self._pointer(a),
+                _pitch(a),
+                _address(values),
+                _address(work),
+                _int(sizes[0]),
+                _address(integers),
+                _int(sizes[1]),
+                ctypes.byref(info),
+            )
+
+        work, integers = np.zeros(1, self.dtype), np.zeros(1, np.intc)
+        call(work, integers, (-1, -1))  # asks for the sizes
+        sizes = int(work[0]), int(integers[0])
+        call(np.empty(sizes[0], self.dtype), np.empty(sizes[1], np.intc), sizes)
+        if info.value:
+            raise np.linalg.LinAlgError(f"LAPACK found no eigenvectors (info = {info.value})")
+        return values, a.T
+
 
 class Crew:
     """Threads that each run BLAS on one thread of its own: no bit depends on how many there are."""
@@ -177,8 +317,10 @@ class Crew:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._alone.__exit__(None, None, None)
+        try:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        finally:  # also after Ctrl-C while threads are waited for
+            self._alone.__exit__(None, None, None)
 
     def run(self, tasks: Iterable[Callable[[], Any]]) -> None:
         """Run tasks that do not depend on one another, and wait for all."""

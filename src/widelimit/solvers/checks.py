@@ -11,13 +11,27 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
 from widelimit.solvers.matrix import as_matrix
+from widelimit.solvers.solution import Unavailable
 
-__all__ = ["check_gram", "check_ridge", "check_targets", "check_weights", "epsilon"]
+__all__ = [
+    "check_absolute",
+    "check_gram",
+    "check_ridge",
+    "check_targets",
+    "check_weights",
+    "epsilon",
+    "refuse_weights",
+    "relative_norm",
+]
 
 # Rows looked at together: the temporary arrays hold this many rows of k in float64.
 _BLOCK_ROWS = 128
 # |k - k.T| up to this many roundings of max |k| is arithmetic, say of x @ z.T; more is a mistake.
 _MAX_ASYMMETRY = 1000
+# Sizes of targets, and of the diagonal with its ridge: squares, and their sums, are numbers then.
+_SMALLEST_TARGET, _LARGEST_TARGET = 1e-100, 1e100
+_LARGEST_RIDGE = 1e100  # relative
+_LARGEST_ABSOLUTE = {"float64": 1e150, "float32": 1e30}
 
 
 def epsilon(dtype: np.dtype[Any]) -> float:
@@ -31,7 +45,7 @@ def check_ridge(ridge: object) -> float:
     Raises
     ------
     TypeError, ValueError
-        If it is not a number, or is negative, infinite or NaN.
+        If it is not a number, or is negative, above 1e100, or NaN.
     """
     if isinstance(ridge, bool) or not isinstance(ridge, Real):
         raise TypeError(f"ridge must be a number, got {ridge!r} ({type(ridge).__name__})")
@@ -40,7 +54,44 @@ def check_ridge(ridge: object) -> float:
             f"ridge must be finite and >= 0, got {ridge!r}: it is relative, it multiplies "
             "trace(k)/n; use 0 for none, or a small number such as 1e-6"
         )
+    if float(ridge) > _LARGEST_RIDGE:
+        raise ValueError(
+            f"ridge must be at most {_LARGEST_RIDGE:g}, got {ridge!r}: it is relative, it "
+            "multiplies trace(k)/n; ridge=1e6 leaves next to nothing to learn already"
+        )
     return float(ridge)
+
+
+def check_absolute(
+    ridge: float, mean: float, weights: FloatArray | None = None, dtype: str = "float64"
+) -> float:
+    """Return the absolute ridge of a relative one.
+
+    Parameters
+    ----------
+    ridge : float
+        Relative, from `check_ridge`.
+    mean : float
+        What it multiplies.
+    weights : ndarray or None
+        Of the samples.
+    dtype : {"float64", "float32"}
+        Of the arithmetic.
+
+    Raises
+    ------
+    ValueError
+        If it is too large to calculate with.
+    """
+    absolute, limit = ridge * mean, _LARGEST_ABSOLUTE[dtype]
+    added = absolute / (1.0 if weights is None else float(weights.min()))
+    if not abs(added) <= limit:
+        raise ValueError(
+            f"ridge={ridge:g} must add at most {limit:g} to the diagonal of k, got {added:g}: it "
+            f"multiplies trace(k)/n = {mean:g}, and is divided by the weights of samples; give a "
+            "smaller ridge, or scale k or the weights"
+        )
+    return absolute
 
 
 def check_targets(y: ArrayLike, n: int) -> FloatArray:
@@ -49,7 +100,8 @@ def check_targets(y: ArrayLike, n: int) -> FloatArray:
     Raises
     ------
     TypeError, ValueError
-        If y is not real, is not (n,) or (n, targets) with targets >= 1, or is not finite.
+        If y is not real, is not (n,) or (n, targets) with targets >= 1, is not finite, or a
+        column that is not all 0 has its largest entry beyond 1e-100 to 1e100.
     """
     array = _real_array("y", y)
     if array.ndim not in (1, 2) or array.shape[0] != n or array.size == 0:
@@ -62,7 +114,16 @@ def check_targets(y: ArrayLike, n: int) -> FloatArray:
         raise ValueError(
             f"y must be finite, got NaN or infinity first in row {row}: drop or mend such samples"
         )
-    return np.array(array.reshape(n, -1), dtype=np.float64, order="F")
+    targets = np.array(array.reshape(n, -1), dtype=np.float64, order="F")
+    sizes = np.abs(targets).max(axis=0)
+    wrong = (sizes > _LARGEST_TARGET) | ((sizes < _SMALLEST_TARGET) & (sizes != 0))
+    if wrong.any():
+        column = int(np.argmax(wrong))
+        raise ValueError(
+            f"y must be 0, or {_SMALLEST_TARGET:g} to {_LARGEST_TARGET:g} in size, so that its "
+            f"squares are numbers, got up to {sizes[column]:g} in column {column}: divide y by that"
+        )
+    return targets
 
 
 def check_weights(weights: FloatArray | None, n: int) -> FloatArray:
@@ -82,6 +143,27 @@ def check_weights(weights: FloatArray | None, n: int) -> FloatArray:
             f"{values.min(initial=np.inf):g}: leave samples of weight 0 out"
         )
     return values
+
+
+def relative_norm(residual: FloatArray, targets: FloatArray) -> float:
+    """Return ``|residual| / |targets|`` in the Frobenius norm, 0 if the targets are."""
+    size = float(np.linalg.norm(targets))
+    return float(np.linalg.norm(residual)) / size if size else 0.0
+
+
+def refuse_weights(weights: FloatArray | None, ridge: float) -> None:
+    """Refuse weights of a matrix that is not in memory; without a ridge they make no difference.
+
+    Raises
+    ------
+    Unavailable
+        If there is a ridge, and a weight that is not 1.
+    """
+    if ridge != 0 and weights is not None and not np.all(weights == 1):
+        raise Unavailable(
+            "sample weights (and samples that occur more than once, which weigh more) need the "
+            "kernel in memory: remove repeated samples and weights, use ridge=0, or raise memory"
+        )
 
 
 def check_gram(k: ArrayLike) -> tuple[NDArray[Any], FloatArray]:

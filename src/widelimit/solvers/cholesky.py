@@ -9,35 +9,40 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import blas, lapack  # pyright: ignore[reportMissingTypeStubs]
+from scipy.linalg import blas  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
 from widelimit.solvers.blas import Arithmetic, factor_in_place
 from widelimit.solvers.checks import (
+    check_absolute,
     check_gram,
     check_ridge,
     check_targets,
     check_weights,
     epsilon,
+    relative_norm,
 )
 from widelimit.solvers.matrix import Matrix, as_matrix, load
-from widelimit.solvers.solution import Solution, Statistics, Status, failed
+from widelimit.solvers.solution import (
+    Method,
+    Solution,
+    Statistics,
+    Status,
+    Unavailable,
+    failed,
+)
+from widelimit.solvers.spectrum import Spectrum
 
 __all__ = [
     "CholeskyFactor",
     "column_squares",
-    "factor_and_solve",
     "is_definite",
     "solve_cholesky",
 ]
 
-# scipy has no type stubs, and its LAPACK and BLAS wrappers are compiled: the types are given here.
-_lapack, _blas = cast("Any", lapack), cast("Any", blas)
-_dpotrs: Callable[..., tuple[FloatArray, int]] = _lapack.dpotrs
-_dpocon: Callable[..., tuple[float, int]] = _lapack.dpocon
-_dtrtri: Callable[..., tuple[FloatArray, int]] = _lapack.dtrtri
-_dsymm: Callable[..., FloatArray] = _blas.dsymm
-_dtrsv: Callable[..., FloatArray] = _blas.dtrsv
+# scipy has no type stubs, and its BLAS wrappers are compiled: the type is given here.
+_dtrsv: Callable[..., FloatArray] = cast("Any", blas).dtrsv
+_ARITHMETIC = Arithmetic(np.dtype(np.float64))
 
 _EPSILON = 2.0**-52
 _BLOCK_ROWS = 128
@@ -53,7 +58,7 @@ _MAX_ROUNDING_PIVOT = 1e-3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CholeskyFactor:
-    """The factor of ``A = k + diag(noise) = L L^T`` and k itself, in one square.
+    """`Factor` in memory: ``A = k + r W^-1 = L L^T`` and k itself, in one square.
 
     Parameters
     ----------
@@ -61,30 +66,52 @@ class CholeskyFactor:
         L in the lower triangle, k above the diagonal.
     diagonal : ndarray of float64, shape (n,)
         Of k.
-    noise : ndarray of float64, shape (n,)
-        What was added to it.
+    weights : ndarray of float64, shape (n,)
+        Of the samples.
+    ridge, ridge_absolute : float
+        Relative, and r.
     """
 
     square: FloatArray
     diagonal: FloatArray
-    noise: FloatArray
+    weights: FloatArray
+    ridge: float
+    ridge_absolute: float
+
+    @property
+    def method(self) -> Method:
+        """``"cholesky"``."""
+        return "cholesky"
 
     @property
     def n(self) -> int:
         """Number of samples."""
         return len(self.square)
 
+    @property
+    def time(self) -> float:
+        """The end of training."""
+        return np.inf
+
+    @property
+    def location(self) -> None:
+        """In memory."""
+        return None
+
+    @property
+    def noise(self) -> FloatArray:
+        """What is added to the diagonal of k, (n,)."""
+        return self.ridge_absolute / self.weights
+
     def solve(self, y: FloatArray) -> FloatArray:
         """Return ``A^-1 y``, (n, m), in ``2 n^2 m`` flops."""
-        # LAPACK wants columns first. The transpose is just that, and is a view.
-        return _dpotrs(self.square.T, y, lower=0)[0]
+        return _ARITHMETIC.solve_factored(self.square, y)
 
     def solution(
         self,
+        k: Matrix,
         y: ArrayLike,
-        ridge: float,
-        ridge_absolute: float,
-        dtype: np.dtype[Any],
+        *,
         norm: float | None = None,
         start: float | None = None,
     ) -> Solution:
@@ -92,11 +119,9 @@ class CholeskyFactor:
 
         Parameters
         ----------
+        k : matrix of shape (n, n)
+            Only its dtype is looked at.
         y : array-like of shape (n,) or (n, targets)
-        ridge, ridge_absolute : float
-            That are in the factor.
-        dtype : dtype
-            In which the entries of k were given.
         norm : float or None
             Largest sum of ``|A|`` over a row; None: it is computed.
         start : float or None
@@ -112,31 +137,45 @@ class CholeskyFactor:
             view[:] = self.diagonal + self.noise
             if norm is None:
                 norm = float(_row_sums(square).max())
-            residual = targets - _dsymm(1.0, square.T, value, lower=1)
+            residual = targets - _ARITHMETIC.multiply_symmetric(square, value)
         finally:
             view[:] = roots
-        rcond, _ = _dpocon(square.T, norm, uplo="U")
-        size = float(np.linalg.norm(targets))
+        rcond = _ARITHMETIC.reciprocal_condition(square, norm)
         # rcond * norm = 1 / |A^-1|_1, at most the smallest eigenvalue; independent roundings of
         # the entries of k are a matrix of norm sqrt(n) eps trace(k)/n, up to a small factor.
-        uncertain = n**0.5 * epsilon(dtype) * float(self.diagonal.mean())
+        uncertain = n**0.5 * epsilon(k.dtype) * float(self.diagonal.mean())
         return Solution(
             value=value.reshape(np.shape(y)),
             status=Status.ILL_CONDITIONED if rcond * norm < uncertain else Status.SOLVED,
             statistics=Statistics(
                 n=n,
-                ridge=ridge,
-                ridge_absolute=ridge_absolute,
-                residual_norm=float(np.linalg.norm(residual)) / size if size else 0.0,
-                reciprocal_condition=float(rcond),
+                ridge=self.ridge,
+                ridge_absolute=self.ridge_absolute,
+                residual_norm=relative_norm(residual, targets),
+                reciprocal_condition=rcond,
                 seconds=time.perf_counter() - begun,
             ),
+            factor=self,
         )
+
+    def multiply(self, v: FloatArray) -> FloatArray:
+        """Return ``A v``."""
+        return self.multiply_gram(v) + self.noise[:, None] * v
+
+    def multiply_gram(self, v: FloatArray) -> FloatArray:
+        """Return ``k v``."""
+        out = self.diagonal[:, None] * v
+        for start in range(0, self.n, _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            block = np.triu(self.square[rows, start:], 1)
+            out[rows] += block @ v[start:]
+            out[start:] += block.T @ v[rows]
+        return out
 
     def inverse_diagonal(self) -> FloatArray:
         """Return the diagonal of ``A^-1``, (n,): ``n^3/3`` flops, and a copy of the square."""
         inverse = self.square.copy()
-        _dtrtri(inverse.T, lower=0, overwrite_c=1)
+        _ARITHMETIC.invert_triangle(inverse)
         return column_squares(inverse)
 
     def log_determinant(self) -> float:
@@ -150,46 +189,55 @@ class CholeskyFactor:
         k.reshape(-1)[:: self.n + 1] = self.diagonal
         return k
 
-    def extended(
-        self, columns: NDArray[Any], corner: NDArray[Any], noise: FloatArray
-    ) -> CholeskyFactor | None:
-        """Return the factor for more samples, computing its new rows only.
+    def left_out(self, y: FloatArray, value: FloatArray | None = None) -> FloatArray:
+        """Return what all other samples predict for each: `inverse_diagonal`, and the value."""
+        solved = self.solve(y) if value is None else value
+        return y - solved / self.inverse_diagonal()[:, None]
 
-        Parameters
-        ----------
-        columns : ndarray of shape (n, m)
-            The kernel between old and new samples.
-        corner : ndarray of shape (m, m)
-            That of the new samples.
-        noise : ndarray of shape (m,)
-            What is added to the diagonal of the corner.
+    def spectrum(self) -> Spectrum:
+        """Return the eigenvectors, in ``9 n^3`` flops."""
+        return Spectrum.of(self.gram(), self.weights)
 
-        Returns
-        -------
-        CholeskyFactor or None
-            None if the whole is not positive definite to rounding. Cost: ``n^2 m + n m^2`` flops,
-            and a copy of the square.
+    def described(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return facts and arrays."""
+        arrays: dict[str, NDArray[Any]] = {
+            "factor_square": self.square,
+            "factor_diagonal": self.diagonal,
+        }
+        return {"kind": self.method}, arrays
+
+    def extended(self, k: Matrix, weights: FloatArray | None = None) -> CholeskyFactor:
+        """Return the factor of more samples, of which the new rows are computed only.
+
+        For p new ones ``n^2 p + n p^2`` flops, and a copy of the square.
         """
-        n, size = self.n, self.n + len(corner)
+        n, size = self.n, k.shape[0]
+        shares = check_weights(weights, size)
+        full_noise = self.ridge_absolute / shares
+        if not np.array_equal(full_noise[:n], self.noise):
+            raise Unavailable(
+                "a new copy of an old sample, or another weight, changes what the ridge adds to "
+                "the old part of a factor: solve all of k again"
+            )
+        columns, corner = k[:n, n:], k[n:, n:]
         square = np.empty((size, size))
         square[:n, :n] = self.square
         square[:n, n:] = columns
         diagonal = np.concatenate([self.diagonal, corner.diagonal()])
-        full_noise = np.concatenate([self.noise, noise])
         rows = square[n:, :n]
         rows[...] = np.transpose(columns)
-        arithmetic = Arithmetic(square.dtype)
-        arithmetic.divide(rows, square[:n, :n])
+        _ARITHMETIC.divide(rows, square[:n, :n])
         triangle = np.array(corner, np.float64, order="C")
-        triangle[np.diag_indices(len(corner))] += noise
-        arithmetic.subtract_square(triangle, rows)
-        if factor_in_place(triangle) != 0:
-            return None
+        triangle[np.diag_indices(len(corner))] += full_noise[n:]
+        _ARITHMETIC.subtract_square(triangle, rows)
+        found = factor_in_place(triangle)
         square[n:, n:] = np.tril(triangle) + np.triu(corner, 1)
         entries = diagonal + full_noise
-        if not is_definite(square.diagonal() ** 2 / entries):
-            return None
-        return CholeskyFactor(square, diagonal, full_noise)
+        if found != 0 or not is_definite(square.diagonal() ** 2 / entries):
+            raise np.linalg.LinAlgError("k with the new samples is not positive definite")
+        mean = float(np.average(diagonal, weights=shares))
+        ridge = self.ridge_absolute / mean if self.ridge_absolute else 0.0
+        return CholeskyFactor(square, diagonal, shares, ridge, self.ridge_absolute)
 
 
 def _row_sums(square: FloatArray) -> FloatArray:
@@ -215,13 +263,18 @@ def column_squares(triangle: NDArray[Any]) -> FloatArray:
 
 
 def solve_cholesky(
-    k: ArrayLike | Matrix, y: ArrayLike, ridge: float = 0.0, *, overwrite_k: bool = False
+    k: ArrayLike | Matrix,
+    y: ArrayLike,
+    ridge: float = 0.0,
+    *,
+    weights: FloatArray | None = None,
+    overwrite_k: bool = False,
 ) -> Solution:
     """Solve ``(k + ridge trace(k)/n I) a = y`` by a Cholesky factorisation in float64.
 
     The ridge is relative: it multiplies ``trace(k)/n``, the mean of the diagonal of k. Nothing is
     repaired: the ridge used is the ridge asked for, and a k that is not positive definite with
-    it has no solution. ridge = 0 is the kernel regression of the paper (Section 3, Eq. 8).
+    it has no solution. ridge = 0 is the kernel regression of the paper (Section 3, Eq. 5).
 
     Parameters
     ----------
@@ -231,15 +284,18 @@ def solve_cholesky(
         Targets, finite real numbers.
     ridge : float
         Relative ridge, finite and >= 0.
+    weights : ndarray of shape (n,) or None
+        Of the samples, above 0. A sample of weight w counts as w equal ones: the ridge is
+        ``ridge sum(w_i k_ii) / sum(w)``, and what is added to the diagonal is that divided by w_i.
     overwrite_k : bool
         Whether k may serve as the workspace. If it is a contiguous, writeable array of float64,
-        no copy is made and **its contents are destroyed**, also when an error is raised because
-        k is not positive definite. Any other k is copied and left alone.
+        no copy is made, **its contents are destroyed**, also when there is no solution or the work
+        is interrupted, and the factor lies in it. Any other k is copied and left alone.
 
     Returns
     -------
     Solution
-        ``value`` (float64, shape of y), ``status`` and ``statistics``. The status is
+        ``value`` (float64, shape of y), ``status``, ``statistics`` and ``factor``. The status is
         ``Status.ILL_CONDITIONED`` if ``1 / |A^-1|_1 < sqrt(n) eps trace(k)/n`` by estimate, where
         A is k with the ridge: its smallest eigenvalue is then no larger than the effect of
         rounding the entries of k to their dtype, eps = 1.2e-7 for float32, 2.2e-16 for float64.
@@ -261,36 +317,10 @@ def solve_cholesky(
     workspace becomes the factor and the other keeps k, so that the residual needs no second copy.
     Finding a ridge that is enough takes a factorisation for each that is tried, mostly one.
     """
-    return factor_and_solve(k, y, ridge, overwrite_k=overwrite_k)[0]
-
-
-def factor_and_solve(
-    k: ArrayLike | Matrix,
-    y: ArrayLike,
-    ridge: float = 0.0,
-    *,
-    weights: FloatArray | None = None,
-    overwrite_k: bool = False,
-) -> tuple[Solution, CholeskyFactor | None]:
-    """Solve as `solve_cholesky` does, with weights of samples, and return the factor, too.
-
-    Parameters
-    ----------
-    k, y, ridge, overwrite_k
-        As for `solve_cholesky`.
-    weights : ndarray of shape (n,) or None
-        Positive. A sample of weight w counts as w equal ones: the ridge is ``ridge sum(w_i k_ii) /
-        sum(w)``, and what is added to the diagonal is that divided by w_i.
-
-    Returns
-    -------
-    Solution, CholeskyFactor or None
-        None if there is no solution.
-    """
     start = time.perf_counter()
-    dtype = as_matrix(k).dtype
+    given = as_matrix(k)
     if hasattr(k, "tile"):  # stored: read into the buffer that becomes the factor
-        k, overwrite_k = load(as_matrix(k), "float64"), True
+        k, overwrite_k = load(given, "float64"), True
     matrix, row_sums = check_gram(cast("ArrayLike", k))
     n = matrix.shape[0]
     check_targets(y, n)
@@ -301,7 +331,7 @@ def factor_and_solve(
     # A view: the diagonal is changed in place, there is no k + ridge * eye(n).
     diagonal_view = work.reshape(-1)[:: n + 1]
     mean_diagonal = float(np.average(diagonal_view, weights=shares))
-    ridge_absolute = relative * mean_diagonal
+    ridge_absolute = check_absolute(relative, mean_diagonal, shares)
     own = diagonal_view.copy()
     row_sums -= np.abs(own)
     noise = ridge_absolute / shares
@@ -318,13 +348,13 @@ def factor_and_solve(
         if not is_definite(pivots):
             weakest = int(pivots.argmin())
     if weakest >= 0:
-        why = _explain_pivot(work, diagonal, weakest, mean_diagonal, relative, dtype)
+        why = _explain_pivot(work, diagonal, weakest, mean_diagonal, relative, given.dtype)
         enough = _find_ridge(work, own, mean_diagonal / shares, relative)
         message = why.replace(_ENOUGH, enough)
         seconds = time.perf_counter() - start
-        return failed(y, relative, ridge_absolute, message, seconds), None
-    factor = CholeskyFactor(work, own, noise)
-    return factor.solution(y, relative, ridge_absolute, dtype, norm, start), factor
+        return failed(y, relative, ridge_absolute, message, seconds)
+    factor = CholeskyFactor(work, own, shares, relative, ridge_absolute)
+    return factor.solution(given, y, norm=norm, start=start)
 
 
 def _workspace(matrix: NDArray[Any], overwrite: bool) -> FloatArray:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +24,18 @@ from numpy.typing import ArrayLike
 from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
-from widelimit.files import write_atomically
+from widelimit.display import shown
+from widelimit.files import make_folder, write_atomically
 from widelimit.machine import remaining
-from widelimit.solvers.checks import check_ridge, check_targets
+from widelimit.reading import open_arrays, refusing
+from widelimit.solvers.checks import (
+    check_absolute,
+    check_ridge,
+    check_targets,
+    check_weights,
+    refuse_weights,
+    relative_norm,
+)
 from widelimit.solvers.matrix import (
     Matrix,
     as_matrix,
@@ -37,7 +46,7 @@ from widelimit.solvers.matrix import (
 )
 from widelimit.solvers.solution import Solution, Statistics, Status, failed
 
-__all__ = ["Convergence", "solve_conjugate"]
+__all__ = ["Convergence", "preconditioner_rank", "solve_conjugate"]
 
 _PASSES = 4  # over k, for the preconditioner: its pivots are drawn in so many blocks
 _CHECKPOINT_SECONDS = 30.0
@@ -91,6 +100,7 @@ def solve_conjugate(
     y: ArrayLike,
     ridge: float = 0.0,
     *,
+    weights: FloatArray | None = None,
     tolerance: float = 1e-8,
     max_iterations: int = 500,
     rank: int | None = None,
@@ -108,6 +118,9 @@ def solve_conjugate(
     ----------
     k, y, ridge
         As for `solve_cholesky`. Of a stored matrix every tile is read once an iteration.
+    weights : ndarray of shape (n,) or None
+        As for `solve_cholesky`; with a ridge for matrices in memory only, of which a weighed copy
+        is made.
     tolerance : float
         Largest relative residual of a target at which to stop, 1e-14 to 1.
     max_iterations : int
@@ -119,17 +132,17 @@ def solve_conjugate(
         A folder, in which the preconditioner and, every half minute, the iteration are kept: the
         same call goes on from there. It takes ``8 n (rank + 3 targets)`` bytes.
     progress : bool or callable
-        True prints a line for each iteration on standard error; a callable is given a
-        `Convergence`.
+        True shows it on standard error: a bar on a terminal, elsewhere a line for each iteration. A
+        callable is given a `Convergence`.
     seed : int
         Of the pivots.
 
     Returns
     -------
     Solution
-        ``Status.NOT_CONVERGED`` if the tolerance was not reached, with the last value; the
-        residual in the statistics is computed anew from k. ``reciprocal_condition`` is that of
-        the small matrices of the iteration, an upper bound.
+        ``Status.NOT_CONVERGED`` if the tolerance was not reached, with the last value. What counts
+        is the residual that is computed anew from k, as in the statistics. There is no factor, and
+        no estimate of the condition.
 
     Raises
     ------
@@ -137,109 +150,204 @@ def solve_conjugate(
         If an argument is not as described, or the checkpoint is of another system.
     """
     start = time.monotonic()
+    display = shown(
+        progress, "", lambda state: (_share(state.residual, tolerance), str(state)), pause=0.0
+    )
     matrix = as_matrix(k)
-    n = matrix.shape[0]
-    targets = np.ascontiguousarray(check_targets(y, n))
+    targets = np.ascontiguousarray(check_targets(y, matrix.shape[0]))
     relative = check_ridge(ridge)
     if not 1e-14 <= tolerance <= 1:
         raise ValueError(f"tolerance must be from 1e-14 to 1, got {tolerance!r}")
-    entries = diagonal(matrix)
-    absolute = relative * float(entries.mean())
-    chosen = _rank(n, targets.shape[1], rank, memory)
-    digest = hashlib.sha256(
-        f"{fingerprint(matrix)} {relative!r} {chosen} {seed} {targets.shape}".encode()
-        + targets.tobytes()
-    ).hexdigest()
-    kept = _Checkpoint(None if checkpoint is None else Path(checkpoint), digest)
-    sizes = np.linalg.norm(targets, axis=0)
-    sizes[sizes == 0] = 1.0
+    chosen = preconditioner_rank(len(targets), targets.shape[1], rank, memory)
+    system = _system(matrix, targets, relative, weights)
+    folder = None if checkpoint is None else Path(checkpoint)
+    kept = _Checkpoint(folder, system.digest(chosen, seed), targets.shape)
+
+    def fail(message: str) -> Solution:
+        return failed(y, relative, system.absolute, message, time.monotonic() - start)
 
     preconditioner = kept.preconditioner()
     if preconditioner is None:
-        if entries.min() + absolute <= 0:
-            message = (
+        entries = diagonal(system.matrix)
+        if entries.min() + system.absolute <= 0:
+            return fail(
                 f"k[{entries.argmin()}, {entries.argmin()}] is {entries.min():.3g}, and has to be "
                 "positive with the ridge: remove samples of zeros, or use a bias (b_std > 0)"
             )
-            return failed(y, relative, absolute, message, time.monotonic() - start)
-        preconditioner = _precondition(matrix, entries, absolute, chosen, seed)
+        preconditioner = _precondition(system.matrix, entries, system.absolute, chosen, seed)
         kept.save_preconditioner(preconditioner)
-    state = kept.state()
-    if state is None:
-        q, delta = np.linalg.qr(preconditioner.power(targets, -0.5))
-        state = {"z": np.zeros_like(targets), "s": q, "q": q, "delta": delta, "iteration": 0}
-    z, s, q, delta = (np.asarray(state[name], np.float64) for name in ("z", "s", "q", "delta"))
-    iteration = int(state["iteration"])
-    show = _shower(progress)
+    iteration = _Iteration(system, preconditioner, kept.state())
     saved = time.monotonic()
-    condition, residual = 1.0, np.inf
-
-    def largest() -> float:
-        left = np.linalg.norm(preconditioner.power(q @ delta, 0.5), axis=0)
-        return float((left / sizes).max())
-
-    residual = largest()
-    while residual > tolerance and iteration < max_iterations:
-        inner = preconditioner.power(s, -0.5)
-        product = multiply(matrix, inner) + absolute * inner
-        image = preconditioner.power(product, -0.5)
-        small = s.T @ image
-        small = (small + small.T) / 2
-        eigenvalues = np.linalg.eigvalsh(small)
-        if not eigenvalues[0] > 0:
-            message = (
-                f"k with relative ridge {relative:g} is not positive definite to rounding: a "
-                f"direction with curvature {eigenvalues[0]:.1e} was met. Use solve_cholesky, which "
-                "finds a ridge that is enough, or try ridge="
-                f"{max(10 * relative, 1e-6):g}"
-            )
-            return failed(y, relative, absolute, message, time.monotonic() - start)
-        condition = min(condition, float(eigenvalues[0] / eigenvalues[-1]))
-        xi = _linalg.cho_solve(_linalg.cho_factor(small), np.eye(len(small)))
-        z = z + s @ (xi @ delta)
-        q, tau = np.linalg.qr(q - image @ xi)
-        s = q + s @ tau.T
-        delta = tau @ delta
-        iteration += 1
-        residual = largest()
-        show(Convergence(iteration, residual, time.monotonic() - start))
-        if time.monotonic() - saved > _CHECKPOINT_SECONDS:
-            kept.save(z=z, s=s, q=q, delta=delta, iteration=np.int64(iteration))
-            saved = time.monotonic()
-    kept.save(z=z, s=s, q=q, delta=delta, iteration=np.int64(iteration))
-    value = preconditioner.power(z, -0.5)
-    left = targets - multiply(matrix, value) - absolute * value
-    true = float((np.linalg.norm(left, axis=0) / sizes).max())
-    size = float(np.linalg.norm(targets))
+    with display as report:
+        while iteration.residual > tolerance and iteration.count < max_iterations:
+            curvature = iteration.step()
+            if not curvature > 0:
+                return fail(
+                    f"k with relative ridge {relative:g} is not positive definite to rounding: a "
+                    f"direction with curvature {curvature:.1e} was met. Use solve_cholesky, which "
+                    f"finds a ridge that is enough, or try ridge={max(10 * relative, 1e-6):g}"
+                )
+            report(Convergence(iteration.count, iteration.residual, time.monotonic() - start))
+            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                kept.save(**iteration.state())
+                saved = time.monotonic()
+    kept.save(**iteration.state())
+    value = iteration.value()
+    left = system.residual(value)
+    true = float((np.linalg.norm(left, axis=0) / system.sizes).max())
     solved = true <= 2 * tolerance
-    message = (
-        ""
-        if solved
-        else f"after {iteration} iterations the largest relative residual is {true:.1e}, tolerance "
-        f"is {tolerance:.0e}: raise rank (now {chosen}) or max_iterations, add a larger relative "
-        f"ridge (now {relative:g}), or use solve_tiled, which needs no convergence"
-    )
+    message = ""
+    if not solved:
+        more = f"raise rank (now {chosen}) or max_iterations, add"
+        if iteration.residual <= tolerance:  # but k says otherwise
+            more = "which is all that float64 gives for this k: raise tolerance, add"
+        message = (
+            f"after {iteration.count} iterations the largest relative residual is {true:.1e}, "
+            f"tolerance is {tolerance:.0e}: {more} a larger relative ridge (now {relative:g}), or "
+            "use solve_tiled, which needs no convergence"
+        )
     return Solution(
-        value.reshape(np.shape(y)),
+        (system.roots * value).reshape(np.shape(y)),
         Status.SOLVED if solved else Status.NOT_CONVERGED,
         Statistics(
-            n,
+            matrix.shape[0],
             relative,
-            absolute,
-            float(np.linalg.norm(left)) / size if size else 0.0,
-            condition,
+            system.absolute,
+            relative_norm(left / system.roots, targets),
+            np.nan,
             time.monotonic() - start,
         ),
         message,
     )
 
 
-def _rank(n: int, targets: int, rank: int | None, memory: int | str | None) -> int:
-    """Return the rank of the preconditioner: the one asked for, or what is worth it and fits."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _System:
+    """``(W^1/2 k W^1/2 + r) b = W^1/2 y``, of which ``a = W^1/2 b``.
+
+    `matrix` and `targets` are weighed already; `ridge` is relative to the diagonal of `matrix`;
+    `roots` is W^1/2, (n, 1), and `sizes` the norms of the targets, 1 for those of zeros.
+    """
+
+    matrix: Matrix
+    targets: FloatArray
+    ridge: float
+    absolute: float
+    roots: FloatArray
+    sizes: FloatArray
+
+    def multiply(self, v: FloatArray) -> FloatArray:
+        """Return the matrix with its ridge times v: one pass over k."""
+        return multiply(self.matrix, v) + self.absolute * v
+
+    def residual(self, b: FloatArray) -> FloatArray:
+        """Return what b leaves of the targets, from a pass over k."""
+        return self.targets - multiply(self.matrix, b) - self.absolute * b
+
+    def digest(self, rank: int, seed: int) -> str:
+        """Return what tells this system, and how it is solved, from others."""
+        about = f"{fingerprint(self.matrix)} {self.ridge!r} {rank} {seed} {self.targets.shape}"
+        return hashlib.sha256(about.encode() + self.targets.tobytes()).hexdigest()
+
+
+def _system(k: Matrix, targets: FloatArray, ridge: float, weights: FloatArray | None) -> _System:
+    """Weigh a matrix in memory and its targets; without a ridge weights make no difference."""
+    matrix, roots = k, np.ones((len(targets), 1))
+    if hasattr(k, "tile"):
+        refuse_weights(weights, ridge)
+    elif weights is not None and ridge != 0:
+        shares = check_weights(weights, len(targets))
+        if not np.all(shares == 1):
+            column = np.sqrt(shares)
+            before = np.asarray(k, np.float64)
+            unit = float(np.average(before.diagonal(), weights=shares))
+            matrix = before * (column[:, None] * column)
+            ridge *= unit / float(matrix.diagonal().mean()) if unit else 1.0
+            roots = column[:, None]
+            targets = roots * targets
+    sizes = np.linalg.norm(targets, axis=0)
+    sizes[sizes == 0] = 1.0
+    absolute = check_absolute(ridge, float(diagonal(matrix).mean()))
+    return _System(matrix, targets, ridge, absolute, roots, sizes)
+
+
+class _Iteration:
+    """Conjugate gradients for all targets at once: BCGrQ on ``B z = M^-1/2 y``."""
+
+    def __init__(
+        self, system: _System, preconditioner: _Preconditioner, held: dict[str, Any] | None
+    ) -> None:
+        self._system, self._preconditioner = system, preconditioner
+        if held is None:
+            q, delta = np.linalg.qr(preconditioner.power(system.targets, -0.5))
+            zero = np.zeros_like(system.targets)
+            held = {"z": zero, "s": q, "q": q, "delta": delta, "iteration": 0}
+        self._z, self._s, self._q, self._delta = (
+            np.asarray(held[name], np.float64) for name in ("z", "s", "q", "delta")
+        )
+        self.count = int(held["iteration"])
+        self.residual = self._residual()
+
+    def state(self) -> dict[str, Any]:
+        """Return what an iteration goes on from."""
+        return {
+            "z": self._z,
+            "s": self._s,
+            "q": self._q,
+            "delta": self._delta,
+            "iteration": np.int64(self.count),
+        }
+
+    def _residual(self) -> float:
+        """Return the largest relative residual of a target, by the recurrence."""
+        left = np.linalg.norm(self._preconditioner.power(self._q @ self._delta, 0.5), axis=0)
+        return float((left / self._system.sizes).max())
+
+    def step(self) -> float:
+        """Go one pass over k further, unless a direction has no curvature; return the least."""
+        power = self._preconditioner.power
+        image = power(self._system.multiply(power(self._s, -0.5)), -0.5)
+        small = self._s.T @ image
+        small = (small + small.T) / 2
+        least = float(np.linalg.eigvalsh(small)[0])
+        if not least > 0:
+            return least
+        xi = _linalg.cho_solve(_linalg.cho_factor(small), np.eye(len(small)))
+        self._z = self._z + self._s @ (xi @ self._delta)
+        self._q, tau = np.linalg.qr(self._q - image @ xi)
+        self._s = self._q + self._s @ tau.T
+        self._delta = tau @ self._delta
+        self.count += 1
+        self.residual = self._residual()
+        return least
+
+    def value(self) -> FloatArray:
+        """Return ``b = M^-1/2 z``."""
+        return self._preconditioner.power(self._z, -0.5)
+
+
+def preconditioner_rank(
+    n: int, targets: int, rank: int | None, memory: int | str | None, held: int = 0
+) -> int:
+    """Return the rank of the preconditioner: the one asked for, or what is worth it and fits.
+
+    Parameters
+    ----------
+    n, targets : int
+    rank, memory
+        As for `solve_conjugate`.
+    held : int
+        Bytes that will be taken by then.
+
+    Raises
+    ------
+    MemoryError
+        If that rank, or even rank 1, does not fit.
+    """
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
     # F, its orthonormal basis, and the product of the two; and eight blocks of the iteration.
-    fits = (remaining(memory) / (8 * n) - 8 * targets) / 3.5
+    fits = ((remaining(memory) - held) / (8 * n) - 8 * targets) / 3.5
     if fits < (rank or 1):
         raise MemoryError(
             f"a preconditioner of rank {rank or 1} does not fit into memory, where "
@@ -285,24 +393,32 @@ def _precondition(
 class _Checkpoint:
     """Files of one system in a folder, each there completely or not at all."""
 
-    def __init__(self, folder: Path | None, digest: str) -> None:
-        self._folder, self._digest = folder, digest
+    def __init__(self, folder: Path | None, digest: str, targets: tuple[int, ...]) -> None:
+        self._folder, self._digest, self._targets = folder, digest, targets
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
+        """Return what was saved, of these shapes; -1 stands for the rank."""
         if self._folder is None or not (self._folder / name).exists():
             return None
         path = self._folder / name
-        try:
-            with np.load(path, allow_pickle=False) as held:
-                content: dict[str, Any] = {key: held[key] for key in held.files}
-            found = str(content.pop("digest"))
-        except (ValueError, KeyError, EOFError, OSError) as error:
-            raise ValueError(
-                f"{path} must be a checkpoint of solve_conjugate, it is not: delete it, or give "
-                "another folder"
-            ) from error
+        content: dict[str, Any] = {}
+        with (
+            refusing(
+                f"{path} must be a checkpoint of solve_conjugate, it is not",
+                "delete it, or give another folder",
+            ),
+            open_arrays(path, folder=self._folder) as held,
+        ):
+            found = str(held["digest"].read())
+            rank = held["squares"].nbytes // 8 if "squares" in held else 0
+            for key, shape in shapes.items() if found == self._digest else ():
+                if held[key].shape != tuple(rank if size < 0 else size for size in shape):
+                    raise ValueError(f"{key} has the shape {held[key].shape}")
+                content[key] = held[key].read()
+                if not np.isfinite(content[key]).all() or (not shape and content[key] < 0):
+                    raise ValueError(f"{key} has impossible values")
         if found != self._digest:
             raise ValueError(
                 f"{path} is a checkpoint of another system (k, y, ridge, rank or seed differ): "
@@ -318,7 +434,8 @@ class _Checkpoint:
 
     def preconditioner(self) -> _Preconditioner | None:
         """Return the one that was saved."""
-        held = self._read(_PRECONDITIONER)
+        shapes = {"u": (self._targets[0], -1), "squares": (-1,), "mu": ()}
+        held = self._read(_PRECONDITIONER, shapes)
         if held is None:
             return None
         return _Preconditioner(held["u"], held["squares"], float(held["mu"]))
@@ -329,18 +446,18 @@ class _Checkpoint:
 
     def state(self) -> dict[str, Any] | None:
         """Return the iteration that was saved."""
-        return self._read(_STATE)
+        n, t = self._targets
+        block, small = (n, min(n, t)), (min(n, t), t)
+        shapes = {"z": (n, t), "s": block, "q": block, "delta": small, "iteration": ()}
+        return self._read(_STATE, shapes)
 
     def save(self, **state: Any) -> None:
         """Keep the iteration."""
         self._write(_STATE, **state)
 
 
-def _shower(
-    progress: bool | Callable[[Convergence], None],
-) -> Callable[[Convergence], None]:
-    if not isinstance(progress, bool):
-        return progress
-    if progress:
-        return lambda state: print(state, file=sys.stderr, flush=True)
-    return lambda state: None
+def _share(residual: float, tolerance: float) -> float:
+    """Return how many of the digits that are asked for are there: roughly the finished share."""
+    if residual <= tolerance:
+        return 1.0
+    return min(max(0.0, math.log(residual) / math.log(tolerance)), 0.999) if tolerance < 1 else 0.0

@@ -6,24 +6,36 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeAlias, cast
+from time import perf_counter
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
+from widelimit.display import share_alone, shown
 from widelimit.machine import remaining
 from widelimit.matrices.store import TileStore
 from widelimit.matrices.tiles import Key
+from widelimit.reading import MAX_HEADER, open_array
 from widelimit.solvers.blas import Arithmetic, Crew
+from widelimit.solvers.checks import check_targets, epsilon, relative_norm
+from widelimit.solvers.matrix import Matrix, diagonal, multiply
+from widelimit.solvers.solution import (
+    Eigenvectors,
+    Factor,
+    Method,
+    Solution,
+    Statistics,
+    Status,
+    Unavailable,
+)
 
-__all__ = ["Progress", "Reader", "TiledFactor", "fitting_width"]
+__all__ = ["Reader", "TiledFactor", "fitting_width"]
 
 _INVERSE = "inverse_diagonal.npy"
 _WIDEST_PANEL = 8  # tiles: what a kill can cost, and what a progress bar has to wait for
 _AHEAD = 2  # tiles that are read before they are wanted
-
-Progress: TypeAlias = Callable[[float], None]
 
 
 class Reader:
@@ -58,21 +70,38 @@ class Reader:
 
 
 class TiledFactor:
-    """The Cholesky factor of a Gram matrix with its ridge, in a store; `factorise` makes it.
+    """`Factor` in a store: ``A = k + r I = L L^T``, which `factorise` makes; k is not in it.
 
     Parameters
     ----------
     store : TileStore
         Region "lower".
-    memory : int, str or None
+    memory, threads
         As for `factorise`.
     """
 
-    def __init__(self, store: TileStore, memory: int | str | None) -> None:
-        self.store, self._memory = store, memory
+    def __init__(
+        self, store: TileStore, memory: int | str | None, threads: int | None = None
+    ) -> None:
+        self.store, self._memory, self._threads = store, memory, threads
         self.n = store.shape[0]
         self.ridge = float(store.manifest["ridge"])
         self.ridge_absolute = float(store.manifest["ridge_absolute"])
+
+    @property
+    def method(self) -> Method:
+        """``"tiled"``."""
+        return "tiled"
+
+    @property
+    def time(self) -> float:
+        """The end of training."""
+        return np.inf
+
+    @property
+    def location(self) -> str:
+        """Path or URL of the store."""
+        return self.store.objects.name
 
     @property
     def _rows(self) -> int:
@@ -86,6 +115,37 @@ class TiledFactor:
         parts = [self.store.read((i, i)).diagonal() for i in range(self._rows)]
         return np.concatenate(parts).astype(np.float64) ** 2
 
+    def solution(self, k: Matrix, y: ArrayLike, *, start: float | None = None) -> Solution:
+        """Solve, and say how well.
+
+        Parameters
+        ----------
+        k : matrix of shape (n, n)
+            That of the factor: the residual takes a pass over it.
+        y : array-like of shape (n,) or (n, targets)
+        start : float or None
+            Of the work, by `time.perf_counter`; None: now.
+        """
+        begun = perf_counter() if start is None else start
+        targets = check_targets(y, self.n)
+        value = self.solve(targets)
+        residual = targets - multiply(k, value) - self.ridge_absolute * value
+        smallest = float(self.pivots().min())
+        noise = self.n**0.5 * epsilon(k.dtype) * float(diagonal(k).mean())
+        return Solution(
+            value=value.reshape(np.shape(y)),
+            status=Status.ILL_CONDITIONED if smallest < noise else Status.SOLVED,
+            statistics=Statistics(
+                n=self.n,
+                ridge=self.ridge,
+                ridge_absolute=self.ridge_absolute,
+                residual_norm=relative_norm(residual, targets),
+                reciprocal_condition=np.nan,
+                seconds=perf_counter() - begun,
+            ),
+            factor=self,
+        )
+
     def multiply(self, v: FloatArray) -> FloatArray:
         """Return ``A v = L (L^T v)`` in float64 for v (n, m); reads the factor twice."""
         down, out = np.zeros_like(v), np.zeros_like(v)
@@ -95,6 +155,44 @@ class TiledFactor:
             for (i, j), tile in reader.stream(self.store.grid.tiles()):
                 out[self._part(i)] += tile @ down[self._part(j)]
         return out
+
+    def multiply_gram(self, v: FloatArray) -> FloatArray:
+        """Return ``k v = A v - r v``; reads the factor twice."""
+        return self.multiply(v) - self.ridge_absolute * v
+
+    def gram(self) -> FloatArray:
+        """Refuse: k lies in a store of its own."""
+        raise Unavailable(f"{self._lies}: the kernel is not in it, read that from its own store")
+
+    def spectrum(self) -> Eigenvectors:
+        """Refuse: they would not fit into memory."""
+        raise Unavailable(
+            f"{self._lies}, and eigenvectors need the kernel in memory: solve for fewer samples"
+        )
+
+    def extended(self, k: Matrix, weights: FloatArray | None = None) -> Factor:
+        """Refuse: a stored factor grows into another store."""
+        raise Unavailable(
+            f"{self._lies}, and grows into another one: use factorise(k, store=..., reuse=...), or "
+            "solve(k, y, store=..., extends=...)"
+        )
+
+    def described(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Refuse: the factor stays where it is."""
+        raise Unavailable(f"{self._lies}, and stays there: open it with TiledFactor")
+
+    @property
+    def _lies(self) -> str:
+        return f"this factor lies in {self.location}"
+
+    def log_determinant(self) -> float:
+        """Return ``log det A``."""
+        return float(np.log(self.pivots()).sum())
+
+    def left_out(self, y: FloatArray, value: FloatArray | None = None) -> FloatArray:
+        """Return what all other samples predict for each: `inverse_diagonal`, and the value."""
+        solved = self.solve(y) if value is None else value
+        return y - solved / self.inverse_diagonal()[:, None]
 
     def solve(self, y: FloatArray) -> FloatArray:
         """Return ``A^-1 y`` for y (n, targets) by two substitutions; reads the factor twice."""
@@ -123,7 +221,7 @@ class TiledFactor:
         *,
         dtype: str | None = None,
         threads: int | None = None,
-        progress: Progress | None = None,
+        progress: bool | Callable[[float], None] = False,
     ) -> FloatArray:
         """Return the diagonal of ``A^-1``: the sums of the squares of the columns of ``L^-1``.
 
@@ -132,9 +230,9 @@ class TiledFactor:
         dtype : {"float32", "float64"} or None
             Of the arithmetic; None: that of the factor.
         threads : int or None
-            As for `factorise`.
-        progress : callable or None
-            Is given the finished share, 0 to 1.
+            As for `factorise`; None: what the factor was made with.
+        progress : bool or callable
+            True shows it on standard error; a callable is given the finished share, 0 to 1.
 
         Notes
         -----
@@ -149,7 +247,8 @@ class TiledFactor:
         with (
             self.store.objects.locked(),
             Reader(self.store, arithmetic.dtype) as reader,
-            Crew(threads) as crew,
+            Crew(self._threads if threads is None else threads) as crew,
+            shown(progress, "inverse", share_alone) as report,
         ):
             spare = 2 * _AHEAD + 2
             budget = remaining(self._memory) / (t * t * arithmetic.dtype.itemsize) - spare
@@ -164,18 +263,20 @@ class TiledFactor:
                 content = io.BytesIO()
                 np.save(content, result)
                 self.store.objects.write(_inverse_name(arithmetic.dtype), content.getvalue())
-                if progress is not None:
-                    progress(finished / total)
+                report(finished / total)
         return result
 
     def _stored_inverse(self, dtype: np.dtype[Any]) -> FloatArray:
+        """Return what was finished; nan for the rest, and if what is there cannot be that."""
+        name = _inverse_name(dtype)
         try:
-            content = io.BytesIO(self.store.objects.read(_inverse_name(dtype)))
-            stored = cast("FloatArray", np.load(content, allow_pickle=False))
-        except (FileNotFoundError, ValueError, EOFError):
-            return np.full(self.n, np.nan)
-        fits = stored.shape == (self.n,) and stored.dtype == np.float64
-        return stored if fits else np.full(self.n, np.nan)
+            content = self.store.objects.read(name, 8 * self.n + MAX_HEADER)
+            with open_array(content, name) as stored:
+                if stored.shape == (self.n,) and stored.dtype == np.float64:
+                    return stored.read()
+        except (FileNotFoundError, ValueError):
+            pass
+        return np.full(self.n, np.nan)
 
     def _inverse_columns(
         self,

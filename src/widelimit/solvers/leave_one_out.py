@@ -2,75 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
-from widelimit.solvers.blas import factor_in_place
-from widelimit.solvers.checks import check_ridge, check_targets
+from widelimit.solvers.blas import Arithmetic, factor_in_place
+from widelimit.solvers.checks import check_absolute, check_ridge, check_targets
 from widelimit.solvers.cholesky import column_squares, is_definite
-from widelimit.solvers.factor import Progress, TiledFactor
+from widelimit.solvers.factor import TiledFactor
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load
+from widelimit.solvers.solution import LeaveOneOut
 
-__all__ = ["LeaveOneOut", "leave_one_out", "leave_one_out_of_factor"]
-
-_lapack = cast("Any", lapack)  # scipy has no type stubs
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LeaveOneOut:
-    """What each sample would be predicted to be by a regression on all others.
-
-    Parameters
-    ----------
-    ridges : ndarray of float64, shape (m,)
-        Relative ridges.
-    predictions : ndarray of float64, shape (m, n) or (m, n, targets)
-        NaN for a ridge with which k is not positive definite to rounding.
-    errors : ndarray of float64, shape (m,)
-        Mean squares of target minus prediction, over samples and targets; NaN likewise.
-    """
-
-    ridges: FloatArray
-    predictions: FloatArray
-    errors: FloatArray
-
-    @property
-    def best(self) -> float:
-        """The ridge with the smallest error.
-
-        Raises
-        ------
-        numpy.linalg.LinAlgError
-            If k is not positive definite with any of them.
-        """
-        if np.isnan(self.errors).all():
-            raise np.linalg.LinAlgError(
-                f"k is not positive definite to rounding with any of the relative ridges "
-                f"{self.ridges.tolist()}: add larger ones"
-            )
-        return float(self.ridges[np.nanargmin(self.errors)])
-
-    def accuracies(self, labels: ArrayLike) -> FloatArray:
-        """Return the share of samples whose largest prediction is that of their label.
-
-        Parameters
-        ----------
-        labels : array-like of int, shape (n,)
-            Columns of the targets.
-
-        Returns
-        -------
-        ndarray of float64, shape (m,)
-            NaN where there are no predictions.
-        """
-        correct = self.predictions.argmax(axis=-1) == np.asarray(labels)
-        return np.where(np.isnan(self.errors), np.nan, correct.mean(axis=1))
+__all__ = ["leave_one_out", "leave_one_out_of_factor"]
 
 
 def leave_one_out(k: ArrayLike | Matrix, y: ArrayLike, ridges: Sequence[float]) -> LeaveOneOut:
@@ -109,18 +54,18 @@ def leave_one_out(k: ArrayLike | Matrix, y: ArrayLike, ridges: Sequence[float]) 
     if relative.size == 0:
         raise ValueError("ridges must be one relative ridge or more, got none")
     mean = float(diagonal(matrix).mean())
+    arithmetic = Arithmetic(np.dtype(np.float64))
     predictions = np.full((relative.size, *targets.shape), np.nan)
     for index, ridge in enumerate(relative):
         work = load(matrix, "float64")
         if not np.all(np.isfinite(work.sum(axis=0))):
             raise ValueError("k must be finite, got NaN or infinity: look at its samples")
-        work.reshape(-1)[:: n + 1] += ridge * mean
+        work.reshape(-1)[:: n + 1] += check_absolute(float(ridge), mean)
         entries = work.diagonal().copy()
         if factor_in_place(work) != 0 or not is_definite(work.diagonal() ** 2 / entries):
             continue
-        # LAPACK wants columns first: it sees the transpose.
-        value, _ = _lapack.dpotrs(work.T, targets, lower=0)
-        _lapack.dtrtri(work.T, lower=0, overwrite_c=1)
+        value = arithmetic.solve_factored(work, targets)
+        arithmetic.invert_triangle(work)
         predictions[index] = targets - value / column_squares(work)[:, None]
         del work  # before the next one is read
     return _result(relative, targets, predictions, np.shape(y))
@@ -132,7 +77,7 @@ def leave_one_out_of_factor(
     *,
     value: FloatArray | None = None,
     dtype: str | None = None,
-    progress: Progress | None = None,
+    progress: bool | Callable[[float], None] = False,
 ) -> LeaveOneOut:
     """Predict every sample from all others with a stored factor; for its one ridge.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -13,6 +13,7 @@ from widelimit.arrays import FloatArray
 from widelimit.machine import available_memory
 
 __all__ = [
+    "Bordered",
     "Leading",
     "Matrix",
     "as_matrix",
@@ -107,6 +108,46 @@ class Leading:
     def _whole(self, part: slice) -> slice:
         stop = -(-part.stop // self.tile) * self.tile
         return slice(part.start, min(stop, self._k.shape[0]))
+
+
+class Bordered:
+    """A Gram matrix (n, n), and the kernel of p more samples: together (n + p, n + p).
+
+    Parameters
+    ----------
+    gram : callable
+        Returns the old matrix; is called only where the whole is read, as by `numpy.asarray`.
+    columns, corner : ndarray of shape (n, p), (p, p)
+        The kernel between old and new samples, and that of the new ones.
+    """
+
+    def __init__(
+        self, gram: Callable[[], NDArray[Any]], columns: NDArray[Any], corner: NDArray[Any]
+    ) -> None:
+        self._gram, self._columns, self._corner = gram, columns, corner
+        n = len(columns) + len(corner)
+        self.shape, self.dtype = (n, n), columns.dtype
+
+    def __getitem__(self, index: tuple[slice, slice], /) -> NDArray[Any]:
+        rows, columns = (range(*part.indices(len(self))) for part in index)
+        n = len(self._columns)
+        if columns.start < n:
+            return np.asarray(self)[index]
+        right = slice(columns.start - n, columns.stop - n)
+        if rows.stop <= n:
+            return self._columns[rows.start : rows.stop, right]
+        if rows.start >= n:
+            return self._corner[rows.start - n : rows.stop - n, right]
+        return np.asarray(self)[index]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        whole = np.block(
+            [[self._gram().astype(self.dtype), self._columns], [self._columns.T, self._corner]]
+        )
+        return whole if dtype is None else whole.astype(dtype)
 
 
 def pieces(k: Matrix) -> Iterator[tuple[slice, slice, NDArray[Any]]]:

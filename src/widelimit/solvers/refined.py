@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
-from widelimit.solvers.blas import factor_in_place
-from widelimit.solvers.checks import check_ridge, check_targets
+from widelimit.solvers.blas import Arithmetic, factor_in_place
+from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, relative_norm
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load, multiply
 from widelimit.solvers.solution import Solution, Statistics, Status
 from widelimit.solvers.tiled import NotPositiveDefinite, factorise
 
 __all__ = ["solve_refined"]
 
-_lapack = cast("Any", lapack)  # scipy has no type stubs
 _MAX_STEPS = 40
 _LEAST_PROGRESS = 0.5  # of the residual, in one step
 
@@ -32,7 +29,7 @@ def solve_refined(
     *,
     store: str | os.PathLike[str] | None = None,
     memory: int | str | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: bool | Callable[[float], None] = False,
 ) -> Solution:
     """Solve ``(k + ridge trace(k)/n I) a = y`` by a float32 factor, refined to float64 accuracy.
 
@@ -71,13 +68,12 @@ def solve_refined(
     n = matrix.shape[0]
     targets = check_targets(y, n)
     relative = check_ridge(ridge)
-    absolute = relative * float(diagonal(matrix).mean())
+    absolute = check_absolute(relative, float(diagonal(matrix).mean()), dtype="float32")
     value = np.zeros_like(targets)
     residual = targets
 
     def finish(status: Status, condition: float, message: str = "") -> Solution:
-        size = float(np.linalg.norm(targets))
-        error = float(np.linalg.norm(residual)) / size if size else 0.0
+        error = relative_norm(residual, targets)
         seconds = time.perf_counter() - start
         statistics = Statistics(n, relative, absolute, error, condition, seconds)
         return Solution(value.reshape(np.shape(y)), status, statistics, message)
@@ -86,7 +82,7 @@ def solve_refined(
     norm = float((multiply(matrix, np.ones((n, 1)), absolute=True) + absolute).max())
     if not np.isfinite(norm):
         raise ValueError("k must be finite, got NaN or infinity: look at its samples")
-    solve, condition = _factor(matrix, relative, absolute, store, memory, progress)
+    solve, condition = _factor(matrix, relative, absolute, norm, store, memory, progress)
     if solve is None:
         value = np.full_like(targets, np.nan)
         message = (
@@ -94,7 +90,8 @@ def solve_refined(
             "its smallest pivot: use solve_cholesky or solve_tiled, which are float64, or a larger "
             f"relative ridge, such as ridge={max(10 * relative, n**0.5 * 1e-6):.0e}"
         )
-        return finish(Status.NOT_CONVERGED, 0.0, message)
+        residual = value
+        return finish(Status.NOT_CONVERGED, np.nan, message)
     bound = n**0.5 * 2.0**-52 * norm
     before = np.inf
     for _ in range(_MAX_STEPS):
@@ -123,11 +120,12 @@ def _factor(
     matrix: Matrix,
     relative: float,
     absolute: float,
+    norm: float,
     store: str | os.PathLike[str] | None,
     memory: int | str | None,
-    progress: Callable[[float], None] | None,
+    progress: bool | Callable[[float], None],
 ) -> tuple[Callable[[FloatArray], FloatArray] | None, float]:
-    """Return what solves with a float32 factor, and a bound of the reciprocal condition."""
+    """Return what solves with a float32 factor, and the reciprocal condition."""
     n = matrix.shape[0]
     if store is not None:
         try:
@@ -135,20 +133,19 @@ def _factor(
                 matrix, relative, store=store, memory=memory, dtype="float32", progress=progress
             )
         except NotPositiveDefinite:
-            return None, 0.0
-        pivots = factor.pivots()
-        return factor.solve, float(pivots.min() / pivots.max())
+            return None, np.nan
+        return factor.solve, np.nan
     work = load(matrix, "float32")
     work.reshape(-1)[:: n + 1] += np.float32(absolute)
     if factor_in_place(work) != 0:
-        return None, 0.0
-    pivots = work.diagonal().astype(np.float64) ** 2
+        return None, np.nan
+    arithmetic = Arithmetic(work.dtype)
 
     def solve(residual: FloatArray) -> FloatArray:
         # To columns of size 1: float32 would lose small residuals.
         scale = np.abs(residual).max(axis=0)
         scale[scale == 0] = 1.0
-        right = np.asfortranarray(residual / scale, np.float32)
-        return _lapack.spotrs(work.T, right, lower=0)[0].astype(np.float64) * scale
+        right = (residual / scale).astype(np.float32)
+        return arithmetic.solve_factored(work, right).astype(np.float64) * scale
 
-    return solve, float(pivots.min() / pivots.max())
+    return solve, arithmetic.reciprocal_condition(work, norm)

@@ -1,16 +1,40 @@
-"""What every solver returns: the value, a status whose text is a remedy, and statistics."""
+"""What every solver returns: a `Solution`, and the `Factor` that it carries.
+
+No caller asks which kind of factor it has. What a kind cannot do raises `Unavailable`, which says
+why and what to do instead.
+
+========== ================= =====================================
+method     class             what it holds
+========== ================= =====================================
+cholesky   `CholeskyFactor`  ``A = L L^T`` in memory, and k
+tiled      `TiledFactor`     L in a store
+spectral   `SpectralFactor`  the eigenvectors of k, k, and a time
+========== ================= =====================================
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
+from widelimit.solvers.matrix import Matrix
 
-__all__ = ["Solution", "Statistics", "Status", "failed"]
+__all__ = [
+    "Eigenvectors",
+    "Factor",
+    "LeaveOneOut",
+    "Method",
+    "Solution",
+    "Statistics",
+    "Status",
+    "Unavailable",
+    "failed",
+]
 
 
 class Status(Enum):
@@ -18,10 +42,10 @@ class Status(Enum):
 
     SOLVED = "Solved: nothing to do."
     ILL_CONDITIONED = (
-        "Solved, but the smallest eigenvalue of k is below the rounding of its entries, so that "
-        "the coefficients may be mostly rounding. Compute the kernel with dtype='float64', add a "
-        "relative ridge such as ridge=1e-6 (it multiplies trace(k)/n), or remove near-duplicates "
-        "from the training set."
+        "Solved, but the entries of k are not exact enough: its smallest eigenvalue is below their "
+        "rounding, or samples nearly repeat others, so that coefficients may be mostly rounding. "
+        "Compute the kernel with dtype='float64', add a relative ridge such as ridge=1e-6 (it "
+        "multiplies trace(k)/n), or remove near-duplicates from the training set."
     )
     RANK_DEFICIENT = (
         "Solved by least squares, with coefficients of smallest norm: this is the end of training, "
@@ -51,14 +75,17 @@ class Statistics:
     ridge : float
         Relative ridge as asked for: it multiplies ``trace(k)/n``. Solvers never change it.
     ridge_absolute : float
-        ``ridge * trace(k)/n``, the number that was added to the diagonal of k.
+        ``ridge trace(k)/n``, the number r that was added to the diagonal of k. With weights W of
+        samples it is ``ridge sum(w_i k_ii) / sum(w)``, and ``r W^-1`` was added.
     residual_norm : float
-        ``|y - (k + ridge_absolute I) value| / |y|`` in the Frobenius norm; 0 if y is 0, NaN if
+        ``|y - A value| / |y|`` in the Frobenius norm, ``A = k + r W^-1``; 0 if y is 0, NaN if
         there is no value.
         It holds for the arithmetic of the solver, not for the accuracy of the entries of k.
     reciprocal_condition : float
-        Estimate of ``1 / (|A|_1 |A^-1|_1)`` for ``A = k + ridge_absolute I``: 1 is best, 0 is
-        singular.
+        Estimate of ``1 / (|A|_1 |A^-1|_1)``: 1 is best, 0 is singular to rounding. Not below the
+        truth, and rarely more than three times above it. NaN where there is none: it takes a factor
+        in memory (`solve_cholesky`, `solve_spectral`, `solve_refined` without a store), and a
+        solution.
     seconds : float
         Wall-clock time of the solver, checks included.
     """
@@ -85,12 +112,16 @@ class Solution:
         Ridge really used, residual, condition, time.
     message : str
         What the status means here: numbers, samples, a remedy. Empty if all is well.
+    factor : Factor or None
+        What solves for other targets with the same matrix. None for conjugate gradients and for
+        refinement, and where there is no solution.
     """
 
     value: FloatArray
     status: Status
     statistics: Statistics
     message: str = ""
+    factor: Factor | None = field(default=None, repr=False)
 
     def require(self) -> Solution:
         """Return the solution itself, if it has a value.
@@ -105,6 +136,225 @@ class Solution:
         return self
 
 
+Method = Literal["cholesky", "tiled", "refined", "conjugate", "spectral"]
+"""How `solve` solves."""
+
+
+class Unavailable(ValueError):
+    """What a factor, or a method, cannot do: why, and what to do instead."""
+
+
+class Eigenvectors(Protocol):
+    """``W^1/2 k W^1/2 = U diag(s) U^T``, as `Spectrum` holds it."""
+
+    @property
+    def values(self) -> FloatArray:
+        """s, ascending, (n,)."""
+        ...
+
+    @property
+    def vectors(self) -> FloatArray:
+        """U, (n, n)."""
+        ...
+
+    def solve(self, y: FloatArray, ridge_absolute: float, time: float, /) -> FloatArray:
+        """Return the coefficients for targets y (n, m), an absolute ridge and a time."""
+        ...
+
+
+class Factor(Protocol):
+    """``A = k + r W^-1`` in a form that solves: k the Gram matrix of n samples, r a ridge.
+
+    W is the diagonal matrix of the weights of the samples, the identity if there are none. All
+    arrays that come and go are float64; y, v are (n, m).
+    """
+
+    @property
+    def method(self) -> Method:
+        """The method of `solve` that makes such a factor."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        ...
+
+    @property
+    def ridge(self) -> float:
+        """Relative: it multiplies ``sum(w_i k_ii) / sum(w)``, which is ``trace(k)/n`` for W = I."""
+        ...
+
+    @property
+    def ridge_absolute(self) -> float:
+        """The ridge r itself."""
+        ...
+
+    @property
+    def time(self) -> float:
+        """Of training by gradient flow; infinity: its end."""
+        ...
+
+    @property
+    def location(self) -> str | None:
+        """Path or URL of the store that the factor lies in; None: in memory."""
+        ...
+
+    def solve(self, y: FloatArray, /) -> FloatArray:
+        """Return the coefficients ``A^-1 y``; for a finite time what training has made by then."""
+        ...
+
+    def solution(self, k: Matrix, y: ArrayLike, /) -> Solution:
+        """Solve for y, (n,) or (n, m), and say how well.
+
+        Parameters
+        ----------
+        k : matrix of shape (n, n)
+            That of the factor. Its dtype is that of the rounding of its entries; the entries are
+            read where the factor does not hold them.
+        y : array-like of shape (n,) or (n, m)
+        """
+        ...
+
+    def multiply(self, v: FloatArray, /) -> FloatArray:
+        """Return ``A v``."""
+        ...
+
+    def multiply_gram(self, v: FloatArray, /) -> FloatArray:
+        """Return ``k v``: with coefficients for v the outputs at the training samples."""
+        ...
+
+    def gram(self) -> FloatArray:
+        """Return k, (n, n), as a new array.
+
+        Raises
+        ------
+        Unavailable
+            If k is not in memory.
+        """
+        ...
+
+    def inverse_diagonal(self) -> FloatArray:
+        """Return the diagonal of ``A^-1``, (n,).
+
+        Raises
+        ------
+        Unavailable
+            If A is singular to rounding.
+        """
+        ...
+
+    def log_determinant(self) -> float:
+        """Return ``log det A``; minus infinity if A is singular to rounding."""
+        ...
+
+    def left_out(self, y: FloatArray, value: FloatArray | None = None, /) -> FloatArray:
+        """Return what a regression on all other samples predicts for each, (n, m).
+
+        At the end of training ``y_i - a_i / (A^-1)_ii``, for the same absolute ridge.
+
+        Parameters
+        ----------
+        y : ndarray of float64, shape (n, m)
+        value : ndarray of float64, shape (n, m), or None
+            ``solve(y)``, if it is known.
+        """
+        ...
+
+    def spectrum(self) -> Eigenvectors:
+        """Return the eigenvectors, from which every ridge and every time follows.
+
+        Raises
+        ------
+        Unavailable
+            If k is not in memory.
+        """
+        ...
+
+    def extended(self, k: Any, weights: FloatArray | None = None, /) -> Factor:
+        """Return the factor of more samples, with the same absolute ridge.
+
+        Parameters
+        ----------
+        k : matrix of shape (n + p, n + p)
+            The Gram matrix of all samples, those of this factor first: an ndarray, a stored one, or
+            a `Bordered` one. Only ``k[:n, n:]`` and ``k[n:, n:]`` are read.
+        weights : ndarray of shape (n + p,) or None
+            Of all samples.
+
+        Raises
+        ------
+        Unavailable
+            If the old part changes as well: with a ridge and other weights of old samples, or
+            for this kind always. `solve` with ``extends`` then solves anew.
+        numpy.linalg.LinAlgError
+            If the whole is not positive definite to rounding.
+        """
+        ...
+
+    def described(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return plain facts (for JSON) and arrays, of which `restore_factor` makes a factor again.
+
+        Weights and ridges are not among them: whoever keeps a model has them.
+
+        Raises
+        ------
+        Unavailable
+            If the factor lies in a store, and stays there.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LeaveOneOut:
+    """What each sample would be predicted to be by a regression on all others.
+
+    Parameters
+    ----------
+    ridges : ndarray of float64, shape (m,)
+        Relative ridges.
+    predictions : ndarray of float64, shape (m, n) or (m, n, targets)
+        NaN for a ridge with which k is not positive definite to rounding.
+    errors : ndarray of float64, shape (m,)
+        Mean squares of target minus prediction, over samples and targets; NaN likewise.
+    """
+
+    ridges: FloatArray
+    predictions: FloatArray
+    errors: FloatArray
+
+    @property
+    def best(self) -> float:
+        """The ridge with the smallest error.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            If k is not positive definite with any of them.
+        """
+        if np.isnan(self.errors).all():
+            raise np.linalg.LinAlgError(
+                f"k is not positive definite to rounding with any of the relative ridges "
+                f"{self.ridges.tolist()}: add larger ones"
+            )
+        return float(self.ridges[np.nanargmin(self.errors)])
+
+    def accuracies(self, labels: ArrayLike) -> FloatArray:
+        """Return the share of samples whose largest prediction is that of their label.
+
+        Parameters
+        ----------
+        labels : array-like of int, shape (n,)
+            Columns of the targets.
+
+        Returns
+        -------
+        ndarray of float64, shape (m,)
+            NaN where there are no predictions.
+        """
+        correct = self.predictions.argmax(axis=-1) == np.asarray(labels)
+        return np.where(np.isnan(self.errors), np.nan, correct.mean(axis=1))
+
+
 def failed(
     y: ArrayLike, ridge: float, ridge_absolute: float, message: str, seconds: float
 ) -> Solution:
@@ -113,6 +363,6 @@ def failed(
     return Solution(
         np.full(shape, np.nan),
         Status.NOT_POSITIVE_DEFINITE,
-        Statistics(shape[0], ridge, ridge_absolute, np.nan, 0.0, seconds),
+        Statistics(shape[0], ridge, ridge_absolute, np.nan, np.nan, seconds),
         message,
     )

@@ -16,6 +16,12 @@ inverses: by Talbot's contour for the inverse Laplace transform of ``1/(p (p + x
 
 with complex shifts p_j, to 14 digits with 28 of them (Trefethen, Weideman, Schmelzer, *Talbot
 quadratures and rational approximations*, BIT 46, 2006). Each term is closed, and so is their sum.
+
+Where s = 0, N the eigenvectors that belong to it: what N holds of sample i has the share ``n_i =
+sum_N U_ij^2``, and without i the smallest eigenvalue that is not 0 is about ``n_i / (k^+)_ii``, by
+the secular equation. If that is above rounding, the others learn along it, late: in the limit the
+residual is ``(U_N U_N^T y)_i / n_i``. If not, they learn nothing along it, and what N holds of the
+sample is left out, as for all s that are zero to rounding.
 """
 
 from __future__ import annotations
@@ -28,43 +34,55 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
+from widelimit.solvers.blas import Arithmetic
 from widelimit.solvers.checks import (
+    check_absolute,
     check_gram,
     check_ridge,
     check_targets,
     check_weights,
     epsilon,
+    relative_norm,
 )
-from widelimit.solvers.leave_one_out import LeaveOneOut
 from widelimit.solvers.matrix import Matrix, as_matrix, load
-from widelimit.solvers.solution import Solution, Statistics, Status
+from widelimit.solvers.solution import (
+    Factor,
+    LeaveOneOut,
+    Method,
+    Solution,
+    Statistics,
+    Status,
+    Unavailable,
+)
 
-__all__ = ["Spectrum", "check_time"]
+__all__ = ["SpectralFactor", "Spectrum", "check_time", "solve_spectral"]
 
-_eigh: Callable[..., tuple[FloatArray, FloatArray]] = cast("Any", linalg).eigh  # no type stubs
 _NODES = 28  # of the contour, of which half are needed: they come in conjugate pairs
-_ALONE = 1e-8  # share of a sample in the null space below which it is rounding
+# Times beyond these, in units of 1/s_max, are as these: nothing, or everything, has been learned.
+_EARLIEST, _LATEST = 1e-30, 1e30
+_ROWS = 128  # of k that are looked at together
+_CLIMBS = 4
+_SMALLEST_SCALE = 1e-290  # of the largest eigenvalue, for times in its units
 
 
 def check_time(time: object) -> float:
-    """Return a time of training as a float, above 0 or infinite.
+    """Return a time of training as a float, 0 or more or infinite.
 
     Raises
     ------
     TypeError, ValueError
-        If it is not a number above 0.
+        If it is not a number, or below 0.
     """
     if isinstance(time, bool) or not isinstance(time, Real):
         raise TypeError(f"time must be a number, got {time!r} ({type(time).__name__})")
-    if not float(time) > 0:
+    if not float(time) >= 0:  # also true for nan
         raise ValueError(
-            f"time must be above 0, got {time!r}: it is the time of gradient flow, in units of 1 "
+            f"time must be 0 or more, got {time!r}: it is the time of gradient flow, in units of 1 "
             "over an eigenvalue of the kernel; infinity is the end of training"
         )
-    return float(time)
+    return float(time) + 0.0  # no -0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +101,8 @@ class Spectrum:
         ``sum(w_i k_ii) / sum(w)``, which relative ridges multiply.
     rounding : float
         Eigenvalues up to this are zero, to the rounding of the entries of k.
+    k : ndarray of shape (n, n)
+        What was decomposed; not a copy.
     """
 
     values: FloatArray
@@ -90,6 +110,7 @@ class Spectrum:
     roots: FloatArray
     mean: float
     rounding: float
+    k: NDArray[Any]
 
     @classmethod
     def of(cls, k: ArrayLike | Matrix, weights: FloatArray | None = None) -> Spectrum:
@@ -111,26 +132,30 @@ class Spectrum:
         -----
         Cost: about ``9 n^3`` flops; memory: ``24 n^2`` bytes beside k, ``8 n^2`` of them kept.
         """
+        given = as_matrix(k)
         stored = hasattr(k, "tile")
-        matrix, _ = check_gram(load(as_matrix(k), "float64") if stored else cast("ArrayLike", k))
+        matrix, _ = check_gram(load(given, given.dtype.name) if stored else cast("ArrayLike", k))
         n = len(matrix)
         shares = check_weights(weights, n)
         roots = np.sqrt(shares)
-        work = np.array(matrix, np.float64, order="F")
+        work = np.array(matrix.T, np.float64, order="C")  # LAPACK sees the transpose
         mean = float(np.average(work.diagonal(), weights=shares))
-        work *= roots
         work *= roots[:, None]
-        driver = "evd" if n > 1 else "evr"  # SciPy before 1.12 asks for too little room for n = 1
-        values, vectors = _eigh(work, overwrite_a=True, check_finite=False, driver=driver)
+        work *= roots
+        values, vectors = Arithmetic(work.dtype).eigenvectors(work)
         # Cholesky's rule for pivots; what independent roundings of the entries amount to; and, as
         # entries of nearly collinear samples are less exact than their dtype, what errors show:
         # a Gram matrix has no negative eigenvalues, so those there are have their size.
         rounding = max(
             max(n, 100) * 2.0**-52 * float(values[-1]),
-            2 * n**0.5 * epsilon(as_matrix(k).dtype) * mean * float(shares.max()),
+            2 * n**0.5 * epsilon(given.dtype) * mean * float(shares.max()),
             -10 * float(values[0]),
         )
-        return cls(values, vectors, roots, mean, max(rounding, 0.0))
+        return cls(values, vectors, roots, mean, max(rounding, 0.0), matrix)
+
+    def absolute(self, ridge: float) -> float:
+        """Return the absolute ridge of a relative one."""
+        return check_absolute(ridge, self.mean, self.roots**2)
 
     @property
     def rank(self) -> int:
@@ -139,14 +164,22 @@ class Spectrum:
 
     def times(self, count: int = 21) -> FloatArray:
         """Return times of training, equally spaced on a log scale: from 1 to 1e10 over s_max."""
-        return 10.0 ** np.linspace(0, 10, count) / max(float(self.values[-1]), np.finfo(float).tiny)
+        return 10.0 ** np.linspace(0, 10, count) / max(float(self.values[-1]), _SMALLEST_SCALE)
+
+    def null(self, ridge_absolute: float) -> NDArray[np.bool_]:
+        """Return which eigenvalues are zero to rounding; none if the ridge lifts all above it."""
+        shifted = self.values + ridge_absolute
+        least = max(100, shifted.size) * 2.0**-52 * float(shifted[-1])
+        if ridge_absolute > 0 and float(shifted[0]) > least:
+            return np.zeros(shifted.size, np.bool_)
+        return self.values <= self.rounding
 
     def _filter(self, ridge: float, time: float) -> FloatArray:
         """Return g_t at the eigenvalues, for an absolute ridge."""
-        shifted = self.values + ridge
-        learned = self.values > self.rounding if ridge == 0 else shifted > 0
-        safe = np.where(learned, shifted, 1.0)
-        grown = 1.0 if np.isinf(time) else -np.expm1(-time * safe)
+        learned = ~self.null(ridge)
+        safe = np.where(learned, self.values + ridge, 1.0)
+        with np.errstate(over="ignore"):
+            grown = 1.0 if np.isinf(time) else -np.expm1(-time * safe)
         return np.where(learned, grown / safe, 0.0)
 
     def solve(self, y: FloatArray, ridge_absolute: float, time: float = np.inf) -> FloatArray:
@@ -164,54 +197,29 @@ class Spectrum:
         ridge : float
             Relative ridge, >= 0.
         time : float
-            Of gradient flow, above 0; infinity: the end of training.
+            Of gradient flow, 0 or more; infinity: the end of training.
 
         Returns
         -------
         Solution
-            ``Status.RANK_DEFICIENT`` if eigenvalues are zero to rounding, the ridge is 0 and the
-            time infinite: the value is then the coefficients of smallest norm.
+            ``Status.RANK_DEFICIENT`` if eigenvalues are zero to rounding, the ridge is 0 (or too
+            small to lift them above it) and the time infinite: the value is then the coefficients
+            of smallest norm.
 
         Raises
         ------
         TypeError, ValueError
             If an argument is not as described.
         """
-        start = clock.perf_counter()
-        n = len(self.values)
-        targets = check_targets(y, n)
-        absolute = check_ridge(ridge) * self.mean
-        value = self.solve(targets, absolute, check_time(time))
-        # W^1/2 (k + r W^-1) value = (U s U^T + r) W^-1/2 value
-        rotated = self.vectors.T @ (value / self.roots[:, None])
-        fitted = self.vectors @ ((self.values + absolute)[:, None] * rotated)
-        weighed = self.roots[:, None] * targets
-        size = float(np.linalg.norm(weighed))
-        shifted = np.abs(self.values + absolute)
-        status, message = Status.SOLVED, ""
-        if absolute == 0 and np.isinf(time) and self.rank < n:
-            status = Status.RANK_DEFICIENT
-            message = f"The rank of k is {self.rank} for n = {n} samples."
-        return Solution(
-            value.reshape(np.shape(y)),
-            status,
-            Statistics(
-                n=n,
-                ridge=float(ridge),
-                ridge_absolute=absolute,
-                residual_norm=float(np.linalg.norm(weighed - fitted)) / size if size else 0.0,
-                reciprocal_condition=float(shifted.min() / max(shifted.max(), 1e-300)),
-                seconds=clock.perf_counter() - start,
-            ),
-            message,
-        )
+        relative, until = check_ridge(ridge), check_time(time)
+        factor = SpectralFactor(self, relative, self.absolute(relative), until)
+        return factor.solution(as_matrix(self.k), y)
 
     def log_determinant(self, ridge_absolute: float) -> float:
         """Return ``log det (k + r W^-1)``; minus infinity if it is singular to rounding."""
-        shifted = self.values + ridge_absolute
-        if shifted.min() <= (self.rounding if ridge_absolute == 0 else 0.0):
+        if self.null(ridge_absolute).any():
             return -np.inf
-        return float(np.log(shifted).sum() - 2 * np.log(self.roots).sum())
+        return float(np.log(self.values + ridge_absolute).sum() - 2 * np.log(self.roots).sum())
 
     def leave_one_out(self, y: ArrayLike, ridges: Sequence[float]) -> LeaveOneOut:
         """Predict every sample from all others, for several ridges, in ``n^2`` flops for each.
@@ -233,23 +241,18 @@ class Spectrum:
         rotated = self.vectors.T @ (self.roots[:, None] * targets)
         squares = self.vectors**2
         predictions = np.full((relative.size, *targets.shape), np.nan)
-        for index, absolute in enumerate(relative * self.mean):
-            null = self.values <= self.rounding
-            if absolute > 0 or not null.any():
-                shifted = self.values + absolute
-                if shifted.min() <= max(100, shifted.size) * 2.0**-52 * shifted.max():
-                    continue
-                inverse = 1 / shifted
-                scale = squares @ inverse
-                left = self.vectors @ (inverse[:, None] * rotated)
-            else:  # the limit of ridge to 0: what lies in the null space outweighs all else
-                inverse = np.where(null, 0.0, 1 / np.where(null, 1.0, self.values))
+        for index, absolute in enumerate(self.absolute(ridge) for ridge in relative):
+            null = self.null(absolute)
+            if absolute > 0 and null.any():
+                continue
+            inverse = np.where(null, 0.0, 1 / np.where(null, 1.0, self.values + absolute))
+            scale = squares @ inverse
+            left = self.vectors @ (inverse[:, None] * rotated)
+            if null.any():  # the limit of ridge to 0: what is lost there outweighs all else
                 inside = squares[:, null].sum(axis=1)
-                lost = inside > _ALONE
-                scale = np.where(lost, inside, squares @ inverse)
-                left = self.vectors @ (inverse[:, None] * rotated)
+                lost = inside > self.rounding * scale
+                scale = np.where(lost, inside, scale)
                 left[lost] = (self.vectors[:, null] @ rotated[null])[lost]
-            scale = np.where(scale > 0, scale, 1.0)  # all of k is zero: nothing is predicted
             predictions[index] = targets - left / (self.roots * scale)[:, None]
         return self._result(relative, targets, predictions, np.shape(y))
 
@@ -262,7 +265,7 @@ class Spectrum:
         ----------
         y : array-like of shape (n,) or (n, targets)
         times : sequence of float
-            Each above 0; infinity is the end of training.
+            Each 0 or more; infinity is the end of training.
         ridge : float
             Relative.
 
@@ -278,21 +281,34 @@ class Spectrum:
         targets = check_targets(y, len(self.values))
         relative = check_ridge(ridge)
         chosen = [check_time(time) for time in times]
+        absolute = self.absolute(relative)
         rotated = self.vectors.T @ (self.roots[:, None] * targets)
-        squares = self.vectors**2
-        predictions = np.empty((len(chosen), *targets.shape))
+        vectors, squares = self.vectors, self.vectors**2
+        null = self.null(absolute)
+        shifted = np.where(null, 0.0, self.values) + absolute
+        if null.any():
+            inside = squares[:, null].sum(axis=1)
+            inverse = np.where(null, 0.0, 1 / np.where(null, 1.0, self.values))
+            kept = inside <= self.rounding * (squares @ inverse)
+            vectors = np.where(kept[:, None] & null, 0.0, vectors)
+            squares = vectors**2
+        largest = float(shifted[-1])
+        predictions = np.zeros((len(chosen), *targets.shape))
         for index, time in enumerate(chosen):
             if np.isinf(time):
                 predictions[index] = self.leave_one_out(targets, [relative]).predictions[0]
                 continue
-            shifts, weights = _contour(time)
-            inverse = 1 / ((self.values + relative * self.mean)[:, None] + shifts)
+            if time == 0 or not largest > 0:  # nothing is learned
+                continue
+            bounded = min(max(time, _EARLIEST / largest), _LATEST / largest)
+            shifts, weights = _contour(bounded)
+            inverse = 1 / (shifted[:, None] + shifts)
             # Products of real with complex matrices, as real ones.
             scale = squares @ inverse.real + 1j * (squares @ inverse.imag)
             total = np.zeros_like(targets)
             for j, weight in enumerate(weights):
                 part = inverse[:, j, None] * rotated
-                left = self.vectors @ part.real + 1j * (self.vectors @ part.imag)
+                left = vectors @ part.real + 1j * (vectors @ part.imag)
                 residual = left / (self.roots * scale[:, j])[:, None]
                 total += 2 * (weight * (targets - residual)).real
             predictions[index] = total
@@ -309,6 +325,198 @@ class Spectrum:
         squares = ((targets - predictions) ** 2).mean(axis=2)
         errors = np.average(squares, axis=1, weights=self.roots**2)
         return LeaveOneOut(ridges, predictions.reshape(len(ridges), *shape), errors)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpectralFactor:
+    """`Factor` by eigenvectors, for a ridge and a time of training.
+
+    Parameters
+    ----------
+    eigenvectors : Spectrum
+    ridge, ridge_absolute : float
+        Relative, and r.
+    time : float
+    """
+
+    eigenvectors: Spectrum
+    ridge: float
+    ridge_absolute: float
+    time: float
+
+    @property
+    def method(self) -> Method:
+        """``"spectral"``."""
+        return "spectral"
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.eigenvectors.values)
+
+    @property
+    def location(self) -> None:
+        """In memory."""
+        return None
+
+    def solve(self, y: FloatArray) -> FloatArray:
+        """Return the coefficients at the time, in ``4 n^2 m`` flops."""
+        return self.eigenvectors.solve(y, self.ridge_absolute, self.time)
+
+    def solution(self, k: Matrix, y: ArrayLike) -> Solution:
+        """Solve, and say how well; k is not looked at. See `Spectrum.solution`."""
+        start = clock.perf_counter()
+        spectrum, n, absolute = self.eigenvectors, self.n, self.ridge_absolute
+        targets = check_targets(y, n)
+        value = self.solve(targets)
+        # W^1/2 (k + r W^-1) value = (U s U^T + r) W^-1/2 value
+        rotated = spectrum.vectors.T @ (value / spectrum.roots[:, None])
+        fitted = spectrum.vectors @ ((spectrum.values + absolute)[:, None] * rotated)
+        weighed = spectrum.roots[:, None] * targets
+        status, condition, message = Status.SOLVED, 0.0, ""
+        if not spectrum.null(absolute).any():
+            condition = self._reciprocal_condition()
+        elif np.isinf(self.time):
+            status = Status.RANK_DEFICIENT
+            message = f"The rank of k is {spectrum.rank} for n = {n} samples."
+        return Solution(
+            value.reshape(np.shape(y)),
+            status,
+            Statistics(
+                n=n,
+                ridge=self.ridge,
+                ridge_absolute=absolute,
+                residual_norm=relative_norm((weighed - fitted) / spectrum.roots[:, None], targets),
+                reciprocal_condition=condition,
+                seconds=clock.perf_counter() - start,
+            ),
+            message,
+            self,
+        )
+
+    def _reciprocal_condition(self) -> float:
+        """Estimate ``1 / (|A|_1 |A^-1|_1)`` in a few times ``4 n^2`` flops."""
+        spectrum, ridge = self.eigenvectors, self.ridge_absolute
+        k, diagonal = spectrum.k, spectrum.k.diagonal().astype(np.float64)
+        rows = (slice(start, start + _ROWS) for start in range(0, self.n, _ROWS))
+        sums = np.concatenate([np.abs(k[some]).sum(axis=1, dtype=np.float64) for some in rows])
+        entries = diagonal + ridge / spectrum.roots**2
+        norm = float((sums - np.abs(diagonal) + np.abs(entries)).max())
+        return 1 / (norm * _norm_of_inverse(lambda x: spectrum.solve(x, ridge), self.n))
+
+    def multiply(self, v: FloatArray) -> FloatArray:
+        """Return ``A v``."""
+        noise = self.ridge_absolute / self.eigenvectors.roots**2
+        return self.multiply_gram(v) + noise[:, None] * v
+
+    def multiply_gram(self, v: FloatArray) -> FloatArray:
+        """Return ``k v``."""
+        return np.asarray(self.eigenvectors.k, np.float64) @ v
+
+    def gram(self) -> FloatArray:
+        """Return k."""
+        return np.array(self.eigenvectors.k, np.float64)
+
+    def inverse_diagonal(self) -> FloatArray:
+        """Return the diagonal of ``A^-1``, in ``2 n^2`` flops."""
+        spectrum = self.eigenvectors
+        if not np.isfinite(self.log_determinant()):
+            raise Unavailable(
+                f"k is singular to rounding (rank {spectrum.rank} of {self.n}), so that it has no "
+                "inverse: use a ridge above 0"
+            )
+        inverse = 1 / (spectrum.values + self.ridge_absolute)
+        return spectrum.roots**2 * (spectrum.vectors**2 @ inverse)
+
+    def log_determinant(self) -> float:
+        """Return ``log det A``."""
+        return self.eigenvectors.log_determinant(self.ridge_absolute)
+
+    def left_out(self, y: FloatArray, value: FloatArray | None = None) -> FloatArray:
+        """Return what all other samples predict for each, at the time; the value is not needed."""
+        return self.eigenvectors.leave_one_out_at(y, [self.time], self.ridge).predictions[0]
+
+    def spectrum(self) -> Spectrum:
+        """Return the eigenvectors, which are there."""
+        return self.eigenvectors
+
+    def extended(self, k: Matrix, weights: FloatArray | None = None) -> Factor:
+        """Refuse: with every sample all eigenvectors change."""
+        raise Unavailable("eigenvectors change with every sample: solve all of k again")
+
+    def described(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return facts and arrays."""
+        spectrum = self.eigenvectors
+        facts: dict[str, Any] = {
+            "kind": self.method,
+            "mean": spectrum.mean,
+            "rounding": spectrum.rounding,
+            "time": self.time if np.isfinite(self.time) else None,
+        }
+        arrays: dict[str, NDArray[Any]] = {
+            "spectrum_k": spectrum.k,
+            "spectrum_values": spectrum.values,
+            "spectrum_vectors": spectrum.vectors,
+        }
+        return facts, arrays
+
+
+def solve_spectral(
+    k: ArrayLike | Matrix,
+    y: ArrayLike,
+    ridge: float = 0.0,
+    *,
+    time: float = np.inf,
+    weights: FloatArray | None = None,
+) -> Solution:
+    """Solve ``(k + ridge trace(k)/n I) a = y`` by eigenvectors, at the end of training or before.
+
+    Parameters
+    ----------
+    k, y, ridge, weights
+        As for `solve_cholesky`.
+    time : float
+        Of gradient flow, 0 or more, in units of 1 over an eigenvalue of k; infinity: its end.
+
+    Returns
+    -------
+    Solution
+        That of `Spectrum.solution`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
+    """
+    relative, until = check_ridge(ridge), check_time(time)
+    check_targets(y, as_matrix(k).shape[0])
+    return Spectrum.of(k, weights).solution(y, relative, until)
+
+
+def _norm_of_inverse(solve: Callable[[FloatArray], FloatArray], n: int) -> float:
+    """Estimate ``|A^-1|_1`` of a symmetric A from below, as LAPACK does.
+
+    Higham, *FORTRAN codes for estimating the one-norm of a real or complex matrix*, 1988: a climb
+    over the corners of the unit ball, and one vector that is hard for it.
+    """
+
+    def column(x: FloatArray) -> FloatArray:
+        return solve(x[:, None])[:, 0]
+
+    found = column(np.full(n, 1 / n))
+    norm, signs = float(np.abs(found).sum()), np.where(found < 0, -1.0, 1.0)
+    for _ in range(_CLIMBS):
+        corner = np.zeros(n)
+        corner[np.abs(column(signs)).argmax()] = 1.0
+        found = column(corner)
+        following = np.where(found < 0, -1.0, 1.0)
+        size = float(np.abs(found).sum())
+        if size <= norm or np.array_equal(following, signs):
+            norm = max(size, norm)
+            break
+        norm, signs = size, following
+    hard = (1 + np.arange(n) / max(n - 1, 1)) * (-1.0) ** np.arange(n)
+    return max(norm, 2 * float(np.abs(column(hard)).sum()) / (3 * n))
 
 
 def _contour(time: float) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -25,12 +25,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit._version import __version__
 from widelimit.arrays import FloatArray
+from widelimit.display import share_alone, shown
 from widelimit.machine import remaining
 from widelimit.matrices.store import StoreError, TileStore, open_objects
 from widelimit.matrices.tiles import Grid, Key
 from widelimit.solvers.blas import Arithmetic, Crew
-from widelimit.solvers.checks import check_ridge, check_targets, epsilon
-from widelimit.solvers.factor import Progress, Reader, TiledFactor, fitting_width
+from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, epsilon
+from widelimit.solvers.factor import Reader, TiledFactor, fitting_width
 from widelimit.solvers.matrix import (
     Leading,
     Matrix,
@@ -40,7 +41,7 @@ from widelimit.solvers.matrix import (
     multiply,
     tile_side,
 )
-from widelimit.solvers.solution import Solution, Statistics, Status, failed
+from widelimit.solvers.solution import Solution, failed
 
 __all__ = ["NotPositiveDefinite", "factorise", "solve_tiled"]
 
@@ -121,7 +122,7 @@ def factorise(
     threads: int | None = None,
     tile: int | None = None,
     reuse: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: bool | Callable[[float], None] = False,
     verify: bool = False,
 ) -> TiledFactor:
     """Factor ``k + ridge trace(k)/n I = L L^T`` into a store, and go on where a run was killed.
@@ -151,8 +152,9 @@ def factorise(
         left out, and `TiledFactor.ridge` is the old one in units of the new ``trace(k)/n``. It is
         not looked at once the new factor is finished: then it may be deleted. If it is lost before,
         the call without it is refused, and names the ridge with which it goes on.
-    progress : callable or None
-        Is given the finished share of the flops, 0 to 1.
+    progress : bool or callable
+        True shows it on standard error, as a bar on a terminal and as lines elsewhere; a callable
+        is given the finished share of the flops, 0 to 1.
     verify : bool
         Whether all tiles that are there are read first; damaged ones are computed again.
 
@@ -183,6 +185,7 @@ def factorise(
     Cost, as long as there is something to copy: two passes over the old factor and one over its
     part of k. Then ``n_old^2 m + n_old m^2 + m^3/3`` flops for m new samples.
     """
+    display = shown(progress, "factor", share_alone)
     matrix = as_matrix(k)
     relative = check_ridge(ridge)
     if reuse is not None and relative:
@@ -194,7 +197,7 @@ def factorise(
         raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
     n = matrix.shape[0]
     mean = float(diagonal(matrix).mean())
-    absolute = relative * mean
+    absolute = check_absolute(relative, mean, dtype=dtype)
     objects = open_objects(store)
     with objects.locked():
         found, old = _find_factor(store), None
@@ -229,8 +232,9 @@ def factorise(
         if old is not None:
             for key in copied:
                 found.copy(key, old)
-        _Factorisation(matrix, found, memory, progress).run(threads)
-    return TiledFactor(found, memory)
+        with display as report:
+            _Factorisation(matrix, found, memory, report).run(threads)
+    return TiledFactor(found, memory, threads)
 
 
 def _open_factor(store: str | os.PathLike[str]) -> TileStore:
@@ -316,10 +320,10 @@ class _Factorisation:
         matrix: Matrix,
         store: TileStore,
         memory: int | str | None,
-        progress: Progress | None,
+        report: Callable[[float], None],
     ) -> None:
         self._matrix, self._store, self._memory = matrix, store, memory
-        self._report = progress
+        self._report = report
         self._arithmetic = Arithmetic(np.dtype(store.dtype.name))
         self._finished = store.finished()
         self._ridge = float(store.manifest["ridge_absolute"])
@@ -438,8 +442,7 @@ class _Factorisation:
         with self._lock:
             self._finished.add((i, j))
             self._done += j + 1
-            if self._report is not None:
-                self._report(self._done / self._work)
+            self._report(self._done / self._work)
 
     def _start(self, i: int, j: int) -> NDArray[Any]:
         rows, columns = self._store.grid.extent((i, j))
@@ -556,7 +559,7 @@ def solve_tiled(
     threads: int | None = None,
     tile: int | None = None,
     reuse: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: bool | Callable[[float], None] = False,
     verify: bool = False,
 ) -> Solution:
     """Solve ``(k + ridge trace(k)/n I) a = y`` by a Cholesky factor larger than memory.
@@ -570,8 +573,9 @@ def solve_tiled(
     Returns
     -------
     Solution
-        With the residual from a pass over k. ``reciprocal_condition`` is an upper bound, from the
-        smallest pivot: ``min pivot / max diagonal``.
+        With the residual from a pass over k, and its `TiledFactor`. ``Status.ILL_CONDITIONED`` if
+        the smallest pivot, which the smallest eigenvalue cannot exceed, is below ``sqrt(n) eps
+        trace(k)/n``. The condition is not estimated: that takes many passes over the factor.
 
     Raises
     ------
@@ -580,8 +584,7 @@ def solve_tiled(
     """
     start = time.perf_counter()
     matrix = as_matrix(k)
-    n = matrix.shape[0]
-    targets = check_targets(y, n)
+    check_targets(y, matrix.shape[0])
     try:
         factor = factorise(
             matrix,
@@ -601,21 +604,4 @@ def solve_tiled(
             message += " Another ridge changes all of the factor: leave reuse out then."
         seconds = time.perf_counter() - start
         return failed(y, begun.ridge, begun.ridge_absolute, message, seconds)
-    value = factor.solve(targets)
-    residual = targets - multiply(matrix, value) - factor.ridge_absolute * value
-    size = float(np.linalg.norm(targets))
-    entries = diagonal(matrix)
-    smallest = float(factor.pivots().min())
-    noise = n**0.5 * epsilon(matrix.dtype) * float(entries.mean())
-    return Solution(
-        value=value.reshape(np.shape(y)),
-        status=Status.ILL_CONDITIONED if smallest < noise else Status.SOLVED,
-        statistics=Statistics(
-            n=n,
-            ridge=factor.ridge,
-            ridge_absolute=factor.ridge_absolute,
-            residual_norm=float(np.linalg.norm(residual)) / size if size else 0.0,
-            reciprocal_condition=smallest / float(entries.max() + factor.ridge_absolute),
-            seconds=time.perf_counter() - start,
-        ),
-    )
+    return factor.solution(matrix, y, start=start)

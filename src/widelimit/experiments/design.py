@@ -1,13 +1,13 @@
 """What the learning curve will compute, decided before it starts and without looking at a result.
 
-A plan depends on the data, the seed and the planned time, never on the speed of this machine: the
+A design depends on the data, the seed and the planned time, never on the speed of this machine: the
 same command draws the same images everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from widelimit.arrays import FloatArray, IntArray
 from widelimit.data.dataset import Dataset
 from widelimit.program import compile_networks
 
-__all__ = ["DEPTH", "Plan", "draw_training_sets", "make_plan", "shrink_images"]
+__all__ = ["DEPTH", "Design", "make_design", "shrink_images"]
 
 DEPTH = 11  # of both convolutional kernels: the depth at which the paper's Table 1 is best
 MAX_TRAINING = 1280
@@ -32,7 +32,7 @@ _FEWEST_TEST = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plan:
+class Design:
     """Images, sizes and arithmetic of a learning curve.
 
     Images have numbers: those of the training set of the `Dataset` first, then its test set.
@@ -80,7 +80,7 @@ class Plan:
         return tuple(count * self.n_classes for count in self.per_class)
 
 
-def make_plan(dataset: Dataset, *, draws: int = 5, seed: int = 0, minutes: float = 2.5) -> Plan:
+def make_design(dataset: Dataset, *, draws: int = 5, seed: int = 0, minutes: float = 2.5) -> Design:
     """Choose images, training sizes and dtype so that CNTK-GAP takes about the planned time.
 
     Parameters
@@ -96,7 +96,7 @@ def make_plan(dataset: Dataset, *, draws: int = 5, seed: int = 0, minutes: float
 
     Returns
     -------
-    Plan
+    Design
 
     Raises
     ------
@@ -108,56 +108,16 @@ def make_plan(dataset: Dataset, *, draws: int = 5, seed: int = 0, minutes: float
     CNTK-GAP costs ``(h w)^2`` element-layers for each convolution and pair of images. It is
     computed in float64 if all images of the data set can be used in half of the planned time.
     """
-    if draws < 1 or seed < 0 or not 0 < minutes < 1e6:
-        raise ValueError(
-            "expected draws >= 1, seed >= 0 and minutes from 0 to a million, got "
-            f"draws={draws}, seed={seed}, minutes={minutes}"
-        )
-    if not dataset.x_train.any():
-        raise ValueError(f"{dataset.name}: all training images are zero, there is nothing to learn")
-    _check_classes(dataset)
-    rng = np.random.default_rng([seed, 1])
+    _check(dataset, draws, seed, minutes)
     budget = minutes * 60 * _PLANNED_SPEED
-
-    notes: list[str] = []
-    h, w, c = dataset.image_shape
     shrink = _choose_shrink(dataset, budget)
-    if shrink > 1:
-        notes.append(
-            f"Images of {h} x {w} pixels were averaged over blocks of {shrink} x {shrink} to "
-            f"{h // shrink} x {w // shrink}: the exact CNTK-GAP kernel of the full size is too "
-            "expensive for a demo."
-        )
-    cost = _cost_per_pair((h // shrink, w // shrink, c))
-    affordable = budget / cost
-    pool, test, pairs = _choose_images(dataset, affordable, rng)
-    everything = dataset.y_train.size + dataset.y_test.size
-    used = pool.size + (0 if test is None else test.size)
-    if used < everything:
-        share = (
-            f"{used:,}"
-            if test is None
-            else f"{pool.size:,} for training and {test.size:,} for testing"
-        )
-        reason = (
-            f"a pair of images of {h // shrink} x {w // shrink} costs CNTK-GAP {cost / 1e6:.3g} "
-            f"million element-layers, which makes {affordable:,.0f} pairs affordable in the "
-            f"{minutes:g} minutes that are planned (--minutes)"
-            if pairs > affordable / 2
-            else f"training sets end at {MAX_TRAINING:,} images"
-        )
-        notes.append(f"Of {everything:,} images, {share} were drawn: {reason}.")
-    labels = _labels(dataset)[pool]
-    smallest = int(np.bincount(labels).min())
-    # With a test set of its own, the pool is half as large again as the largest training set, so
-    # that draws differ. Without, a fifth of the images of each class must be left for testing.
-    room = smallest if test is not None else max(1, smallest * 4 // 5)
-    most = max(1, min(room, MAX_TRAINING // dataset.n_classes))
-    per_class = tuple(2**j for j in range(most.bit_length()))
-    return Plan(
+    cost = _cost_per_pair(_shrunk(dataset, shrink))
+    pool, test = _choose_images(dataset, budget / cost, np.random.default_rng([seed, 1]))
+    pairs = _pairs(pool.size) + (0 if test is None else pool.size * test.size)
+    design = Design(
         pool=pool,
         test=test,
-        per_class=per_class,
+        per_class=_choose_sizes(dataset, pool, test),
         n_classes=dataset.n_classes,
         shrink=shrink,
         dtype="float64" if pairs * cost * _FLOAT64_COST <= budget / 2 else "float32",
@@ -165,39 +125,9 @@ def make_plan(dataset: Dataset, *, draws: int = 5, seed: int = 0, minutes: float
         element_layers=float(pairs) * cost,
         seed=seed,
         draws=draws,
-        notes=tuple(notes),
+        notes=(),
     )
-
-
-def draw_training_sets(
-    labels: IntArray, per_class: Sequence[int], rng: np.random.Generator
-) -> list[IntArray]:
-    """Draw one training set of each size, every class alike in number, each within the next.
-
-    Parameters
-    ----------
-    labels : ndarray of int64, shape (n,)
-        Classes, from 0 on, of the images to draw from.
-    per_class : sequence of int
-        Images of each class, ascending.
-    rng : Generator
-        Source of randomness.
-
-    Returns
-    -------
-    list of ndarray of int64
-        Places in labels, ascending.
-
-    Raises
-    ------
-    ValueError
-        If a class has fewer images than the largest training set needs.
-    """
-    orders = [rng.permutation(np.flatnonzero(labels == k)) for k in range(int(labels.max()) + 1)]
-    fewest = min(order.size for order in orders)
-    if fewest < max(per_class):
-        raise ValueError(f"expected {max(per_class)} images of every class, got {fewest} of one")
-    return [np.sort(np.concatenate([order[:m] for order in orders])) for m in per_class]
+    return replace(design, notes=tuple(_notes(dataset, design, minutes)))
 
 
 def shrink_images(x: FloatArray, factor: int) -> FloatArray:
@@ -214,7 +144,19 @@ def _labels(dataset: Dataset) -> IntArray:
     return np.concatenate([dataset.y_train, dataset.y_test])
 
 
-def _check_classes(dataset: Dataset) -> None:
+def _shrunk(dataset: Dataset, shrink: int) -> tuple[int, int, int]:
+    h, w, c = dataset.image_shape
+    return h // shrink, w // shrink, c
+
+
+def _check(dataset: Dataset, draws: int, seed: int, minutes: float) -> None:
+    if draws < 1 or seed < 0 or not 0 < minutes < 1e6:
+        raise ValueError(
+            "expected draws >= 1, seed >= 0 and minutes from 0 to a million, got "
+            f"draws={draws}, seed={seed}, minutes={minutes}"
+        )
+    if not dataset.x_train.any():
+        raise ValueError(f"{dataset.name}: all training images are zero, there is nothing to learn")
     drawn = dataset.split == "drawn"
     labels = _labels(dataset) if drawn else dataset.y_train
     counts = np.bincount(labels, minlength=dataset.n_classes)
@@ -239,8 +181,7 @@ def _choose_shrink(dataset: Dataset, budget: float) -> int:
     n_conv = cntk_gap(DEPTH).n_conv
     shrink = 1
     while min(h, w) // (shrink + 1) >= 1:
-        size = (h // shrink) * (w // shrink)
-        if _pairs(fewest) * size**2 * n_conv <= budget:
+        if _pairs(fewest) * ((h // shrink) * (w // shrink)) ** 2 * n_conv <= budget:
             break
         shrink += 1
     return shrink
@@ -252,35 +193,81 @@ def _pairs(n: int) -> int:
 
 def _choose_images(
     dataset: Dataset, affordable: float, rng: np.random.Generator
-) -> tuple[IntArray, IntArray | None, int]:
-    """Numbers of the pool and of the test images, and how many pairs they make."""
+) -> tuple[IntArray, IntArray | None]:
+    """Numbers of the pool and of the test images, as many as make an affordable number of pairs."""
     n_train, n_test = dataset.y_train.size, dataset.y_test.size
     if dataset.split == "drawn":
         n = n_train + n_test
         if n <= _MAX_IMAGES and _pairs(n) <= affordable:
-            return np.arange(n), None, _pairs(n)
+            return np.arange(n), None
         most = int(((8 * affordable + 1) ** 0.5 - 1) / 2)  # n (n + 1) / 2 pairs of n images
         count = min(_MAX_IMAGES, most) // dataset.n_classes
-        pool = _draw_balanced(_labels(dataset), max(2, count), rng)
-        return pool, None, _pairs(pool.size)
+        return _draw_balanced(_labels(dataset), max(2, count), rng), None
+    count, room = _choose_pool_size(dataset, affordable)
+    pool = _draw_balanced(dataset.y_train, count, rng)
+    n_kept = min(n_test, _MAX_IMAGES, max(room, dataset.n_classes))
+    return pool, n_train + np.sort(rng.permutation(n_test)[:n_kept])
 
+
+def _choose_pool_size(dataset: Dataset, affordable: float) -> tuple[int, int]:
+    """Images of each class in a pool beside a test set, and test images that can be afforded.
+
+    The pool is half as large again as the largest training set, so that draws differ; the latter
+    is halved until enough test images are left.
+    """
     smallest = int(np.bincount(dataset.y_train).min())
-    limit = min(smallest, MAX_TRAINING // dataset.n_classes)
-    for j in reversed(range(max(1, limit).bit_length())):
-        count = min(smallest, 2**j + max(1, 2**j // 2))
+    largest = max(1, min(smallest, MAX_TRAINING // dataset.n_classes))
+    largest = 2 ** (largest.bit_length() - 1)
+    while True:
+        count = min(smallest, largest + max(1, largest // 2))
         n_pool = count * dataset.n_classes
         room = int((affordable - _pairs(n_pool)) / n_pool)
-        if j == 0 or room >= min(n_test, _FEWEST_TEST):
-            break
-    else:
-        raise AssertionError("j = 0 ends the loop")
-    n_kept = min(n_test, _MAX_IMAGES, max(room, dataset.n_classes))
-    pool = _draw_balanced(dataset.y_train, count, rng)
-    test = n_train + np.sort(rng.permutation(n_test)[:n_kept])
-    return pool, test, _pairs(pool.size) + pool.size * test.size
+        if largest == 1 or room >= min(dataset.y_test.size, _FEWEST_TEST):
+            return count, room
+        largest //= 2
 
 
 def _draw_balanced(labels: IntArray, count: int, rng: np.random.Generator) -> IntArray:
     """At most ``count`` images of every class, ascending."""
     members = [np.flatnonzero(labels == k) for k in range(int(labels.max()) + 1)]
     return np.sort(np.concatenate([rng.permutation(group)[:count] for group in members]))
+
+
+def _choose_sizes(dataset: Dataset, pool: IntArray, test: IntArray | None) -> tuple[int, ...]:
+    """Images of each class in the training sets: powers of two, as far as the pool goes.
+
+    Without a test set of its own, a fifth of the images of each class must be left for testing.
+    """
+    smallest = int(np.bincount(_labels(dataset)[pool]).min())
+    room = smallest if test is not None else max(1, smallest * 4 // 5)
+    most = max(1, min(room, MAX_TRAINING // dataset.n_classes))
+    return tuple(2**j for j in range(most.bit_length()))
+
+
+def _notes(dataset: Dataset, design: Design, minutes: float) -> Iterator[str]:
+    """What was made smaller, or left out, and why."""
+    h, w, _ = _shrunk(dataset, design.shrink)
+    if design.shrink > 1:
+        height, width, _ = dataset.image_shape
+        yield (
+            f"Images of {height} x {width} pixels were averaged over blocks of {design.shrink} x "
+            f"{design.shrink} to {h} x {w}: the exact CNTK-GAP kernel of the full size is too "
+            "expensive for a demo."
+        )
+    everything = dataset.y_train.size + dataset.y_test.size
+    if design.pool.size + (0 if design.test is None else design.test.size) == everything:
+        return
+    share = f"{design.pool.size:,}"
+    if design.test is not None:
+        share += f" for training and {design.test.size:,} for testing"
+    cost = design.element_layers / design.pairs
+    affordable = minutes * 60 * _PLANNED_SPEED / cost
+    reason = f"training sets end at {MAX_TRAINING:,} images"
+    if design.pairs > affordable / 2:
+        number = f"{cost / 1e6:.3g} million" if cost >= 1e6 else f"{cost:,.0f}"
+        reason = (
+            f"a pair of images of {h} x {w} costs CNTK-GAP {number} element-layers, which makes "
+            f"{affordable:,.0f} pairs affordable in the {minutes:g} minutes that are planned "
+            "(--minutes)"
+        )
+    yield f"Of {everything:,} images, {share} were drawn: {reason}."

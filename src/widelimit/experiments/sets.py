@@ -1,4 +1,4 @@
-"""The images of a plan, and the training and test sets that are drawn from them."""
+"""The images of a design, and the training and test sets that are drawn from them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from widelimit.arrays import FloatArray, IntArray
-from widelimit.data.dataset import Dataset
-from widelimit.experiments.plan import Plan, draw_training_sets, shrink_images
+from widelimit.data.dataset import Dataset, draw_training_sets
+from widelimit.experiments.design import Design, shrink_images
 
-__all__ = ["Draw", "Images", "take"]
+__all__ = ["Draw", "Sets", "take"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +22,7 @@ class Draw:
     train : list of ndarray of int64
         Places in the pool, one array for each size, each within the next.
     test : ndarray of int64
-        Places among the test images of `Images`.
+        Places among the test images of `Sets`.
     """
 
     train: list[IntArray]
@@ -30,8 +30,8 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Images:
-    """Pool and test images of a plan, with labels.
+class Sets:
+    """Pool and test images of a design, with labels.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Images:
     x_test : ndarray of float64, shape (m, h, w, c)
         The pool itself if test images are drawn from it.
     y_test, test_numbers : ndarray of int64, shape (m,)
-        Labels, and numbers as in `Plan`.
+        Labels, and numbers as in `Design`.
     draws : list of Draw
     """
 
@@ -52,20 +52,25 @@ class Images:
     draws: list[Draw]
 
     @classmethod
-    def of(cls, dataset: Dataset, plan: Plan) -> Images:
-        """Take the images of a plan from its data set and draw the training sets."""
+    def of(cls, dataset: Dataset, design: Design) -> Sets:
+        """Take the images of a design from its data set and draw the training sets."""
         labels = np.concatenate([dataset.y_train, dataset.y_test])
-        x_pool, y_pool = shrink_images(take(dataset, plan.pool), plan.shrink), labels[plan.pool]
-        numbers = plan.pool if plan.test is None else plan.test
+        x_pool, y_pool = (
+            shrink_images(take(dataset, design.pool), design.shrink),
+            labels[design.pool],
+        )
+        numbers = design.pool if design.test is None else design.test
         x_test = x_pool
-        if plan.test is not None:
-            x_test = shrink_images(take(dataset, plan.test), plan.shrink)
+        if design.test is not None:
+            x_test = shrink_images(take(dataset, design.test), design.shrink)
         draws: list[Draw] = []
-        for i in range(plan.draws):
-            rng = np.random.default_rng([plan.seed, 2, i])
-            train = draw_training_sets(y_pool, plan.per_class, rng)
+        for i in range(design.draws):
+            rng = np.random.default_rng([design.seed, 2, i])
+            train = draw_training_sets(y_pool, design.per_class, rng)
             test = np.arange(numbers.size)
-            draws.append(Draw(train, np.setdiff1d(test, train[-1]) if plan.test is None else test))
+            draws.append(
+                Draw(train, np.setdiff1d(test, train[-1]) if design.test is None else test)
+            )
         return cls(x_pool, y_pool, x_test, labels[numbers], numbers, draws)
 
 

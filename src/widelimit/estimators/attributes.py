@@ -1,0 +1,126 @@
+"""What a fitted estimator tells of its fit: attributes that end in an underscore."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
+
+from widelimit.arrays import FloatArray
+from widelimit.backends.base import Dtype
+from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, Standardisation, Stores
+from widelimit.estimators.samples import ImageShape, Training
+from widelimit.network import Network
+from widelimit.program import Kind
+from widelimit.solvers import Factor, Solution, Status
+
+__all__ = ["FittedAttributes", "check_is_fitted"]
+
+# scikit-learn has no types.
+check_is_fitted: Callable[[Any, str], None] = cast("Any", validation).check_is_fitted
+
+
+class FittedAttributes:
+    """State of a fitted estimator, and what follows from it."""
+
+    n_features_in_: int
+    dual_coef_: FloatArray
+    solution_: Solution
+    loo_grid_: FloatArray
+    loo_curve_: FloatArray
+    loo_predictions_: FloatArray | None
+    _fitted: FittedKernel | PrecomputedKernel
+    _training: Training
+    _nngp_fit: Any  # of the training samples, if that is another kernel
+    _stores: Stores | None
+    _flat: bool  # whether targets were (n,), not (n, 1)
+
+    def _shaped(self, values: FloatArray) -> FloatArray:
+        """Return (n, t) values in the shape that users see."""
+        return values[:, 0] if self._flat else values
+
+    @property
+    def net_(self) -> Network | tuple[Network, ...] | None:
+        """The network; several whose kernels are averaged; None for a precomputed kernel."""
+        networks = self._fitted.networks
+        return networks[0] if len(networks) == 1 else networks or None
+
+    @property
+    def kind_(self) -> Kind:
+        """Kind of the kernel."""
+        return self._fitted.kind
+
+    @property
+    def dtype_(self) -> Dtype:
+        """Precision of the kernel."""
+        return self._fitted.dtype
+
+    @property
+    def image_shape_(self) -> ImageShape | None:
+        """Shape of an image, None for rows."""
+        return self._fitted.shape
+
+    @property
+    def standardisation_(self) -> Standardisation | None:
+        """Mean and scale of the features."""
+        return self._fitted.standardisation
+
+    @property
+    def x_fit_(self) -> NDArray[Any] | None:
+        """Training samples, as the kernel takes them, one for each coefficient."""
+        return self._fitted.samples
+
+    @property
+    def ridge_(self) -> float:
+        """Relative ridge."""
+        return self.solution_.statistics.ridge
+
+    @property
+    def time_(self) -> float:
+        """Time of training; infinity is its end."""
+        return np.inf if self._factor is None else self._factor.time
+
+    @property
+    def loo_score_(self) -> float:
+        """Largest of `loo_curve_`; NaN if nothing could be left out."""
+        scores = self.loo_curve_[np.isfinite(self.loo_curve_)]
+        return float(scores.max()) if scores.size else np.nan
+
+    @property
+    def _factor(self) -> Factor | None:
+        return self.solution_.factor
+
+    @property
+    def self_influence_(self) -> FloatArray:
+        """Increase of the squared error of each training sample when it is left out, (n,).
+
+        ``|y_i - f_without_i(x_i)|^2 - |y_i - f(x_i)|^2``, summed over targets: large for samples
+        that the others contradict, such as mislabelled ones.
+        """
+        check_is_fitted(self, "dual_coef_")
+        left_out = self._left_out("self_influence_")
+        training = self._training
+        fitted = training.at_samples(training.means - self._penalty())
+        before = ((training.targets - fitted) ** 2).sum(axis=1)
+        after = ((training.targets - left_out.reshape(training.targets.shape)) ** 2).sum(axis=1)
+        return after - before
+
+    def _left_out(self, what: str) -> FloatArray:
+        if self.loo_predictions_ is None:
+            raise AttributeError(
+                f"{what} needs leave-one-out predictions, which solver='cg' has not: use "
+                "solver='cholesky'"
+            )
+        return self.loo_predictions_
+
+    def _penalty(self) -> FloatArray:
+        """Return what outputs at the training samples, one a row, are short of their targets."""
+        training, value = self._training, self.dual_coef_.reshape(self._training.first.size, -1)
+        exact = np.isinf(self.time_) and self.solution_.status is not Status.RANK_DEFICIENT
+        if self._factor is not None and not exact:
+            return training.means - self._factor.multiply_gram(value)
+        noise = self.solution_.statistics.ridge_absolute / training.weights
+        return noise[:, None] * value

@@ -1,0 +1,135 @@
+"""What estimators ask of their parameters, targets and weights, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
+
+from widelimit.architectures import cntk_gap, named_network, ntk_dense
+from widelimit.arrays import FloatArray
+from widelimit.estimators.regression import Options
+from widelimit.estimators.samples import ImageShape
+from widelimit.machine import parse_memory
+from widelimit.network import Network
+from widelimit.solvers.checks import check_ridge
+from widelimit.solvers.spectrum import check_time
+
+__all__ = [
+    "Net",
+    "check_options",
+    "check_standardise",
+    "check_weights",
+    "resolve_networks",
+]
+
+Net: TypeAlias = Network | str | Sequence[Network | str] | None
+
+# scikit-learn has no types.
+_check_sample_weight: Callable[..., FloatArray] = cast("Any", validation)._check_sample_weight
+
+
+def check_options(model: Any) -> Options:
+    """Check the parameters of an estimator that do not depend on samples.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is wrong, or two do not go together.
+    """
+    for name, allowed in (
+        ("kernel", ("network", "precomputed")),
+        ("kind", ("ntk", "nngp")),
+        ("combine", ("best", "mean")),
+        ("solver", ("auto", "cholesky", "cg")),
+    ):
+        if getattr(model, name) not in allowed:
+            words = " or ".join(f'"{word}"' for word in allowed)
+            raise ValueError(f"{name} must be {words}, got {getattr(model, name)!r}: choose one")
+    ridge = _number_or_loo("ridge", model.ridge, check_ridge)
+    time = _number_or_loo("time", np.inf if model.time is None else model.time, check_time)
+    if ridge == "loo" and time != np.inf:
+        raise ValueError(
+            "ridge='loo' is chosen for the end of training, got a time as well: give ridge a "
+            "number, or leave time out"
+        )
+    if model.kernel == "precomputed" and (model.store is not None or model.executor is not None):
+        raise ValueError("store and executor are for kernels of networks: leave them out")
+    if model.memory is not None:
+        parse_memory(model.memory)
+    if model.executor is not None and model.store is None:
+        raise ValueError("executor needs store, a folder that all of its workers see")
+    return Options(ridge, time, model.solver, model.store, model.memory, model.threads)
+
+
+def _number_or_loo(name: str, value: Any, check: Callable[[object], float]) -> Any:
+    if not isinstance(value, str):
+        return check(value)
+    if value != "loo":
+        raise ValueError(f'{name} must be a number or "loo", got {value!r}')
+    return value
+
+
+def check_weights(
+    sample_weight: ArrayLike | None, rows: NDArray[Any]
+) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Return the weights above 0, and which samples have one.
+
+    Raises
+    ------
+    ValueError
+        If a weight is below 0 or not finite, or all are 0.
+    """
+    if sample_weight is None:
+        return np.ones(len(rows)), np.ones(len(rows), np.bool_)
+    weight = _check_sample_weight(sample_weight, rows, dtype=np.float64)
+    if weight.min() < 0:
+        raise ValueError(
+            f"sample_weight must be 0 or more, got {weight.min():g} for sample "
+            f"{int(weight.argmin())}: a sample of weight w counts as w equal ones"
+        )
+    counts = weight > 0
+    if not counts.any():
+        raise ValueError("sample_weight must be above 0 for some sample, got only zeros")
+    return weight[counts], counts
+
+
+def resolve_networks(net: Net, shape: ImageShape | None, n_features: int) -> tuple[Network, ...]:
+    """Return the networks that `net` stands for, checked against the samples.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is none, or reads images where there are rows.
+    """
+    if net is None:
+        return (ntk_dense(3) if shape is None else cntk_gap(depth=11),)
+    listed = isinstance(net, Sequence) and not isinstance(net, str)
+    entries: list[Any] = list(cast("Any", net)) if listed else [net]
+    networks = [named_network(entry) if isinstance(entry, str) else entry for entry in entries]
+    for entry in networks:
+        if not isinstance(entry, Network):
+            raise TypeError(
+                f"net must be a Network, the name of a preset, a list of these, or None, got "
+                f'{entry!r}: use wl.cntk_gap(), "cntk-gap-11" or wl.Network([...])'
+            )
+        if shape is None and not entry.is_dense:
+            raise ValueError(
+                f"net ({entry}) reads images, but X holds rows of {n_features} values: set "
+                "image_shape=(h, w, c), or give X of shape (n, h, w, c)"
+            )
+    if not networks:
+        raise ValueError("net must be a Network or a non-empty list of them, got an empty list")
+    return tuple(networks)
+
+
+def check_standardise(standardise: object, *, default: bool) -> bool:
+    """Return whether features are standardised; None stands for the default."""
+    if standardise is None:
+        return default
+    if not isinstance(standardise, bool):
+        raise TypeError(f"standardise must be True, False or None, got {standardise!r}")
+    return standardise

@@ -1,0 +1,343 @@
+"""The kernel of a fitted estimator: which networks, of which training samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.arrays import FloatArray, IntArray
+from widelimit.backends import BackendName
+from widelimit.backends.base import Dtype
+from widelimit.estimators.directions import Directions, find_directions
+from widelimit.estimators.doubt import Errors, Nearest, unresolved_angle
+from widelimit.estimators.regression import FACTOR, join
+from widelimit.estimators.samples import ImageShape
+from widelimit.matrices.inputs import number_samples
+from widelimit.matrices.kernel import kernel, kernel_diagonal
+from widelimit.matrices.prepared import PreparedKernel
+from widelimit.matrices.run import gram
+from widelimit.network import Conv, Dense, Network
+from widelimit.program import Kind
+
+__all__ = ["FittedKernel", "PrecomputedKernel", "Standardisation", "Stores", "as_samples"]
+
+Standardisation: TypeAlias = tuple[FloatArray, FloatArray]
+"""Mean and scale of each feature."""
+
+
+def as_samples(
+    rows: NDArray[Any], shape: ImageShape | None, standardisation: Standardisation | None
+) -> NDArray[Any]:
+    """Return rows (n, d) as a kernel takes them: (n, d) or (n, h, w, c)."""
+    if standardisation is not None:
+        mean, scale = standardisation
+        rows = (rows - mean) / scale
+    return rows if shape is None else rows.reshape(-1, *shape)
+
+
+_REPEATS = 8  # of a sample, when the error at an angle of 0 is measured
+
+
+@dataclass(frozen=True, eq=False)
+class FittedKernel:
+    """Kernels of networks and training samples: all that those of new samples depend on.
+
+    Parameters
+    ----------
+    networks : tuple of Network
+        Of several, the kernel of each (a choice is to be made), or their mean.
+    averaged : bool
+        Whether it is the mean.
+    kind : {"ntk", "nngp"}
+        That coefficients belong to.
+    dtype : {"float32", "float64"}
+    shape : (h, w, c) or None
+        Of an image; None: samples are rows.
+    standardisation : (mean, scale) or None
+        Of features, each (d,).
+    samples : ndarray of shape (m, h, w, c) or (m, d)
+        Training samples, one for each row of the Gram matrix.
+    backend, threads
+        What computes, as for `widelimit.kernel`. No result depends on it, but for its rounding.
+    """
+
+    networks: tuple[Network, ...]
+    averaged: bool
+    kind: Kind
+    dtype: Dtype
+    shape: ImageShape | None
+    standardisation: Standardisation | None
+    samples: NDArray[Any]
+    backend: BackendName
+    threads: int | None
+    _prepared: PreparedKernel = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        made = PreparedKernel(self.networks, self.samples, self.backend, self.dtype, self.threads)
+        object.__setattr__(self, "_prepared", made)
+
+    @property
+    def choices(self) -> int:
+        """Number of Gram matrices, of which one is to be chosen."""
+        return 1 if self.averaged else len(self.networks)
+
+    def chosen(self, index: int) -> FittedKernel:
+        """Return the kernel of one choice."""
+        if self.choices == 1:
+            return self
+        return replace(self, networks=(self.networks[index],))
+
+    def computed_by(self, backend: BackendName, threads: int | None) -> FittedKernel:
+        """Return the same, computed in another way."""
+        if (backend, threads) == (self.backend, self.threads):
+            return self
+        return replace(self, backend=backend, threads=threads)
+
+    # --- samples ----------------------------------------------------------------------------------
+
+    def read(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return rows (n, d) as samples of the kernel, (n, d) or (n, h, w, c)."""
+        return as_samples(rows, self.shape, self.standardisation)
+
+    def merged(self, *, multiples: bool = True) -> tuple[FittedKernel, Directions]:
+        """Return the kernel with one sample for each row of its matrix, and what rows are.
+
+        Equal samples are one row and, if no network has a bias, multiples of one another are.
+
+        Parameters
+        ----------
+        multiples : bool
+            Whether they may be: rows then have weights, which not every solver takes.
+        """
+        return self._rows(self.samples, 0, multiples)
+
+    def grown(self, new: NDArray[Any], *, multiples: bool) -> tuple[FittedKernel, Directions]:
+        """Return the kernel with more samples, and the rows of old samples and new ones."""
+        return self._rows(np.concatenate([self.samples, new]), len(self.samples), multiples)
+
+    def _rows(
+        self, samples: NDArray[Any], known: int, multiples: bool
+    ) -> tuple[FittedKernel, Directions]:
+        numbers = number_samples(samples, None)[0]
+        if multiples and all(net.is_homogeneous for net in self.networks):
+            rows = find_directions(samples, numbers, known)
+        else:
+            rows = Directions.of_equal(numbers)
+        if len(rows.first) < len(samples):
+            samples = samples[rows.first]
+        if samples is self.samples:
+            return self, rows
+        return replace(self, samples=samples), rows
+
+    # --- kernels ----------------------------------------------------------------------------------
+
+    def bytes_held(self, m: int, kinds: Sequence[Kind], *, stored: bool) -> int:
+        """Return the memory that the Gram matrices of m samples take, those of all choices."""
+        if stored and not self.averaged:
+            return 0
+        matrices = len(kinds) * (len(self.networks) + self.averaged)
+        return m * m * matrices * np.dtype(self.dtype).itemsize
+
+    def gram(
+        self, kinds: Sequence[Kind], *, progress: bool = False, **storage: Any
+    ) -> list[list[Any]]:
+        """Return the Gram matrices of the training samples: for each kind those of all choices.
+
+        Parameters
+        ----------
+        kinds : sequence of {"ntk", "nngp"}
+        progress : bool
+        **storage
+            ``store``, and with it ``reuse``, ``memory`` and ``executor``, as for `widelimit.gram`.
+
+        Returns
+        -------
+        list of list of ndarray or Gram, each (m, m)
+        """
+        # One network or one kind is no axis of the result, nor of a store.
+        net: Any = list(self.networks)
+        if len(net) == 1:
+            net = net[0]
+        options: dict[str, Any] = self._how() | ({"progress": True} if progress else {})
+        options["kind"] = tuple(kinds) if len(kinds) > 1 else kinds[0]
+        compute: Any = gram if storage else kernel
+        made = compute(net, self.samples, **options, **storage)
+        by_kind: list[list[Any]] = []
+        for part in made if len(kinds) > 1 else [made]:
+            matrices: list[Any] = list(part) if isinstance(net, list) else [part]
+            if self.averaged:
+                matrices = [np.mean([np.asarray(k) for k in matrices], axis=0)]
+            by_kind.append(matrices)
+        return by_kind
+
+    def cross(self, new: NDArray[Any], kinds: Sequence[Kind] = ()) -> list[NDArray[Any]]:
+        """Return the kernels between new and training samples, (n, m), by kind; () is `kind`."""
+        made = self._prepared.cross(new, kinds or (self.kind,))
+        return [self._mean(k) for k in made]
+
+    def both(self, new: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        """Return the kernel between new and training samples, and its NNGP, as float64."""
+        made = self.cross(new, tuple(dict.fromkeys((self.kind, "nngp"))))
+        return np.asarray(made[0], np.float64), np.asarray(made[-1], np.float64)
+
+    def border(
+        self, new: NDArray[Any], kinds: Sequence[Kind]
+    ) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+        """Return the kernels of training and new samples, (m, n), and of new ones, by kind."""
+        if not len(new):
+            m = len(self.samples)
+            return [np.empty((m, 0), self.dtype) for _ in kinds], [np.empty((0, 0))] * len(kinds)
+        return [k.T for k in self.cross(new, kinds)], self.corner(new, kinds)
+
+    def corner(self, new: NDArray[Any], kinds: Sequence[Kind]) -> list[NDArray[Any]]:
+        """Return the kernels of new samples with themselves, (n, n), by kind."""
+        made = cast("Any", kernel)(list(self.networks), new, kind=tuple(kinds), **self._how())
+        return [self._mean(k) for k in made]
+
+    def prior(self, new: NDArray[Any], *, diagonal: bool) -> FloatArray:
+        """Return the covariance of outputs before training: NNGP, (n, n) or its diagonal."""
+        if not diagonal:
+            return np.asarray(self.corner(new, ("nngp",))[0], np.float64)
+        made = kernel_diagonal(list(self.networks), new, "nngp", **self._how())
+        return np.asarray(self._mean(made), np.float64)
+
+    def _how(self) -> dict[str, Any]:
+        return {"backend": self.backend, "dtype": self.dtype, "threads": self.threads}
+
+    def _mean(self, k: NDArray[Any]) -> NDArray[Any]:
+        """Return the one kernel of the networks on the first axis."""
+        return k.mean(axis=0) if self.averaged else k[0]
+
+    # --- errors -----------------------------------------------------------------------------------
+
+    def errors(self, nearest: Nearest) -> Errors:
+        """Return how exact entries are where samples have nearly one direction."""
+        # Inner products of a dense network are float64, whatever its dtype.
+        exact = all(net.is_dense for net in self.networks)
+        unresolved = unresolved_angle("float64" if exact else self.dtype)
+        # Each ReLU between a trained layer and the output adds t/2 pi or less.
+        most = unresolved * max(len(net.layers) for net in self.networks) / 2
+        angles = self._angles(nearest.partner)
+        return Errors(unresolved, angles, most, lambda rows: self._error_at_once(rows, unresolved))
+
+    def _angles(self, partner: IntArray) -> FloatArray:
+        """Return the angle between each training sample and another one, as layers see it."""
+        bias = min(_bias(net, self.samples.shape[1:]) for net in self.networks)
+        angles = np.empty(len(partner))
+        for i, j in enumerate(partner.tolist()):
+            a, b = (np.asarray(self.samples[index], np.float64).ravel() for index in (i, j))
+            size_a, size_b = np.hypot(np.linalg.norm(a), bias), np.hypot(np.linalg.norm(b), bias)
+            if size_a == 0 or size_b == 0:
+                angles[i] = np.pi / 2
+                continue
+            gap = np.linalg.norm(a / size_a - b / size_b)
+            angles[i] = np.hypot(gap, bias / size_a - bias / size_b)
+        return angles
+
+    def _error_at_once(self, rows: IntArray, unresolved: float) -> float:
+        """Measure the error of the kernel of two samples with an angle that is nothing to it."""
+        rng = np.random.default_rng(0)
+        a = np.repeat(np.asarray(self.samples[rows], np.float64), _REPEATS, axis=0)
+        # Sizes that round differently; and angles below all that can be told.
+        a *= rng.uniform(1.0, 1.1, len(a)).reshape(-1, *[1] * (a.ndim - 1))
+        b = a * (1 + unresolved / 100 * rng.standard_normal(a.shape))
+        k = np.asarray(self.corner(np.concatenate([a, b]), (self.kind,))[0], np.float64)
+        real = k.diagonal() > 0
+        scale = np.sqrt(np.where(real, k.diagonal(), 1.0))
+        alike = k.diagonal(len(a)) / scale[: len(a)] / scale[len(a) :]
+        return float(np.abs(1 - alike[real[: len(a)]]).max(initial=0.0))
+
+
+def _bias(net: Network, shape: tuple[int, ...]) -> float:
+    """Return what biases are next to a sample: the entry that has the same effect."""
+    layers = [layer for layer in net.layers if isinstance(layer, Conv | Dense)]
+    share = sum((layer.b_std / layer.w_std) ** 2 for layer in layers)
+    pixels = 1 if net.is_dense else shape[0] * shape[1]
+    return float(np.sqrt(share * (np.prod(shape) if net.scaling == "fan_in" else pixels)))
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Where the kernel of the training samples lies and, if it is stored, its factor.
+
+    Parameters
+    ----------
+    folder : str
+        Path or URL.
+    size : int or None
+        Number of samples, once `partial_fit` has added some: what was there is kept.
+    """
+
+    folder: str
+    size: int | None = None
+
+    @property
+    def kernel(self) -> str:
+        """Path or URL of the Gram matrix."""
+        return join(self.folder, "kernel.zarr" if self.size is None else f"kernel-{self.size}.zarr")
+
+    @property
+    def factor(self) -> str:
+        """Path or URL of its factor."""
+        return join(self.folder, FACTOR if self.size is None else f"factor-{self.size}.zarr")
+
+    def grown(self, size: int) -> Stores:
+        """Return where those of more samples will lie."""
+        return Stores(self.folder, size)
+
+
+@dataclass(frozen=True, eq=False)
+class PrecomputedKernel:
+    """A kernel that is given: what `FittedKernel` is, without networks and samples.
+
+    Parameters
+    ----------
+    kind, dtype
+        As for `FittedKernel`.
+    columns : ndarray of int64, shape (m,)
+        The training samples that count, among those of `fit`.
+    """
+
+    kind: Kind
+    dtype: Dtype
+    columns: IntArray
+
+    networks: ClassVar[tuple[Network, ...]] = ()
+    averaged: ClassVar[bool] = False
+    choices: ClassVar[int] = 1
+    shape: ClassVar[None] = None
+    standardisation: ClassVar[None] = None
+    samples: ClassVar[None] = None
+
+    def chosen(self, index: int) -> PrecomputedKernel:
+        """Return the kernel itself."""
+        return self
+
+    def computed_by(self, backend: BackendName, threads: int | None) -> PrecomputedKernel:
+        """Return the kernel itself."""
+        return self
+
+    def bytes_held(self, m: int, kinds: Sequence[Kind], *, stored: bool) -> int:
+        """Return the memory beside what is given."""
+        return 0
+
+    def read(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the kernel between new samples and all training samples with those that count."""
+        return rows[:, self.columns]
+
+    def cross(self, new: NDArray[Any], kinds: Sequence[Kind] = ()) -> list[NDArray[Any]]:
+        """Return what `read` has read."""
+        return [new]
+
+    def errors(self, nearest: Nearest) -> Errors:
+        """Return how exact entries are taken to be: as if arithmetic had been in their dtype.
+
+        Their gap is taken for proportional to the angle.
+        """
+        unresolved = unresolved_angle(nearest.dtype)
+        most = nearest.slope * unresolved
+        return Errors(unresolved, nearest.gap / nearest.slope, most, lambda rows: most)

@@ -1,0 +1,88 @@
+"""From rows and the parameters of an estimator to the kernel that it is fitted with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import preprocessing  # pyright: ignore[reportMissingTypeStubs]
+
+from widelimit.arrays import FloatArray
+from widelimit.backends.base import Dtype
+from widelimit.estimators.checks import check_standardise, resolve_networks
+from widelimit.estimators.directions import Directions
+from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, as_samples
+from widelimit.estimators.samples import ImageShape, resolve_shape
+
+__all__ = ["prepare"]
+
+_StandardScaler: Callable[[], Any] = cast("Any", preprocessing).StandardScaler  # has no types
+
+
+def prepare(
+    model: Any,
+    rows: NDArray[Any],
+    counts: NDArray[np.bool_],
+    weight: FloatArray,
+    found: ImageShape | None,
+    *,
+    multiples: bool = True,
+) -> tuple[FittedKernel | PrecomputedKernel, Directions]:
+    """Return the kernel of the samples that count, one for each row of its matrix, and the rows.
+
+    Parameters
+    ----------
+    model : NTKEstimator
+        Of which parameters are read.
+    rows : ndarray of shape (n, d)
+        Samples; the Gram matrix, if the kernel is precomputed.
+    counts : ndarray of bool, shape (n,)
+    weight : ndarray of float64
+        Of the samples that count.
+    found : (h, w, c) or None
+        Shape of an image, if X held images.
+    multiples : bool
+        As for `FittedKernel.merged`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If parameters and samples do not go together.
+    """
+    n_features = rows.shape[1]
+    if model.kernel == "precomputed":
+        if model.net is not None or found is not None:
+            raise ValueError(
+                "with kernel='precomputed', X is the Gram matrix and net must be None, got "
+                f"net={model.net!r} and {'images' if found else 'rows'}"
+            )
+        if len(rows) != n_features:
+            raise ValueError(
+                "with kernel='precomputed', X must be the square Gram matrix of the training "
+                f"samples, got shape {rows.shape}: compute it as wl.kernel(net, x)"
+            )
+        columns = np.flatnonzero(counts)
+        given = PrecomputedKernel(model.kind, model.dtype or "float64", columns)
+        return given, Directions.of_equal(np.arange(len(columns)))
+    shape = resolve_shape(model.image_shape, found, n_features)
+    networks = resolve_networks(model.net, shape, n_features)
+    dtype: Dtype = model.dtype or (
+        "float64" if all(net.is_dense for net in networks) else "float32"
+    )
+    x, standardisation = rows[counts], None
+    if check_standardise(model.standardise, default=model.net is None and shape is None):
+        scaler = _StandardScaler().fit(x, sample_weight=weight)
+        standardisation = scaler.mean_, scaler.scale_
+    return FittedKernel(
+        networks,
+        model.combine == "mean" and len(networks) > 1,
+        model.kind,
+        dtype,
+        shape,
+        standardisation,
+        as_samples(x, shape, standardisation),
+        model.backend,
+        model.threads,
+    ).merged(multiples=multiples)

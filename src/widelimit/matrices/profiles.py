@@ -1,0 +1,143 @@
+"""One side of a matrix: its samples, and the profiles of some blocks of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.arrays import FloatArray, IntArray
+from widelimit.backends.base import Dtype, Pairs, Profile
+from widelimit.matrices.families import Family
+from widelimit.matrices.threads import Threads
+
+__all__ = ["Block", "Samples", "Side", "make_sides", "quiet"]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Validated samples of one side.
+
+    Parameters
+    ----------
+    values : ndarray
+        ``(n, h, w, c)`` or ``(n, d)``, any real dtype; converted to float64 a block at a time.
+    identity : ndarray of int64, shape (n,)
+        Equal numbers mean identical samples, on both sides.
+    """
+
+    values: NDArray[Any]
+    identity: IntArray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def block(self, start: int, stop: int) -> tuple[FloatArray, IntArray]:
+        """Return samples in C order as float64, and their identities."""
+        values = np.ascontiguousarray(self.values[start:stop], dtype=np.float64)
+        return values, np.ascontiguousarray(self.identity[start:stop])
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Samples of one side of a tile, with what every tile needs of them."""
+
+    profile: Profile
+    identity: IntArray
+    variances: FloatArray | None  # (n_taps, n): k(x, x) at the taps, if a head has an activation
+
+
+class Side:
+    """The samples of one side of a matrix in blocks, of which some keep their profiles.
+
+    Parameters
+    ----------
+    samples : Samples
+    families : sequence of Family
+    dtype : {"float32", "float64"}
+    size : int
+        Samples of a block: the side of a tile.
+    held : int
+        Blocks whose profiles are held: those that were wanted last.
+    """
+
+    def __init__(
+        self, samples: Samples, families: Sequence[Family], dtype: Dtype, size: int, held: int
+    ) -> None:
+        self._samples, self._families = samples, families
+        self._dtype: Dtype = dtype
+        self._size, self._held = size, held
+        self._blocks: OrderedDict[int, list[Block]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def block(self, index: int, threads: Threads) -> list[Block]:
+        """Return one block, as each family sees it. Any thread may call."""
+        with self._lock:
+            if index in self._blocks:
+                self._blocks.move_to_end(index)
+                return self._blocks[index]
+            while len(self._blocks) >= self._held:
+                self._blocks.popitem(last=False)
+            values, identity = self._samples.block(index * self._size, (index + 1) * self._size)
+            made = [self._make(family, values, identity, threads) for family in self._families]
+            self._blocks[index] = made
+            return made
+
+    def _make(
+        self, family: Family, values: FloatArray, identity: IntArray, threads: Threads
+    ) -> Block:
+        with quiet():
+            profile = family.backend.profile(family.program, values, identity, self._dtype)
+        variances = None
+        if any(readout.needs_variance for readout in family.program.readouts):
+            variances = self._variances(family, profile, threads)
+        return Block(profile, identity, variances)
+
+    def _variances(self, family: Family, profile: Profile, threads: Threads) -> FloatArray:
+        variances = np.empty((len(family.program.taps), len(profile)))
+
+        def compute(part: IntArray) -> None:
+            itself = Pairs(part, part, pairwise=True)
+            with quiet():
+                sums = family.backend.sums(family.program, profile, profile, itself, threads.cancel)
+            variances[:, part] = sums[:, 0]
+
+        lanes = family.backend.lanes(self._dtype)
+        parts = np.split(np.arange(len(profile)), range(lanes, len(profile), lanes))
+        for _ in threads.run(lambda part=part: compute(part) for part in parts):
+            pass
+        return variances
+
+
+def make_sides(
+    left: Samples,
+    right: Samples | None,
+    families: Sequence[Family],
+    dtype: Dtype,
+    size: int,
+    held: int,
+) -> tuple[Side, Side]:
+    """Return both sides of a matrix, one object twice if `right` is None.
+
+    Parameters
+    ----------
+    left, right, families, dtype, size
+        As for `Side`.
+    held : int
+        Blocks that both hold together, 3 or more: in the order of `Grid.order` with a group of
+        ``held - 2``, no profile is made twice in a sweep.
+    """
+    if right is None:
+        both = Side(left, families, dtype, size, held)
+        return both, both
+    return Side(left, families, dtype, size, held - 2), Side(right, families, dtype, size, 2)
+
+
+def quiet() -> np.errstate:
+    """No warning of an overflow: a range that is left is refused with the result."""
+    return np.errstate(over="ignore", invalid="ignore")

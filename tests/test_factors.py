@@ -1,0 +1,324 @@
+"""The contract of `Factor`, with the same tests for every kind; and `solve` for every method."""
+
+import json
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from widelimit.solvers import (
+    Bordered,
+    Factor,
+    Method,
+    Solution,
+    Status,
+    Unavailable,
+    restore_factor,
+    solve,
+    solve_cholesky,
+    solve_conjugate,
+    solve_refined,
+    solve_spectral,
+    solve_tiled,
+)
+
+N, NEW, RIDGE = 40, 9, 1e-3
+KINDS = ["cholesky", "cholesky weighed", "tiled", "spectral", "spectral weighed", "at a time"]
+
+
+class Case:
+    """A factor of the first N samples, and what it stands for."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(N + NEW, 60)) * np.geomspace(1, 1e-2, 60)
+        whole = x @ x.T
+        self.whole = (whole + whole.T) / 2
+        self.k = np.ascontiguousarray(self.whole[:N, :N])
+        self.y = rng.normal(size=(N + NEW, 3))
+        weights = rng.uniform(0.3, 3, N + NEW) if "weighed" in kind else np.ones(N + NEW)
+        self.all_weights, self.weights = weights, weights[:N]
+        self.kind, self.method = kind, kind.split()[0].replace("at", "spectral")
+        self.time = 30.0 if kind == "at a time" else np.inf
+        self.folder = folder
+        self.solution = solve(self.k, self.y[:N], RIDGE, **self.options("l.zarr"))
+        assert self.solution.factor is not None
+        self.factor: Factor = self.solution.factor
+        self.mean = float(np.average(self.k.diagonal(), weights=self.weights))
+        self.a = self.k + np.diag(RIDGE * self.mean / self.weights)
+
+    def options(self, name: str) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "time": self.time,
+            "weights": self.weights,
+            "store": self.folder / name,
+        }
+
+    def coefficients(self, y: np.ndarray, kept: Any = slice(None)) -> np.ndarray:
+        """By gradient flow on some of the samples."""
+        if np.isinf(self.time):
+            return np.linalg.solve(self.a[kept][:, kept], y)
+        values, vectors = np.linalg.eigh(self.a[kept][:, kept])  # of weights 1
+        return vectors @ ((1 - np.exp(-self.time * values)) / values * (vectors.T @ y).T).T
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(request.param, tmp_path_factory.mktemp("factor"))
+
+
+def close(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
+
+
+def refused(case: Case, what: str) -> bool:
+    """Whether the kind cannot do it; then it says why, and what to do."""
+    reasons = {
+        "tiled": {"gram": "from its own store", "spectrum": "fewer samples", "described": "open"},
+        "spectral": {},
+        "cholesky": {},
+    }
+    reason = reasons[case.method].get(what)
+    if reason is not None:
+        with pytest.raises(Unavailable, match=reason):
+            getattr(case.factor, what)()
+    return reason is not None
+
+
+def test_facts(case: Case) -> None:
+    factor = case.factor
+    assert (factor.n, factor.method, factor.time, factor.ridge) == (
+        N,
+        case.method,
+        case.time,
+        RIDGE,
+    )
+    assert factor.ridge_absolute == pytest.approx(RIDGE * case.mean, rel=1e-14)
+    assert (factor.location is None) == (case.method != "tiled")
+    assert factor.location is None or Path(factor.location) == case.folder / "l.zarr"
+    assert case.solution.statistics.ridge == factor.ridge
+    assert case.solution.statistics.ridge_absolute == factor.ridge_absolute
+
+
+def test_solve(case: Case) -> None:
+    y = case.y[:N]
+    close(case.factor.solve(y), case.coefficients(y))
+    again = case.factor.solution(case.k, y[:, 0])
+    assert again.factor is case.factor
+    assert again.status is Status.SOLVED
+    close(again.value, case.coefficients(y)[:, 0])
+    np.testing.assert_array_equal(case.solution.value, case.factor.solution(case.k, y).value)
+
+
+def test_multiply(case: Case) -> None:
+    v = np.random.default_rng(1).normal(size=(N, 2))
+    close(case.factor.multiply(v), case.a @ v)
+    close(case.factor.multiply_gram(v), case.k @ v)
+    wrong = case.k.copy()
+    wrong[3, 30] += 1e-5 * case.k.max()  # such an entry would be noticed
+    assert np.abs(case.factor.multiply_gram(v) - wrong @ v).max() > 1e-7 * np.abs(v).max()
+
+
+def test_gram(case: Case) -> None:
+    if not refused(case, "gram"):
+        np.testing.assert_array_equal(case.factor.gram(), case.k)
+        case.factor.gram()[:] = 0  # a new array
+        np.testing.assert_array_equal(case.factor.gram(), case.k)
+
+
+def test_inverse_diagonal_and_log_determinant(case: Case) -> None:
+    close(case.factor.inverse_diagonal(), np.linalg.inv(case.a).diagonal())
+    assert case.factor.log_determinant() == pytest.approx(np.linalg.slogdet(case.a)[1], rel=1e-10)
+
+
+def test_left_out(case: Case) -> None:
+    y = case.y[:N]
+    expected = np.empty_like(y)
+    for i in range(N):
+        kept = np.arange(N) != i
+        expected[i] = case.k[i, kept] @ case.coefficients(y[kept], kept)
+    close(case.factor.left_out(y), expected)
+    close(case.factor.left_out(y, case.solution.value), expected)
+
+
+def test_spectrum(case: Case) -> None:
+    if not refused(case, "spectrum"):
+        spectrum = case.factor.spectrum()
+        roots = np.sqrt(case.weights)
+        product = (spectrum.vectors * spectrum.values) @ spectrum.vectors.T
+        close(product, roots[:, None] * case.k * roots)
+        absolute = case.factor.ridge_absolute
+        close(spectrum.solve(case.y[:N], absolute, case.time), case.factor.solve(case.y[:N]))
+
+
+def test_extended(case: Case, tmp_path: Path) -> None:
+    """By the factor itself if it can, by `solve` in any case, from an array or a bordered one."""
+    gram = case.factor.gram if case.method != "tiled" else case.k.copy
+    bordered = Bordered(gram, case.whole[:N, N:], case.whole[N:, N:])
+    absolute = case.factor.ridge_absolute
+    mean = np.average(case.whole.diagonal(), weights=case.all_weights)
+    a = case.whole + np.diag(absolute / case.all_weights)
+    expected = np.linalg.solve(a, case.y)
+    if np.isfinite(case.time):
+        values, vectors = np.linalg.eigh(a)
+        grown = (1 - np.exp(-case.time * values)) / values
+        expected = vectors @ (grown[:, None] * (vectors.T @ case.y))
+    if case.method == "cholesky":
+        factor = case.factor.extended(bordered, case.all_weights)
+        assert (factor.n, factor.ridge_absolute) == (N + NEW, absolute)
+        assert factor.ridge == pytest.approx(absolute / mean, rel=1e-14)
+        close(factor.solve(case.y), expected)
+        close(factor.gram(), case.whole)
+        close(factor.inverse_diagonal(), np.linalg.inv(a).diagonal())
+    else:
+        reason = {"tiled": "grows into another one", "spectral": "change with every sample"}
+        with pytest.raises(Unavailable, match=reason[case.method]):
+            case.factor.extended(bordered, case.all_weights)
+    for index, k in enumerate((case.whole, bordered)):
+        store = tmp_path / str(index)
+        solution = solve(k, case.y, extends=case.factor, weights=case.all_weights, store=store)
+        assert solution.factor is not None
+        assert (solution.factor.method, solution.factor.time) == (case.method, case.time)
+        assert solution.factor.ridge_absolute == pytest.approx(absolute, rel=1e-14)
+        close(solution.value, expected)
+
+
+def test_weights_of_old_samples_that_change(case: Case) -> None:
+    """A factor in memory is made anew: what a ridge adds to its old part is another."""
+    if case.method == "tiled":
+        weights = np.r_[2.0, np.ones(N + NEW - 1)]
+        with pytest.raises(Unavailable, match="need the kernel in memory"):
+            solve(case.whole, case.y, extends=case.factor, weights=weights, store="unused")
+        return
+    weights = case.all_weights.copy()
+    weights[0] *= 2
+    if case.method == "cholesky":
+        with pytest.raises(Unavailable, match="solve all of k again"):
+            case.factor.extended(case.whole, weights)
+    solution = solve(case.whole, case.y, extends=case.factor, weights=weights)
+    if np.isinf(case.time):
+        a = case.whole + np.diag(case.factor.ridge_absolute / weights)
+        close(solution.value, np.linalg.solve(a, case.y))
+
+
+def test_described_and_back(case: Case) -> None:
+    if refused(case, "described"):
+        return
+    facts, arrays = case.factor.described()
+    given: dict[str, Any] = {
+        "weights": case.weights,
+        "ridge": case.factor.ridge,
+        "ridge_absolute": case.factor.ridge_absolute,
+    }
+    again = restore_factor(json.loads(json.dumps(facts, allow_nan=False)), arrays, **given)
+    assert type(again) is type(case.factor)
+    for name in ("n", "ridge", "ridge_absolute", "time"):
+        assert getattr(again, name) == getattr(case.factor, name)
+    y = case.y[:N]
+    np.testing.assert_array_equal(again.solve(y), case.factor.solve(y))
+    np.testing.assert_array_equal(again.left_out(y), case.factor.left_out(y))
+    np.testing.assert_array_equal(again.gram(), case.factor.gram())
+    with pytest.raises(ValueError, match="must be cholesky or spectral, got 'tiled'"):
+        restore_factor({**facts, "kind": "tiled"}, arrays, **given)
+    with pytest.raises(KeyError):
+        restore_factor(facts, {}, **given)
+
+
+# ---------------------------------------------------------------- bordered matrices
+
+
+@pytest.mark.parametrize(("n", "p"), [(5, 3), (1, 1), (4, 0), (0, 4)])
+def test_bordered_matrices(n: int, p: int) -> None:
+    x = np.random.default_rng(0).normal(size=(n + p, 3)).astype(np.float32)
+    whole = x @ x.T
+    asked: list[int] = []
+
+    def gram() -> np.ndarray:
+        asked.append(1)
+        return whole[:n, :n].astype(np.float64)
+
+    k = Bordered(gram, whole[:n, n:], whole[n:, n:])
+    assert (k.shape, k.dtype) == (whole.shape, np.float32)
+    np.testing.assert_array_equal(k[:n, n:], whole[:n, n:])
+    np.testing.assert_array_equal(k[n:, n:], whole[n:, n:])
+    assert not asked  # the old part is read only where it is needed
+    np.testing.assert_array_equal(np.asarray(k), whole)
+    assert np.asarray(k).dtype == np.float32
+    for rows in (slice(0, n + p), slice(1, n + 1), slice(n, n + p)):
+        for columns in (slice(0, n + p), slice(0, n), slice(n, n + 1), slice(2, n)):
+            np.testing.assert_array_equal(k[rows, columns], whole[rows, columns])
+
+
+# ---------------------------------------------------------------- one call for every method
+
+
+NAMED = {
+    "cholesky": solve_cholesky,
+    "tiled": solve_tiled,
+    "refined": solve_refined,
+    "conjugate": solve_conjugate,
+    "spectral": solve_spectral,
+}
+
+
+def problem(n: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(n, n + 5))
+    return x @ x.T, rng.normal(size=(n, 2))
+
+
+@pytest.mark.parametrize("method", typing.get_args(Method))
+def test_solve_is_the_function_of_that_name(method: Any, tmp_path: Path) -> None:
+    k, y = problem()
+    store: dict[str, Any] = {"store": tmp_path / "1"} if method in ("tiled", "refined") else {}
+    named: Solution = NAMED[method](k, y, 0.1, **store)
+    found = solve(k, y, 0.1, method=method, store=tmp_path / "2")
+    assert np.array_equal(found.value, named.value)
+    assert found.status is Status.SOLVED
+    expected = np.linalg.solve(k + 0.1 * np.trace(k) / 50 * np.eye(50), y)
+    np.testing.assert_allclose(found.value, expected, rtol=1e-6)
+    assert (found.factor is None) == (method in ("conjugate", "refined"))
+    assert found.factor is None or found.factor.method == method
+
+
+def test_the_method_is_cholesky_if_none_is_given() -> None:
+    solution = solve(*problem())
+    assert solution.factor is not None
+    assert solution.factor.method == "cholesky"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "qr"}, r"method must be one of \['cholesky', 'tiled', .*\], got 'qr'"),
+        ({"method": "tiled"}, "method='tiled' needs store, got None: give a path"),
+        ({"time": 1.0}, "time of training needs eigenvectors, got time=1 and method='cholesky'"),
+        ({"method": "conjugate", "time": 1.0}, "or use method='spectral'"),
+        ({"method": "refined", "weights": 2}, "need the kernel in memory: remove repeated"),
+        ({"method": "tiled", "weights": 2, "store": "unused"}, "need the kernel in memory"),
+        ({"extends": True}, "extends keeps the ridge and the time of its factor, got ridge=0.1"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(options: dict[str, Any], message: str) -> None:
+    k, y = problem()
+    given = dict(options)
+    if "weights" in given:
+        given["weights"] = np.full(50, 2.0)
+    if "extends" in given:
+        given["extends"] = solve(k, y).factor
+    with pytest.raises(ValueError, match=message):
+        solve(k, y, 0.1, **given)
+
+
+def test_a_solution_shows_no_factor_and_pickles_with_it() -> None:
+    import pickle
+
+    solution = solve(*problem())
+    assert "factor" not in repr(solution)
+    again = pickle.loads(pickle.dumps(solution))
+    np.testing.assert_array_equal(again.factor.gram(), problem()[0])
+    assert not re.search("array", repr(solution.statistics))

@@ -1,0 +1,151 @@
+"""Which solver is used is decided before there is a kernel, and refused before there is one."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import widelimit as wl
+from widelimit.estimators import fitted
+from widelimit.estimators import regression as regression_module
+from widelimit.estimators.regression import Options, solver_for
+from widelimit.solvers import conjugate as conjugate_module
+
+N = 1000
+FACTOR, SPECTRUM = 16 * N * N, 24 * N * N  # bytes
+
+
+def options(**changes: Any) -> Options:
+    given: dict[str, Any] = {
+        "ridge": 0.1,
+        "time": np.inf,
+        "solver": "auto",
+        "store": None,
+        "memory": None,
+        "threads": None,
+    }
+    return Options(**(given | changes))
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the bytes that are free."""
+
+    def let(number: int) -> None:
+        for module in (regression_module, conjugate_module):
+            monkeypatch.setattr(module, "remaining", lambda memory: number)
+
+    return let
+
+
+@pytest.mark.parametrize(
+    ("changes", "about", "bytes_free", "method"),
+    [
+        ({}, {}, FACTOR, "cholesky"),
+        ({}, {}, FACTOR - 1, "conjugate"),
+        ({}, {"held": 5}, FACTOR + 5, "cholesky"),
+        ({}, {"held": 5}, FACTOR + 4, "conjugate"),
+        ({"store": "s"}, {}, FACTOR - 1, "tiled"),
+        ({"store": "s"}, {}, FACTOR, "cholesky"),
+        ({"solver": "cholesky", "store": "s"}, {}, 0, "tiled"),
+        ({"solver": "cg"}, {}, 10**12, "conjugate"),
+        ({"ridge": "loo"}, {}, SPECTRUM, "spectral"),
+        ({"time": 1.0}, {}, SPECTRUM, "spectral"),
+        ({"time": 0.0}, {}, SPECTRUM, "spectral"),
+        ({"time": "loo", "ridge": 0.0}, {}, SPECTRUM, "spectral"),
+        ({}, {"several": True}, FACTOR, "cholesky"),
+        ({}, {"weights": np.arange(1.0, N + 1)}, FACTOR, "cholesky"),
+        ({"ridge": 0.0, "store": "s"}, {"weights": np.arange(1.0, N + 1)}, 0, "tiled"),
+        ({"store": "s"}, {"weights": np.ones(N)}, 0, "tiled"),
+        ({"solver": "cg"}, {"weights": np.arange(1.0, N + 1)}, 10**12, "conjugate"),
+    ],
+)
+def test_the_solver(free: Any, changes: Any, about: Any, bytes_free: int, method: str) -> None:
+    free(bytes_free)
+    assert solver_for(N, options(**changes), **about) == method
+
+
+WEIGHTS = {"weights": np.arange(1.0, N + 1)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "about", "bytes_free", "error", "message"),
+    [
+        ({"ridge": "loo"}, {}, SPECTRUM - 1, MemoryError, "eigenvectors of 1000 samples in mem"),
+        ({"time": 1.0, "store": "s"}, {}, SPECTRUM - 1, MemoryError, "leave time out, use fewer"),
+        ({"solver": "cholesky"}, {}, FACTOR - 1, MemoryError, 'give store, .* solver="cg"'),
+        ({"solver": "cg", "ridge": "loo"}, {}, 10**12, ValueError, "which solver='cg' has not"),
+        ({"solver": "cg", "time": 1.0}, {}, 10**12, ValueError, "which solver='cg' has not"),
+        ({"solver": "cg", "time": "loo"}, {}, 10**12, ValueError, "which solver='cg' has not"),
+        ({"solver": "cg"}, {"several": True}, 10**12, ValueError, "a choice among networks"),
+        ({}, {"several": True}, FACTOR - 1, MemoryError, "give store, .* or one network"),
+        ({"store": "s"}, WEIGHTS, 0, ValueError, "weights .* need the kernel in memory"),
+        ({"solver": "cg"}, WEIGHTS | {"stored": True}, 10**12, ValueError, "need the kernel in"),
+        ({"solver": "cg"}, {"targets": 9}, 8 * N * (8 * 9 + 3), MemoryError, "rank 1 does not fit"),
+        ({"solver": "cg"}, {"held": 10**12}, 10**12, MemoryError, "rank 1 does not fit"),
+        ({}, {}, 0, MemoryError, "rank 1 does not fit"),
+    ],
+)
+def test_what_is_refused(
+    free: Any, changes: Any, about: Any, bytes_free: int, error: Any, message: str
+) -> None:
+    free(bytes_free)
+    with pytest.raises(error, match=message):
+        solver_for(N, options(**changes), **about)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ridge": 1e-2},
+        {"ridge": "loo"},
+        {"time": 3.0},
+        {"time": "loo"},
+        {"time": 3.0, "ridge": 0.1},
+        {"net": ["ntk-dense-2", "ntk-dense-3"], "ridge": 1e-2},
+    ],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_score_is_over_all_samples(options: dict[str, Any], weighted: bool) -> None:
+    """Copies of a sample differ by targets: their spread belongs to the score, by weight."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 3))
+    x = x[np.r_[:30, [0, 0, 0, 5, 7, 7]]]
+    y = rng.normal(size=36)
+    weights = rng.uniform(0.2, 4, 36) if weighted else None
+    model = wl.NTKRegressor(**({"net": "ntk-dense-2"} | options)).fit(x, y, weights)
+    squares = (y - model.loo_predictions_) ** 2
+    assert model.loo_score_ == pytest.approx(-np.average(squares, weights=weights), rel=1e-10)
+    assert model.loo_score_ == np.nanmax(model.loo_curve_)
+    if weighted:  # and it would be noticed
+        assert model.loo_score_ != pytest.approx(-squares.mean(), rel=1e-3)
+    # Without sample 0 and its copies, by another fit.
+    kept = np.setdiff1d(np.arange(36), [0, 30, 31, 32])
+    given = {"ridge": model.ridge_, "time": model.time_, "net": model.net_}
+    if model.ridge_ == 0:
+        alone = wl.NTKRegressor(**given).fit(
+            x[kept], y[kept], None if weights is None else weights[kept]
+        )
+        np.testing.assert_allclose(alone.predict(x[:1]), model.loo_predictions_[:1], rtol=1e-6)
+    np.testing.assert_array_equal(model.loo_predictions_[[30, 31, 32]], model.loo_predictions_[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"solver": "cholesky", "memory": 1}, MemoryError, "a factor for 40 samples takes"),
+        ({"ridge": "loo", "memory": 1}, MemoryError, "need the eigenvectors of 40 samples"),
+        ({"time": 1.0, "memory": 1}, MemoryError, "need the eigenvectors of 40 samples"),
+        ({"solver": "cg", "ridge": "loo"}, ValueError, "which solver='cg' has not"),
+        ({"solver": "cg", "time": "loo"}, ValueError, "which solver='cg' has not"),
+        ({"solver": "cg", "net": ["ntk-dense-2", "ntk-dense-3"]}, ValueError, "choice among netw"),
+    ],
+)
+def test_fit_refuses_before_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, changes: Any, error: Any, message: str
+) -> None:
+    monkeypatch.setattr(fitted, "kernel", None)  # it is not called
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    with pytest.raises(error, match=message):
+        wl.NTKRegressor(**({"net": "ntk-dense-2"} | changes)).fit(x, x[:, 0])
