@@ -1,7 +1,7 @@
 """Write docs/accuracy.md: how far kernels are from the truth, by dtype, kernel and depth.
 
 The images are 32x32 pieces of the two photographs that scikit-learn ships, so that everybody
-gets the same table. Run it by ``scripts/accuracy``; it takes about two minutes.
+gets the same table. Run it by ``scripts/accuracy``; it takes about six minutes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_sample_images
-from widelimit.report.files import write_atomically
 
 from widelimit.experiments.environment import describe_environment
+from widelimit.files import write_atomically
 from widelimit.testing import AccuracyRow, accuracy_table
 
 DISTANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
@@ -40,16 +40,22 @@ the end.
   Global average pooling averages over all pairs of pixels, few of which are affected.
 - **Two-level images and scaled copies** (`half as bright`) are the same case in disguise: whole
   patches agree up to a factor, so that `lambda = 1` at many pairs of pixels although the images
-  differ. So are large areas of one colour.
+  differ. So are large areas of one colour, and biases that are much larger than the pixels: what
+  is left of `lambda` below 1 is the square of their ratio. (Biases are given in multiples of the
+  brightest pixel.)
+- **Dark pixels** are as good as bright ones, also where two images have no others in common: in
+  float32 down to 1e-15 of the brightest pixel. Below that, entries that come from such pixels
+  alone are wrong; float64 goes down to 1e-70.
 
 ## What to do
 
 | your data | use |
 |---|---|
 | photographs; a ridge of 1e-6 or more | `dtype="float32"` |
-| near-duplicates (augmentation, frames of a video), scaled copies, line art | `dtype="float64"` |
+| near-duplicates (augmentation, frames of a video), line art, huge biases | `dtype="float64"` |
+| copies that are brighter or darker throughout (`x`, `a x`) | nothing, in estimators and networks without biases: they are one direction, and recognised as equal images are; for `wl.kernel`, `dtype="float64"` |
 | `ridge=0`, and the solver says ill-conditioned | `dtype="float64"`, or a ridge |
-| exact copies | nothing; with `ridge=0` keep one of them |
+| exact copies | nothing: estimators count them as one sample that weighs more; with `wl.kernel` and a solver of your own, `ridge=0` wants one of them only |
 
 The loss is in the input, not in the order of operations: rounding an image to float32 already
 moves `lambda` by 6e-8. The NNGP kernel does not suffer, `kappa1` has a finite derivative.

@@ -279,11 +279,16 @@ def test_the_accuracy_table_has_every_row_and_sane_figures() -> None:
     distances = (1e-3, 1e-5, 1e-7)
     rows = table(distances=distances)
     inputs = ["distinct", "two-level", "half as bright", *(f"differ by {d:.0e}" for d in distances)]
+    inputs += ["share pixels of 1e-09", "share pixels of 1e-15"]
+    inputs += [f"distinct, biases of {bias}" for bias in (1, 100, 10000)]
     assert [key[2] for key in rows][: len(inputs)] == inputs
     assert len(rows) == 2 * 2 * len(inputs)
     for kernel in ("CNTK-V", "CNTK-GAP"):
         assert rows["float32", kernel, "distinct"] < 2e-6
         assert rows["float64", kernel, "distinct"] < 2e-15 * 10
+        for name in ("share pixels of 1e-09", "share pixels of 1e-15"):
+            assert rows["float32", kernel, name] < 2e-6
+            assert rows["float64", kernel, name] < 2e-14
         for name in inputs[2:]:
             # The square root of a rounding: not hidden, and not worse than that.
             assert rows["float32", kernel, name] < 1e-3
@@ -294,7 +299,9 @@ def test_the_accuracy_table_has_every_row_and_sane_figures() -> None:
 
 def test_the_accuracy_table_measures_the_backend_it_is_given() -> None:
     faulty = FaultyBackend(get_backend("cpu"), "rounded to float32")
-    rows = table(backend=faulty, dtypes=("float64",), kernels=("CNTK-V",), distances=())
+    rows = table(
+        backend=faulty, dtypes=("float64",), kernels=("CNTK-V",), distances=(), biases=(), shared=()
+    )
     assert list(rows) == [
         ("float64", "CNTK-V", name) for name in ("distinct", "two-level", "half as bright")
     ]

@@ -37,7 +37,7 @@ from widelimit.network import (
     ReLU,
 )
 from widelimit.program import Tap, compile_family
-from widelimit.testing import assert_close
+from widelimit.testing import assert_close, compute
 
 Array = NDArray[np.float64]
 BOTH = ("nngp", "ntk")
@@ -803,3 +803,19 @@ def test_a_profile_takes_the_memory_that_is_said(dtype: Any) -> None:
     tracemalloc.stop()
     assert len(held) == len(x)
     assert said <= taken < 1.2 * said  # and some numbers for each image
+
+
+@pytest.mark.parametrize("isa", SUPPORTED)
+@pytest.mark.parametrize("dark", [1e-9, 1e-12, 1e-15])
+def test_pairs_that_share_dark_pixels_only(isa: str, dark: float) -> None:
+    # Bright pixels meet black ones: all that is left is the product of two dark ones.
+    rng = np.random.default_rng(0)
+    x, z = np.zeros((2, 3, 5, 12, 3))
+    x[:, :, 0], z[:, :, -1] = rng.uniform(size=(2, 3, 5, 3))
+    for image in (x, z):
+        image[:, :, 6] = dark * rng.uniform(size=(3, 5, 3))
+    for network in (wl.cntk_vanilla(2), wl.cntk_vanilla(3), wl.cntk_gap(3)):
+        for kind in ("ntk", "nngp"):
+            single = compute(CpuBackend(isa), [network], x, z, kinds=[kind], dtype="float32")
+            double = compute(CpuBackend(isa), [network], x, z, kinds=[kind], dtype="float64")
+            np.testing.assert_allclose(single, double, rtol=1e-6)

@@ -36,7 +36,15 @@ inline double power_of_two(double v) {
   return std::ldexp(1.0, e - 1);
 }
 
-// Each image is divided by a power of two, `scale`, so that its largest profile lies in [1, 2): networks
+// The largest profile lies in [size, 2 size). Activations take the root of numbers as small as m^2 (kernels.cpp), m being
+// a product of two profiles: in float, up to 2^116 of its 2^128 leaves as much room as can be for dark pixels, and the
+// rest for sums over slices. In double there is room enough.
+template <class T>
+constexpr double profile_size() { return 1; }
+template <>
+constexpr double profile_size<float>() { return double(1 << 28); }
+
+// Each image is divided by a power of two, `scale`, so that its largest profile is as large as that: networks
 // without bias are homogeneous, a bias is divided alike. The diagonal is the slice d = 0 of k(x, x), where lambda = 1.
 template <class T>
 void make_profiles(const Program& p, const double* x, int64_t n, const double* bias, T* images, T* profiles, T* biases,
@@ -99,7 +107,7 @@ void make_profiles(const Program& p, const double* x, int64_t n, const double* b
       for (int k = 0; k < hw; ++k) var[k] *= step.out_scale;
       read_out(s + 1);
     }
-    const double s1 = power_of_two(std::sqrt(largest));
+    const double s1 = power_of_two(std::sqrt(largest)) / profile_size<T>();
     const double inverse = 1 / s1;  // exact
     scale[i] = s0 * s1;
     for (int k = 0; k < hw * p.c; ++k) images[size_t(i) * hw * p.c + k] = T(image[k] * inverse);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.arrays import FloatArray
 from widelimit.backends import get_backend
 from widelimit.backends.base import Backend, Dtype
+from widelimit.network import Conv, Network
 from widelimit.testing.compare import compute
 from widelimit.testing.exact import exact_kernel
 
@@ -55,6 +56,8 @@ def accuracy_table(
     dtypes: Sequence[Dtype] = ("float32", "float64"),
     kernels: Sequence[str] = tuple(_PRESETS),
     distances: Sequence[float] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
+    biases: Sequence[float] = (1, 100, 10000),
+    shared: Sequence[float] = (1e-9, 1e-15),
     backend: Backend | None = None,
     threads: int = 1,
     exact_size: int = 5,
@@ -74,6 +77,12 @@ def accuracy_table(
     kernels : sequence of {"CNTK-V", "CNTK-GAP"}
     distances : sequence of float
         Relative distances ``|z - x| / |x|`` of near-duplicates, a row each.
+    biases : sequence of float
+        `b_std` of all convolutions in multiples of the brightest pixel, a row of distinct images
+        each.
+    shared : sequence of float
+        Brightness of the only pixels that are not 0 in both images, as a share of the brightest, a
+        row each.
     backend : Backend or None
         None: the fastest on the processor.
     threads : int
@@ -88,8 +97,9 @@ def accuracy_table(
     list of AccuracyRow
         For each dtype, kernel and depth: pairs of distinct images; of two-level images (0 below
         the middle of their range, else 1: patches of two images that agree up to a factor have
-        lambda = 1); of an image and half of it; and of near-duplicates, a row each. Identical
-        images do not appear: their lambda is known, they are as accurate as distinct ones.
+        lambda = 1); of an image and half of it; of near-duplicates; of networks with biases; and
+        of images whose bright pixels meet black ones. Identical images do not appear: their
+        lambda is known, they are as accurate as distinct ones.
 
     Raises
     ------
@@ -105,11 +115,14 @@ def accuracy_table(
     rows: list[AccuracyRow] = []
     for dtype in dtypes:
         single = dtype == "float32"
-        pairs = _accuracy_pairs(x if single else middle, distances, np.random.default_rng(seed))
+        own = x if single else middle
+        pairs = _accuracy_pairs(own, distances, shared, np.random.default_rng(seed))
+        wanted = [(inputs, 0.0) for inputs in pairs] + [("distinct", bias) for bias in biases]
         for kernel in kernels:
             for depth in depths:
-                network = _PRESETS[kernel](depth)
-                for inputs, (a, b, chosen) in pairs.items():
+                for inputs, bias in wanted:
+                    network = _with_biases(_PRESETS[kernel](depth), bias * float(np.abs(own).max()))
+                    a, b, chosen = pairs[inputs]
                     value, exact = (
                         compute(backend, [network], a, b, kinds=["ntk"], dtype=t, threads=threads)
                         for t in (dtype, "float64")
@@ -122,13 +135,23 @@ def accuracy_table(
                         ]
                     ]
                     largest = max(float(abs(error)) for error in errors)
+                    name = f"{inputs}, biases of {bias:g}" if bias else inputs
                     witness = "float64" if single else "mpmath"
-                    rows.append(AccuracyRow(dtype, kernel, depth, inputs, largest, witness))
+                    rows.append(AccuracyRow(dtype, kernel, depth, name, largest, witness))
     return rows
 
 
+def _with_biases(network: Network, b_std: float) -> Network:
+    """Return the network with biases in its convolutions."""
+    layers = [replace(x, b_std=b_std) if isinstance(x, Conv) else x for x in network.layers]
+    return Network(layers, scaling=network.scaling)
+
+
 def _accuracy_pairs(
-    x: FloatArray, distances: Sequence[float], rng: np.random.Generator
+    x: FloatArray,
+    distances: Sequence[float],
+    shared: Sequence[float],
+    rng: np.random.Generator,
 ) -> dict[str, tuple[FloatArray, FloatArray, NDArray[np.bool_]]]:
     """Left images, right images, and which pairs of them count."""
     axes = (1, 2, 3)
@@ -146,4 +169,12 @@ def _accuracy_pairs(
     )
     for distance in distances:
         pairs[f"differ by {distance:.0e}"] = (x, x + distance * noise, itself)
+    # One is bright in the first column, one in the last; a column between them is dark in both.
+    width = x.shape[2]
+    for share in shared:
+        left, right = np.zeros_like(x), np.zeros_like(x)
+        left[:, :, 0], right[:, :, -1] = x[:, :, 0], x[:, :, -1]
+        for image in (left, right):
+            image[:, :, width // 2] = share * x[:, :, width // 2]
+        pairs[f"share pixels of {share:.0e}"] = (left, right, above)
     return pairs
