@@ -53,9 +53,10 @@ the end.
 |---|---|
 | photographs; a ridge of 1e-6 or more | `dtype="float32"` |
 | near-duplicates (augmentation, frames of a video), line art, huge biases | `dtype="float64"` |
-| copies that are brighter or darker throughout (`x`, `a x`) | nothing, in estimators and networks without biases: they are one direction, and recognised as equal images are; for `wl.kernel`, `dtype="float64"` |
+| multiples of an image (`a x`), networks without biases | nothing: estimators see one direction |
+| the same with `wl.kernel` and a solver of your own | `dtype="float64"` |
 | `ridge=0`, and the solver says ill-conditioned | `dtype="float64"`, or a ridge |
-| exact copies | nothing: estimators count them as one sample that weighs more; with `wl.kernel` and a solver of your own, `ridge=0` wants one of them only |
+| exact copies | nothing: estimators count them as one sample |
 
 The loss is in the input, not in the order of operations: rounding an image to float32 already
 moves `lambda` by 6e-8. The NNGP kernel does not suffer, `kappa1` has a finite derivative.

@@ -9,12 +9,14 @@ import re
 import resource
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
 __all__ = [
+    "ALWAYS_FITS",
     "available_memory",
     "blas_on_one_thread",
     "default_threads",
@@ -24,6 +26,7 @@ __all__ = [
     "remaining",
 ]
 
+ALWAYS_FITS = 2**24  # bytes: to ask for the free memory takes as long as to fill them
 _DEFAULT_SHARE = 0.6  # of what is available
 _PREFIXES = "KMGT"
 _SYSTEM = Path("/")  # where /proc and the mounted control groups are
@@ -113,17 +116,23 @@ def blas_on_one_thread() -> Generator[None]:
 # ---------------------------------------------------------------- control groups
 
 
-def _control_groups(system: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """Yield the folders of this process's control groups, innermost first, and whether they are v2.
+def _control_groups(system: Path, controller: str) -> Sequence[tuple[Path, bool]]:
+    """Return the folders of this process's control groups, innermost first, and which are v2.
 
     SLURM and container engines nest groups, and the limit may be that of any of them. Inside a
     container the path that the kernel names may not be visible: then what is mounted is its own.
     """
     try:
-        groups = (system / "proc/self/cgroup").read_text("utf-8", "replace").splitlines()
-        mounts = (system / "proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
+        groups = (system / "proc/self/cgroup").read_text("utf-8", "replace")
+        return _group_folders(system, controller, groups)
     except OSError:
-        return
+        return ()
+
+
+@lru_cache(maxsize=16)  # every kernel asks; a process that is moved has other groups
+def _group_folders(system: Path, controller: str, groups: str) -> Sequence[tuple[Path, bool]]:
+    mounts = (system / "proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
+    folders: list[tuple[Path, bool]] = []
     found: dict[bool, tuple[Path, str]] = {}
     for line in mounts:
         before, _, after = line.partition(" - ")
@@ -134,7 +143,7 @@ def _control_groups(system: Path, controller: str) -> Iterator[tuple[Path, bool]
             found.setdefault(True, (system / fields[4].lstrip("/"), fields[3]))
         elif kind[0] == "cgroup" and controller in kind[2].split(","):
             found.setdefault(False, (system / fields[4].lstrip("/"), fields[3]))
-    for line in groups:
+    for line in groups.splitlines():
         number, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         is_v2 = number == "0" and not names
@@ -145,10 +154,11 @@ def _control_groups(system: Path, controller: str) -> Iterator[tuple[Path, bool]
         folder = mount / inside.lstrip("/")
         if ".." in folder.parts or not folder.is_dir():
             folder = mount
-        yield folder, is_v2
+        folders.append((folder, is_v2))
         while folder != mount:
             folder = folder.parent
-            yield folder, is_v2
+            folders.append((folder, is_v2))
+    return folders
 
 
 def _granted_processors(system: Path) -> Iterator[float]:

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.machine import available_memory
+from widelimit.machine import ALWAYS_FITS, available_memory
 
 __all__ = [
     "MAX_HEADER",
@@ -45,7 +45,6 @@ MAX_HEADER = 2**12
 """Most bytes before the content of an array: 64 sizes of 20 digits, and some words."""
 
 _ARRAY, _ARCHIVE = b"\x93NUMPY", b"PK"
-_ALWAYS_FITS = 2**24  # bytes: to ask for the free memory takes as long as to read them
 _CHUNK = 2**20  # bytes that are unpacked at a time
 _MAX_READ = 2**21  # bytes that zipfile takes at a time: a directory of 20,000 members
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those of numpy; others unpack unbounded
@@ -169,7 +168,7 @@ def read_bytes(path: Path, at_most: int, folder: Path | None = None) -> bytes:
 
 
 def _check_memory(size: int, name: str) -> None:
-    free = available_memory() if size > _ALWAYS_FITS else None
+    free = available_memory() if size > ALWAYS_FITS else None
     if free is not None and size > free:
         raise MemoryError(
             f"{name} takes {size / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free: use a part of "

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
 from widelimit.display import share_alone, shown
-from widelimit.machine import available_memory
+from widelimit.machine import ALWAYS_FITS, available_memory
 from widelimit.matrices.engine import fill, fill_diagonal, held_blocks, memory_grid
 from widelimit.matrices.families import Family, find_families, profile_bytes, scratch_bytes
 from widelimit.matrices.inputs import (
@@ -189,7 +189,7 @@ def check_memory(
     grid = memory_grid(shape[2], None if symmetric else shape[3])
     samples = held_blocks(families, dtype, grid) * min(grid.tile, max(shape[2:]))
     work = samples * profile_bytes(families, dtype) + threads * scratch_bytes(families, dtype)
-    free = available_memory()
+    free = available_memory() if result + work > ALWAYS_FITS else None
     if free is not None and result + work > free:
         raise MemoryError(
             f"{shape[2]} x {shape[3]} kernel values of {shape[0]} networks and {shape[1]} kinds "
