@@ -1,0 +1,150 @@
+"""widelimit._core._engine: what it is given is checked before it is read, whoever calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from widelimit._core import _engine
+from widelimit.backends.cpu import CpuBackend
+
+H, W, C = 3, 4, 2
+STEP = (3, True, True, True, False, True, True, False, 1.0)  # one convolution of 3 x 3 and a ReLU
+SLICES = [(0, 0, 1), (0, 1, 1), (2, -3, 1)]
+
+
+def table(extent: int) -> NDArray[np.float64]:
+    return np.ones((2 * extent - 1, extent))
+
+
+def make(
+    slices: Any = SLICES, rows: Any = None, columns: Any = None, shape: tuple[int, int] = (H, W)
+) -> Any:
+    rows = table(H) if rows is None else rows
+    columns = table(W) if columns is None else columns
+    tap = (1, True, True, rows, columns)
+    return _engine.Program(*shape, C, 1.0, [STEP], [tap], np.array(slices, np.int32).reshape(-1, 3))
+
+
+def test_tables_of_readouts_fit_the_image() -> None:
+    make()
+    for rows, columns in ((table(H + 1), None), (None, table(W - 1)), (table(W), table(H))):
+        with pytest.raises(ValueError, match=r"expected tables of \(2h-1, h\) and \(2w-1, w\)"):
+            make(rows=rows, columns=columns)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [(H, 0, 1), (0, W, 1), (1, -W, 1), (-1, 0, 1), (0, -1, 1), (0, 0, -1), (0, 0, 2)],
+    ids=str,
+)
+def test_slices_lie_inside_the_image(wrong: tuple[int, int, int]) -> None:
+    make([(H - 1, W - 1, 1), (H - 1, 1 - W, 0), (0, 0, 0)])  # the last ones inside
+    with pytest.raises(ValueError, match="displacements inside the image, one of each pair d, -d"):
+        make([*SLICES, wrong])
+
+
+@dataclass
+class Arrays:
+    """All that `Batch32`, `profile32` and `run32` read and write, for two images."""
+
+    n: int = 2
+    images: Any = field(init=False)
+    profiles: Any = field(init=False)
+    biases: Any = field(init=False)
+    identity: Any = field(init=False)
+    diagonal: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        n = self.n
+        self.images = np.ones((n, H, W, C), np.float32)
+        self.profiles = np.ones((n, 1, H, W), np.float32)
+        self.biases = np.zeros((n, 1), np.float32)
+        self.identity, self.diagonal = np.arange(n), np.ones((n, 1, 2))
+
+    def batch(self, program: Any) -> Any:
+        parts = (self.images, self.profiles, self.biases, self.identity, self.diagonal)
+        return _engine.Batch32(program, *parts)
+
+
+@pytest.mark.parametrize("name", ["images", "profiles", "biases", "identity", "diagonal"])
+def test_arrays_of_a_batch_fit_the_program(name: str) -> None:
+    arrays = Arrays()
+    arrays.batch(make())
+    setattr(arrays, name, getattr(arrays, name)[:1].copy())
+    with pytest.raises(ValueError, match="batch arrays do not fit the program"):
+        arrays.batch(make())
+
+
+@pytest.mark.parametrize("short", range(7))
+def test_arrays_of_profiles_fit_the_program(short: int) -> None:
+    arrays = Arrays()
+    given: list[Any] = [np.ones((2, H, W, C)), np.zeros(1)]
+    given += [arrays.images, arrays.profiles, arrays.biases, np.ones(2), arrays.diagonal]
+    _engine.profile32(make(), *given)
+    given[short] = given[short][:-1].copy()
+    with pytest.raises(ValueError, match="profile arrays do not fit the program"):
+        _engine.profile32(make(), *given)
+
+
+def run(program: Any, **changed: Any) -> Any:
+    given: dict[str, Any] = {
+        "x": Arrays().batch(make()),
+        "z": Arrays(3).batch(make()),
+        "rows": np.arange(2),
+        "columns": np.arange(3),
+        "pairwise": False,
+        "out": np.zeros((2, 2, 3)),
+        "cancel": np.zeros(1, np.int32),
+    }
+    _engine.run32(CpuBackend().isa, program, *(given | changed).values())
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 2**40])
+def test_indices_lie_inside_their_batch(wrong: int) -> None:
+    run(make(), rows=np.array([0, 1]), columns=np.array([2, 0, 2]))
+    with pytest.raises(IndexError, match="image index outside the batch"):
+        run(make(), columns=np.array([0, wrong, 1]))
+    with pytest.raises(IndexError, match="image index outside the batch"):
+        run(make(), rows=np.array([wrong if wrong != 3 else 2, 0]))
+
+
+def test_batches_are_those_of_the_program() -> None:
+    # As many numbers, another shape.
+    other = make(shape=(W, H), rows=table(W), columns=table(H), slices=[(0, 0, 1)])
+    for name in ("x", "z"):
+        with pytest.raises(ValueError, match="the batches were made for another program"):
+            run(make(), **{name: Arrays(3).batch(other)})
+
+
+def test_results_and_flags_have_their_sizes() -> None:
+    pairs = {"rows": np.array([0, 1, 0]), "columns": np.arange(3), "pairwise": True}
+    run(make(), **pairs, out=np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="pairwise: as many rows as columns expected"):
+        run(make(), pairwise=True, out=np.zeros((2, 3)))
+    for out in (np.zeros((2, 2, 2)), np.zeros((2, 3, 3)), np.zeros((1, 2, 3)), np.zeros((2, 3))):
+        with pytest.raises(ValueError, match="out: wrong size"):
+            run(make(), out=out)
+    with pytest.raises(ValueError, match="out: wrong size"):
+        run(make(), **pairs, out=np.zeros((2, 2, 3)))
+    for size in (0, 2):
+        with pytest.raises(ValueError, match="cancel: one int32 expected"):
+            run(make(), cancel=np.zeros(size, np.int32))
+
+
+@pytest.mark.parametrize("isa", ["avx1024", "", "AVX2"])
+def test_instruction_sets_have_names(isa: str) -> None:
+    with pytest.raises(ValueError, match="no instruction set named"):
+        _engine.workspace_bytes(isa, make(), True, False)
+
+
+def test_a_call_that_is_cancelled_leaves_its_result_as_it_was() -> None:
+    out = np.full((2, 2, 3), 7.0)
+    run(make(), out=out, cancel=np.ones(1, np.int32))
+    assert (out == 7).all()
+    run(make(), out=out)
+    assert not (out == 7).any()
