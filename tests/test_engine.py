@@ -137,6 +137,7 @@ def test_the_diagonal_is_that_of_the_kernel(n: int, dtype: Dtype) -> None:
         assert np.array_equal(found, k.diagonal(axis1=1, axis2=2))
         one = kernel_diagonal(HEAD, X[:n], kind, dtype=dtype)
         assert np.array_equal(one, found[2])
+        assert np.array_equal(kernel_diagonal([HEAD], X[:n], kind, dtype=dtype), one[None])
 
 
 def test_the_diagonal_costs_one_group_of_lanes_for_as_many_samples(
@@ -227,6 +228,23 @@ def test_no_profile_is_made_twice_in_a_sweep(square: bool) -> None:
         assert {part.finished for part in parts} - {None} == set(grid.tiles())
     assert len(backend.blocks) == (5 if square else 12)
     assert np.array_equal(out[0, 0], wl.kernel(GAP, X[:50], None if square else X[:70]))
+
+
+def test_a_kernel_in_memory_is_swept_by_the_blocks_that_it_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from widelimit.matrices import engine
+
+    backend = Profiled()
+    made = families(backend)
+    sample = backend.profile_bytes(made[0].program, "float32")
+    monkeypatch.setattr(engine, "_SIDE", 10)
+    monkeypatch.setattr(engine, "PROFILE_BYTES", 4 * 10 * sample)
+    out = np.empty((1, 1, 60, 60), np.float32)
+    engine.fill(made, samples(60), None, out, "float32", 1)
+    # Two rows of six at a time: all six blocks, then two more with the last of them held, then one.
+    assert len(backend.blocks) == 9
+    assert np.array_equal(out[0, 0], wl.kernel(GAP, X[:60]))
 
 
 def test_blocks_held_are_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

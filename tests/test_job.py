@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import widelimit as wl
+from widelimit import job
 from widelimit.cli import app
 from widelimit.job import (
     Job,
@@ -182,10 +184,28 @@ def test_wrong_options_are_told_before_the_inputs_are_read(tmp_path: Path) -> No
     for wrong in (tmp_path / "k.txt", tmp_path / "no" / "k.npy", tmp_path / "no" / "k.zarr"):
         with pytest.raises(ValueError, match=r"an \.npy file or a \.zarr store in a folder that"):
             Job.prepare(missing, str(wrong), [wl.cntk_gap(3)])
-    with pytest.raises(ValueError, match=r"are for a \.zarr store"):
-        Job.prepare(missing, out, [wl.cntk_gap(3)], verify=True)
+    for option in ({"verify": True}, {"allow_mixed": True}, {"memory": "1GB"}):
+        with pytest.raises(ValueError, match=r"are for a \.zarr store"):
+            Job.prepare(missing, out, [wl.cntk_gap(3)], **option)
     with pytest.raises(ValueError, match="memory must be a number of bytes, or text such as"):
         Job.prepare(missing, str(tmp_path / "k.zarr"), [wl.cntk_gap(3)], memory="lots")
+
+
+def test_threads_are_those_of_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "x.npy", X)
+    asked: list[Any] = []
+    for name in ("kernel", "gram"):
+        real = getattr(job, name)
+
+        def noted(*arguments: Any, real: Any = real, **options: Any) -> Any:
+            asked.append(options["threads"])
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(job, name, noted)
+    for out in ("k.npy", "k.zarr"):
+        networks = [wl.cntk_vanilla(2)]
+        Job.prepare(str(tmp_path / "x.npy"), str(tmp_path / out), networks, threads=3).run()
+    assert asked == [3, 3]
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

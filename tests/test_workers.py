@@ -19,7 +19,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -421,6 +422,21 @@ def test_an_engine_is_kept_under_all_that_it_depends_on(
     assert computation.kept_engine(first, tiles) is one
     assert (computation.kept_engine(other, tiles) is one) == (name == "")
     assert made[-1] == (other.grid, other.threads, other.held, other.known)
+
+
+@pytest.mark.parametrize("name", ["", "store", "fingerprint", "maker"])
+def test_inputs_and_programs_are_kept_for_one_store_and_maker(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(computation, "read_manifest", lambda tiles: SimpleNamespace(x1=0, x2=None))
+    monkeypatch.setattr(computation, "_get_inputs", lambda *_: None)
+    monkeypatch.setattr(computation, "Computation", lambda *_: made.append(object()) or made[-1])
+    kept, tiles = computation._Kept(), SimpleNamespace(objects=None)
+    one = kept.computation(orders()[""], cast("Any", tiles))
+    assert kept.computation(orders()["threads"], cast("Any", tiles)) is one
+    assert (kept.computation(orders()[name], cast("Any", tiles)) is one) == (name == "")
+    assert len(made) == 1 + (name != "")
 
 
 def test_inputs_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
