@@ -992,6 +992,7 @@ def test_the_time_left_is_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     ("option", "error", "message"),
     [
         ({"tile": 8}, ValueError, "tile must be from 16 to 16384 samples, got 8"),
+        ({"tile": 2**15}, ValueError, "tile must be from 16 to 16384 samples, got 32768"),
         ({"tile": 32.0}, TypeError, "tile must be an integer or None, got 32.0"),
         ({"tile": True}, TypeError, "tile must be an integer or None, got True"),
         ({"memory": "much"}, ValueError, "memory must be a number of bytes"),

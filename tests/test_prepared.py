@@ -1,6 +1,7 @@
 """Samples that are prepared once: the bits of `kernel`, and what is not done again."""
 
 import copy
+import gc
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -127,6 +128,24 @@ def test_profiles_that_do_not_fit_are_made_again(monkeypatch: pytest.MonkeyPatch
         (k,) = made.cross(NEW, ["ntk"])
         assert counts.since() == (553, 23, 3)
     assert np.array_equal(k[0], wl.kernel(HEAD, NEW, X))
+
+
+def test_objects_that_are_gone_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = Counts(monkeypatch)
+    size = CpuBackend().profile_bytes(
+        wl.program.compile_family([HEAD], X.shape[1:], ["ntk"]), "float32"
+    )
+    monkeypatch.setattr(prepared, "PROFILE_BYTES", 2 * 40 * size)
+    monkeypatch.setattr(prepared, "_shelf", prepared._Shelf())
+    first = PreparedKernel([HEAD], X[:40])
+    first.cross(X[:1], ["ntk"])
+    PreparedKernel([HEAD], X[40:80]).cross(X[:1], ["ntk"])
+    gc.collect()
+    third = PreparedKernel([HEAD], X[80:120])
+    third.cross(X[:1], ["ntk"])  # in the place of the second
+    counts.since()
+    first.cross(X[:1], ["ntk"])
+    assert counts.since()[0] == 1
 
 
 def test_all_objects_together_keep_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ import pytest
 
 import widelimit as wl
 from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
-from widelimit.matrices import computation
+from widelimit.matrices import computation, run
 from widelimit.matrices.computation import Order
 from widelimit.matrices.manifest import Maker
 from widelimit.matrices.progress import Progress
@@ -214,6 +214,29 @@ def test_an_executor_that_breaks(tmp_path: Path) -> None:
     with pytest.warns(RuntimeWarning, match="lost a worker and stopped .a process died.: the oth"):
         k = gram(tmp_path / "k.zarr", executor=executor)
     assert np.array_equal(np.array(k), expected())
+
+
+def test_what_an_executor_stored_before_it_broke_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(number: int, task: Task) -> Any:
+        if number == 10:
+            run_task(task)  # and its report is lost
+            return BrokenProcessPool("a process died")
+        return None
+
+    here: list[Key] = []
+    compute = run._Run.here
+    monkeypatch.setattr(
+        run._Run,
+        "here",
+        lambda self, report, keys: here.extend(keys) or compute(self, report, keys),
+    )
+    executor = Fault(make)
+    with pytest.warns(RuntimeWarning, match="lost a worker and stopped"):
+        k = gram(tmp_path / "k.zarr", executor=executor)
+    assert np.array_equal(np.array(k), expected())
+    assert not {key for task in executor.tasks[:11] for key in task.keys} & set(here)
 
 
 # ---------------------------------------------------------------- workers that hang
