@@ -162,6 +162,27 @@ def test_networks_must_fit_the_input() -> None:
         compile_networks([ntk_dense(2), cntk_gap(2)], (7,), BOTH)
 
 
+@pytest.mark.parametrize(
+    ("network", "hw", "allowed"),
+    [
+        (cntk_vanilla(3), (4096, 1), True),
+        (cntk_vanilla(3), (1, 4097), False),
+        (cntk_vanilla(3), (100_000, 100_000), False),
+        (cntk_gap(3), (1024, 1025), False),
+        (cntk_gap(3), (4096, 16), True),
+        (ntk_dense(3), (100_000, 100_000), True),
+    ],
+)
+def test_images_are_not_too_large(network: Network, hw: tuple[int, int], allowed: bool) -> None:
+    if allowed:
+        compile_networks([network], (*hw, 3), ("ntk",))
+        return
+    with pytest.raises(
+        ValueError, match=r"images must have at most 4,096 pixels a side, and 1,048"
+    ):
+        compile_networks([network], (*hw, 3), ("ntk",))
+
+
 def test_programs_are_values() -> None:
     program = compile_family([cntk_gap(3)], SHAPE, BOTH)
     assert program == compile_family([cntk_gap(3)], list(SHAPE), list(BOTH))

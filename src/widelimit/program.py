@@ -30,6 +30,9 @@ from widelimit.network import (
 
 __all__ = ["Kind", "Program", "Readout", "Step", "Tap", "compile_family", "compile_networks"]
 
+_LARGEST_SIDE = 2**12  # a table of a readout takes 16 bytes times its square
+_MOST_POOLED = 2**20  # pixels: four slices for each, and hours for each pair
+
 Kind: TypeAlias = Literal["ntk", "nngp"]
 
 
@@ -247,11 +250,12 @@ def compile_networks(
     Raises
     ------
     ValueError
-        If a network cannot take inputs of this shape.
+        If a network cannot take inputs of this shape, or images are too large.
     """
     families: list[list[int]] = []
     for index in sorted(range(len(networks)), key=lambda i: -networks[i].n_conv):
         networks[index].output_shapes(shape)
+        _check_size(networks[index], shape)
         for family in families:
             if _is_prefix(networks[index], networks[family[0]], shape, kinds):
                 family.append(index)
@@ -262,6 +266,19 @@ def compile_networks(
         (compile_family([networks[i] for i in family], shape, kinds), tuple(family))
         for family in families
     ]
+
+
+def _check_size(network: Network, shape: Sequence[int]) -> None:
+    """Refuse images whose tables and lists of slices would not fit into memory."""
+    if network.is_dense:
+        return
+    h, w = shape[:2]
+    pooled = not any(isinstance(layer, Flatten) for layer in network.layers)
+    if max(h, w) > _LARGEST_SIDE or (pooled and h * w > _MOST_POOLED):
+        raise ValueError(
+            f"images must have at most {_LARGEST_SIDE:,} pixels a side, and {_MOST_POOLED:,} in "
+            f"all for a network that pools, got {h} x {w}: make them smaller"
+        )
 
 
 def compile_family(
