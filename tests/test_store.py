@@ -408,3 +408,12 @@ def test_what_a_killed_process_left_is_cleaned_away(store: TileStore) -> None:
     assert store.finished() == set(store.grid.tiles())
     with store.objects.locked():
         assert not left.exists()
+
+
+def test_paths_of_this_machine_have_several_forms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "k.zarr"
+    for form in (path, str(path), f"file://{path}", "~/k.zarr"):
+        assert open_objects(form).name == str(path)
