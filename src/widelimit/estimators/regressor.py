@@ -106,10 +106,11 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
         scipy.linalg.LinAlgWarning
             As for `NTKClassifier.fit`.
         """
-        rows, targets, shape = self._checked(X, y, reset=True)
-        columns = targets.reshape(len(targets), -1)
-        flat = targets.ndim == 1
-        self._fit(rows, lambda counts: columns[counts], sample_weight, shape, flat=flat)
+        with self._all_or_nothing():
+            rows, targets, shape = self._checked(X, y, reset=True)
+            columns = targets.reshape(len(targets), -1)
+            flat = targets.ndim == 1
+            self._fit(rows, lambda counts: columns[counts], sample_weight, shape, flat=flat)
         return self
 
     @only_if(can_grow)
