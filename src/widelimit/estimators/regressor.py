@@ -257,7 +257,10 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
     def _explained(
         self, kernel: FittedKernel, samples: NDArray[Any], *, diagonal: bool
     ) -> tuple[FloatArray, FloatArray]:
-        """Return the kernel to training samples, and what training takes from the covariance."""
+        """Return the kernel to training samples, and what training takes from the covariance.
+
+        Of that only the symmetric part is meant.
+        """
         factor = self._factor
         assert factor is not None
         product = "ij,ji->i" if diagonal else "ij,jk->ik"
@@ -268,7 +271,7 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
         w = factor.solve(k.T)
         inner = np.einsum(product, nngp, w, optimize=True)
         spread = np.einsum(product, w.T, self._spread_at_training(w), optimize=True)
-        return k, inner + inner.T - spread
+        return k, 2 * inner - spread
 
     def _spread_at_training(self, v: FloatArray) -> FloatArray:
         """Return the covariance of what networks are short of their targets at first, times v."""
