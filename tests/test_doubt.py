@@ -1,6 +1,7 @@
 """Errors of the kernel that decide are warned of, others are not."""
 
 import warnings
+from dataclasses import dataclass, replace
 
 import mpmath
 import numpy as np
@@ -10,8 +11,10 @@ from sklearn.datasets import load_digits
 
 import widelimit as wl
 from widelimit.estimators import doubt
-from widelimit.estimators.doubt import find_nearest
-from widelimit.solvers import Status
+from widelimit.estimators.directions import Directions
+from widelimit.estimators.doubt import Errors, Nearest, doubted, find_nearest
+from widelimit.estimators.samples import Training
+from widelimit.solvers import Solution, Statistics, Status
 
 WRONG = 0.01  # error of outputs, over the largest target or output
 
@@ -200,6 +203,50 @@ def test_a_kernel_that_is_given_is_judged(factor):
     assert model.solution_.status is not Status.SOLVED
 
 
+@dataclass
+class Off:
+    """A kernel that is off by some error between each sample and its nearest one."""
+
+    angles: np.ndarray
+    most: float
+    found: float
+
+    def errors(self, nearest):
+        return Errors(1e-6, self.angles, self.most, lambda rows: self.found)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_outputs_move_by_errors_times_coefficients(seed):
+    rng = np.random.default_rng(seed)
+    m = 7
+    angles, scale = 10 ** rng.uniform(-9, -3, m), np.exp(2 * rng.normal(size=m))
+    partner = (np.arange(m) + rng.integers(1, m, m)) % m
+    y, value = rng.normal(size=(m, 2)), np.exp(2 * rng.normal(size=(m, 2)))
+    # An error of 1 in the entries of each sample and its nearest one, in both triangles.
+    error = np.zeros((m, m))
+    for i in range(m):
+        for row, column in ((i, partner[i]), (partner[i], i)):
+            share = min(1.0, 1e-6 / angles[i]) * scale[i] * scale[partner[i]]
+            error[row, column] = max(error[row, column], share)
+    moved = max(
+        error[i, j] * abs(value[j, target]) for i in range(m) for j in range(m) for target in (0, 1)
+    )
+    just = 0.01 * np.abs(y).max() / (2 * moved)  # twice that is the estimate, 1 % is allowed
+    training = Training.of(Directions.of_equal(np.arange(m)), y, np.ones(m))
+    nearest = Nearest(partner, np.full(m, 0.1), scale, 0.5, np.dtype("float64"))
+    statistics = Statistics(m, 0.0, 0.0, 0.0, 1.0, 0.0)
+    solution = Solution(value, Status.SOLVED, statistics)
+    for most, found, status in (
+        (0.999 * just, np.nan, Status.SOLVED),  # measured if it may decide
+        (1.001 * just, 0.999 * just, Status.SOLVED),
+        (1e6 * just, 1.001 * just, Status.ILL_CONDITIONED),
+    ):
+        assert doubted(solution, nearest, Off(angles, most, found), training).status is status
+    # What is said already is not said again in other words.
+    before = replace(solution, status=Status.NOT_CONVERGED, message="5 steps.")
+    assert doubted(before, nearest, Off(angles, 1.0, 1.0), training) is before
+
+
 @pytest.mark.parametrize("n", [1, 2, 63, 300])
 @pytest.mark.parametrize("stored", [False, True])
 def test_nearest_samples(tmp_path, n, stored):
@@ -235,3 +282,7 @@ def test_angles():
         angles = model._fitted._angles(np.array([1, 0, 2]))
         np.testing.assert_allclose(angles[:2], expected, rtol=0.02)
         assert angles[2] == 0
+    zeros = replace(
+        model._fitted, networks=(wl.ntk_dense(3),), samples=np.array([[3.0, 4], [0, 0]])
+    )
+    np.testing.assert_array_equal(zeros._angles(np.array([1, 0])), np.pi / 2)

@@ -340,8 +340,13 @@ def test_what_the_kernel_is_asked_for(monkeypatch):
         net=wl.cntk_gap(4), kind="ntk", dtype="float32", backend="reference", threads=1
     )
     model.predict(x[:2])
+    model.set_params(backend="cpu", threads=2).predict(x[:2])
     later = {"kind": ("nngp",), "backend": "reference", "dtype": "float64", "threads": 1}
-    assert calls == [(net, (5, 4, 3, 2), (), options), ([net], (2, 4, 3, 2), (5, 4, 3, 2), later)]
+    assert calls == [
+        (net, (5, 4, 3, 2), (), options),
+        ([net], (2, 4, 3, 2), (5, 4, 3, 2), later),
+        ([net], (2, 4, 3, 2), (5, 4, 3, 2), later | {"backend": "cpu", "threads": 2}),
+    ]
 
 
 def test_an_ill_conditioned_solution_warns(monkeypatch):
@@ -454,6 +459,45 @@ def test_a_failed_fit_keeps_the_shape_of_targets():
 
 
 @pytest.mark.parametrize("estimator", BOTH)
+@pytest.mark.parametrize("where", ["base.regress", "base.warn", "base.NTKEstimator._keep"])
+def test_a_failed_fit_leaves_all_that_was_there(monkeypatch, estimator, where):
+    """Whenever it fails: also what is known of the columns of X."""
+    pandas = pytest.importorskip("pandas")
+    x, y = digits(30)
+    frame = pandas.DataFrame(x, columns=[f"p{i}" for i in range(64)])
+    model = estimator(ridge=1e-3).fit(frame, y)
+    before, outputs = dict(model.__dict__), model.predict(frame)
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"widelimit.estimators.{where}", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(IMAGES[:, :4, :4], LABELS)
+    monkeypatch.undo()
+    assert model.__dict__.keys() == before.keys()
+    assert all(model.__dict__[name] is value for name, value in before.items())
+    np.testing.assert_array_equal(model.predict(frame), outputs)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_labels_without_a_temperature_are_not_added(monkeypatch, later):
+    x, y = digits(30)
+    model = wl.NTKClassifier(ridge=1e-3)
+    if later:
+        model.fit(x, y)
+    before = dict(model.__dict__)
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("widelimit.estimators.classifier.fit_temperature", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.partial_fit(x + 1, y + 1)
+    assert model.__dict__ == before
+
+
+@pytest.mark.parametrize("estimator", BOTH)
 def test_a_failed_fit_is_no_fit(estimator):
     x, y = digits(30)
     model = estimator(wl.Network([wl.Dense()]), ridge=1e-17)
@@ -507,6 +551,8 @@ NAN = np.where(np.arange(64) == 5, np.nan, ROWS)
         ({"solver": "cg", "net": ["ntk-dense-1"] * 2}, ROWS, ValueError, r"choice among networks"),
         ({"memory": "much"}, ROWS, ValueError, r"memory"),
         ({"executor": object()}, ROWS, ValueError, r"executor needs store"),
+        ({"kernel": "precomputed", "executor": object()}, ROWS, ValueError, r"for kernels of net"),
+        ({"kernel": "precomputed", "store": "s"}, ROWS, ValueError, r"for kernels of networks"),
         ({"standardise": 1}, ROWS, TypeError, r"standardise must be True, False or None"),
         ({"kind": ("ntk", "nngp")}, ROWS, ValueError, r"kind must be .*got \('ntk', 'nngp'\)"),
         ({"dtype": "float16"}, ROWS, ValueError, "dtype must be .*float16"),

@@ -223,6 +223,8 @@ def test_a_model_that_is_saved_and_pickled(problem, tmp_path):
     for again in (wl.load_model(tmp_path / "m"), pickle.loads(pickle.dumps(model))):
         np.testing.assert_array_equal(again.predict(problem.new), model.predict(problem.new))
         np.testing.assert_array_equal(again.self_influence_, model.self_influence_)
+        relative = again.solution_.factor.ridge  # over rows
+        assert relative == pytest.approx(model.solution_.factor.ridge, rel=1e-14)
         (one,), (two,) = (m.staged_predict(problem.new, [0.1]) for m in (again, model))
         np.testing.assert_array_equal(one, two)
 

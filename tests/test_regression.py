@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import widelimit as wl
-from widelimit.estimators import fitted
+from widelimit.estimators import base, fitted
 from widelimit.estimators import regression as regression_module
 from widelimit.estimators.regression import Options, solver_for
 from widelimit.solvers import conjugate as conjugate_module
@@ -118,6 +118,7 @@ def test_the_score_is_over_all_samples(options: dict[str, Any], weighted: bool) 
     squares = (y - model.loo_predictions_) ** 2
     assert model.loo_score_ == pytest.approx(-np.average(squares, weights=weights), rel=1e-10)
     assert model.loo_score_ == np.nanmax(model.loo_curve_)
+    assert (model.time_ if "time" in options else model.ridge_) in model.loo_grid_
     if weighted:  # and it would be noticed
         assert model.loo_score_ != pytest.approx(-squares.mean(), rel=1e-3)
     # Without sample 0 and its copies, by another fit.
@@ -149,3 +150,39 @@ def test_fit_refuses_before_the_kernel(
     x = np.random.default_rng(0).normal(size=(40, 3))
     with pytest.raises(error, match=message):
         wl.NTKRegressor(**({"net": "ntk-dense-2"} | changes)).fit(x, x[:, 0])
+
+
+TWO = ["cntk-vanilla-3", "cntk-gap-3"]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "changes", "matrices", "itemsize"),
+    [
+        (wl.NTKClassifier, {"net": TWO[0]}, 1, 4),
+        (wl.NTKClassifier, {"net": TWO[0], "dtype": "float64"}, 1, 8),
+        (wl.NTKRegressor, {"net": TWO[0]}, 2, 4),  # its NNGP, too
+        (wl.NTKRegressor, {"net": TWO}, 4, 4),
+        (wl.NTKClassifier, {"net": TWO, "combine": "mean"}, 3, 4),  # those and their mean
+        (wl.NTKClassifier, {"net": TWO[:1], "combine": "mean"}, 1, 4),
+        (wl.NTKClassifier, {"net": TWO, "combine": "mean", "store": "s"}, 3, 4),
+        (wl.NTKClassifier, {"net": TWO[:1], "combine": "mean", "store": "s"}, 0, 4),
+        (wl.NTKClassifier, {"net": TWO, "store": "s"}, 0, 4),
+    ],
+)
+def test_what_kernels_will_take(
+    monkeypatch: pytest.MonkeyPatch, estimator: Any, changes: Any, matrices: int, itemsize: int
+) -> None:
+    held: list[int] = []
+
+    class Asked(Exception):
+        pass
+
+    def spy(m: int, options: Options, **about: Any) -> Any:
+        held.append(about["held"])
+        raise Asked
+
+    monkeypatch.setattr(base, "solver_for", spy)
+    x = np.random.default_rng(0).random((7, 4, 4, 1))
+    with pytest.raises(Asked):
+        estimator(**changes).fit(np.concatenate([x, 2 * x[:1]]), np.arange(8) % 2)
+    assert held == [7 * 7 * matrices * itemsize]

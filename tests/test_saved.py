@@ -18,6 +18,7 @@ from widelimit.estimators import saved
 
 X, Y = load_digits(return_X_y=True)
 X, IMAGES = X / 16, (X / 16).reshape(-1, 8, 8, 1)
+NET = wl.ntk_dense(3)
 NAMES = np.array([f"digit {label}" for label in Y])
 
 MODELS = {
@@ -105,13 +106,28 @@ def test_names_of_features_and_infinite_times(tmp_path):
 
 
 def test_a_stored_matrix_stays_where_it_is(tmp_path):
-    model = wl.NTKRegressor("cntk-vanilla-3", store=tmp_path / "s").fit(IMAGES[:30], Y[:30])
+    options = {"store": tmp_path / "s", "memory": "2GB"}
+    model = wl.NTKRegressor("cntk-vanilla-3", **options).fit(IMAGES[:30], Y[:30])
     wl.save_model(model, tmp_path / "m")
     again = wl.load_model(tmp_path / "m")
-    assert again.store is None
+    assert again.store is again.memory is None
     np.testing.assert_array_equal(again.predict(IMAGES[:9]), model.predict(IMAGES[:9]))
     with pytest.raises(ValueError, match="stays in the store"):
         again.predict(IMAGES[:9], return_std=True)
+
+
+def test_a_kernel_that_is_given_comes_back(tmp_path):
+    k = wl.kernel(wl.ntk_dense(3), X[:30], dtype="float64")
+    model = wl.NTKClassifier(kernel="precomputed").fit(k, Y[:30], np.arange(30) % 3)
+    wl.save_model(model, tmp_path / "m")
+    new = wl.kernel(wl.ntk_dense(3), X[30:40], X[:30], dtype="float64")
+    again = wl.load_model(tmp_path / "m")
+    np.testing.assert_array_equal(again.decision_function(new), model.decision_function(new))
+    columns = np.load(tmp_path / "m" / "columns.npy")
+    for wrong in (-1, 30):
+        change = replace_array("columns", np.r_[columns[:-1], wrong])
+        with pytest.raises(ValueError, match="columns must number samples"):
+            wl.load_model(broken(tmp_path / "m", tmp_path, change))
 
 
 def test_what_exists_is_kept(fitted, tmp_path):
@@ -249,6 +265,8 @@ def shorten(path, document):
         (put("fitted", "image_shape", value=[4, 4, 1]), r"as many values as there are features"),
         (put("fitted", "feature_names", value=["a"]), r"one name for each feature"),
         (replace_array("place", np.full(65, 99)), r"place and first must number samples"),
+        (replace_array("place", np.r_[:64, 65]), r"place and first must number samples"),
+        (replace_array("first", np.r_[:64, 65]), r"place and first must number samples"),
         (replace_array("targets", np.ones((65, 9))), r"dual_coef has shape"),
         (replace_array("sample_weight", np.zeros(65)), r"sample_weight must be above 0"),
         (replace_array("factors", np.zeros(65)), r"give every row a weight above 0"),
@@ -257,6 +275,7 @@ def shorten(path, document):
         (replace_array("factors", np.ones(64)), r"factors has shape \(64,\)"),
         (put("parameters", "backend", value="tpu"), r"backend must be"),
         (put("fitted", "net", value=[]), r"there must be one network"),
+        (put("fitted", "net", value=2 * [json.loads(NET.to_json())]), r"there must be one network"),
         (replace_array("dual_coef", np.ones(4)), r"dual_coef has shape \(4,\)"),
         (replace_array("x_fit", np.ones((65, 64), "f2")), r"x_fit.npy does not hold what"),
         (replace_array("x_fit", np.ones((65, 64), complex)), r"numbers or text, got dtype complex"),

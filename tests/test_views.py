@@ -20,6 +20,7 @@ from sklearn.svm import SVC
 
 import widelimit as wl
 from widelimit.estimators import base, fitted
+from widelimit.estimators import metric as metric_module
 from widelimit.estimators import regression as regression_module
 from widelimit.estimators.calibration import fit_temperature, log_softmax
 from widelimit.machine import default_threads
@@ -184,6 +185,26 @@ def test_a_weight_is_a_number_of_copies(ridge):
             ).max()
             > 1e-3
         )
+
+
+def test_a_weight_of_labels_is_a_number_of_copies():
+    x, y = digits(120)
+    counts = np.random.default_rng(1).integers(0, 6, 120) * (y != 4)  # there are no fours
+    weighted = wl.NTKClassifier(wl.ntk_dense(3)).fit(x, y, sample_weight=counts)
+    copies = wl.NTKClassifier(wl.ntk_dense(3)).fit(x.repeat(counts, 0), y.repeat(counts))
+    assert weighted.classes_.tolist() == copies.classes_.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert weighted.temperature_ == pytest.approx(copies.temperature_)
+    assert weighted.loo_accuracy_ == pytest.approx(copies.loo_accuracy_)
+    np.testing.assert_allclose(weighted.predict_proba(x), copies.predict_proba(x), rtol=1e-6)
+    # It would be noticed if all weighed the same.
+    counted = counts[counts > 0]
+    right = weighted.loo_predictions_.argmax(axis=1) == weighted._labels
+    assert abs(np.average(right, weights=counted) - right.mean()) > 1e-3
+    # Added later, too: what does not count brings no label.
+    later = wl.NTKClassifier(wl.ntk_dense(3)).fit(x[:60], y[:60], sample_weight=counts[:60])
+    later.partial_fit(x[60:], y[60:], sample_weight=counts[60:])
+    assert later.classes_.tolist() == weighted.classes_.tolist()
+    np.testing.assert_allclose(later.predict_proba(x), weighted.predict_proba(x), rtol=1e-6)
 
 
 def test_equal_samples_with_unequal_targets():
@@ -407,6 +428,14 @@ def test_finite_networks_spread_as_the_ensemble_says():
     scale = np.sqrt(np.diag(cov))
     np.testing.assert_allclose(outputs.mean(axis=0), mean, atol=0.05 * scale.max())
     np.testing.assert_allclose(np.cov(outputs.T), cov, atol=0.05 * scale.max() ** 2)
+
+
+def test_where_all_is_known_nothing_is_spread():
+    """But rounding, which may leave less than nothing."""
+    x, y, _ = regression()
+    mean, std = wl.NTKRegressor(NET, kind="nngp").fit(x, y).predict(x, return_std=True)
+    np.testing.assert_allclose(mean, y, rtol=1e-6)
+    assert np.all((std >= 0) & (std < 1e-5))
 
 
 def test_draws():
@@ -695,6 +724,22 @@ def test_a_kernel_for_support_vector_machines():
     plain = wl.KernelMetric(wl.cntk_vanilla(3), (8, 8), normalise=False)
     np.testing.assert_array_equal(plain(x), k)
     assert clone(SVC(kernel=metric)).kernel == metric
+    zeros = metric(np.r_[x[:3], 0 * x[:1]])
+    np.testing.assert_array_equal(zeros[3], 0)
+    np.testing.assert_allclose(zeros[:3, :3], metric(x[:3]), rtol=1e-12)
+
+
+def test_a_support_vector_machine_computes_each_pair_once(monkeypatch):
+    x, y = digits(30)
+    others, real = [], metric_module.kernel
+
+    def spy(net, x1, x2=None, **options):
+        others.append(x2)
+        return real(net, x1, x2, **options)
+
+    monkeypatch.setattr(metric_module, "kernel", spy)
+    SVC(kernel=wl.KernelMetric("ntk-dense-2")).fit(x, y)
+    assert others == [None]  # although it gives the samples twice
 
 
 class Tensor:
@@ -754,9 +799,20 @@ def test_standardised_features():
     mean, scale = x.mean(axis=0), x.std(axis=0)
     same = wl.NTKRegressor(wl.ntk_dense(3), ridge=1e-3).fit((x - mean) / scale, y)
     np.testing.assert_allclose(model.predict(new), same.predict((new - mean) / scale), rtol=1e-9)
-    raw = wl.NTKRegressor(standardise=False, ridge=1e-3).fit(x, y)
-    assert raw.standardisation_ is None
-    assert not np.allclose(raw.predict(new), model.predict(new), rtol=1e-2)
+    for raw in (
+        wl.NTKRegressor(standardise=False, ridge=1e-3),
+        wl.NTKRegressor(wl.ntk_dense(3), ridge=1e-3),  # whoever gives a network has thought of it
+    ):
+        assert raw.fit(x, y).standardisation_ is None
+        assert not np.allclose(raw.predict(new), model.predict(new), rtol=1e-2)
+    counts = np.random.default_rng(1).integers(0, 4, len(x))
+    weighted = wl.NTKRegressor(ridge=1e-3).fit(x, y, counts)
+    for found, expected in zip(
+        weighted.standardisation_,
+        (x.repeat(counts, 0).mean(axis=0), x.repeat(counts, 0).std(axis=0)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_an_executor_is_shared_by_clones():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, Self, cast
 
@@ -121,6 +122,17 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
 
     # --- fit ------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _all_or_nothing(self) -> Generator[None]:
+        """Undo what a block has set, if it fails: there is no half-fitted estimator."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:  # Ctrl-C, too
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
     def _fit(
         self,
         rows: NDArray[Any],
@@ -170,8 +182,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 best, chosen = index, replace(tried, solution=solution)
         assert chosen is not None
         warn(chosen.solution)
-        # All at the end: a fit that fails leaves no half-fitted estimator. What the kernel of new
-        # samples depends on is kept, so that set_params cannot change it without a new fit.
+        # What the kernel of new samples depends on is kept, so that set_params cannot change it
+        # without a new fit.
         nngp = matrices[1][best] if len(matrices) > 1 else None
         stores = None
         if self.store is not None and len(kernel.networks) == 1:

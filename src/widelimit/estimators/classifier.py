@@ -223,8 +223,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
             to rounding and ridge = 0 (`Status.RANK_DEFICIENT`), or conjugate gradients did not
             converge.
         """
-        rows, labels, shape = self._checked(X, y, reset=True)
-        self._fit_labels(rows, labels, None, sample_weight, shape)
+        self._fit_labels(X, y, None, sample_weight)
         return self
 
     @only_if(can_grow)
@@ -262,20 +261,22 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         Cost: the kernel of the new samples with all, and ``n^2`` flops for each new one.
         """
         if not hasattr(self, "dual_coef_"):
-            rows, labels, shape = self._checked(X, y, reset=True)
-            self._fit_labels(rows, labels, classes, sample_weight, shape)
+            self._fit_labels(X, y, classes, sample_weight)
             return self
         rows, labels, shape = self._checked(X, y, reset=False)
-        given = [self.classes_, labels, *([] if classes is None else [np.asarray(classes)])]
-        known = np.unique(np.concatenate(given))
+        announced = [] if classes is None else [np.asarray(classes)]
+        names: list[NDArray[Any]] = []
 
         def encode(counts: NDArray[np.bool_]) -> FloatArray:
+            known = np.unique(np.concatenate([self.classes_, labels[counts], *announced]))
+            names.append(known)
             return encode_labels(
                 np.concatenate([self.classes_[self._labels], labels[counts]]), known
             )
 
-        self._partial_fit(rows, encode, sample_weight, shape)
-        self._end(known)
+        with self._all_or_nothing():
+            self._partial_fit(rows, encode, sample_weight, shape)
+            self._end(names[0])
         return self
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any, Any]:
@@ -284,23 +285,23 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         _check_class_labels(labels)
         return rows, labels, shape
 
-    def _fit_labels(
-        self, rows: Any, labels: Any, classes: Any, sample_weight: Any, shape: Any
-    ) -> None:
-        names: list[NDArray[Any]] = []
+    def _fit_labels(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> None:
+        with self._all_or_nothing():
+            rows, labels, shape = self._checked(X, y, reset=True)
+            names: list[NDArray[Any]] = []
 
-        def encode(counts: NDArray[np.bool_]) -> FloatArray:
-            known = np.unique(labels[counts] if classes is None else np.asarray(classes))
-            if len(known) < 2:
-                raise ValueError(
-                    f"y must hold at least 2 classes, got 1 class, {known.tolist()}: add samples "
-                    "of another class"
-                )
-            names.append(known)
-            return encode_labels(labels[counts], known)
+            def encode(counts: NDArray[np.bool_]) -> FloatArray:
+                known = np.unique(labels[counts] if classes is None else np.asarray(classes))
+                if len(known) < 2:
+                    raise ValueError(
+                        f"y must hold at least 2 classes, got 1 class, {known.tolist()}: add "
+                        "samples of another class"
+                    )
+                names.append(known)
+                return encode_labels(labels[counts], known)
 
-        self._fit(rows, encode, sample_weight, shape)
-        self._end(names[0])
+            self._fit(rows, encode, sample_weight, shape)
+            self._end(names[0])
 
     def _end(self, classes: NDArray[Any]) -> None:
         training = self._training

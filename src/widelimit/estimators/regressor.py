@@ -106,10 +106,11 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
         scipy.linalg.LinAlgWarning
             As for `NTKClassifier.fit`.
         """
-        rows, targets, shape = self._checked(X, y, reset=True)
-        columns = targets.reshape(len(targets), -1)
-        flat = targets.ndim == 1
-        self._fit(rows, lambda counts: columns[counts], sample_weight, shape, flat=flat)
+        with self._all_or_nothing():
+            rows, targets, shape = self._checked(X, y, reset=True)
+            columns = targets.reshape(len(targets), -1)
+            flat = targets.ndim == 1
+            self._fit(rows, lambda counts: columns[counts], sample_weight, shape, flat=flat)
         return self
 
     @only_if(can_grow)
@@ -256,7 +257,10 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
     def _explained(
         self, kernel: FittedKernel, samples: NDArray[Any], *, diagonal: bool
     ) -> tuple[FloatArray, FloatArray]:
-        """Return the kernel to training samples, and what training takes from the covariance."""
+        """Return the kernel to training samples, and what training takes from the covariance.
+
+        Of that only the symmetric part is meant.
+        """
         factor = self._factor
         assert factor is not None
         product = "ij,ji->i" if diagonal else "ij,jk->ik"
@@ -267,7 +271,7 @@ kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
         w = factor.solve(k.T)
         inner = np.einsum(product, nngp, w, optimize=True)
         spread = np.einsum(product, w.T, self._spread_at_training(w), optimize=True)
-        return k, inner + inner.T - spread
+        return k, 2 * inner - spread
 
     def _spread_at_training(self, v: FloatArray) -> FloatArray:
         """Return the covariance of what networks are short of their targets at first, times v."""
