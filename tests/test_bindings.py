@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import gc
+import subprocess
+import sys
+import weakref
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -148,3 +152,34 @@ def test_a_call_that_is_cancelled_leaves_its_result_as_it_was() -> None:
     assert (out == 7).all()
     run(make(), out=out)
     assert not (out == 7).any()
+
+
+def test_batches_and_calls_let_go_of_their_arrays() -> None:
+    arrays, out = Arrays(), np.zeros((2, 2, 2))
+    program = make()
+    batch = arrays.batch(program)
+    for _ in range(3):
+        run(program, x=batch, z=batch, columns=np.arange(2), out=out)
+    held = [weakref.ref(getattr(arrays, field.name)) for field in fields(Arrays)[1:]]
+    held += [weakref.ref(out)]
+    del arrays, out
+    gc.collect()
+    assert [found() is not None for found in held] == [True] * 5 + [False]
+    del batch
+    gc.collect()
+    assert [found() for found in held] == [None] * 6
+
+
+def test_what_is_held_to_the_end_is_no_leak() -> None:
+    """A daemon thread, as that of a server, holds a model when the process ends."""
+    program = """
+import threading
+import numpy as np
+import widelimit as wl
+x = np.arange(24.0).reshape(2, 3, 4, 1)
+model = wl.NTKClassifier("cntk-gap-3").fit(x, [0, 1])
+model.predict(x)
+threading.Thread(target=lambda model: threading.Event().wait(), args=(model,), daemon=True).start()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout + done.stderr == b""
