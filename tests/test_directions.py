@@ -55,7 +55,7 @@ def test_small_integers_by_fractions(data, n, d, dtype):
         first, factors = [0], [1.0] * n
     rows = found(x)
     assert (rows.place.tolist(), rows.first.tolist()) == (place, first)
-    np.testing.assert_allclose(rows.factors, factors, rtol=1e-15)
+    np.testing.assert_allclose(rows.multiples, factors, rtol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -73,17 +73,17 @@ def test_multiples_that_were_rounded(dtype, shape, seed):
     np.testing.assert_array_equal(of[rows.first[rows.place[others]]], of[others])
     assert len(rows.first) == len(set(of[others].tolist()))
     assert np.all(np.diff(rows.first) > 0)
-    assert rows.place[3] == rows.place[117] == rows.factors[3] == 0
+    assert rows.place[3] == rows.place[117] == rows.multiples[3] == 0
     expected = (size / size[rows.first[rows.place]])[others]
-    np.testing.assert_allclose(rows.factors[others], expected, rtol=4 * np.finfo(dtype).eps)
-    np.testing.assert_array_equal(rows.factors[rows.first], 1)
+    np.testing.assert_allclose(rows.multiples[others], expected, rtol=4 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(rows.multiples[rows.first], 1)
     # Of all factors the one that comes closest: roundings of single entries average out.
     each, first = (
         np.asarray(x[i], np.float64).reshape(len(i), -1)
         for i in (others, rows.first[rows.place[others]])
     )
     closest = (each * first).sum(axis=1) / (first**2).sum(axis=1)
-    np.testing.assert_allclose(rows.factors[others], closest, rtol=1e-13)
+    np.testing.assert_allclose(rows.multiples[others], closest, rtol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -117,7 +117,7 @@ def test_factors_at_the_ends_of_the_range():
     for sign in (1, -1):  # either may be the first on the line
         assert len(found(sign * x).first) == 1
     x = np.array([[1.0, 2.0], [1e-40, 2e-40], [3e49, 6e49]])
-    np.testing.assert_allclose(found(x).factors, [1, 1e-40, 3e49], rtol=1e-15)
+    np.testing.assert_allclose(found(x).multiples, [1, 1e-40, 3e49], rtol=1e-15)
     with pytest.raises(
         ValueError,
         match=r"within a factor of 1e\+50, got a factor of 1\.0e-60 be.*"
@@ -143,15 +143,15 @@ def test_directions_that_are_known_stay():
     rows = find_directions(x, numbers, known=4)
     assert rows.first.tolist() == [0, 1, 2, 3, 7]
     assert rows.place.tolist() == [0, 1, 2, 3, 0, 1, 3, 4]
-    assert rows.factors.tolist() == [1, 1, 1, 1, 3, 1, 5, 1]
+    assert rows.multiples.tolist() == [1, 1, 1, 1, 3, 1, 5, 1]
     rows = found(np.array([[1.0, 2], [0, 1], [0, 0]]), known=2)
-    assert (rows.place.tolist(), rows.factors.tolist()) == ([0, 1, 0], [1, 1, 0])
+    assert (rows.place.tolist(), rows.multiples.tolist()) == ([0, 1, 0], [1, 1, 0])
 
 
 def test_equal_samples_alone():
     rows = Directions.of_equal(np.array([0, 1, 0, 2, 1]))
     assert rows.first.tolist() == [0, 1, 3]
-    assert rows.factors.tolist() == [1] * 5
+    assert rows.multiples.tolist() == [1] * 5
 
 
 def test_the_work_is_not_quadratic(monkeypatch):

@@ -212,7 +212,7 @@ def test_more_samples(problem, relative, sizes, tmp_path):
     close(model.loo_predictions_, whole.loo_predictions_, 1e-5)
     assert model.loo_score_ == pytest.approx(whole.loo_score_, rel=1e-5)
     assert model.ridge_ == pytest.approx(whole.ridge_, rel=1e-9)
-    for name in ("place", "first", "factors", "targets", "sample_weight"):
+    for name in ("place", "first", "multiples", "targets", "sample_weight"):
         found, expected = (getattr(m._training, name) for m in (model, whole))
         np.testing.assert_allclose(found, expected, rtol=1e-14)
 

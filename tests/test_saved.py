@@ -82,6 +82,7 @@ def test_everything_comes_back(fitted, name, tmp_path):
     for key, value in model.__dict__.items():
         same(value, again.__dict__[key])
     assert again.__dict__.keys() == model.__dict__.keys()
+    assert again.dual_coef_.strides == model.dual_coef_.strides
     new = MODELS[name][1][100:110]
     np.testing.assert_array_equal(again.predict(new), model.predict(new))
     if model.solver != "cg":
@@ -269,10 +270,10 @@ def shorten(path, document):
         (replace_array("first", np.r_[:64, 65]), r"place and first must number samples"),
         (replace_array("targets", np.ones((65, 9))), r"dual_coef has shape"),
         (replace_array("sample_weight", np.zeros(65)), r"sample_weight must be above 0"),
-        (replace_array("factors", np.zeros(65)), r"give every row a weight above 0"),
-        (replace_array("factors", np.full(65, np.nan)), r"give every row a weight above 0"),
+        (replace_array("multiples", np.zeros(65)), r"give every row a weight above 0"),
+        (replace_array("multiples", np.full(65, np.nan)), r"give every row a weight above 0"),
         (replace_array("place", np.zeros(65, int)), r"give every row a weight above 0"),
-        (replace_array("factors", np.ones(64)), r"factors has shape \(64,\)"),
+        (replace_array("multiples", np.ones(64)), r"multiples has shape \(64,\)"),
         (put("parameters", "backend", value="tpu"), r"backend must be"),
         (put("fitted", "net", value=[]), r"there must be one network"),
         (put("fitted", "net", value=2 * [json.loads(NET.to_json())]), r"there must be one network"),

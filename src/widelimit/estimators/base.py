@@ -229,7 +229,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         """Set what a fit has found."""
         self._fitted, self._training, self._flat = kernel, training, flat
         self._nngp_fit, self._stores = nngp, stores
-        self.dual_coef_ = self._shaped(regression.solution.value)
+        self.dual_coef_ = self._shaped(np.asfortranarray(regression.solution.value))
         self.solution_ = replace(regression.solution, value=self.dual_coef_)
         self.loo_grid_, self.loo_curve_ = regression.grid, regression.curve
         left_out = regression.left_out

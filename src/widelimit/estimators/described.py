@@ -26,7 +26,7 @@ from widelimit.solvers import Factor, Solution, Statistics, Status, Unavailable,
 __all__ = ["ARRAYS", "FORMAT", "FORMATS", "describe", "restore"]
 
 FORMAT = "widelimit.model/2"
-"""What is written; the first had no `factors`, but two arrays that follow from others."""
+"""What is written; the first had no `multiples`, but two arrays that follow from others."""
 FORMATS = ("widelimit.model/1", FORMAT)
 """What is read."""
 
@@ -42,7 +42,7 @@ ARRAYS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "sample_weight": ("f8", ("n",)),
     "place": ("i8", ("n",)),
     "first": ("i8", ("m",)),
-    "factors": ("f8", ("n",)),
+    "multiples": ("f8", ("n",)),
     "x_fit": ("f8 f4 u1", None),
     "columns": ("i8", ("m",)),
     "mean": ("f8", None),
@@ -151,7 +151,7 @@ def _describe_training(training: Training) -> Arrays:
         "sample_weight": training.sample_weight,
         "place": training.place.astype(np.int64),
         "first": training.first.astype(np.int64),
-        "factors": training.factors,
+        "multiples": training.multiples,
     }
 
 
@@ -219,7 +219,8 @@ def restore(document: Document, arrays: Arrays) -> NTKEstimator:
     else:
         state._flat = bool(fitted["flat"]) and training.targets.shape[1] == 1
     shaped: Callable[[NDArray[Any]], NDArray[Any]] = state._shaped
-    model.dual_coef_ = shaped(arrays["dual_coef"])
+    # In the order that they have after a fit: products then have the same bits.
+    model.dual_coef_ = shaped(np.asfortranarray(arrays["dual_coef"]))
     model.solution_ = _restore_solution(model.dual_coef_, fitted, arrays, training)
     model.loo_grid_, model.loo_curve_ = arrays["loo_grid"], arrays["loo_curve"]
     left_out = arrays.get("loo_predictions")
@@ -245,11 +246,11 @@ def _restore_training(arrays: Arrays) -> Training:
         raise ValueError("place and first must number samples")
     if not np.all(arrays["sample_weight"] > 0):
         raise ValueError("sample_weight must be above 0")
-    factors = arrays.get("factors", np.ones(n))
-    training = Training(place, first, factors, arrays["targets"], arrays["sample_weight"])
+    multiples = arrays.get("multiples", np.ones(n))
+    training = Training(place, first, multiples, arrays["targets"], arrays["sample_weight"])
     weights = training.weights
     if weights.shape != (m,) or not np.all(weights > 0) or not np.all(np.isfinite(weights)):
-        raise ValueError("place and factors must give every row a weight above 0")
+        raise ValueError("place and multiples must give every row a weight above 0")
     return training
 
 

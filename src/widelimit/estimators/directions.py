@@ -38,14 +38,14 @@ class Directions:
         Number of the direction of each sample, in the order in which directions come.
     first : ndarray of int64, shape (m,)
         The first sample of each direction.
-    factors : ndarray of float64, shape (n,)
+    multiples : ndarray of float64, shape (n,)
         Each sample over the first of its direction: above 0, and 1 for that one and its equals. 0
         for a sample of zeros: it has no direction, and is put to the first there is.
     """
 
     place: IntArray
     first: IntArray
-    factors: FloatArray
+    multiples: FloatArray
 
     @classmethod
     def of_equal(cls, numbers: IntArray) -> Directions:
@@ -79,7 +79,7 @@ def find_directions(samples: NDArray[Any], numbers: IntArray, known: int = 0) ->
     distinct = np.unique(numbers, return_index=True)[1]
     search = _Search(samples, distinct)
     # Of each distinct sample the first of its direction, and the factor from that one.
-    leader, factors = np.arange(len(distinct)), np.ones(len(distinct))
+    leader, multiples = np.arange(len(distinct)), np.ones(len(distinct))
     for run in search.runs():
         leaders: list[int] = []
         for index in run:
@@ -87,24 +87,24 @@ def find_directions(samples: NDArray[Any], numbers: IntArray, known: int = 0) ->
             if found is None:
                 leaders.append(index)
             else:
-                leader[index], factors[index] = found
+                leader[index], multiples[index] = found
     nothing = search.scale == 0
     main = 0 if known else int(np.argmin(nothing))  # the first that is not zero
-    _check(factors[~nothing], distinct[~nothing], distinct[leader[~nothing]])
+    _check(multiples[~nothing], distinct[~nothing], distinct[leader[~nothing]])
     nothing[:known] = False
-    leader[nothing], factors[nothing] = main, float(search.scale[main] == 0)
+    leader[nothing], multiples[nothing] = main, float(search.scale[main] == 0)
     leads = np.flatnonzero(leader == np.arange(len(leader)))
     place = np.searchsorted(leads, leader)
-    return Directions(place[numbers], distinct[leads], factors[numbers])
+    return Directions(place[numbers], distinct[leads], multiples[numbers])
 
 
-def _check(factors: FloatArray, samples: IntArray, leaders: IntArray) -> None:
-    outside = (factors < _SMALLEST) | (factors > _LARGEST)
+def _check(multiples: FloatArray, samples: IntArray, leaders: IntArray) -> None:
+    outside = (multiples < _SMALLEST) | (multiples > _LARGEST)
     if outside.any():
         i = int(np.argmax(outside))
         raise ValueError(
             f"samples that are multiples of one another must be within a factor of {_LARGEST:g}, "
-            f"got a factor of {factors[i]:.1e} between samples {leaders[i]} and {samples[i]}: "
+            f"got a factor of {multiples[i]:.1e} between samples {leaders[i]} and {samples[i]}: "
             "rescale or remove one of them"
         )
 

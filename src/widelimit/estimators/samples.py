@@ -121,7 +121,7 @@ class Training:
         The row of each sample.
     first : ndarray of int64, shape (m,)
         The sample that each row is.
-    factors : ndarray of float64, shape (n,)
+    multiples : ndarray of float64, shape (n,)
         a_i: each sample over that of its row; 0 for a sample of zeros in the row of another.
     targets : ndarray of float64, shape (n, t)
     sample_weight : ndarray of float64, shape (n,)
@@ -130,14 +130,14 @@ class Training:
 
     place: IntArray
     first: IntArray
-    factors: FloatArray
+    multiples: FloatArray
     targets: FloatArray
     sample_weight: FloatArray
 
     @classmethod
     def of(cls, directions: Directions, targets: FloatArray, sample_weight: FloatArray) -> Training:
         """Put samples, whose rows are known, and their targets together."""
-        return cls(directions.place, directions.first, directions.factors, targets, sample_weight)
+        return cls(directions.place, directions.first, directions.multiples, targets, sample_weight)
 
     def grown(self, added: Directions, targets: FloatArray, sample_weight: FloatArray) -> Training:
         """Return these and more samples.
@@ -155,7 +155,7 @@ class Training:
         return Training(
             np.concatenate([self.place, added.place[m:]]),
             np.concatenate([self.first, added.first[m:] + (n - m)]),
-            np.concatenate([self.factors, added.factors[m:]]),
+            np.concatenate([self.multiples, added.multiples[m:]]),
             targets,
             np.concatenate([self.sample_weight, sample_weight]),
         )
@@ -163,14 +163,14 @@ class Training:
     @property
     def weights(self) -> FloatArray:
         """W of each row, (m,)."""
-        return np.bincount(self.place, self.sample_weight * self.factors**2).astype(np.float64)
+        return np.bincount(self.place, self.sample_weight * self.multiples**2).astype(np.float64)
 
     @property
     def means(self) -> FloatArray:
         """Target of each row, (m, t)."""
         if len(self.first) == len(self.place):
             return self.targets[self.first]
-        weighed = self.targets * (self.sample_weight * self.factors)[:, None]
+        weighed = self.targets * (self.sample_weight * self.multiples)[:, None]
         sums = [np.bincount(self.place, column) for column in weighed.T]
         return np.stack(sums, axis=1) / self.weights[:, None]
 
@@ -181,13 +181,13 @@ class Training:
         A relative ridge multiplies ``sum_i w_i k(x_i, x_i) / sum_i w_i`` over samples, and that is
         this share of what it would be over rows.
         """
-        if np.all(self.factors == 1):
+        if np.all(self.multiples == 1):
             return 1.0
         return float(self.weights.sum() / self.sample_weight.sum())
 
     def at_samples(self, rows: FloatArray) -> FloatArray:
         """Return outputs at samples, (n, t), from those at rows, (m, t)."""
-        return self.factors[:, None] * rows[self.place]
+        return self.multiples[:, None] * rows[self.place]
 
     def error(self, rows: FloatArray) -> float:
         """Return the weighted mean square of targets minus outputs, given those at rows."""
