@@ -417,3 +417,16 @@ def test_paths_of_this_machine_have_several_forms(
     path = tmp_path / "k.zarr"
     for form in (path, str(path), f"file://{path}", "~/k.zarr"):
         assert open_objects(form).name == str(path)
+
+
+def test_a_store_that_lacks_one_tile_is_not_finished(tmp_path: Path) -> None:
+    values = matrices((), 40, 40, "upper", "float32")
+    objects = open_objects(tmp_path / "k.zarr")
+    store = TileStore.create(objects, values.shape, 16, "float32", "upper", {})
+    for key in store.grid.tiles():
+        store.write(key, values[store.grid.extent(key)])
+    store.check_finished()
+    store.delete((0, 1))
+    assert store.missing() == {(0, 1)}
+    with pytest.raises(StoreError, match="lacks 1 of its tiles: run the call that makes it again"):
+        store.check_finished()
