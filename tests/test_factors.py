@@ -205,6 +205,20 @@ def test_weights_of_old_samples_that_change(case: Case) -> None:
         close(solution.value, np.linalg.solve(a, case.y))
 
 
+def test_a_new_sample_that_repeats_an_old_one_is_found() -> None:
+    """Also where rounding leaves a little more than 0 of its pivot."""
+    k, y = np.eye(3), np.ones(3)
+    k[0, 2] = k[2, 0] = 1.0
+    k[2, 2] += 2.0**-52
+    factor = solve(k[:2, :2], y[:2]).factor
+    assert factor is not None
+    with pytest.raises(np.linalg.LinAlgError, match="is not positive definite"):
+        factor.extended(k)
+    solution = solve(k, y, extends=factor)
+    assert solution.status is Status.NOT_POSITIVE_DEFINITE
+    assert "sample 2 (from 0) of n = 3" in solution.message
+
+
 def test_described_and_back(case: Case) -> None:
     if refused(case, "described"):
         return

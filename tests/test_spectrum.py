@@ -126,7 +126,7 @@ def of_rank(rank, n, seed=0):
     x = np.zeros((n, rank))
     x[: n - 1, : max(1, rank - 1)] = rng.integers(-4, 5, size=(n - 1, max(1, rank - 1)))
     x[0] += x[0] == 0
-    x[n - 1, rank - 1] = 3
+    x[n - 1] = rng.integers(1, 5, size=rank)
     return x @ x.T
 
 
@@ -298,6 +298,11 @@ def test_bad_times(time, error, message):
 
 def test_bad_weights():
     k, _, _ = problem(4)
-    for weights in (np.zeros(4), np.ones(3), np.array([1, 1, 1, np.nan])):
+    for weights in (
+        np.zeros(4),
+        np.ones(3),
+        np.array([1, 1, 1, np.nan]),
+        np.array([1, 1, 1, np.inf]),
+    ):
         with pytest.raises(ValueError, match="weights must be 4 finite numbers above 0"):
             Spectrum.of(k, weights)
