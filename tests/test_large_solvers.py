@@ -162,6 +162,8 @@ def test_tiled_agrees_with_numpy(
     np.testing.assert_allclose(
         lower, np.linalg.cholesky(a), rtol=1e-9, atol=1e-9 * np.sqrt(a.max())
     )
+    v = y.reshape(n, -1)
+    np.testing.assert_allclose(factor.multiply(v), a @ v, rtol=1e-9, atol=1e-9 * a.max())
     inverse = np.linalg.inv(a).diagonal()
     np.testing.assert_allclose(factor.inverse_diagonal(), inverse, rtol=1e-8)
     np.testing.assert_allclose(factor.inverse_diagonal(dtype="float32"), inverse, rtol=2e-3)
@@ -915,6 +917,13 @@ def test_the_preconditioner_saves_iterations() -> None:
         assert [state.iteration for state in states] == list(range(1, len(states) + 1))
         assert states[-1].residual <= 1e-8
     assert counts[0] > 2 * counts[1] > 2 * counts[2]
+
+
+def test_a_preconditioner_of_full_rank_is_the_inverse() -> None:
+    k, y = gram(100), np.ones(100)
+    states: list[Convergence] = []
+    solve_conjugate(k, y, 1e-3, rank=100, tolerance=1e-8, progress=states.append)
+    assert len(states) == 1
 
 
 def test_every_tile_is_read_once_an_iteration() -> None:

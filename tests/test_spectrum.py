@@ -121,11 +121,15 @@ def grown(x, time):
 
 
 def of_rank(rank, n, seed=0):
-    """A Gram matrix that float64 holds exactly, of a rank; one sample is apart from all others."""
+    """A Gram matrix that float64 holds exactly, of a rank; the others do not span the last sample.
+
+    So that the null space has no share in it, but for rounding.
+    """
     rng = np.random.default_rng(seed)
     x = np.zeros((n, rank))
-    x[: n - 1, : max(1, rank - 1)] = rng.integers(-4, 5, size=(n - 1, max(1, rank - 1)))
-    x[0] += x[0] == 0
+    few = max(1, rank - 1)
+    x[: n - 1, :few] = rng.integers(-4, 5, size=(n - 1, few))
+    x[0, :few] += x[0, :few] == 0
     x[n - 1] = rng.integers(1, 5, size=rank)
     return x @ x.T
 
