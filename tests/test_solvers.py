@@ -197,9 +197,10 @@ def test_the_condition_is_not_made_up(tmp_path):
         ("float64", 2.4e-15, Status.SOLVED),
     ],
 )
-def test_status_depends_on_the_rounding_of_k(dtype, smallest, status):
+@pytest.mark.parametrize("method", ["cholesky", "tiled"])
+def test_status_depends_on_the_rounding_of_k(method, dtype, smallest, status, tmp_path):
     k = np.diag(np.r_[np.ones(99), smallest]).astype(dtype)
-    solution = solve_cholesky(k, np.ones(100))
+    solution = solve(k, np.ones(100), method=method, store=tmp_path / "l.zarr")
     assert solution.status is status
     assert ("ridge=1e-6" in solution.status.value) == (status is Status.ILL_CONDITIONED)
 
