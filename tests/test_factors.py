@@ -293,6 +293,7 @@ def test_solve_is_the_function_of_that_name(method: Any, tmp_path: Path) -> None
     found = solve(k, y, 0.1, method=method, store=tmp_path / "2")
     assert np.array_equal(found.value, named.value)
     assert found.status is Status.SOLVED
+    assert (tmp_path / "2").exists() == (method in ("tiled", "refined", "conjugate"))
     expected = np.linalg.solve(k + 0.1 * np.trace(k) / 50 * np.eye(50), y)
     np.testing.assert_allclose(found.value, expected, rtol=1e-6)
     assert (found.factor is None) == (method in ("conjugate", "refined"))
@@ -315,17 +316,18 @@ def test_the_method_is_cholesky_if_none_is_given() -> None:
         ({"method": "refined", "weights": 2}, "need the kernel in memory: remove repeated"),
         ({"method": "tiled", "weights": 2, "store": "unused"}, "need the kernel in memory"),
         ({"extends": True}, "extends keeps the ridge and the time of its factor, got ridge=0.1"),
+        ({"extends": True, "ridge": 0.0, "time": 1.0}, "got ridge=0.0 and time=1.0 as well: leave"),
     ],
 )
 def test_what_cannot_be_done_is_refused(options: dict[str, Any], message: str) -> None:
     k, y = problem()
-    given = dict(options)
+    given = {"ridge": 0.1, **options}
     if "weights" in given:
         given["weights"] = np.full(50, 2.0)
     if "extends" in given:
         given["extends"] = solve(k, y).factor
     with pytest.raises(ValueError, match=message):
-        solve(k, y, 0.1, **given)
+        solve(k, y, **given)
 
 
 def test_a_solution_shows_no_factor_and_pickles_with_it() -> None:

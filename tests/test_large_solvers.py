@@ -1226,4 +1226,13 @@ def test_fingerprints() -> None:
     other = k.copy()
     other[69, 69] += 1e-9
     assert matrix_module.fingerprint(k) != matrix_module.fingerprint(other)
+    assert matrix_module.fingerprint(k) != matrix_module.fingerprint(k.view(np.int64))
     assert matrix_module.fingerprint(Stored(k, 8)) == "of the test"
+
+
+def test_sides_of_tiles() -> None:
+    """At least four tiles a side, of 64 to 1024 samples."""
+    for n, side in ((1, 64), (255, 64), (512, 128), (4095, 512), (4096, 1024), (10**5, 1024)):
+        assert matrix_module.tile_side(np.broadcast_to(0.0, (n, n))) == side
+    k = gram(3)
+    assert [values.tolist() for _, _, values in matrix_module.pieces(k)] == [k.tolist()]

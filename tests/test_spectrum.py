@@ -283,6 +283,22 @@ def test_float32_has_more_rounding():
     k, _, _ = problem(50)
     single, double = Spectrum.of(k.astype("float32")), Spectrum.of(k)
     assert single.rounding > 1e6 * double.rounding
+    # In the unit of the eigenvalues, which is that of the weights, too.
+    weighed = Spectrum.of(k.astype("float32"), np.full(50, 16.0))
+    assert weighed.rounding == pytest.approx(16 * single.rounding, rel=1e-5)
+
+
+def test_negative_eigenvalues_show_how_large_errors_are():
+    assert Spectrum.of(np.diag([1.0, 1.0, 1e-4, -5e-5])).rank == 2
+    assert Spectrum.of(np.diag([1.0, 1.0, 1e-4, -5e-6])).rank == 3
+
+
+def test_times_are_equally_spaced_on_a_log_scale():
+    spectrum = Spectrum.of(problem(10)[0])
+    expected = np.linspace(0, 10, 21)
+    np.testing.assert_allclose(
+        np.log10(spectrum.times() * spectrum.values[-1]), expected, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(
