@@ -111,6 +111,8 @@ def test_solve(case: Case) -> None:
     assert again.factor is case.factor
     assert again.status is Status.SOLVED
     close(again.value, case.coefficients(y)[:, 0])
+    left = np.linalg.norm(y - case.a @ case.solution.value) / np.linalg.norm(y)
+    assert case.solution.statistics.residual_norm == pytest.approx(left, rel=1e-6, abs=1e-10)
     np.testing.assert_array_equal(case.solution.value, case.factor.solution(case.k, y).value)
 
 

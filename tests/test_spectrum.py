@@ -250,6 +250,7 @@ def test_a_ridge_that_rounding_hides_is_none():
         np.testing.assert_allclose(solution.value, np.linalg.pinv(k, rcond=1e-12) @ y, atol=1e-9)
         assert spectrum.log_determinant(ridge * spectrum.mean) == -np.inf
     assert spectrum.solution(y, 1e-6).status is Status.SOLVED
+    assert Spectrum.of(np.diag([1.0, 1e-17])).log_determinant(0.0) == -np.inf
 
 
 def test_the_limit_of_small_ridges():
