@@ -254,6 +254,19 @@ def test_too_little_memory(tmp_path: Path) -> None:
         factorise(gram(40), store=tmp_path / "l.zarr", memory="1MB")
 
 
+def test_the_memory_of_the_message_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled_module, "remaining", lambda memory: memory)
+    given: dict[str, Any] = {"store": tmp_path / "l.zarr", "tile": 512, "threads": 1}  # 2 MiB each
+    with pytest.raises(MemoryError, match="takes") as error:
+        factorise(gram(40), memory=1, **given)
+    enough = int(str(error.value).split()[2]) * 2**20
+    with pytest.raises(MemoryError, match=f"takes {enough // 2**20} MiB at least"):
+        factorise(gram(40), memory=enough - 1, **given)
+    factorise(gram(40), memory=enough, **given)
+
+
 def test_a_kernel_that_is_stored(tmp_path: Path) -> None:
     x = np.random.default_rng(0).random((90, 6, 6, 1))
     y = np.random.default_rng(1).normal(size=(90, 2))
@@ -681,6 +694,10 @@ def test_stores_whose_factor_cannot_be_extended(tmp_path: Path) -> None:
     wl.gram(wl.cntk_vanilla(2), np.ones((3, 4, 4, 1)), store=tmp_path / "k.zarr")
     with pytest.raises(StoreError, match="must hold a factor, it does not"):
         factorise(k, store=tmp_path / "new", reuse=tmp_path / "k.zarr")
+    other = factorise(k[:50, :50], store=tmp_path / "other", tile=16).store
+    other.with_manifest({**other.manifest, "format": "of another version"})
+    with pytest.raises(StoreError, match="must hold a factor, it does not"):
+        factorise(k, store=tmp_path / "new", reuse=tmp_path / "other")
     factorise(k[:50, :50], store=old, tile=16)
     file = old / "c" / "2" / "1"
     content = file.read_bytes()

@@ -281,12 +281,14 @@ def test_dependent_samples_are_always_found(n, factor, seed):
 
 
 @pytest.mark.parametrize(("n", "limit"), [(2, 100), (300, 300)])
-def test_pivots_exceed_a_hundred_roundings_or_n(n, limit):
+@pytest.mark.parametrize("method", ["cholesky", "tiled"])
+def test_pivots_exceed_a_hundred_roundings_or_n(n, limit, method, tmp_path):
     for roundings in (0.9 * limit, 1.1 * limit):
         k = np.eye(n)
         k[:2, :2] = 1.0
         k[1, 1] += roundings * 2.0**-52
-        failed = solve_cholesky(k, np.ones(n)).status is Status.NOT_POSITIVE_DEFINITE
+        solution = solve(k, np.ones(n), method=method, store=tmp_path / f"{roundings}.zarr")
+        failed = solution.status is Status.NOT_POSITIVE_DEFINITE
         assert failed == (roundings < limit)
 
 
