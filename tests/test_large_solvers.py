@@ -820,6 +820,22 @@ def test_the_ridge_that_rounding_needs(
     assert again.status is not Status.NOT_POSITIVE_DEFINITE
 
 
+@pytest.mark.parametrize("n", [2, 30, 200])
+@pytest.mark.parametrize("ratio", [1.0, 100.0])
+def test_the_ridge_that_the_limit_of_pivots_needs(n: int, ratio: float, tmp_path: Path) -> None:
+    """Of samples that repeat others, in float64, of sizes that may differ."""
+    x = np.random.default_rng(n).normal(size=(n, max(1, n // 10)))
+    x *= np.geomspace(1, ratio, n)[:, None] / np.linalg.norm(x, axis=1, keepdims=True)
+    k = (x @ x.T + (x @ x.T).T) / 2
+    before = solve_tiled(k, np.ones(n), store=tmp_path / "1", tile=32)
+    assert before.status is Status.NOT_POSITIVE_DEFINITE
+    found = re.search(r"ridge=(\S+) is enough by the size of rounding", before.message)
+    assert found is not None
+    assert float(found[1]) < 1e-9
+    again = solve_tiled(k, np.ones(n), float(found[1]), store=tmp_path / "2", tile=32)
+    assert again.status is not Status.NOT_POSITIVE_DEFINITE
+
+
 @pytest.mark.parametrize(
     ("k", "message"),
     [
