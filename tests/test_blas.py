@@ -1,5 +1,6 @@
 """BLAS and LAPACK through ctypes: rows that lie apart, the bits of SciPy, and Ctrl-C meanwhile."""
 
+import ctypes
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from scipy.linalg import blas, lapack
 
 from widelimit.solvers import Spectrum, leave_one_out, solve, solve_refined
 from widelimit.solvers import blas as blas_module
-from widelimit.solvers.blas import Arithmetic, factor_in_place, run_interruptibly
+from widelimit.solvers.blas import Arithmetic, Crew, factor_in_place, run_interruptibly
 
 SIZES = [1, 2, 17, 64, 131]
 
@@ -216,6 +217,26 @@ def test_errors_of_the_work_are_raised() -> None:
 
     with pytest.raises(ZeroDivisionError, match="of the work"):
         run_interruptibly(fail)
+
+
+def test_errors_of_a_crew_are_raised() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("of the work")
+
+    with Crew(2) as crew, pytest.raises(ZeroDivisionError, match="of the work"):
+        crew.run([lambda: None, fail])
+
+
+def test_routines_of_long_integers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would read beyond the integers of 32 bits that are passed."""
+    make = ctypes.pythonapi.PyCapsule_New
+    make.restype = ctypes.py_object
+    make.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    signature = b"void (char *, int64_t *)"
+    table: dict[str, Any] = vars(scipy.linalg.cython_blas)["__pyx_capi__"]
+    monkeypatch.setitem(table, "dlong", make(1, signature, None))
+    with pytest.raises(RuntimeError, match=r"dlong of SciPy takes void \(char \*, int64_t \*\)"):
+        blas_module._routine("dlong")
 
 
 def test_eigenvectors_that_are_not_found(monkeypatch: pytest.MonkeyPatch) -> None:

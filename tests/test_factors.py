@@ -111,6 +111,8 @@ def test_solve(case: Case) -> None:
     assert again.factor is case.factor
     assert again.status is Status.SOLVED
     close(again.value, case.coefficients(y)[:, 0])
+    left = np.linalg.norm(y - case.a @ case.solution.value) / np.linalg.norm(y)
+    assert case.solution.statistics.residual_norm == pytest.approx(left, rel=1e-6, abs=1e-10)
     np.testing.assert_array_equal(case.solution.value, case.factor.solution(case.k, y).value)
 
 
@@ -205,6 +207,20 @@ def test_weights_of_old_samples_that_change(case: Case) -> None:
         close(solution.value, np.linalg.solve(a, case.y))
 
 
+def test_a_new_sample_that_repeats_an_old_one_is_found() -> None:
+    """Also where rounding leaves a little more than 0 of its pivot."""
+    k, y = np.eye(3), np.ones(3)
+    k[0, 2] = k[2, 0] = 1.0
+    k[2, 2] += 2.0**-52
+    factor = solve(k[:2, :2], y[:2]).factor
+    assert factor is not None
+    with pytest.raises(np.linalg.LinAlgError, match="is not positive definite"):
+        factor.extended(k)
+    solution = solve(k, y, extends=factor)
+    assert solution.status is Status.NOT_POSITIVE_DEFINITE
+    assert "sample 2 (from 0) of n = 3" in solution.message
+
+
 def test_described_and_back(case: Case) -> None:
     if refused(case, "described"):
         return
@@ -279,6 +295,7 @@ def test_solve_is_the_function_of_that_name(method: Any, tmp_path: Path) -> None
     found = solve(k, y, 0.1, method=method, store=tmp_path / "2")
     assert np.array_equal(found.value, named.value)
     assert found.status is Status.SOLVED
+    assert (tmp_path / "2").exists() == (method in ("tiled", "refined", "conjugate"))
     expected = np.linalg.solve(k + 0.1 * np.trace(k) / 50 * np.eye(50), y)
     np.testing.assert_allclose(found.value, expected, rtol=1e-6)
     assert (found.factor is None) == (method in ("conjugate", "refined"))
@@ -301,17 +318,18 @@ def test_the_method_is_cholesky_if_none_is_given() -> None:
         ({"method": "refined", "weights": 2}, "need the kernel in memory: remove repeated"),
         ({"method": "tiled", "weights": 2, "store": "unused"}, "need the kernel in memory"),
         ({"extends": True}, "extends keeps the ridge and the time of its factor, got ridge=0.1"),
+        ({"extends": True, "ridge": 0.0, "time": 1.0}, "got ridge=0.0 and time=1.0 as well: leave"),
     ],
 )
 def test_what_cannot_be_done_is_refused(options: dict[str, Any], message: str) -> None:
     k, y = problem()
-    given = dict(options)
+    given = {"ridge": 0.1, **options}
     if "weights" in given:
         given["weights"] = np.full(50, 2.0)
     if "extends" in given:
         given["extends"] = solve(k, y).factor
     with pytest.raises(ValueError, match=message):
-        solve(k, y, 0.1, **given)
+        solve(k, y, **given)
 
 
 def test_a_solution_shows_no_factor_and_pickles_with_it() -> None:

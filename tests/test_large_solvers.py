@@ -1,6 +1,7 @@
 """Solvers for matrices larger than memory, against numpy and LAPACK, killed and damaged."""
 
 import errno
+import io
 import os
 import random
 import re
@@ -162,9 +163,11 @@ def test_tiled_agrees_with_numpy(
     np.testing.assert_allclose(
         lower, np.linalg.cholesky(a), rtol=1e-9, atol=1e-9 * np.sqrt(a.max())
     )
+    v = y.reshape(n, -1)
+    np.testing.assert_allclose(factor.multiply(v), a @ v, rtol=1e-9, atol=1e-9 * a.max())
     inverse = np.linalg.inv(a).diagonal()
-    np.testing.assert_allclose(factor.inverse_diagonal(), inverse, rtol=1e-8)
     np.testing.assert_allclose(factor.inverse_diagonal(dtype="float32"), inverse, rtol=2e-3)
+    np.testing.assert_allclose(factor.inverse_diagonal(), inverse, rtol=1e-8)
     assert solution.statistics.residual_norm < 1e-9
     if stored:  # each tile once for the factor
         given.read.clear()
@@ -217,6 +220,12 @@ def test_no_bit_depends_on_memory_or_threads(
     assert contents[0] == contents[1] == contents[2]
 
 
+@given(each=st.floats(0.1, 10), budget=st.floats(-10, 100), most=st.integers(1, 20))
+def test_the_widest_panel_that_fits(each: float, budget: float, most: int) -> None:
+    fits = [width for width in range(1, most + 1) if each * width <= budget]
+    assert factor_module.fitting_width(lambda p: each * p, budget, most) == max([1, *fits])
+
+
 def test_another_factor_on_the_same_path_is_refused(tmp_path: Path) -> None:
     k, path = gram(40), tmp_path / "l.zarr"
     factorise(k, 0.1, store=path, tile=16)
@@ -243,6 +252,19 @@ def test_another_factor_on_the_same_path_is_refused(tmp_path: Path) -> None:
 def test_too_little_memory(tmp_path: Path) -> None:
     with pytest.raises(MemoryError, match=r"takes \d+ MiB at least beside what the process holds"):
         factorise(gram(40), store=tmp_path / "l.zarr", memory="1MB")
+
+
+def test_the_memory_of_the_message_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled_module, "remaining", lambda memory: memory)
+    given: dict[str, Any] = {"store": tmp_path / "l.zarr", "tile": 512, "threads": 1}  # 2 MiB each
+    with pytest.raises(MemoryError, match="takes") as error:
+        factorise(gram(40), memory=1, **given)
+    enough = int(str(error.value).split()[2]) * 2**20
+    with pytest.raises(MemoryError, match=f"takes {enough // 2**20} MiB at least"):
+        factorise(gram(40), memory=enough - 1, **given)
+    factorise(gram(40), memory=enough, **given)
 
 
 def test_a_kernel_that_is_stored(tmp_path: Path) -> None:
@@ -672,6 +694,10 @@ def test_stores_whose_factor_cannot_be_extended(tmp_path: Path) -> None:
     wl.gram(wl.cntk_vanilla(2), np.ones((3, 4, 4, 1)), store=tmp_path / "k.zarr")
     with pytest.raises(StoreError, match="must hold a factor, it does not"):
         factorise(k, store=tmp_path / "new", reuse=tmp_path / "k.zarr")
+    other = factorise(k[:50, :50], store=tmp_path / "other", tile=16).store
+    other.with_manifest({**other.manifest, "format": "of another version"})
+    with pytest.raises(StoreError, match="must hold a factor, it does not"):
+        factorise(k, store=tmp_path / "new", reuse=tmp_path / "other")
     factorise(k[:50, :50], store=old, tile=16)
     file = old / "c" / "2" / "1"
     content = file.read_bytes()
@@ -791,6 +817,22 @@ def test_the_ridge_that_rounding_needs(
     found = re.search(r"ridge=(\S+) is enough by the size of rounding", solution.message)
     assert found is not None
     again = solve_tiled(k, np.ones(n), float(found[1]), store=folder / "2", tile=32)
+    assert again.status is not Status.NOT_POSITIVE_DEFINITE
+
+
+@pytest.mark.parametrize("n", [2, 30, 200])
+@pytest.mark.parametrize("ratio", [1.0, 100.0])
+def test_the_ridge_that_the_limit_of_pivots_needs(n: int, ratio: float, tmp_path: Path) -> None:
+    """Of samples that repeat others, in float64, of sizes that may differ."""
+    x = np.random.default_rng(n).normal(size=(n, max(1, n // 10)))
+    x *= np.geomspace(1, ratio, n)[:, None] / np.linalg.norm(x, axis=1, keepdims=True)
+    k = (x @ x.T + (x @ x.T).T) / 2
+    before = solve_tiled(k, np.ones(n), store=tmp_path / "1", tile=32)
+    assert before.status is Status.NOT_POSITIVE_DEFINITE
+    found = re.search(r"ridge=(\S+) is enough by the size of rounding", before.message)
+    assert found is not None
+    assert float(found[1]) < 1e-9
+    again = solve_tiled(k, np.ones(n), float(found[1]), store=tmp_path / "2", tile=32)
     assert again.status is not Status.NOT_POSITIVE_DEFINITE
 
 
@@ -915,6 +957,13 @@ def test_the_preconditioner_saves_iterations() -> None:
         assert [state.iteration for state in states] == list(range(1, len(states) + 1))
         assert states[-1].residual <= 1e-8
     assert counts[0] > 2 * counts[1] > 2 * counts[2]
+
+
+def test_a_preconditioner_of_full_rank_is_the_inverse() -> None:
+    k, y = gram(100), np.ones(100)
+    states: list[Convergence] = []
+    solve_conjugate(k, y, 1e-3, rank=100, tolerance=1e-8, progress=states.append)
+    assert len(states) == 1
 
 
 def test_every_tile_is_read_once_an_iteration() -> None:
@@ -1127,6 +1176,9 @@ def test_leave_one_out_reads_no_second_kernel_and_says_what_fails() -> None:
         _ = leave_one_out(k, labels, [0.0]).best
     with pytest.raises(ValueError, match="ridges must be one relative ridge or more"):
         leave_one_out(k, labels, [])
+    copies = np.ones((2, 2))
+    copies[1, 1] += 2.0**-52  # a pivot of which rounding has left a little
+    assert np.isnan(leave_one_out(copies, [1, 2], [0.0]).errors).all()
     with pytest.raises(ValueError, match="k must be finite"):
         leave_one_out(np.full((2, 2), np.nan), [1, 2], [0.0])
 
@@ -1156,6 +1208,19 @@ def test_an_inverse_that_was_stopped_goes_on(
     assert seen == [0, 1, 2, 3, 4, 5]
     assert shares[-1] == 1.0
     np.testing.assert_allclose(found, np.linalg.inv(gram(90)).diagonal(), rtol=1e-8)
+
+
+def test_an_inverse_that_cannot_be_that_is_computed_again(tmp_path: Path) -> None:
+    factor = factorise(gram(90), store=tmp_path / "l.zarr", tile=16)
+    factor.inverse_diagonal(dtype="float32")  # kept under a name of its own
+    expected = factor.inverse_diagonal()
+    np.testing.assert_allclose(expected, np.linalg.inv(gram(90)).diagonal(), rtol=1e-8)
+    name = factor_module._inverse_name(np.dtype(np.float64))
+    for wrong in (np.ones(45), np.ones((90, 1)), np.ones(90, np.float32)):
+        content = io.BytesIO()
+        np.save(content, wrong)
+        factor.store.objects.write(name, content.getvalue())
+        np.testing.assert_array_equal(factor.inverse_diagonal(), expected)
 
 
 # ---------------------------------------------------------------- matrices
@@ -1196,4 +1261,13 @@ def test_fingerprints() -> None:
     other = k.copy()
     other[69, 69] += 1e-9
     assert matrix_module.fingerprint(k) != matrix_module.fingerprint(other)
+    assert matrix_module.fingerprint(k) != matrix_module.fingerprint(k.view(np.int64))
     assert matrix_module.fingerprint(Stored(k, 8)) == "of the test"
+
+
+def test_sides_of_tiles() -> None:
+    """At least four tiles a side, of 64 to 1024 samples."""
+    for n, side in ((1, 64), (255, 64), (512, 128), (4095, 512), (4096, 1024), (10**5, 1024)):
+        assert matrix_module.tile_side(np.broadcast_to(0.0, (n, n))) == side
+    k = gram(3)
+    assert [values.tolist() for _, _, values in matrix_module.pieces(k)] == [k.tolist()]

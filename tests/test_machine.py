@@ -264,6 +264,15 @@ def test_an_error_gives_the_threads_back() -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
+def test_a_crew_that_has_gone_gives_the_threads_back() -> None:
+    """At once, and not when nobody refers to it any more, as a traceback may."""
+    with blas.Crew(2) as crew:
+        assert blas_threads() == {1}
+    assert blas_threads() == {2}
+    assert crew.size == 2
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_the_last_to_leave_may_be_another_thread_than_the_first_to_enter() -> None:
     """Of which the first goes on living: threadpoolctl obeys one thread alone."""
     entered, left = threading.Event(), threading.Event()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.kernel_ridge import KernelRidge
 
 from widelimit.solvers import Status, encode_labels, solve, solve_cholesky
+from widelimit.solvers.checks import check_gram
 
 # Rows that check_gram looks at together: sizes around it have one, two and a ragged third block.
 BLOCK = 128
@@ -196,11 +197,25 @@ def test_the_condition_is_not_made_up(tmp_path):
         ("float64", 2.4e-15, Status.SOLVED),
     ],
 )
-def test_status_depends_on_the_rounding_of_k(dtype, smallest, status):
+@pytest.mark.parametrize("method", ["cholesky", "tiled"])
+def test_status_depends_on_the_rounding_of_k(method, dtype, smallest, status, tmp_path):
     k = np.diag(np.r_[np.ones(99), smallest]).astype(dtype)
-    solution = solve_cholesky(k, np.ones(100))
+    solution = solve(k, np.ones(100), method=method, store=tmp_path / "l.zarr")
     assert solution.status is status
     assert ("ridge=1e-6" in solution.status.value) == (status is Status.ILL_CONDITIONED)
+
+
+def test_whole_numbers_are_rounded_as_float64():
+    """As the solver reads them; what less than that decides is in doubt."""
+    k = np.diag([2**53, 1])
+    for matrix in (k, k.astype("float64")):
+        assert solve_cholesky(matrix, np.ones(2)).status is Status.ILL_CONDITIONED
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_row_sums_span_all_blocks(n):
+    k = gram(n)
+    np.testing.assert_allclose(check_gram(k)[1], np.abs(k).sum(axis=1), rtol=1e-12)
 
 
 def test_memory_is_one_copy_or_none():
@@ -265,6 +280,18 @@ def test_dependent_samples_are_always_found(n, factor, seed):
     assert solve_cholesky(k, np.ones(n), ridge=1e-6).status is Status.SOLVED
 
 
+@pytest.mark.parametrize(("n", "limit"), [(2, 100), (300, 300)])
+@pytest.mark.parametrize("method", ["cholesky", "tiled"])
+def test_pivots_exceed_a_hundred_roundings_or_n(n, limit, method, tmp_path):
+    for roundings in (0.9 * limit, 1.1 * limit):
+        k = np.eye(n)
+        k[:2, :2] = 1.0
+        k[1, 1] += roundings * 2.0**-52
+        solution = solve(k, np.ones(n), method=method, store=tmp_path / f"{roundings}.zarr")
+        failed = solution.status is Status.NOT_POSITIVE_DEFINITE
+        assert failed == (roundings < limit)
+
+
 def test_independent_samples_of_any_scale_are_not_accused():
     k = gram(60)
     scale = np.logspace(-9, 9, 60)
@@ -293,7 +320,7 @@ def test_pivot_is_the_schur_complement():
         (np.zeros((2, 2)), 1.0, r"pivot is 0, at sample 0.*k\[0, 0\] is 0 .*no relative ridge"),
         (np.diag([1.0, -4.0]), 0.5, r"k\[1, 1\] is -4.75 with the ridge"),
         (np.array([[1.0, 2.0], [2.0, 1.0]]), 0, "pivot is -3 trace.*no Gram matrix"),
-        (np.array([[1.0, 2.0], [2.0, 1.0]]), 0.5, "ridge 0.5: .*no Gram matrix"),
+        (np.array([[1.0, 2.0], [2.0, 1.0]]), 0.5, "no Gram matrix.*ridge=5 was tried"),
     ],
 )
 def test_not_positive_definite(k, ridge, message):
@@ -382,6 +409,7 @@ EYE = np.eye(3)
         (EYE, [1, np.nan, 1], 0, ValueError, "y must be finite.*row 1: drop"),
         (EYE, [[1, 1], [1, 1], [1, np.inf]], 0, ValueError, "y must be finite.*row 2: drop"),
         (EYE, ["a", "b", "c"], 0, TypeError, "y must hold real numbers"),
+        (EYE, [True, False, True], 0, TypeError, "y must hold real numbers, got dtype bool"),
         (EYE, [1, 1, 1], -1e-9, ValueError, "ridge must be finite and >= 0, got -1e-09.*relative"),
         (EYE, [1, 1, 1], np.nan, ValueError, "ridge must be finite and >= 0, got nan"),
         (EYE, [1, 1, 1], np.inf, ValueError, "ridge must be finite and >= 0, got inf"),

@@ -121,12 +121,16 @@ def grown(x, time):
 
 
 def of_rank(rank, n, seed=0):
-    """A Gram matrix that float64 holds exactly, of a rank; one sample is apart from all others."""
+    """A Gram matrix that float64 holds exactly, of a rank; the others do not span the last sample.
+
+    So that the null space has no share in it, but for rounding.
+    """
     rng = np.random.default_rng(seed)
     x = np.zeros((n, rank))
-    x[: n - 1, : max(1, rank - 1)] = rng.integers(-4, 5, size=(n - 1, max(1, rank - 1)))
-    x[0] += x[0] == 0
-    x[n - 1, rank - 1] = 3
+    few = max(1, rank - 1)
+    x[: n - 1, :few] = rng.integers(-4, 5, size=(n - 1, few))
+    x[0, :few] += x[0, :few] == 0
+    x[n - 1] = rng.integers(1, 5, size=rank)
     return x @ x.T
 
 
@@ -246,6 +250,7 @@ def test_a_ridge_that_rounding_hides_is_none():
         np.testing.assert_allclose(solution.value, np.linalg.pinv(k, rcond=1e-12) @ y, atol=1e-9)
         assert spectrum.log_determinant(ridge * spectrum.mean) == -np.inf
     assert spectrum.solution(y, 1e-6).status is Status.SOLVED
+    assert Spectrum.of(np.diag([1.0, 1e-17])).log_determinant(0.0) == -np.inf
 
 
 def test_the_limit_of_small_ridges():
@@ -279,6 +284,22 @@ def test_float32_has_more_rounding():
     k, _, _ = problem(50)
     single, double = Spectrum.of(k.astype("float32")), Spectrum.of(k)
     assert single.rounding > 1e6 * double.rounding
+    # In the unit of the eigenvalues, which is that of the weights, too.
+    weighed = Spectrum.of(k.astype("float32"), np.full(50, 16.0))
+    assert weighed.rounding == pytest.approx(16 * single.rounding, rel=1e-5)
+
+
+def test_negative_eigenvalues_show_how_large_errors_are():
+    assert Spectrum.of(np.diag([1.0, 1.0, 1e-4, -5e-5])).rank == 2
+    assert Spectrum.of(np.diag([1.0, 1.0, 1e-4, -5e-6])).rank == 3
+
+
+def test_times_are_equally_spaced_on_a_log_scale():
+    spectrum = Spectrum.of(problem(10)[0])
+    expected = np.linspace(0, 10, 21)
+    np.testing.assert_allclose(
+        np.log10(spectrum.times() * spectrum.values[-1]), expected, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -298,6 +319,11 @@ def test_bad_times(time, error, message):
 
 def test_bad_weights():
     k, _, _ = problem(4)
-    for weights in (np.zeros(4), np.ones(3), np.array([1, 1, 1, np.nan])):
+    for weights in (
+        np.zeros(4),
+        np.ones(3),
+        np.array([1, 1, 1, np.nan]),
+        np.array([1, 1, 1, np.inf]),
+    ):
         with pytest.raises(ValueError, match="weights must be 4 finite numbers above 0"):
             Spectrum.of(k, weights)

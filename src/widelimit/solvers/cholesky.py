@@ -231,7 +231,7 @@ class CholeskyFactor:
         triangle[np.diag_indices(len(corner))] += full_noise[n:]
         _ARITHMETIC.subtract_square(triangle, rows)
         found = factor_in_place(triangle)
-        square[n:, n:] = np.tril(triangle) + np.triu(corner, 1)
+        square[n:, n:] = triangle  # above its diagonal still the corner
         entries = diagonal + full_noise
         if found != 0 or not is_definite(square.diagonal() ** 2 / entries):
             raise np.linalg.LinAlgError("k with the new samples is not positive definite")

@@ -47,6 +47,7 @@ __all__ = ["NotPositiveDefinite", "factorise", "solve_tiled"]
 
 _FORMAT = "widelimit.factor/1"
 _MIN_ROUNDINGS = 100  # that a pivot must exceed, as in `solve_cholesky`
+_EPSILON = 2.0**-52  # of the arithmetic of `solve_tiled`
 _MAX_ROUNDINGS = 100  # that a negative pivot of a Gram matrix may be
 _REUSE_ROUNDINGS = 2  # times n that a factor may differ from its matrix: `_check_factor_of`
 _WIDEST_PANEL = 6  # tiles: wider ones leave less to do side by side
@@ -539,7 +540,9 @@ def _explain(matrix: Matrix, error: NotPositiveDefinite, ridge: float) -> str:
         )
     nearest = int(np.argmax(np.abs(error.weights))) if index else 0
     weight = float(error.weights[nearest]) if index else 0.0
-    enough = 10 ** np.ceil(np.log10(max(10 * ridge, 10 * rounding, -10 * eigenvalue)))
+    # No pivot is below the smallest eigenvalue: twice what the largest entry asks of its own.
+    least = 2 * max(n, _MIN_ROUNDINGS) * _EPSILON * float(entries.max()) / mean
+    enough = 10 ** np.ceil(np.log10(max(10 * ridge, 10 * rounding, -10 * eigenvalue, least)))
     return message + (
         "To rounding this sample is a combination of those before it, above all of sample "
         f"{nearest} (weight {weight:.3g}). Add a larger relative ridge: ridge={enough:g} is enough "
