@@ -3,20 +3,28 @@
 The array has the shape of the matrix, perhaps with axes for several matrices before it, and one
 chunk for every tile of every matrix: raw little-endian numbers, then their CRC32C. Any Zarr v3
 reader reads it; tiles that are not there read as NaN.
+
+A checksum does not say of which matrix a tile is, nor where in it. Hence each store has an
+identity, drawn when it is made, and each tile a *seal*, ``seals/IDENTITY/I/J``: checksums of what was
+written there for this store, and its own. A tile without its seal is not there; one that differs
+from its seal is not what was written, whatever its own checksum says.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import itertools
 import json
 import math
 import os
+import re
+import secrets
 import socket
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
@@ -31,6 +39,8 @@ __all__ = ["Objects", "StoreError", "TileStore", "open_objects"]
 
 _METADATA = "zarr.json"
 _LOCK = ".lock"
+_SEALS = "seals"
+_IDENTITY = re.compile("[0-9a-f]{32}")
 _MAX_METADATA = 2**24  # bytes: a manifest with thousands of networks
 _MAX_TILES = 2**24
 _CRC_BYTES = 4
@@ -67,6 +77,10 @@ class Objects(Protocol):
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return the sizes in bytes of all objects below a prefix."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Return whether there is an object."""
         ...
 
     @contextmanager
@@ -118,6 +132,9 @@ class _Folder:
                 elif not entry.name.startswith("."):
                     found[key] = entry.stat(follow_symlinks=False).st_size
         return found
+
+    def exists(self, key: str) -> bool:
+        return (self._path / key).is_file()
 
     @contextmanager
     def locked(self) -> Generator[None]:
@@ -202,6 +219,10 @@ class _Remote:
             for path, entry in found.items()
         }
 
+    def exists(self, key: str) -> bool:
+        self._fs.invalidate_cache()
+        return bool(self._fs.exists(self._path(key)))
+
     @contextmanager
     def locked(self) -> Generator[None]:
         # No lock: two runs of one job write the same bits, and another job is refused.
@@ -237,6 +258,8 @@ class TileStore:
         read from their mirror images. "lower": the matrix is triangular, zero above the diagonal.
     manifest : dict
         What belongs to the matrix, as JSON.
+    identity : str
+        Drawn when the store was made: 32 hexadecimal digits.
     """
 
     objects: Objects
@@ -245,6 +268,8 @@ class TileStore:
     dtype: np.dtype[Any]
     region: Region
     manifest: dict[str, Any]
+    identity: str
+    _seals: dict[Key, tuple[int, ...]] = field(default_factory=dict, repr=False)  # as last read
 
     @classmethod
     def create(
@@ -282,9 +307,10 @@ class TileStore:
             filters=None,
             serializer=BytesCodec(endian="little"),
             compressors=[Crc32cCodec()],
-            attributes={"widelimit": {**manifest, "region": region}},
         )
-        content: bytes = held[_METADATA].to_bytes()
+        identity = secrets.token_hex(16)
+        metadata = json.loads(held[_METADATA].to_bytes())
+        content = _describe(metadata, manifest, region, identity)
         if len(content) > _MAX_METADATA:
             raise ValueError(
                 f"a store must have at most {_MAX_METADATA:,} bytes of metadata, those of "
@@ -294,6 +320,7 @@ class TileStore:
         try:
             objects.read(_METADATA, _MAX_METADATA)
         except FileNotFoundError:
+            objects.write(made._seal_name("store"), _sealed("store", identity.encode()))
             objects.write(_METADATA, content)
             return made
         raise FileExistsError(errno.EEXIST, "there is a Zarr array already", objects.name)
@@ -301,8 +328,7 @@ class TileStore:
     def with_manifest(self, manifest: dict[str, Any]) -> TileStore:
         """Replace the manifest, and keep the tiles."""
         metadata = parse_json(self.objects.read(_METADATA, _MAX_METADATA), self.objects.name)
-        metadata["attributes"]["widelimit"] = {**manifest, "region": self.region}
-        content = json.dumps(metadata).encode()
+        content = _describe(metadata, manifest, self.region, self.identity)
         made = TileStore._parse(self.objects, content)
         self.objects.write(_METADATA, content)
         return made
@@ -336,6 +362,14 @@ class TileStore:
             metadata = parse_json(content, _METADATA)
             attributes = dict(metadata["attributes"]["widelimit"])
             region = attributes.pop("region")
+            if "identity" not in attributes:
+                raise ValueError(
+                    "it was made by version 0.1, whose tiles do not say where they belong (any "
+                    "Zarr reader still opens it)"
+                )
+            identity, digest = attributes.pop("identity"), attributes.pop("digest")
+            if not _IDENTITY.fullmatch(identity) or digest != _digest(metadata):
+                raise ValueError("its metadata are damaged, or were changed")
             shape = tuple(metadata["shape"])
             chunks = metadata["chunk_grid"]["configuration"]["chunk_shape"]
             expected: dict[str, Any] = {
@@ -365,7 +399,7 @@ class TileStore:
             if math.prod(shape[:-2]) * rows * columns > _MAX_TILES:
                 raise ValueError(f"it has more than {_MAX_TILES:,} tiles: use larger ones")
         dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
-        return cls(objects, shape, chunks[-1], dtype, region, attributes)
+        return cls(objects, shape, chunks[-1], dtype, region, attributes, identity)
 
     @property
     def places(self) -> list[tuple[int, ...]]:
@@ -379,16 +413,18 @@ class TileStore:
         return Grid(n1, n2, self.tile, self.region)
 
     def finished(self) -> set[Key]:
-        """Return the keys of the tiles that are there for every matrix, in full length.
+        """Return the keys of the tiles that are there for every matrix, in full length, and sealed.
 
         A tile appears only when all its bytes are on the disk. One that is shorter was damaged
-        since: it counts as not there.
+        since: it counts as not there. So does one that was not written for this store.
         """
         sizes = self.objects.sizes("c")
+        seals = self.objects.sizes(f"{_SEALS}/{self.identity}")
         return {
             key
             for key in self.grid.tiles()
-            if all(sizes.get(name) == self._chunk_bytes for name in self._names(key))
+            if self._seal_name(key) in seals
+            and all(sizes.get(name) == self._chunk_bytes for name in self._names(key))
         }
 
     def missing(self) -> set[Key]:
@@ -420,10 +456,17 @@ class TileStore:
 
         Raises
         ------
+        ValueError
+            If an entry is NaN: it was not computed.
+        StoreError
+            If the store was deleted since, or another one was made there.
         OSError
             If there is no room, or no permission; the tile is then not there.
         """
         rows, columns = values.shape[-2:]
+        if np.isnan(values).any():
+            raise ValueError(f"tile {key} has entries that are no numbers: it is not stored")
+        self._check_current()
         checksums: list[int] = []
         for place in self.places:
             whole = np.full((self.tile, self.tile), np.nan, self.dtype)
@@ -432,6 +475,7 @@ class TileStore:
             checksum = _crc32c(content)
             self._put(key, place, content + checksum.to_bytes(_CRC_BYTES, "little"))
             checksums.append(checksum)
+        self._seal(key, tuple(checksums))
         return tuple(checksums)
 
     def copy(self, key: Key, source: TileStore) -> None:
@@ -451,8 +495,13 @@ class TileStore:
         OSError
             As for `write`.
         """
+        self._check_current()
+        checksums: list[int] = []
         for place in self.places:
-            self._put(key, place, source._checked(key, place))
+            content = source._checked(key, place)
+            self._put(key, place, content)
+            checksums.append(int.from_bytes(content[-_CRC_BYTES:], "little"))
+        self._seal(key, tuple(checksums))
 
     def read(self, key: Key, place: tuple[int, ...] = ()) -> NDArray[Any]:
         """Read one tile of one matrix, and check it.
@@ -474,7 +523,8 @@ class TileStore:
 
     def delete(self, key: Key) -> None:
         """Delete a tile of every matrix."""
-        for name in self._names(key):
+        self._seals.pop(key, None)
+        for name in (self._seal_name(key), *self._names(key)):
             self.objects.delete(name)
 
     def damaged(self, keys: Sequence[Key]) -> list[Key]:
@@ -530,8 +580,47 @@ class TileStore:
     def _names(self, key: Key) -> list[str]:
         return [_name(key, place) for place in self.places]
 
+    # --- seals ------------------------------------------------------------------------------------
+
+    def _seal_name(self, what: Key | str) -> str:
+        return "/".join(
+            (_SEALS, self.identity, *([what] if isinstance(what, str) else map(str, what)))
+        )
+
+    def _seal(self, key: Key, checksums: tuple[int, ...]) -> None:
+        content = b"".join(value.to_bytes(_CRC_BYTES, "little") for value in checksums)
+        self._write(self._seal_name(key), _sealed(str(key), content), f"tile {key}")
+        self._seals[key] = checksums
+
+    def _is_sealed(self, key: Key, place: tuple[int, ...], checksum: int) -> bool:
+        """Return whether a tile has the checksum of its seal; one that changed is read again."""
+        index = self.places.index(place)
+        known = self._seals.get(key)
+        if known is not None and known[index] == checksum:
+            return True
+        length = len(self.places) * _CRC_BYTES
+        try:
+            content = self.objects.read(self._seal_name(key), length + _CRC_BYTES)
+        except (FileNotFoundError, ValueError):
+            return False
+        if len(content) != length + _CRC_BYTES or content != _sealed(str(key), content[:length]):
+            return False
+        parts = range(0, length, _CRC_BYTES)
+        self._seals[key] = tuple(
+            int.from_bytes(content[at : at + _CRC_BYTES], "little") for at in parts
+        )
+        return self._seals[key][index] == checksum
+
+    def _check_current(self) -> None:
+        """Refuse to write where another store, or none, has taken the place of this one."""
+        if not self.objects.exists(self._seal_name("store")):
+            raise StoreError(
+                f"{self.objects.name} was deleted, or made anew, since this began to write there: "
+                "nothing more is written; if that was not meant, run the same call again"
+            )
+
     def _checked(self, key: Key, place: tuple[int, ...]) -> bytes:
-        """Return the bytes of one tile of one matrix, of which the checksum is right."""
+        """Return the bytes of one tile of one matrix that are what was written there."""
         try:
             content = self.objects.read(_name(key, place), self._chunk_bytes)
         except FileNotFoundError:
@@ -540,21 +629,28 @@ class TileStore:
             ) from None
         except ValueError:
             content = b""
+        checksum = int.from_bytes(content[-_CRC_BYTES:], "little")
         if len(content) != self._chunk_bytes or _crc32c(content) != _CRC_RESIDUE:
-            raise StoreError(
-                f"tile {key} of {self.objects.name} is damaged, its checksum is wrong: run the "
-                "call that makes it again with verify=True, which computes such tiles anew"
-            )
-        return content
+            wrong = "is damaged, its checksum is wrong"
+        elif not self._is_sealed(key, place, checksum):
+            wrong = "is not the one that was written there"
+        else:
+            return content
+        raise StoreError(
+            f"tile {key} of {self.objects.name} {wrong}: run the call that makes it again with "
+            "verify=True, which computes such tiles anew"
+        )
 
     def _put(self, key: Key, place: tuple[int, ...], content: bytes) -> None:
-        name = _name(key, place)
+        self._write(_name(key, place), content, f"tile {key}")
+
+    def _write(self, name: str, content: bytes, what: str) -> None:
         try:
             self.objects.write(name, content)
         except OSError as error:
             raise type(error)(
                 error.errno,
-                f"{error.strerror or error}, while tile {key} was written; the finished tiles "
+                f"{error.strerror or error}, while {what} was written; the finished tiles "
                 "are kept: mend this, and run the same call again",
                 f"{self.objects.name}/{name}",
             ) from error
@@ -563,6 +659,29 @@ class TileStore:
 def _refusing(objects: Objects) -> AbstractContextManager[None]:
     expected = f"{objects.name} must be a matrix that widelimit wrote, it is not"
     return refusing(expected, "give another path", StoreError)
+
+
+def _describe(metadata: Any, manifest: dict[str, Any], region: Region, identity: str) -> bytes:
+    """Return the metadata of a Zarr array with what belongs to a store, and their digest."""
+    own = {**manifest, "region": region, "identity": identity}
+    metadata["attributes"] = {**metadata["attributes"], "widelimit": own}
+    own["digest"] = _digest(metadata)
+    return json.dumps(metadata).encode()
+
+
+def _digest(metadata: dict[str, Any]) -> str:
+    """Return the SHA-256 of metadata, in hexadecimal, without what it is compared with."""
+    attributes = dict(metadata["attributes"])
+    own = attributes["widelimit"] = dict(attributes["widelimit"])
+    own.pop("digest", None)
+    text = json.dumps({**metadata, "attributes": attributes}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sealed(name: str, content: bytes) -> bytes:
+    """Return a content and the CRC32C of its name and itself: elsewhere it is not right."""
+    checksum = _crc32c(f"{name}:".encode() + content)
+    return content + checksum.to_bytes(_CRC_BYTES, "little")
 
 
 def _name(key: Key, place: tuple[int, ...]) -> str:
