@@ -234,3 +234,32 @@ def test_a_damaged_seal_costs_its_tile_and_nothing_else(damage: str, tmp_path: P
     assert np.array_equal(np.array(gram(path, verify=True)), wl.kernel(NET, X))
     changed = [p for p in tiles_of(path) if os.stat(p).st_mtime_ns != before[p]]
     assert changed == [path / "c" / "0" / "1"]
+
+
+def test_a_damaged_inverse_is_computed_again(tmp_path: Path) -> None:
+    path, k = tmp_path / "f.zarr", wl.kernel(NET, X, dtype="float64")
+    right = factorise(k, 0.1, store=path, tile=16).inverse_diagonal()
+    (stored,) = (p for p in (path / "kept").rglob("*") if p.is_file())
+    content = stored.read_bytes()
+    rng = random.Random(0)
+    for _ in range(40):
+        at = rng.randrange(len(content))
+        stored.write_bytes(
+            content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
+        )
+        found = factorise(k, 0.1, store=path).inverse_diagonal()
+        assert np.array_equal(found, right)
+    assert stored.read_bytes() == content
+
+
+def test_a_changed_digit_of_a_model_is_noticed(tmp_path: Path) -> None:
+    model = wl.NTKClassifier(NET).fit(X, np.arange(70) % 3)
+    wl.save_model(model, tmp_path / "m")
+    document = tmp_path / "m" / "model.json"
+    text = document.read_text()
+    digits = [at for at, letter in enumerate(text) if letter.isdigit()]
+    for at in random.Random(0).sample(digits, 100):
+        other = str((int(text[at]) + 1) % 10)
+        document.write_text(text[:at] + other + text[at + 1 :])
+        with pytest.raises(ValueError, match=r"damaged|must hold a model of|must be a JSON object"):
+            wl.load_model(tmp_path / "m")

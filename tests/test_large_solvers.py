@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import contents
 
 import widelimit as wl
 from widelimit.matrices.store import StoreError, TileStore, open_objects
@@ -339,7 +340,7 @@ def test_a_damaged_tile_of_a_factor(damage: str, tmp_path: Path) -> None:
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     k, path = gram(90), tmp_path / "l.zarr"
-    sync, room = os.fsync, iter(range(4))
+    sync, room = os.fsync, iter(range(8))
 
     def fsync(handle: int) -> None:
         if stat.S_ISREG(os.fstat(handle).st_mode) and next(room, None) is None:
@@ -381,12 +382,6 @@ def test_a_tile_that_cannot_be_written(
 # ---------------------------------------------------------------- reuse
 
 OLD = [90, 89, 64, 50, 5]  # of 90, in tiles of 16: none new, one, ragged new ones; more than a tile
-
-
-def contents(store: str | Path) -> dict[str, bytes]:
-    """What a store is: its metadata and all of its chunks."""
-    objects = open_objects(store)
-    return {name: objects.read(name, 2**30) for name in ("zarr.json", *objects.sizes("c"))}
 
 
 def tiles_written(patch: pytest.MonkeyPatch) -> tuple[list[tuple[int, int]], ...]:

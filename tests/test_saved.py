@@ -205,6 +205,7 @@ def broken(folder, tmp_path, change):
     shutil.copytree(folder, path)
     document = json.loads((path / "model.json").read_text())
     change(path, document)
+    document["crc32c"] = saved._document_checksum(document)  # as only a forger would
     (path / "model.json").write_text(json.dumps(document))
     return path
 

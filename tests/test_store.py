@@ -18,6 +18,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import change_metadata
 
 from widelimit.matrices.store import StoreError, TileStore, open_objects
 from widelimit.matrices.tiles import Grid
@@ -242,8 +243,12 @@ def test_a_tile_needs_all_matrices(tmp_path: Path) -> None:
     ],
 )
 def test_foreign_metadata_are_refused(store: TileStore, change: dict[str, Any]) -> None:
-    path = Path(store.objects.name) / "zarr.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path = Path(store.objects.name)
+    if "attributes" in change:
+        metadata = json.loads((path / "zarr.json").read_text()) | change
+        (path / "zarr.json").write_text(json.dumps(metadata))
+    else:
+        change_metadata(path, lambda metadata: metadata.update(change))
     with pytest.raises(StoreError, match="must be a matrix that widelimit wrote, it is not"):
         TileStore.open(store.objects)
 

@@ -84,6 +84,7 @@ def save_model(
                 "crc32c": _checksum(contiguous),
             }
         document["arrays"] = listed
+        document["crc32c"] = _document_checksum(document)
         text = json.dumps(document, indent=1, allow_nan=False)
         write_atomically(folder / _DOCUMENT, text + "\n")
 
@@ -136,6 +137,12 @@ def _checksum(values: NDArray[Any]) -> int:
     return found
 
 
+def _document_checksum(document: dict[str, Any]) -> int:
+    """Return the checksum of all that a document says, but for itself."""
+    rest = {name: value for name, value in document.items() if name != "crc32c"}
+    return _CRC(0, json.dumps(rest, sort_keys=True, allow_nan=False).encode())
+
+
 def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = read_json(path / _DOCUMENT, _MAX_DOCUMENT, path)
@@ -148,6 +155,10 @@ def _read_document(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} must hold a model of format {' or '.join(FORMATS)}, got {found!r:.100}: it "
             "was written by another version of widelimit, or is something else"
+        )
+    if found != FORMATS[0] and document.pop("crc32c", None) != _document_checksum(document):
+        raise ValueError(
+            f"{path / _DOCUMENT} is damaged, its checksum is wrong: save the model again"
         )
     return document
 

@@ -5,9 +5,9 @@ chunk for every tile of every matrix: raw little-endian numbers, then their CRC3
 reader reads it; tiles that are not there read as NaN.
 
 A checksum does not say of which matrix a tile is, nor where in it. Hence each store has an
-identity, drawn when it is made, and each tile a *seal*, ``seals/IDENTITY/I/J``: checksums of what was
-written there for this store, and its own. A tile without its seal is not there; one that differs
-from its seal is not what was written, whatever its own checksum says.
+identity, drawn when it is made, and each tile a *seal*, ``seals/IDENTITY/I/J``: the checksums of
+what was written there for this store, and one of its own. A tile without its seal is not there; one
+that differs from its seal is not what was written, whatever its own checksum says.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["Objects", "StoreError", "TileStore", "open_objects"]
 
 _METADATA = "zarr.json"
 _LOCK = ".lock"
-_SEALS = "seals"
+_SEALS, _KEPT = "seals", "kept"
 _IDENTITY = re.compile("[0-9a-f]{32}")
 _MAX_METADATA = 2**24  # bytes: a manifest with thousands of networks
 _MAX_TILES = 2**24
@@ -580,6 +580,20 @@ class TileStore:
     def _names(self, key: Key) -> list[str]:
         return [_name(key, place) for place in self.places]
 
+    def keep(self, name: str, content: bytes) -> None:
+        """Keep something else beside the tiles, for this store alone."""
+        self._check_current()
+        self._write(f"{_KEPT}/{self.identity}/{name}", _sealed(name, content), name)
+
+    def kept(self, name: str, at_most: int) -> bytes | None:
+        """Return what was kept under a name; None if it is not there, or damaged."""
+        try:
+            found = self.objects.read(f"{_KEPT}/{self.identity}/{name}", at_most + _CRC_BYTES)
+        except (FileNotFoundError, ValueError):
+            return None
+        content = found[:-_CRC_BYTES]
+        return content if found == _sealed(name, content) else None
+
     # --- seals ------------------------------------------------------------------------------------
 
     def _seal_name(self, what: Key | str) -> str:
@@ -666,7 +680,7 @@ def _describe(metadata: Any, manifest: dict[str, Any], region: Region, identity:
     own = {**manifest, "region": region, "identity": identity}
     metadata["attributes"] = {**metadata["attributes"], "widelimit": own}
     own["digest"] = _digest(metadata)
-    return json.dumps(metadata).encode()
+    return json.dumps(metadata, indent=2).encode()
 
 
 def _digest(metadata: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -262,20 +263,18 @@ class TiledFactor:
                 first += width
                 content = io.BytesIO()
                 np.save(content, result)
-                self.store.objects.write(_inverse_name(arithmetic.dtype), content.getvalue())
+                self.store.keep(_inverse_name(arithmetic.dtype), content.getvalue())
                 report(finished / total)
         return result
 
     def _stored_inverse(self, dtype: np.dtype[Any]) -> FloatArray:
         """Return what was finished; nan for the rest, and if what is there cannot be that."""
         name = _inverse_name(dtype)
-        try:
-            content = self.store.objects.read(name, 8 * self.n + MAX_HEADER)
-            with open_array(content, name) as stored:
+        content = self.store.kept(name, 8 * self.n + MAX_HEADER)
+        if content is not None:
+            with suppress(ValueError), open_array(content, name) as stored:
                 if stored.shape == (self.n,) and stored.dtype == np.float64:
                     return stored.read()
-        except (FileNotFoundError, ValueError):
-            pass
         return np.full(self.n, np.nan)
 
     def _inverse_columns(
