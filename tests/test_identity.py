@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -244,9 +245,8 @@ def test_a_damaged_inverse_is_computed_again(tmp_path: Path) -> None:
     rng = random.Random(0)
     for _ in range(40):
         at = rng.randrange(len(content))
-        stored.write_bytes(
-            content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
-        )
+        flipped = content[at] ^ 1 << rng.randrange(8)
+        stored.write_bytes(content[:at] + bytes([flipped]) + content[at + 1 :])
         found = factorise(k, 0.1, store=path).inverse_diagonal()
         assert np.array_equal(found, right)
     assert stored.read_bytes() == content
@@ -260,6 +260,10 @@ def test_a_changed_digit_of_a_model_is_noticed(tmp_path: Path) -> None:
     digits = [at for at, letter in enumerate(text) if letter.isdigit()]
     for at in random.Random(0).sample(digits, 100):
         other = str((int(text[at]) + 1) % 10)
-        document.write_text(text[:at] + other + text[at + 1 :])
+        changed = text[:at] + other + text[at + 1 :]
+        with suppress(ValueError):
+            if json.loads(changed) == json.loads(text):  # the last digit of a float
+                continue
+        document.write_text(changed)
         with pytest.raises(ValueError, match=r"damaged|must hold a model of|must be a JSON object"):
             wl.load_model(tmp_path / "m")
