@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import change_metadata
 
+import widelimit as wl
 from widelimit.matrices.store import StoreError, TileStore, open_objects
 from widelimit.matrices.tiles import Grid
 
@@ -435,3 +437,72 @@ def test_a_store_that_lacks_one_tile_is_not_finished(tmp_path: Path) -> None:
     assert store.missing() == {(0, 1)}
     with pytest.raises(StoreError, match="lacks 1 of its tiles: run the call that makes it again"):
         store.check_finished()
+
+
+ORPHAN = """
+import os, sys, time
+from widelimit.matrices.store import open_objects
+with open_objects(sys.argv[1]).locked():
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_is_not_that_of_forked_processes(store: TileStore) -> None:
+    url = store.objects.name
+    command = [sys.executable, "-c", ORPHAN, url]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            assert store.objects.in_use()
+            other.kill()
+            other.wait()  # its child lives on
+            assert not store.objects.in_use()
+            with open_objects(url).locked():
+                assert store.objects.in_use()
+        finally:
+            os.killpg(other.pid, signal.SIGKILL)
+
+
+def test_who_only_looks_stops_no_writer(store: TileStore) -> None:
+    stop, looks = threading.Event(), [0, 0]
+
+    def look(number: int) -> None:
+        objects = open_objects(store.objects.name)
+        while not stop.is_set():
+            objects.in_use()
+            looks[number] += 1
+
+    threads = [threading.Thread(target=look, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(60):
+            with store.objects.locked():
+                pass
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert min(looks) > 10
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "cats").mkdir(parents=True)
+    files = [folder / "cats" / ".7.0123.partial", folder / "notes.txt"]
+    for file in files:
+        file.write_bytes(b"mine")
+    objects = open_objects(folder)
+    match = r"there are other files in this folder \(cats, notes.txt\): give the path of a store"
+    with pytest.raises(FileExistsError, match=match), objects.locked():
+        pass
+    assert sorted(p for p in folder.rglob("*") if p.is_file()) == sorted(files)
+    with pytest.raises(FileExistsError, match="there are other files in this folder"):
+        wl.gram(wl.cntk_vanilla(2), np.ones((3, 2, 2, 1)), store=folder)

@@ -104,6 +104,14 @@ def test_the_bits_of_one_process(engine: str, tmp_path: Path) -> None:
     assert (states[-1].tiles, states[-1].pairs) == (TILES, 120 * 121 // 2)
 
 
+def test_workers_that_are_forked_do_not_hold_the_store(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as executor:
+        for path in (tmp_path / "k.zarr", tmp_path / "l.zarr", tmp_path / "k.zarr"):
+            assert np.array_equal(np.array(gram(path, executor=executor)), expected())
+            with open_objects(path).locked():
+                pass
+
+
 def test_what_travels_is_small(tmp_path: Path) -> None:
     import pickle
 

@@ -19,14 +19,16 @@ import itertools
 import json
 import math
 import os
+import random
 import re
 import secrets
 import socket
+import time
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast, get_args
+from typing import Any, Protocol, TextIO, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,8 @@ __all__ = ["Objects", "StoreError", "TileStore", "open_objects"]
 _METADATA = "zarr.json"
 _LOCK = ".lock"
 _SEALS, _KEPT = "seals", "kept"
+_FOLDERS = ("c", _SEALS, _KEPT, "inputs")
+_OURS = {_METADATA, _LOCK, *_FOLDERS}
 _IDENTITY = re.compile("[0-9a-f]{32}")
 _MAX_METADATA = 2**24  # bytes: a manifest with thousands of networks
 _MAX_TILES = 2**24
@@ -138,12 +142,11 @@ class _Folder:
 
     @contextmanager
     def locked(self) -> Generator[None]:
+        self._check_ours()
         make_folder(self._path)
         # The lock of the file system goes with its process, however that ends; no clock is asked.
-        with (self._path / _LOCK).open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with (self._path / _LOCK).open("a+", encoding="utf-8") as file, _unforked(file):
+            if not _lock_alone(file):
                 file.seek(0)
                 owner = file.read(200).strip() or "unknown"
                 raise BlockingIOError(
@@ -151,7 +154,7 @@ class _Folder:
                     f"another process is writing there ({owner}): wait until it has finished, or "
                     "stop it",
                     self.name,
-                ) from None
+                )
             file.seek(0)
             file.truncate()
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -169,12 +172,67 @@ class _Folder:
             return False
         return False
 
+    def _check_ours(self) -> None:
+        """Refuse a folder in which something else lies than a store, or what is left of one."""
+        try:
+            names = {entry.name for entry in os.scandir(self._path)}
+        except FileNotFoundError:
+            return
+        other = sorted(name for name in names - _OURS if not name.endswith(PARTIAL_SUFFIX))
+        if other:
+            raise FileExistsError(
+                errno.EEXIST,
+                f"there are other files in this folder ({', '.join(other[:3])}): give the path of "
+                "a store, or one where nothing is yet",
+                self.name,
+            )
+
     def _clean(self) -> None:
         """Delete what a process that was killed left half-written."""
-        for folder, _, files in os.walk(self._path):
-            for name in files:
-                if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
-                    (Path(folder) / name).unlink(missing_ok=True)
+        for place in (self._path, *(self._path / name for name in _FOLDERS)):
+            for folder, inside, files in os.walk(place):
+                if place == self._path:
+                    inside.clear()
+                for name in files:
+                    if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
+                        (Path(folder) / name).unlink(missing_ok=True)
+
+
+def _lock_alone(file: TextIO) -> bool:
+    """Take a lock, or return whether another process writes; one that only looks is waited for."""
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            pass
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(random.uniform(0, 0.002))
+
+
+_locked = set[TextIO]()  # a lock is that of its file, which processes that are forked would share
+
+
+@contextmanager
+def _unforked(file: TextIO) -> Generator[None]:
+    """Keep a file from processes that are forked within the block."""
+    _locked.add(file)
+    try:
+        yield
+    finally:
+        _locked.discard(file)
+
+
+def _close_locked() -> None:
+    while _locked:
+        _locked.pop().close()
+
+
+os.register_at_fork(after_in_child=_close_locked)
 
 
 class _Remote:
