@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from widelimit.matrices import store
-from widelimit.matrices.store import open_objects
+from widelimit.matrices.objects import open_objects
 
 
 def contents(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import pytest
 import widelimit as wl
 from widelimit.files import atomic_file, atomic_folder, make_folder, write_atomically
 from widelimit.job import Job
-from widelimit.matrices.store import TileStore, open_objects
+from widelimit.matrices.objects import open_objects
+from widelimit.matrices.store import TileStore
 from widelimit.solvers import factorise, solve_conjugate
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -10,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from widelimit.backends.dense import DenseBackend
 from widelimit.machine import available_memory, held_memory, parse_memory, remaining
 from widelimit.matrices import store as store_module
 from widelimit.matrices.manifest import Manifest
+from widelimit.matrices.objects import open_objects
 from widelimit.matrices.plan import Plan, Sizes, solve
 from widelimit.matrices.progress import Progress, Tracker
-from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.store import StoreError, TileStore
 from widelimit.network import MAX_LAYERS
 from widelimit.program import Kind
 
@@ -978,3 +980,34 @@ def test_wrong_options(option: Any, error: Any, message: str, tmp_path: Path) ->
     with pytest.raises(error, match=message):
         wl.gram(**(call | option))
     assert not (tmp_path / "k.zarr" / "zarr.json").exists()
+
+
+def test_a_finished_store_is_opened_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "k.zarr"
+    values = np.array(wl.gram(VANILLA, X, store=path, tile=16))
+
+    def refuse(self: Any) -> Any:
+        raise OSError(errno.EROFS, "read-only file system")
+
+    monkeypatch.setattr(type(open_objects(path)), "locked", refuse)
+    assert np.array_equal(np.array(wl.gram(VANILLA, X, store=path)), values)
+    with pytest.raises(ValueError, match="Give another path, or delete that one"):
+        wl.gram(VANILLA, X[::-1], store=path)
+    for options in ({"verify": True}, {"store": tmp_path / "new.zarr"}):
+        with pytest.raises(OSError, match="read-only"):
+            wl.gram(VANILLA, X, **({"store": path} | options))
+
+
+def test_workers_in_another_folder_find_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, os.chdir, (tmp_path / "there",)) as executor:
+        k = wl.gram(VANILLA, X, store="k.zarr", tile=16, executor=executor)
+        assert np.array_equal(np.array(k), wl.kernel(VANILLA, X))
+    assert not list((tmp_path / "there").iterdir())

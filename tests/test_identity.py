@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import widelimit as wl
-from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.objects import open_objects
+from widelimit.matrices.store import StoreError, TileStore
 from widelimit.solvers import factorise, solve_tiled
 
 X = np.random.default_rng(0).uniform(size=(70, 4, 3, 2))

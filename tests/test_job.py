@@ -25,7 +25,8 @@ from widelimit.job import (
     read_network,
     read_shape,
 )
-from widelimit.matrices.store import TileStore, open_objects
+from widelimit.matrices.objects import open_objects
+from widelimit.matrices.store import TileStore
 
 X = np.random.default_rng(0).random((4, 6, 5, 2))
 

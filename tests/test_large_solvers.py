@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from stores import contents
 
 import widelimit as wl
-from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.objects import open_objects
+from widelimit.matrices.store import StoreError, TileStore
 from widelimit.solvers import (
     Convergence,
     Status,
@@ -1192,3 +1193,26 @@ def test_fingerprints() -> None:
     other[69, 69] += 1e-9
     assert matrix_module.fingerprint(k) != matrix_module.fingerprint(other)
     assert matrix_module.fingerprint(Stored(k, 8)) == "of the test"
+
+
+def test_a_finished_factor_is_opened_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k, path = gram(90), tmp_path / "l.zarr"
+    right = factorise(k, 0.1, store=path, tile=32).inverse_diagonal()
+
+    def refuse(self: Any) -> Any:
+        raise OSError(errno.EROFS, "read-only file system")
+
+    monkeypatch.setattr(type(open_objects(path)), "locked", refuse)
+    assert np.array_equal(factorise(k, 0.1, store=path).inverse_diagonal(), right)
+    with pytest.raises(OSError, match="read-only"):
+        factorise(k, 0.1, store=path, verify=True)
+
+
+@pytest.mark.parametrize("tile", [8, 20_000, 32.0])
+def test_tiles_of_factors_have_the_sizes_of_others(tile: Any, tmp_path: Path) -> None:
+    match = "tile must be (from 16 to 16384 samples|an integer or None), got"
+    with pytest.raises((ValueError, TypeError), match=match):
+        factorise(gram(90), store=tmp_path / "l.zarr", tile=tile)
+    assert not (tmp_path / "l.zarr").exists()

@@ -33,7 +33,8 @@ from widelimit.data.npz import load_npz
 from widelimit.estimators.saved import _checksum, _document_checksum, load_model, save_model
 from widelimit.job import describe_store, read_array, read_network
 from widelimit.matrices.matrix import read_manifest
-from widelimit.matrices.store import StoreError, TileStore, _digest, open_objects
+from widelimit.matrices.objects import open_objects
+from widelimit.matrices.store import StoreError, TileStore, _digest
 from widelimit.reading import open_array, open_arrays, parse_json, read_bytes, read_json
 
 X = np.random.default_rng(0).random((3, 4, 5))

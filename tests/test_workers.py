@@ -30,8 +30,9 @@ from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
 from widelimit.matrices import computation, run
 from widelimit.matrices.computation import Order
 from widelimit.matrices.manifest import Maker
+from widelimit.matrices.objects import open_objects
 from widelimit.matrices.progress import Progress
-from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.store import StoreError, TileStore
 from widelimit.matrices.tiles import Grid, Key
 from widelimit.matrices.workers import Report, Task, run_task
 

@@ -245,6 +245,8 @@ class TiledFactor:
         done, t = self._rows, self.store.tile
         result = self._stored_inverse(arithmetic.dtype)
         total = sum((done - c) ** 2 for c in range(done))
+        if not np.isnan(result).any():
+            return result
         with (
             self.store.objects.locked(),
             Reader(self.store, arithmetic.dtype) as reader,
