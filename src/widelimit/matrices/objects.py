@@ -5,15 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import random
-import socket
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TextIO, cast
+from typing import Any, Protocol, cast
 
-from widelimit.files import PARTIAL_SUFFIX, make_folder, write_atomically
+from widelimit.files import PARTIAL_SUFFIX, locked_file, make_folder, write_atomically
 from widelimit.reading import open_regular, read_bytes
 
 __all__ = ["KEPT", "METADATA", "SEALS", "Objects", "open_objects"]
@@ -115,21 +112,7 @@ class _Folder:
     def locked(self) -> Generator[None]:
         self._check_ours()
         make_folder(self._path)
-        # The lock of the file system goes with its process, however that ends; no clock is asked.
-        with (self._path / _LOCK).open("a+", encoding="utf-8") as file, _unforked(file):
-            if not _lock_alone(file):
-                file.seek(0)
-                owner = file.read(200).strip() or "unknown"
-                raise BlockingIOError(
-                    errno.EAGAIN,
-                    f"another process is writing there ({owner}): wait until it has finished, or "
-                    "stop it",
-                    self.name,
-                )
-            file.seek(0)
-            file.truncate()
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+        with locked_file(self._path / _LOCK):
             self._clean()
             yield
 
@@ -167,43 +150,6 @@ class _Folder:
                 for name in files:
                     if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
                         (Path(folder) / name).unlink(missing_ok=True)
-
-
-def _lock_alone(file: TextIO) -> bool:
-    """Take a lock, or return whether another process writes; one that only looks is waited for."""
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            pass
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        fcntl.flock(file, fcntl.LOCK_UN)
-        time.sleep(random.uniform(0, 0.002))
-
-
-_locked = set[TextIO]()  # a lock is that of its file, which processes that are forked would share
-
-
-@contextmanager
-def _unforked(file: TextIO) -> Generator[None]:
-    """Keep a file from processes that are forked within the block."""
-    _locked.add(file)
-    try:
-        yield
-    finally:
-        _locked.discard(file)
-
-
-def _close_locked() -> None:
-    while _locked:
-        _locked.pop().close()
-
-
-os.register_at_fork(after_in_child=_close_locked)
 
 
 class _Remote:
