@@ -129,3 +129,12 @@ def test_dead_links_are_reported(tmp_path: Path) -> None:
 def test_dead_citations_are_reported() -> None:
     text = 'docs/mathematics.md, "Slices"; docs/mathematics.md, "Dice"; docs/no.md (README.md)'
     assert find_dead_citations(text) == ["docs/mathematics.md Dice", "docs/no.md"]
+
+
+def test_every_guarantee_has_its_test() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text("utf-8")
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 15
+    for name, function in named:
+        content = (ROOT / "tests" / name).read_text("utf-8")
+        assert not function or f"def {function}(" in content, f"{name}::{function}"

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -10,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import change_metadata, contents
 
 import widelimit as wl
 from widelimit.backends.base import Pairs
@@ -27,9 +29,10 @@ from widelimit.backends.dense import DenseBackend
 from widelimit.machine import available_memory, held_memory, parse_memory, remaining
 from widelimit.matrices import store as store_module
 from widelimit.matrices.manifest import Manifest
+from widelimit.matrices.objects import open_objects
 from widelimit.matrices.plan import Plan, Sizes, solve
 from widelimit.matrices.progress import Progress, Tracker
-from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.store import StoreError, TileStore
 from widelimit.network import MAX_LAYERS
 from widelimit.program import Kind
 
@@ -280,7 +283,7 @@ def test_another_instruction_set_needs_a_flag(
 
 
 def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sync, room = os.fsync, iter(range(5))  # the metadata and four tiles
+    sync, room = os.fsync, iter(range(10))  # the metadata, and four tiles, with a seal each
 
     def fsync(handle: int) -> None:
         if stat.S_ISREG(os.fstat(handle).st_mode) and next(room, None) is None:
@@ -319,9 +322,7 @@ def test_a_foreign_array_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="must hold a Gram matrix of widelimit, it does not"):
         wl.gram(VANILLA, X, store=path)
     wl.gram(VANILLA, X, store=tmp_path / "a.zarr", tile=32)
-    metadata = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
-    metadata["shape"] = [60, 60]
-    (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(metadata))
+    change_metadata(tmp_path / "a.zarr", lambda metadata: metadata.update(shape=[60, 60]))
     with pytest.raises(StoreError, match="is not the one of its manifest"):
         wl.open_gram(tmp_path / "a.zarr")
 
@@ -340,9 +341,7 @@ def test_a_foreign_array_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_that_is_none(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "k.zarr"
     wl.gram(VANILLA, X, store=path)
-    metadata = json.loads((path / "zarr.json").read_text())
-    metadata["attributes"]["widelimit"] |= change
-    (path / "zarr.json").write_text(json.dumps(metadata))
+    change_metadata(path, lambda metadata: metadata["attributes"]["widelimit"].update(change))
     with pytest.raises(StoreError, match=rf"must hold a Gram matrix of widelimit, .*{message}"):
         wl.open_gram(path)
 
@@ -444,12 +443,6 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 OLD = [75, 74, 64, 40, 5]  # of 75, in tiles of 16: none new, one, ragged new ones; more than a tile
 DENSE = wl.ntk_dense(2)
 HEAD = wl.Network([wl.Conv(3), wl.ReLU(), wl.Flatten(), wl.Dense(), wl.ReLU(), wl.Dense()])
-
-
-def contents(store: str | Path) -> dict[str, bytes]:
-    """What a store is: its metadata and all of its chunks."""
-    objects = open_objects(store)
-    return {name: objects.read(name, 2**30) for name in ("zarr.json", *objects.sizes("c"))}
 
 
 def pairs_computed(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
@@ -917,29 +910,6 @@ def test_what_is_held_counts() -> None:
     assert 0.4 * available < remaining(None) < 0.7 * available
 
 
-@pytest.mark.parametrize(
-    ("field", "wrong"),
-    [
-        ("format", "widelimit.gram/0"),
-        ("fingerprints", ["0" * 64]),
-        ("fingerprints", []),
-        ("networks", []),
-        ("kinds", ["ntk", "rbf"]),
-        ("kinds", []),
-        ("dtype", "float16"),
-        ("x1", {"shape": [-1, 5], "sha256": "0" * 64}),
-    ],
-)
-def test_a_manifest_that_contradicts_itself_is_refused(
-    field: str, wrong: Any, tmp_path: Path
-) -> None:
-    wl.gram(VANILLA, X[:5], store=tmp_path / "k.zarr")
-    content = open_tiles(tmp_path / "k.zarr").manifest
-    assert Manifest.from_json(content, "it").to_json() == content
-    with pytest.raises(StoreError, match="it must hold a Gram matrix of widelimit, it does not"):
-        Manifest.from_json(content | {field: wrong}, "it")
-
-
 @pytest.mark.parametrize("sizes", [(40, 70), (70, 40)])
 def test_the_diagonal_of_a_matrix_that_is_not_square(
     sizes: tuple[int, int], tmp_path: Path
@@ -1010,3 +980,34 @@ def test_wrong_options(option: Any, error: Any, message: str, tmp_path: Path) ->
     with pytest.raises(error, match=message):
         wl.gram(**(call | option))
     assert not (tmp_path / "k.zarr" / "zarr.json").exists()
+
+
+def test_a_finished_store_is_opened_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "k.zarr"
+    values = np.array(wl.gram(VANILLA, X, store=path, tile=16))
+
+    def refuse(self: Any) -> Any:
+        raise OSError(errno.EROFS, "read-only file system")
+
+    monkeypatch.setattr(type(open_objects(path)), "locked", refuse)
+    assert np.array_equal(np.array(wl.gram(VANILLA, X, store=path)), values)
+    with pytest.raises(ValueError, match="Give another path, or delete that one"):
+        wl.gram(VANILLA, X[::-1], store=path)
+    for options in ({"verify": True}, {"store": tmp_path / "new.zarr"}):
+        with pytest.raises(OSError, match="read-only"):
+            wl.gram(VANILLA, X, **({"store": path} | options))
+
+
+def test_workers_in_another_folder_find_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, os.chdir, (tmp_path / "there",)) as executor:
+        k = wl.gram(VANILLA, X, store="k.zarr", tile=16, executor=executor)
+        assert np.array_equal(np.array(k), wl.kernel(VANILLA, X))
+    assert not list((tmp_path / "there").iterdir())

@@ -1,6 +1,5 @@
 """Kernels from files to files, and the commands that do it."""
 
-import json
 import os
 import re
 import signal
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stores import change_metadata
 from typer.testing import CliRunner
 
 import widelimit as wl
@@ -25,7 +25,8 @@ from widelimit.job import (
     read_network,
     read_shape,
 )
-from widelimit.matrices.store import TileStore, open_objects
+from widelimit.matrices.objects import open_objects
+from widelimit.matrices.store import TileStore
 
 X = np.random.default_rng(0).random((4, 6, 5, 2))
 
@@ -292,9 +293,11 @@ def test_kernel_command_mixes_makers_only_if_asked(tmp_path: Path) -> None:
     words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--out", out]
     assert widelimit(*words)[0] == 0
     (out / "c" / "0" / "0").unlink()
-    document = json.loads((out / "zarr.json").read_text())
-    document["attributes"]["widelimit"]["makers"][0]["version"] = "0.0.1"
-    (out / "zarr.json").write_text(json.dumps(document))
+
+    def older(metadata: Any) -> None:
+        metadata["attributes"]["widelimit"]["makers"][0]["version"] = "0.0.1"
+
+    change_metadata(out, older)
     code, _, error = widelimit(*words)
     assert (code, "was begun by backend cpu" in error) == (2, True)
     assert widelimit(*words, "--allow-mixed")[0] == 0

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import contents
 
 import widelimit as wl
-from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.objects import open_objects
+from widelimit.matrices.store import StoreError, TileStore
 from widelimit.solvers import (
     Convergence,
     Status,
@@ -361,7 +363,7 @@ def test_a_damaged_tile_of_a_factor(damage: str, tmp_path: Path) -> None:
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     k, path = gram(90), tmp_path / "l.zarr"
-    sync, room = os.fsync, iter(range(4))
+    sync, room = os.fsync, iter(range(8))
 
     def fsync(handle: int) -> None:
         if stat.S_ISREG(os.fstat(handle).st_mode) and next(room, None) is None:
@@ -403,12 +405,6 @@ def test_a_tile_that_cannot_be_written(
 # ---------------------------------------------------------------- reuse
 
 OLD = [90, 89, 64, 50, 5]  # of 90, in tiles of 16: none new, one, ragged new ones; more than a tile
-
-
-def contents(store: str | Path) -> dict[str, bytes]:
-    """What a store is: its metadata and all of its chunks."""
-    objects = open_objects(store)
-    return {name: objects.read(name, 2**30) for name in ("zarr.json", *objects.sizes("c"))}
 
 
 def tiles_written(patch: pytest.MonkeyPatch) -> tuple[list[tuple[int, int]], ...]:
@@ -1271,3 +1267,26 @@ def test_sides_of_tiles() -> None:
         assert matrix_module.tile_side(np.broadcast_to(0.0, (n, n))) == side
     k = gram(3)
     assert [values.tolist() for _, _, values in matrix_module.pieces(k)] == [k.tolist()]
+
+
+def test_a_finished_factor_is_opened_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k, path = gram(90), tmp_path / "l.zarr"
+    right = factorise(k, 0.1, store=path, tile=32).inverse_diagonal()
+
+    def refuse(self: Any) -> Any:
+        raise OSError(errno.EROFS, "read-only file system")
+
+    monkeypatch.setattr(type(open_objects(path)), "locked", refuse)
+    assert np.array_equal(factorise(k, 0.1, store=path).inverse_diagonal(), right)
+    with pytest.raises(OSError, match="read-only"):
+        factorise(k, 0.1, store=path, verify=True)
+
+
+@pytest.mark.parametrize("tile", [8, 20_000, 32.0])
+def test_tiles_of_factors_have_the_sizes_of_others(tile: Any, tmp_path: Path) -> None:
+    match = "tile must be (from 16 to 16384 samples|an integer or None), got"
+    with pytest.raises((ValueError, TypeError), match=match):
+        factorise(gram(90), store=tmp_path / "l.zarr", tile=tile)
+    assert not (tmp_path / "l.zarr").exists()

@@ -13,6 +13,7 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ from widelimit.bench.images import Images
 from widelimit.data.idx import read_idx
 from widelimit.data.image import read_image
 from widelimit.data.npz import load_npz
-from widelimit.estimators.saved import _checksum, load_model, save_model
+from widelimit.estimators.saved import _checksum, _document_checksum, load_model, save_model
 from widelimit.job import describe_store, read_array, read_network
 from widelimit.matrices.matrix import read_manifest
-from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.objects import open_objects
+from widelimit.matrices.store import StoreError, TileStore, _digest
 from widelimit.reading import open_array, open_arrays, parse_json, read_bytes, read_json
 
 X = np.random.default_rng(0).random((3, 4, 5))
@@ -647,6 +649,16 @@ def store(folder: Path) -> tuple[bytes, Callable[[bytes], object]]:
     return (folder / "zarr.json").read_bytes(), put(folder / "zarr.json", open_and_count)
 
 
+def damaged_metadata(content: bytes, rng: np.random.Generator) -> bytes:
+    """Damage a document, and give it its digest, where it can be given one."""
+    content = damaged_document(content, rng)
+    with suppress(ValueError, TypeError, AttributeError, KeyError):
+        made = json.loads(content)
+        made["attributes"]["widelimit"]["digest"] = _digest(made)
+        content = json.dumps(made).encode()
+    return content
+
+
 TARGETS: dict[str, Callable[[Path], tuple[bytes, Any, Callable[[bytes], object]]]] = {
     "npy": lambda _: (npy(X), damaged, read),
     "npy file": lambda path: (npy(X), damaged, put(path / "x.npy", read_array)),
@@ -668,7 +680,7 @@ TARGETS: dict[str, Callable[[Path], tuple[bytes, Any, Callable[[bytes], object]]
         *((made := checkpoint(path / "c"))[0], swapped),
         made[1],
     ),
-    "store": lambda path: ((made := store(path / "k.zarr"))[0], damaged_document, made[1]),
+    "store": lambda path: ((made := store(path / "k.zarr"))[0], damaged_metadata, made[1]),
 }
 
 
@@ -696,7 +708,12 @@ def damage_model(folder: Path, rng: np.random.Generator) -> None:
     document = folder / "model.json"
     match rng.integers(6):
         case 0 | 1 | 2:
-            document.write_bytes(damaged_document(document.read_bytes(), rng))
+            content = damaged_document(document.read_bytes(), rng)
+            with suppress(ValueError, TypeError, AttributeError):  # signed, where it can be
+                made = json.loads(content)
+                made["crc32c"] = _document_checksum(made)
+                content = json.dumps(made).encode()
+            document.write_bytes(content)
         case 3:
             one.write_bytes(damaged(one.read_bytes(), rng))
         case 4:
@@ -713,6 +730,7 @@ def damage_model(folder: Path, rng: np.random.Generator) -> None:
                 "shape": list(values.shape),
                 "crc32c": _checksum(values),
             }
+            listed["crc32c"] = _document_checksum(listed)
             document.write_text(json.dumps(listed))
 
 

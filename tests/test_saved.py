@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -151,10 +153,11 @@ def test_what_exists_is_kept(fitted, tmp_path):
 CALLS = [(call, n) for call in ("numpy.save", "os.fsync", "os.replace") for n in (0, 1, 5)]
 
 
-@pytest.mark.parametrize(("call", "before"), [*CALLS, ("os.rename", 0), ("os.rename", 1)])
+@pytest.mark.parametrize(("call", "before"), CALLS)
 def test_a_failed_save_leaves_what_was_there(fitted, tmp_path, monkeypatch, call, before):
     """One call fails, after so many that do not: each array, each file, and each rename."""
     wl.save_model(fitted["classifier"], tmp_path / "m")
+    files = sorted(os.listdir(tmp_path / "m"))
     module, _, name = call.partition(".")
     module = {"numpy": np, "os": os}[module]
     right, calls = getattr(module, name), iter(range(10**6))
@@ -171,25 +174,68 @@ def test_a_failed_save_leaves_what_was_there(fitted, tmp_path, monkeypatch, call
     assert next(calls) > before
     assert isinstance(wl.load_model(tmp_path / "m"), wl.NTKClassifier)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert sorted(os.listdir(tmp_path / "m")) == [".lock", *files]
 
 
-def test_a_save_that_cannot_even_give_back_the_name_keeps_the_old_model(
-    fitted, tmp_path, monkeypatch
-):
-    wl.save_model(fitted["classifier"], tmp_path / "m")
-    rename, calls = os.rename, iter(range(10))
+class Killed(BaseException):
+    pass
 
-    def fail(*arguments):
-        if next(calls):
-            raise OSError(5, "Input/output error")
-        rename(*arguments)
 
-    monkeypatch.setattr(os, "rename", fail)
-    with pytest.raises(OSError, match="Input/output"):
-        wl.save_model(fitted["regressor"], tmp_path / "m", overwrite=True)
-    (old,) = tmp_path.iterdir()
-    assert old.name.startswith(".m.")
-    assert isinstance(wl.load_model(old), wl.NTKClassifier)
+def kill_after(count, patch):
+    """Let so many calls that change a disk pass, and none later: nothing is undone, either."""
+    calls = iter(range(10**6))
+
+    def limit(right):
+        def call(*arguments, **options):
+            if next(calls) >= count:
+                raise Killed
+            return right(*arguments, **options)
+
+        return call
+
+    for name in ("replace", "fsync", "unlink"):
+        patch.setattr(os, name, limit(getattr(os, name)))
+
+
+def test_a_save_that_is_killed_leaves_one_model_or_the_other(fitted, tmp_path, monkeypatch):
+    """What lies there at each instant is whole, and what is left over goes with the next save."""
+    path, kinds, finished, count = tmp_path / "m", set(), False, 0
+    while not finished:
+        shutil.rmtree(path, ignore_errors=True)
+        wl.save_model(fitted["classifier"], path)
+        with monkeypatch.context() as patch, suppress(Killed):
+            kill_after(count, patch)
+            wl.save_model(fitted["regressor"], path, overwrite=True)
+            finished = True
+        kinds.add(type(wl.load_model(path)).__name__)
+        count += 1
+    assert count > 20
+    assert kinds == {"NTKClassifier", "NTKRegressor"}
+    wl.save_model(fitted["classifier"], path, overwrite=True)
+    document = json.loads((path / "model.json").read_text())
+    files = {about["file"] for about in document["arrays"].values()}
+    assert set(os.listdir(path)) == files | {"model.json", ".lock"}
+
+
+def test_who_loads_while_another_saves_gets_a_whole_model(fitted, tmp_path):
+    path, stop = tmp_path / "m", threading.Event()
+    wl.save_model(fitted["classifier"], path)
+    (tmp_path / "link").symlink_to("m")
+
+    def save():
+        while not stop.is_set():
+            for name in ("regressor", "classifier"):
+                wl.save_model(fitted[name], tmp_path / "link", overwrite=True)
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    try:
+        kinds = {type(wl.load_model(path)) for _ in range(150)}
+    finally:
+        stop.set()
+        thread.join()
+    assert kinds == {wl.NTKClassifier, wl.NTKRegressor}
+    assert (tmp_path / "link").is_symlink()
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +251,7 @@ def broken(folder, tmp_path, change):
     shutil.copytree(folder, path)
     document = json.loads((path / "model.json").read_text())
     change(path, document)
+    document["crc32c"] = saved._document_checksum(document)  # as only a forger would
     (path / "model.json").write_text(json.dumps(document))
     return path
 

@@ -30,8 +30,9 @@ from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
 from widelimit.matrices import computation, run
 from widelimit.matrices.computation import Order
 from widelimit.matrices.manifest import Maker
+from widelimit.matrices.objects import open_objects
 from widelimit.matrices.progress import Progress
-from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.store import StoreError, TileStore
 from widelimit.matrices.tiles import Grid, Key
 from widelimit.matrices.workers import Report, Task, run_task
 
@@ -102,6 +103,14 @@ def test_the_bits_of_one_process(engine: str, tmp_path: Path) -> None:
     assert np.array_equal(np.array(k), expected())
     assert np.array_equal(rectangle, wl.kernel(NETS[0], X, Z))
     assert (states[-1].tiles, states[-1].pairs) == (TILES, 120 * 121 // 2)
+
+
+def test_workers_that_are_forked_do_not_hold_the_store(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as executor:
+        for path in (tmp_path / "k.zarr", tmp_path / "l.zarr", tmp_path / "k.zarr"):
+            assert np.array_equal(np.array(gram(path, executor=executor)), expected())
+            with open_objects(path).locked():
+                pass
 
 
 def test_what_travels_is_small(tmp_path: Path) -> None:

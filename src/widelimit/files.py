@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import random
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Generator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
-__all__ = ["PARTIAL_SUFFIX", "atomic_file", "atomic_folder", "make_folder", "write_atomically"]
+__all__ = [
+    "PARTIAL_SUFFIX",
+    "atomic_file",
+    "atomic_folder",
+    "locked_file",
+    "make_folder",
+    "write_atomically",
+]
 
 PARTIAL_SUFFIX = ".partial"
 """Ending of the names of files that are not complete: after a crash they may be deleted."""
@@ -63,7 +74,7 @@ def atomic_folder(path: Path) -> Generator[Path]:
     Parameters
     ----------
     path : Path
-        Is replaced if it exists.
+        Must not be there.
 
     Returns
     -------
@@ -75,32 +86,76 @@ def atomic_folder(path: Path) -> Generator[Path]:
     ------
     OSError
         As for `atomic_file`.
-
-    Notes
-    -----
-    No system call that Python has exchanges two folders: a crash between two renames leaves the old
-    one and the new one, both complete, under hidden names.
     """
-    path = path.resolve()  # a link stays one
-    temporary, old = _beside(path), _beside(path)
+    temporary = _beside(path)
     temporary.mkdir()
     try:
         yield temporary
-        replaced = path.exists()
-        if replaced:
-            path.rename(old)
-        try:
-            temporary.rename(path)
-        except BaseException:
-            if replaced:
-                old.rename(path)
-            raise
+        temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_folder(path.parent)
-    if replaced:
-        shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def locked_file(path: Path) -> Generator[TextIO]:
+    """Hold a file for this process alone, and write into it who holds it.
+
+    The lock is one of the file system: it ends with this process, however that ends, and processes
+    that are forked do not share it.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds it, with what that one has written.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        _locked.add(file)
+        try:
+            if not _lock_alone(file):
+                file.seek(0)
+                owner = file.read(200).strip() or "unknown"
+                raise BlockingIOError(
+                    errno.EAGAIN,
+                    f"another process is writing there ({owner}): wait until it has finished, or "
+                    "stop it",
+                    str(path.parent),
+                )
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield file
+        finally:
+            _locked.discard(file)
+
+
+def _lock_alone(file: TextIO) -> bool:
+    """Take a lock, or return whether another process writes; one that only looks is waited for."""
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            pass
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(random.uniform(0, 0.002))
+
+
+_locked = set[TextIO]()  # a lock is that of its file, which processes that are forked would share
+
+
+def _close_locked() -> None:
+    while _locked:
+        _locked.pop().close()
+
+
+os.register_at_fork(after_in_child=_close_locked)
 
 
 def make_folder(path: Path) -> None:

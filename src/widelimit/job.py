@@ -16,7 +16,8 @@ from widelimit.files import atomic_file
 from widelimit.machine import parse_memory
 from widelimit.matrices import gram, kernel
 from widelimit.matrices.matrix import read_manifest
-from widelimit.matrices.store import TileStore, open_objects
+from widelimit.matrices.objects import open_objects
+from widelimit.matrices.store import TileStore
 from widelimit.network import Network
 from widelimit.program import Kind, compile_networks
 from widelimit.reading import open_arrays, read_bytes

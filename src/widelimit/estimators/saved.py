@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,13 +23,21 @@ from numpy.typing import NDArray
 from widelimit.estimators.attributes import check_is_fitted
 from widelimit.estimators.base import NTKEstimator
 from widelimit.estimators.described import ARRAYS, FORMATS, describe, restore
-from widelimit.files import atomic_file, atomic_folder, write_atomically
+from widelimit.files import (
+    PARTIAL_SUFFIX,
+    atomic_file,
+    atomic_folder,
+    locked_file,
+    write_atomically,
+)
 from widelimit.machine import available_memory
 from widelimit.reading import StoredArray, open_array, read_json, refusing
 
 __all__ = ["load_model", "save_model"]
 
 _DOCUMENT = "model.json"
+_LOCK = ".lock"
+_FILE = re.compile(r"([a-z0-9_]+?)(?:-[0-9a-f]{16})?\.npy")  # of an array, by its name
 _MAX_DOCUMENT = 2**26  # bytes; the names of a million features
 _CHUNK = 2**24  # bytes
 _CRC: Callable[[int, bytes], int] = cast("Any", google_crc32c).extend
@@ -45,7 +55,8 @@ def save_model(
         Will hold JSON and arrays, without code: whoever loads it need not trust it. It appears
         when it is complete.
     overwrite : bool
-        Whether to replace a model that is there.
+        Whether to replace a model that is there: at every instant the folder holds the old one or
+        the new one, whole, and who loads it meanwhile gets one of them.
 
     Raises
     ------
@@ -53,8 +64,10 @@ def save_model(
         Before `fit`.
     FileExistsError
         If the folder exists.
+    BlockingIOError
+        If another process is replacing it.
     OSError
-        If it cannot be written.
+        If it cannot be written; what was there is still there.
     TypeError
         If labels are neither numbers nor strings.
 
@@ -72,20 +85,53 @@ def save_model(
             + (", it is no model" if overwrite else ", or overwrite=True to replace a model")
         )
     document, arrays = describe(model)
-    with atomic_folder(target) as folder:
-        listed: dict[str, Any] = {}
-        for name, values in arrays.items():
-            contiguous = np.ascontiguousarray(values)
-            with atomic_file(folder / f"{name}.npy") as file:
-                np.save(file, contiguous, allow_pickle=False)
-            listed[name] = {
-                "dtype": contiguous.dtype.str,
-                "shape": list(contiguous.shape),
-                "crc32c": _checksum(contiguous),
-            }
-        document["arrays"] = listed
-        text = json.dumps(document, indent=1, allow_nan=False)
-        write_atomically(folder / _DOCUMENT, text + "\n")
+    if not target.exists():
+        with atomic_folder(target) as made:
+            _write(made, document, arrays, "")
+        return
+    with locked_file(target / _LOCK):
+        # Arrays have other names than those there: the rename of the document replaces all.
+        try:
+            _write(target, document, arrays, f"-{secrets.token_hex(8)}")
+        finally:
+            with suppress(OSError):
+                _tidy(target, _listed(target))
+
+
+def _write(
+    folder: Path, document: dict[str, Any], arrays: dict[str, NDArray[Any]], tag: str
+) -> None:
+    """Write a model: its arrays, then the document that lists them."""
+    listed: dict[str, Any] = {}
+    for name, values in arrays.items():
+        contiguous = np.ascontiguousarray(values)
+        listed[name] = {
+            "file": f"{name}{tag}.npy",
+            "dtype": contiguous.dtype.str,
+            "shape": list(contiguous.shape),
+            "crc32c": _checksum(contiguous),
+        }
+        with atomic_file(folder / f"{name}{tag}.npy") as file:
+            np.save(file, contiguous, allow_pickle=False)
+    document["arrays"] = listed
+    document["crc32c"] = _document_checksum(document)
+    text = json.dumps(document, indent=1, allow_nan=False)
+    write_atomically(folder / _DOCUMENT, text + "\n")
+
+
+def _listed(folder: Path) -> set[str]:
+    """Return the names of the files of a model."""
+    listed: dict[str, Any] = _read_document(folder)["arrays"]
+    return {about.get("file", f"{name}.npy") for name, about in listed.items()}
+
+
+def _tidy(folder: Path, needed: set[str]) -> None:
+    """Delete what another model left, or a process that was killed, under the lock."""
+    for path in folder.iterdir():
+        ours = (match := _FILE.fullmatch(path.name)) is not None and match[1] in ARRAYS
+        half = path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX)
+        if half or (ours and path.name not in needed):
+            path.unlink(missing_ok=True)
 
 
 def load_model(folder: str | os.PathLike[str]) -> Any:
@@ -116,9 +162,16 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
         raise FileNotFoundError(
             f"there is no folder {path}: give the one that a model was saved to"
         )
-    document = _read_document(path)
-    with refusing(f"{path} must hold a model, it is damaged", "save the model again"):
-        return restore(document, _read_arrays(path, document["arrays"]))
+    while True:
+        document = _read_document(path)
+        with refusing(f"{path} must hold a model, it is damaged", "save the model again"):
+            try:
+                arrays = _read_arrays(path, document["arrays"])
+            except FileNotFoundError as error:
+                if _read_document(path) != document:  # it was replaced meanwhile
+                    continue
+                raise ValueError(f"{Path(str(error.filename)).name} is missing") from None
+            return restore(document, arrays)
 
 
 def _is_model(path: Path) -> bool:
@@ -136,6 +189,12 @@ def _checksum(values: NDArray[Any]) -> int:
     return found
 
 
+def _document_checksum(document: dict[str, Any]) -> int:
+    """Return the checksum of all that a document says, but for itself."""
+    rest = {name: value for name, value in document.items() if name != "crc32c"}
+    return _CRC(0, json.dumps(rest, sort_keys=True, allow_nan=False).encode())
+
+
 def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = read_json(path / _DOCUMENT, _MAX_DOCUMENT, path)
@@ -149,6 +208,10 @@ def _read_document(path: Path) -> dict[str, Any]:
             f"{path} must hold a model of format {' or '.join(FORMATS)}, got {found!r:.100}: it "
             "was written by another version of widelimit, or is something else"
         )
+    if found != FORMATS[0] and document.pop("crc32c", None) != _document_checksum(document):
+        raise ValueError(
+            f"{path / _DOCUMENT} is damaged, its checksum is wrong: save the model again"
+        )
     return document
 
 
@@ -159,10 +222,11 @@ def _read_arrays(path: Path, listed: dict[str, Any]) -> dict[str, NDArray[Any]]:
     with ExitStack() as stack:
         stored: dict[str, StoredArray] = {}
         for name, about in listed.items():
-            try:
-                found = stack.enter_context(open_array(path / f"{name}.npy", f"{name}.npy", path))
-            except FileNotFoundError:
-                raise ValueError(f"{name}.npy is missing") from None
+            file = about.get("file", f"{name}.npy")  # the first format had no other names
+            match = _FILE.fullmatch(file)
+            if match is None or match[1] != name:
+                raise ValueError(f"the file of {name} is {file!r:.100}")
+            found = stack.enter_context(open_array(path / file, file, path))
             dtypes, _ = ARRAYS[name]
             allowed = (
                 found.dtype.kind in "biufU"
@@ -181,5 +245,5 @@ def _read_arrays(path: Path, listed: dict[str, Any]) -> dict[str, NDArray[Any]]:
         arrays = {name: found.read() for name, found in stored.items()}
     for name, values in arrays.items():
         if _checksum(values) != listed[name]["crc32c"]:
-            raise ValueError(f"{name}.npy is damaged, its checksum is wrong")
+            raise ValueError(f"{stored[name].name} is damaged, its checksum is wrong")
     return arrays

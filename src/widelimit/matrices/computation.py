@@ -17,8 +17,9 @@ from widelimit.matrices.families import find_families
 from widelimit.matrices.inputs import number_samples
 from widelimit.matrices.manifest import Inputs, Maker, Manifest
 from widelimit.matrices.matrix import read_manifest
+from widelimit.matrices.objects import Objects
 from widelimit.matrices.profiles import Samples, make_sides
-from widelimit.matrices.store import Objects, StoreError, TileStore
+from widelimit.matrices.store import StoreError, TileStore
 from widelimit.matrices.tiles import Grid
 from widelimit.reading import MAX_HEADER, open_array
 

@@ -24,10 +24,12 @@ __all__ = [
     "check_one_shape",
     "check_samples",
     "check_threads",
+    "check_tile",
     "chunks",
     "number_samples",
 ]
 
+_SMALLEST_TILE, _LARGEST_TILE = 16, 2**14
 _SMALLEST, _LARGEST = 1e-120, 1e120  # of an input: its fourth power is a float64
 _CHUNK_SAMPLES, _CHUNK_BYTES = 512, 2**22  # that are looked at together, at most
 
@@ -126,6 +128,20 @@ def chunks(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float64]]]:
     for start in range(0, len(values), step):
         # + 0.0 makes -0.0 and 0.0 one number, which they are to the kernel
         yield start, np.ascontiguousarray(values[start : start + step], np.float64) + 0.0
+
+
+def check_tile(tile: Any) -> int | None:
+    """Return the side of a tile; None is None."""
+    if tile is None:
+        return None
+    if isinstance(tile, bool) or not isinstance(tile, Integral):
+        raise TypeError(f"tile must be an integer or None, got {tile!r}")
+    side = int(tile)
+    if not _SMALLEST_TILE <= side <= _LARGEST_TILE:
+        raise ValueError(
+            f"tile must be from {_SMALLEST_TILE} to {_LARGEST_TILE} samples, got {side}"
+        )
+    return side
 
 
 def number_samples(x1: NDArray[Any], x2: NDArray[Any] | None) -> tuple[IntArray, IntArray | None]:

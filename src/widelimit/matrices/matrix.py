@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.matrices.manifest import Manifest
-from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.objects import open_objects
+from widelimit.matrices.store import StoreError, TileStore
 
 __all__ = ["Gram", "open_gram"]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,15 @@ from widelimit.matrices.inputs import (
     check_kinds,
     check_networks,
     check_threads,
+    check_tile,
 )
 from widelimit.matrices.manifest import Inputs, Maker, Manifest
 from widelimit.matrices.matrix import arrange, read_manifest
+from widelimit.matrices.objects import Objects, open_objects
 from widelimit.matrices.plan import Plan, Sizes, batches, solve
 from widelimit.matrices.progress import Progress, Tracker
 from widelimit.matrices.sinks import Stored
-from widelimit.matrices.store import Objects, TileStore, open_objects
+from widelimit.matrices.store import TileStore, is_finished
 from widelimit.matrices.tiles import Key
 from widelimit.matrices.workers import Report, Task, distribute
 from widelimit.network import Network
@@ -43,7 +44,6 @@ __all__ = ["gram"]
 
 _BATCH_PAIRS = 3e10  # element-layers of a task for a worker, about: a quarter of a minute
 _FEWEST_TASKS = 64  # so that workers finish together
-_SMALLEST_TILE, _LARGEST_TILE = 16, 2**14
 
 
 def gram(
@@ -150,7 +150,7 @@ def gram(
     chosen = get_backend(backend)
     pool = _executor(executor)
     workers = 1 if threads is None and pool is not None else check_threads(threads)
-    side = _check_tile(tile)
+    side = check_tile(tile)
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
     values1, values2 = check_inputs(networks, x1, x2)
@@ -161,7 +161,7 @@ def gram(
     display = shown(progress, "", lambda state: (state.share, str(state)))
 
     objects = open_objects(store)
-    with objects.locked():
+    with nullcontext() if not verify and is_finished(objects) else objects.locked():
         import_module("zarr")  # before memory is looked at: its modules take some, too
         budget = remaining(memory)
         manifest = Manifest(
@@ -269,8 +269,8 @@ class _Run:
         """Hand tiles out to workers; compute here what is left if the executor breaks."""
         cost = self._plan.tile**2 * max(1, self._sizes.element_layers)
         size = max(1, min(round(_BATCH_PAIRS / cost), len(self.keys) // _FEWEST_TASKS))
-        plan, name = self._plan, self._tiles.objects.name
-        reuse = None if self._old is None else self._old.objects.name
+        plan, name = self._plan, self._tiles.objects.url
+        reuse = None if self._old is None else self._old.objects.url
         tasks = [
             Task(name, keys, backend, maker, plan.threads, plan.held, reuse)
             for keys in batches(iter(self.keys), size)
@@ -287,19 +287,6 @@ class _Run:
             open_keys = set(chain.from_iterable(task.keys for task in left))
             still = open_keys - self._tiles.finished()
             self.here(report, [key for key in self.keys if key in still])
-
-
-def _check_tile(tile: Any) -> int | None:
-    if tile is None:
-        return None
-    if isinstance(tile, bool) or not isinstance(tile, Integral):
-        raise TypeError(f"tile must be an integer or None, got {tile!r}")
-    side = int(tile)
-    if not _SMALLEST_TILE <= side <= _LARGEST_TILE:
-        raise ValueError(
-            f"tile must be from {_SMALLEST_TILE} to {_LARGEST_TILE} samples, got {side}"
-        )
-    return side
 
 
 def _executor(executor: Any) -> Executor | None:

@@ -88,7 +88,8 @@ class Stored:
     def begin(self, key: Key) -> Output:
         """Return memory for a tile, with the entries that are known."""
         rows, columns = (part.stop - part.start for part in self._store.grid.extent(key))
-        values = np.empty((*self._matrices, rows, columns), self._store.dtype)
+        # What is left out is not stored in silence: NaN is refused.
+        values = np.full((*self._matrices, rows, columns), np.nan, self._store.dtype)
         if self._old is not None and max(key) < self._old.grid.shape[0]:
             by_place = values.reshape(*self._old.shape[:-2], rows, columns)
             for place in self._old.places:

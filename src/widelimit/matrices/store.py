@@ -3,34 +3,37 @@
 The array has the shape of the matrix, perhaps with axes for several matrices before it, and one
 chunk for every tile of every matrix: raw little-endian numbers, then their CRC32C. Any Zarr v3
 reader reads it; tiles that are not there read as NaN.
+
+A checksum does not say of which matrix a tile is, nor where in it. Hence each store has an
+identity, drawn when it is made, and each tile a *seal*, ``seals/IDENTITY/I/J``: the checksums of
+what was written there for this store, and one of its own. A tile without its seal is not there; one
+that differs from its seal is not what was written, whatever its own checksum says.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import hashlib
 import itertools
 import json
 import math
-import os
-import socket
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, cast, get_args
+import re
+import secrets
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.files import PARTIAL_SUFFIX, make_folder, write_atomically
+from widelimit.matrices.objects import KEPT, METADATA, SEALS, Objects
 from widelimit.matrices.tiles import Grid, Key, Region
-from widelimit.reading import open_regular, parse_json, read_bytes, refusing
+from widelimit.reading import parse_json, refusing
 
-__all__ = ["Objects", "StoreError", "TileStore", "open_objects"]
+__all__ = ["StoreError", "TileStore", "is_finished"]
 
-_METADATA = "zarr.json"
-_LOCK = ".lock"
+_IDENTITY = re.compile("[0-9a-f]{32}")
 _MAX_METADATA = 2**24  # bytes: a manifest with thousands of networks
 _MAX_TILES = 2**24
 _CRC_BYTES = 4
@@ -39,184 +42,6 @@ _CRC_RESIDUE = 0x48674BC7  # the CRC32C of any bytes that their own CRC32C follo
 
 class StoreError(ValueError):
     """What is stored is not what it should be; the message says what to do."""
-
-
-class Objects(Protocol):
-    """Where bytes are kept under names: a folder, or what an fsspec URL names."""
-
-    name: str
-
-    def read(self, key: str, at_most: int) -> bytes:
-        """Return an object of at most so many bytes.
-
-        FileNotFoundError if it is not there, ValueError if it is larger or no object.
-        """
-        ...
-
-    def read_end(self, key: str, n: int) -> bytes:
-        """Return the last n bytes of an object."""
-        ...
-
-    def write(self, key: str, content: bytes) -> None:
-        """Write an object: readers see the old one or the whole new one."""
-        ...
-
-    def delete(self, key: str) -> None:
-        """Delete an object, if it is there."""
-        ...
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the sizes in bytes of all objects below a prefix."""
-        ...
-
-    @contextmanager
-    def locked(self) -> Generator[None]:
-        """Be the only writer within the block; BlockingIOError if another process is."""
-        ...
-
-    def in_use(self) -> bool:
-        """Return whether a process is known to be writing."""
-        ...
-
-
-class _Folder:
-    """Objects in a folder of this machine's file system."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.name = str(path)
-
-    def read(self, key: str, at_most: int) -> bytes:
-        return read_bytes(self._path / key, at_most, self._path)
-
-    def read_end(self, key: str, n: int) -> bytes:
-        with open_regular(self._path / key, self._path) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - n))
-            return file.read()
-
-    def write(self, key: str, content: bytes) -> None:
-        path = self._path / key
-        make_folder(path.parent)
-        write_atomically(path, content)
-
-    def delete(self, key: str) -> None:
-        (self._path / key).unlink(missing_ok=True)
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        found: dict[str, int] = {}
-        folders = [prefix]
-        while folders:
-            folder = folders.pop()
-            try:
-                entries = list(os.scandir(self._path / folder))
-            except FileNotFoundError:
-                continue
-            for entry in entries:
-                key = f"{folder}/{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(key)
-                elif not entry.name.startswith("."):
-                    found[key] = entry.stat(follow_symlinks=False).st_size
-        return found
-
-    @contextmanager
-    def locked(self) -> Generator[None]:
-        make_folder(self._path)
-        # The lock of the file system goes with its process, however that ends; no clock is asked.
-        with (self._path / _LOCK).open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                owner = file.read(200).strip() or "unknown"
-                raise BlockingIOError(
-                    errno.EAGAIN,
-                    f"another process is writing there ({owner}): wait until it has finished, or "
-                    "stop it",
-                    self.name,
-                ) from None
-            file.seek(0)
-            file.truncate()
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            self._clean()
-            yield
-
-    def in_use(self) -> bool:
-        try:
-            with open_regular(self._path / _LOCK, self._path) as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
-
-    def _clean(self) -> None:
-        """Delete what a process that was killed left half-written."""
-        for folder, _, files in os.walk(self._path):
-            for name in files:
-                if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
-                    (Path(folder) / name).unlink(missing_ok=True)
-
-
-class _Remote:
-    """Objects of a file system of fsspec: an object store writes an object whole."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec  # pyright: ignore[reportMissingTypeStubs]
-
-        self._fs, self._root = cast("tuple[Any, str]", fsspec.url_to_fs(url))  # pyright: ignore[reportUnknownMemberType]
-        self.name = url
-
-    def _path(self, key: str) -> str:
-        return f"{self._root.rstrip('/')}/{key}"
-
-    def read(self, key: str, at_most: int) -> bytes:
-        content: bytes = self._fs.cat_file(self._path(key), start=0, end=at_most + 1)
-        if len(content) > at_most:
-            raise ValueError(f"{self.name}/{key} must have at most {at_most:,} bytes")
-        return content
-
-    def read_end(self, key: str, n: int) -> bytes:
-        return self._fs.cat_file(self._path(key), start=-n)
-
-    def write(self, key: str, content: bytes) -> None:
-        path = self._path(key)
-        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self._fs.pipe_file(path, content)
-
-    def delete(self, key: str) -> None:
-        if self._fs.exists(self._path(key)):
-            self._fs.rm_file(self._path(key))
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        self._fs.invalidate_cache()
-        start = self._path("")
-        try:
-            found = self._fs.find(self._path(prefix), detail=True)
-        except FileNotFoundError:
-            return {}
-        return {
-            path[path.index(start.lstrip("/")) + len(start.lstrip("/")) :]: int(entry["size"])
-            for path, entry in found.items()
-        }
-
-    @contextmanager
-    def locked(self) -> Generator[None]:
-        # No lock: two runs of one job write the same bits, and another job is refused.
-        yield
-
-    def in_use(self) -> bool:
-        return False
-
-
-def open_objects(url: str | os.PathLike[str]) -> Objects:
-    """Return the objects below a local path or an fsspec URL (``s3://bucket/k.zarr``)."""
-    text = os.fspath(url)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
-    return _Remote(text) if "://" in text else _Folder(Path(text).expanduser())
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,6 +62,8 @@ class TileStore:
         read from their mirror images. "lower": the matrix is triangular, zero above the diagonal.
     manifest : dict
         What belongs to the matrix, as JSON.
+    identity : str
+        Drawn when the store was made: 32 hexadecimal digits.
     """
 
     objects: Objects
@@ -245,6 +72,11 @@ class TileStore:
     dtype: np.dtype[Any]
     region: Region
     manifest: dict[str, Any]
+    identity: str
+    # As they were read last.
+    _seals: dict[Key, tuple[int, ...]] = field(
+        default_factory=dict[Key, tuple[int, ...]], repr=False
+    )
 
     @classmethod
     def create(
@@ -282,9 +114,10 @@ class TileStore:
             filters=None,
             serializer=BytesCodec(endian="little"),
             compressors=[Crc32cCodec()],
-            attributes={"widelimit": {**manifest, "region": region}},
         )
-        content: bytes = held[_METADATA].to_bytes()
+        identity = secrets.token_hex(16)
+        metadata = json.loads(held[METADATA].to_bytes())
+        content = _describe(metadata, manifest, region, identity)
         if len(content) > _MAX_METADATA:
             raise ValueError(
                 f"a store must have at most {_MAX_METADATA:,} bytes of metadata, those of "
@@ -292,19 +125,19 @@ class TileStore:
             )
         made = cls._parse(objects, content)
         try:
-            objects.read(_METADATA, _MAX_METADATA)
+            objects.read(METADATA, _MAX_METADATA)
         except FileNotFoundError:
-            objects.write(_METADATA, content)
+            objects.write(made._seal_name("store"), _sealed("store", identity.encode()))
+            objects.write(METADATA, content)
             return made
         raise FileExistsError(errno.EEXIST, "there is a Zarr array already", objects.name)
 
     def with_manifest(self, manifest: dict[str, Any]) -> TileStore:
         """Replace the manifest, and keep the tiles."""
-        metadata = parse_json(self.objects.read(_METADATA, _MAX_METADATA), self.objects.name)
-        metadata["attributes"]["widelimit"] = {**manifest, "region": self.region}
-        content = json.dumps(metadata).encode()
+        metadata = parse_json(self.objects.read(METADATA, _MAX_METADATA), self.objects.name)
+        content = _describe(metadata, manifest, self.region, self.identity)
         made = TileStore._parse(self.objects, content)
-        self.objects.write(_METADATA, content)
+        self.objects.write(METADATA, content)
         return made
 
     @classmethod
@@ -320,7 +153,7 @@ class TileStore:
         """
         try:
             with _refusing(objects):
-                content = objects.read(_METADATA, _MAX_METADATA)
+                content = objects.read(METADATA, _MAX_METADATA)
         except FileNotFoundError:
             raise FileNotFoundError(
                 errno.ENOENT, "there is no matrix of widelimit", objects.name
@@ -333,9 +166,17 @@ class TileStore:
         with _refusing(objects):
             if len(content) > _MAX_METADATA:
                 raise ValueError(f"its metadata take {len(content):,} bytes")
-            metadata = parse_json(content, _METADATA)
+            metadata = parse_json(content, METADATA)
             attributes = dict(metadata["attributes"]["widelimit"])
             region = attributes.pop("region")
+            if "identity" not in attributes:
+                raise ValueError(
+                    "it was made by version 0.1, whose tiles do not say where they belong (any "
+                    "Zarr reader still opens it)"
+                )
+            identity, digest = attributes.pop("identity"), attributes.pop("digest")
+            if not _IDENTITY.fullmatch(identity) or digest != _digest(metadata):
+                raise ValueError("its metadata are damaged, or were changed")
             shape = tuple(metadata["shape"])
             chunks = metadata["chunk_grid"]["configuration"]["chunk_shape"]
             expected: dict[str, Any] = {
@@ -365,7 +206,7 @@ class TileStore:
             if math.prod(shape[:-2]) * rows * columns > _MAX_TILES:
                 raise ValueError(f"it has more than {_MAX_TILES:,} tiles: use larger ones")
         dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
-        return cls(objects, shape, chunks[-1], dtype, region, attributes)
+        return cls(objects, shape, chunks[-1], dtype, region, attributes, identity)
 
     @property
     def places(self) -> list[tuple[int, ...]]:
@@ -379,16 +220,18 @@ class TileStore:
         return Grid(n1, n2, self.tile, self.region)
 
     def finished(self) -> set[Key]:
-        """Return the keys of the tiles that are there for every matrix, in full length.
+        """Return the keys of the tiles that are there for every matrix, in full length, and sealed.
 
         A tile appears only when all its bytes are on the disk. One that is shorter was damaged
-        since: it counts as not there.
+        since: it counts as not there. So does one that was not written for this store.
         """
         sizes = self.objects.sizes("c")
+        seals = self.objects.sizes(f"{SEALS}/{self.identity}")
         return {
             key
             for key in self.grid.tiles()
-            if all(sizes.get(name) == self._chunk_bytes for name in self._names(key))
+            if self._seal_name(key) in seals
+            and all(sizes.get(name) == self._chunk_bytes for name in self._names(key))
         }
 
     def missing(self) -> set[Key]:
@@ -420,10 +263,17 @@ class TileStore:
 
         Raises
         ------
+        ValueError
+            If an entry is NaN: it was not computed.
+        StoreError
+            If the store was deleted since, or another one was made there.
         OSError
             If there is no room, or no permission; the tile is then not there.
         """
         rows, columns = values.shape[-2:]
+        if np.isnan(values).any():
+            raise ValueError(f"tile {key} has entries that are no numbers: it is not stored")
+        self._check_current()
         checksums: list[int] = []
         for place in self.places:
             whole = np.full((self.tile, self.tile), np.nan, self.dtype)
@@ -432,6 +282,7 @@ class TileStore:
             checksum = _crc32c(content)
             self._put(key, place, content + checksum.to_bytes(_CRC_BYTES, "little"))
             checksums.append(checksum)
+        self._seal(key, tuple(checksums))
         return tuple(checksums)
 
     def copy(self, key: Key, source: TileStore) -> None:
@@ -451,8 +302,13 @@ class TileStore:
         OSError
             As for `write`.
         """
+        self._check_current()
+        checksums: list[int] = []
         for place in self.places:
-            self._put(key, place, source._checked(key, place))
+            content = source._checked(key, place)
+            self._put(key, place, content)
+            checksums.append(int.from_bytes(content[-_CRC_BYTES:], "little"))
+        self._seal(key, tuple(checksums))
 
     def read(self, key: Key, place: tuple[int, ...] = ()) -> NDArray[Any]:
         """Read one tile of one matrix, and check it.
@@ -474,7 +330,8 @@ class TileStore:
 
     def delete(self, key: Key) -> None:
         """Delete a tile of every matrix."""
-        for name in self._names(key):
+        self._seals.pop(key, None)
+        for name in (self._seal_name(key), *self._names(key)):
             self.objects.delete(name)
 
     def damaged(self, keys: Sequence[Key]) -> list[Key]:
@@ -530,8 +387,61 @@ class TileStore:
     def _names(self, key: Key) -> list[str]:
         return [_name(key, place) for place in self.places]
 
+    def keep(self, name: str, content: bytes) -> None:
+        """Keep something else beside the tiles, for this store alone."""
+        self._check_current()
+        self._write(f"{KEPT}/{self.identity}/{name}", _sealed(name, content), name)
+
+    def kept(self, name: str, at_most: int) -> bytes | None:
+        """Return what was kept under a name; None if it is not there, or damaged."""
+        try:
+            found = self.objects.read(f"{KEPT}/{self.identity}/{name}", at_most + _CRC_BYTES)
+        except (FileNotFoundError, ValueError):
+            return None
+        content = found[:-_CRC_BYTES]
+        return content if found == _sealed(name, content) else None
+
+    # --- seals ------------------------------------------------------------------------------------
+
+    def _seal_name(self, what: Key | str) -> str:
+        return "/".join(
+            (SEALS, self.identity, *([what] if isinstance(what, str) else map(str, what)))
+        )
+
+    def _seal(self, key: Key, checksums: tuple[int, ...]) -> None:
+        content = b"".join(value.to_bytes(_CRC_BYTES, "little") for value in checksums)
+        self._write(self._seal_name(key), _sealed(str(key), content), f"tile {key}")
+        self._seals[key] = checksums
+
+    def _is_sealed(self, key: Key, place: tuple[int, ...], checksum: int) -> bool:
+        """Return whether a tile has the checksum of its seal; one that changed is read again."""
+        index = self.places.index(place)
+        known = self._seals.get(key)
+        if known is not None and known[index] == checksum:
+            return True
+        length = len(self.places) * _CRC_BYTES
+        try:
+            content = self.objects.read(self._seal_name(key), length + _CRC_BYTES)
+        except (FileNotFoundError, ValueError):
+            return False
+        if len(content) != length + _CRC_BYTES or content != _sealed(str(key), content[:length]):
+            return False
+        parts = range(0, length, _CRC_BYTES)
+        self._seals[key] = tuple(
+            int.from_bytes(content[at : at + _CRC_BYTES], "little") for at in parts
+        )
+        return self._seals[key][index] == checksum
+
+    def _check_current(self) -> None:
+        """Refuse to write where another store, or none, has taken the place of this one."""
+        if not self.objects.exists(self._seal_name("store")):
+            raise StoreError(
+                f"{self.objects.name} was deleted, or made anew, since this began to write there: "
+                "nothing more is written; if that was not meant, run the same call again"
+            )
+
     def _checked(self, key: Key, place: tuple[int, ...]) -> bytes:
-        """Return the bytes of one tile of one matrix, of which the checksum is right."""
+        """Return the bytes of one tile of one matrix that are what was written there."""
         try:
             content = self.objects.read(_name(key, place), self._chunk_bytes)
         except FileNotFoundError:
@@ -540,29 +450,67 @@ class TileStore:
             ) from None
         except ValueError:
             content = b""
+        checksum = int.from_bytes(content[-_CRC_BYTES:], "little")
         if len(content) != self._chunk_bytes or _crc32c(content) != _CRC_RESIDUE:
-            raise StoreError(
-                f"tile {key} of {self.objects.name} is damaged, its checksum is wrong: run the "
-                "call that makes it again with verify=True, which computes such tiles anew"
-            )
-        return content
+            wrong = "is damaged, its checksum is wrong"
+        elif not self._is_sealed(key, place, checksum):
+            wrong = "is not the one that was written there"
+        else:
+            return content
+        raise StoreError(
+            f"tile {key} of {self.objects.name} {wrong}: run the call that makes it again with "
+            "verify=True, which computes such tiles anew"
+        )
 
     def _put(self, key: Key, place: tuple[int, ...], content: bytes) -> None:
-        name = _name(key, place)
+        self._write(_name(key, place), content, f"tile {key}")
+
+    def _write(self, name: str, content: bytes, what: str) -> None:
         try:
             self.objects.write(name, content)
         except OSError as error:
             raise type(error)(
                 error.errno,
-                f"{error.strerror or error}, while tile {key} was written; the finished tiles "
+                f"{error.strerror or error}, while {what} was written; the finished tiles "
                 "are kept: mend this, and run the same call again",
                 f"{self.objects.name}/{name}",
             ) from error
 
 
+def is_finished(objects: Objects) -> bool:
+    """Return whether a whole matrix lies there, which can be read where nothing can be written."""
+    try:
+        return not TileStore.open(objects).missing()
+    except (FileNotFoundError, StoreError):
+        return False
+
+
 def _refusing(objects: Objects) -> AbstractContextManager[None]:
     expected = f"{objects.name} must be a matrix that widelimit wrote, it is not"
     return refusing(expected, "give another path", StoreError)
+
+
+def _describe(metadata: Any, manifest: dict[str, Any], region: Region, identity: str) -> bytes:
+    """Return the metadata of a Zarr array with what belongs to a store, and their digest."""
+    own = {**manifest, "region": region, "identity": identity}
+    metadata["attributes"] = {**metadata["attributes"], "widelimit": own}
+    own["digest"] = _digest(metadata)
+    return json.dumps(metadata, indent=2).encode()
+
+
+def _digest(metadata: dict[str, Any]) -> str:
+    """Return the SHA-256 of metadata, in hexadecimal, without what it is compared with."""
+    attributes = dict(metadata["attributes"])
+    own = attributes["widelimit"] = dict(attributes["widelimit"])
+    own.pop("digest", None)
+    text = json.dumps({**metadata, "attributes": attributes}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sealed(name: str, content: bytes) -> bytes:
+    """Return a content and the CRC32C of its name and itself: elsewhere it is not right."""
+    checksum = _crc32c(f"{name}:".encode() + content)
+    return content + checksum.to_bytes(_CRC_BYTES, "little")
 
 
 def _name(key: Key, place: tuple[int, ...]) -> str:

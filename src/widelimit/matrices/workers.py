@@ -27,8 +27,9 @@ from widelimit.backends import BackendName, get_backend
 from widelimit.matrices.computation import Order, kept_engine
 from widelimit.matrices.manifest import Maker
 from widelimit.matrices.matrix import read_manifest
+from widelimit.matrices.objects import open_objects
 from widelimit.matrices.sinks import Stored
-from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.store import StoreError, TileStore
 from widelimit.matrices.tiles import Key
 
 __all__ = ["Report", "Task", "distribute", "run_task"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -244,6 +245,8 @@ class TiledFactor:
         done, t = self._rows, self.store.tile
         result = self._stored_inverse(arithmetic.dtype)
         total = sum((done - c) ** 2 for c in range(done))
+        if not np.isnan(result).any():
+            return result
         with (
             self.store.objects.locked(),
             Reader(self.store, arithmetic.dtype) as reader,
@@ -262,20 +265,18 @@ class TiledFactor:
                 first += width
                 content = io.BytesIO()
                 np.save(content, result)
-                self.store.objects.write(_inverse_name(arithmetic.dtype), content.getvalue())
+                self.store.keep(_inverse_name(arithmetic.dtype), content.getvalue())
                 report(finished / total)
         return result
 
     def _stored_inverse(self, dtype: np.dtype[Any]) -> FloatArray:
         """Return what was finished; nan for the rest, and if what is there cannot be that."""
         name = _inverse_name(dtype)
-        try:
-            content = self.store.objects.read(name, 8 * self.n + MAX_HEADER)
-            with open_array(content, name) as stored:
+        content = self.store.kept(name, 8 * self.n + MAX_HEADER)
+        if content is not None:
+            with suppress(ValueError), open_array(content, name) as stored:
                 if stored.shape == (self.n,) and stored.dtype == np.float64:
                     return stored.read()
-        except (FileNotFoundError, ValueError):
-            pass
         return np.full(self.n, np.nan)
 
     def _inverse_columns(

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -27,7 +28,9 @@ from widelimit._version import __version__
 from widelimit.arrays import FloatArray
 from widelimit.display import share_alone, shown
 from widelimit.machine import remaining
-from widelimit.matrices.store import StoreError, TileStore, open_objects
+from widelimit.matrices.inputs import check_tile
+from widelimit.matrices.objects import open_objects
+from widelimit.matrices.store import StoreError, TileStore, is_finished
 from widelimit.matrices.tiles import Grid, Key
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, epsilon
@@ -196,15 +199,16 @@ def factorise(
         )
     if dtype not in ("float32", "float64"):
         raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
+    asked = check_tile(tile)
     n = matrix.shape[0]
     mean = float(diagonal(matrix).mean())
     absolute = check_absolute(relative, mean, dtype=dtype)
     objects = open_objects(store)
-    with objects.locked():
+    with nullcontext() if not verify and is_finished(objects) else objects.locked():
         found, old = _find_factor(store), None
         if reuse is not None:
             if found is None or found.missing():
-                side = tile if found is None else found.tile
+                side = asked if found is None else found.tile
                 old = same_ridge = _find_reused(reuse, n, dtype, side)
             else:
                 same_ridge = found
@@ -228,7 +232,7 @@ def factorise(
             if copied or found is None:
                 _check_factor_of(matrix, TiledFactor(old, memory))
         if found is None:
-            side = tile or (tile_side(matrix) if old is None else old.tile)
+            side = asked or (tile_side(matrix) if old is None else old.tile)
             found = TileStore.create(objects, (n, n), side, dtype, "lower", manifest)
         if old is not None:
             for key in copied:
