@@ -23,7 +23,8 @@ from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
 from widelimit.machine import peak_memory
-from widelimit.matrices.store import TileStore, open_objects
+from widelimit.matrices.objects import open_objects
+from widelimit.matrices.store import TileStore
 from widelimit.solvers import TiledFactor, factorise
 from widelimit.solvers.blas import factor_in_place
 

@@ -230,5 +230,6 @@ def test_memory_is_looked_at_before_the_work(monkeypatch: pytest.MonkeyPatch) ->
 
     module = importlib.import_module("widelimit.matrices.kernel")
     monkeypatch.setattr(module, "available_memory", lambda: 2**10)
+    monkeypatch.setattr(module, "ALWAYS_FITS", 0)
     with pytest.raises(MemoryError, match="23 x 530 kernel values of 2 networks and 1 kinds need"):
         PreparedKernel(NETS, X).cross(NEW, ["ntk"])
