@@ -24,7 +24,7 @@ from widelimit.data import Dataset, load_dataset, split_by_class, standardise, t
 from widelimit.data.dataset import MAX_VALUES
 from widelimit.data.idx import FASHION_CLASSES, read_idx
 
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "cifar10_3k.npz"
+CIFAR10 = Path(os.environ.get("WIDELIMIT_CIFAR10", ""))
 
 RNG = np.random.default_rng(5)
 IMAGES = RNG.integers(0, 256, (12, 5, 4, 3), dtype=np.uint8)
@@ -441,13 +441,13 @@ def test_npz_damage_gives_data_or_an_error_that_names_the_file(
     assert "fuzz.npz" in message
 
 
-@pytest.mark.skipif(not SHARED.is_file(), reason="../shared/data is absent")
+@pytest.mark.skipif(not CIFAR10.is_file(), reason="WIDELIMIT_CIFAR10 names no images")
 def test_npz_of_cifar10() -> None:
-    data = load_dataset(SHARED)
+    data = load_dataset(CIFAR10)
     assert data.split == "given"
     assert data.x_train.shape == (2000, 32, 32, 3)
     assert data.x_test.shape == (1000, 32, 32, 3)
-    with np.load(SHARED) as arrays:
+    with np.load(CIFAR10) as arrays:
         np.testing.assert_array_equal(data.x_test, arrays["X_test"] / 255)
         np.testing.assert_array_equal(data.y_test, arrays["y_test"])
 
