@@ -118,6 +118,15 @@ def test_a_folder_appears_when_all_is_in_it(disk: Disk) -> None:
     assert sorted(os.listdir(path)) == ["x", "y"]
 
 
+def test_a_link_to_a_folder_that_is_not_there_yet_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("place")
+    with atomic_folder(tmp_path / "link") as folder:
+        write_atomically(folder / "new", "")
+    assert sorted(os.listdir(tmp_path)) == ["link", "place"]
+    assert (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "place") == ["new"]
+
+
 @pytest.mark.parametrize("step", range(3))
 def test_a_file_that_cannot_be_written(disk: Disk, step: int) -> None:
     """What was there is there, or, if only the folder could not be synced, what is new."""

@@ -109,12 +109,16 @@ def test_new_samples_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts.since() == (3, 3, 0)
 
 
+def profile_size() -> int:
+    """Bytes that one sample and its profile take."""
+    program = wl.program.compile_family([HEAD], X.shape[1:], ["ntk"])
+    return CpuBackend().profile_bytes(program, "float32")
+
+
 def test_profiles_that_do_not_fit_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counts(monkeypatch)
     made = PreparedKernel([HEAD], X, threads=1)
-    size = CpuBackend().profile_bytes(
-        wl.program.compile_family([HEAD], X.shape[1:], ["ntk"]), "float32"
-    )
+    size = profile_size()
     monkeypatch.setattr(prepared, "PROFILE_BYTES", 2 * 530 * size - 1)
     made.cross(NEW, ["ntk"])
     made.cross(NEW, ["nngp"])  # both together do not fit
@@ -132,9 +136,7 @@ def test_profiles_that_do_not_fit_are_made_again(monkeypatch: pytest.MonkeyPatch
 
 def test_objects_that_are_gone_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counts(monkeypatch)
-    size = CpuBackend().profile_bytes(
-        wl.program.compile_family([HEAD], X.shape[1:], ["ntk"]), "float32"
-    )
+    size = profile_size()
     monkeypatch.setattr(prepared, "PROFILE_BYTES", 2 * 40 * size)
     monkeypatch.setattr(prepared, "_shelf", prepared._Shelf())
     first = PreparedKernel([HEAD], X[:40])
@@ -151,9 +153,7 @@ def test_objects_that_are_gone_take_no_room(monkeypatch: pytest.MonkeyPatch) -> 
 def test_all_objects_together_keep_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the estimators of an ensemble, each with its training samples."""
     counts = Counts(monkeypatch)
-    size = CpuBackend().profile_bytes(
-        wl.program.compile_family([HEAD], X.shape[1:], ["ntk"]), "float32"
-    )
+    size = profile_size()
     monkeypatch.setattr(prepared, "PROFILE_BYTES", 2 * 40 * size)
     monkeypatch.setattr(prepared, "_shelf", prepared._Shelf())
     first, second, third = (PreparedKernel([HEAD], X[i : i + 40]) for i in (0, 40, 80))

@@ -87,6 +87,7 @@ def atomic_folder(path: Path) -> Generator[Path]:
     OSError
         As for `atomic_file`.
     """
+    path = path.resolve()  # a link that leads to where nothing is yet stays one
     temporary = _beside(path)
     temporary.mkdir()
     try:
