@@ -17,7 +17,9 @@ IMPORTED_AS = {
     "pillow": "PIL",
     "google-crc32c": "google_crc32c",
     "cupy-cuda12x": "cupy",
+    "cupy-cuda13x": "cupy",
 }
+PARTS = {"cupyx": "cupy"}  # packages that come with another one
 
 
 def modules_of(requirements: list[str]) -> set[str]:
@@ -32,6 +34,7 @@ def imported(source: Path) -> dict[str, str]:
     for module, path in read_modules(source).items():
         for line, name in imported_names(ast.parse(path.read_text("utf-8")), module):
             top = name.partition(".")[0]
+            top = PARTS.get(top, top)
             if top != "widelimit" and top not in sys.stdlib_module_names:
                 found[top] = f"{path.name}:{line}"
     return found

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import widelimit as wl
-from widelimit.backends import Backend, get_backend, serving
+from widelimit.backends import Backend, cpu, get_backend, serving
 from widelimit.backends.base import Cancelled, Dtype, Entries, Pairs
 from widelimit.backends.cpu import CpuBackend
 from widelimit.backends.dense import DenseBackend
@@ -239,7 +239,7 @@ def test_a_kernel_in_memory_is_swept_by_the_blocks_that_it_holds(
     made = families(backend)
     sample = backend.profile_bytes(made[0].program, "float32")
     monkeypatch.setattr(engine, "_SIDE", 10)
-    monkeypatch.setattr(engine, "PROFILE_BYTES", 4 * 10 * sample)
+    monkeypatch.setattr(cpu, "PROFILE_BYTES", 4 * 10 * sample)
     out = np.empty((1, 1, 60, 60), np.float32)
     engine.fill(made, samples(60), None, out, "float32", 1)
     # Two rows of six at a time: all six blocks, then two more with the last of them held, then one.
@@ -248,12 +248,11 @@ def test_a_kernel_in_memory_is_swept_by_the_blocks_that_it_holds(
 
 
 def test_blocks_held_are_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from widelimit.matrices import engine
 
     grid = Grid(50, 50, 10, "upper")
     sample = CpuBackend().profile_bytes(families()[0].program, "float32")
     for blocks, held in ((1, 3), (3, 3), (6, 6), (100, 12)):
-        monkeypatch.setattr(engine, "PROFILE_BYTES", blocks * 10 * sample)
+        monkeypatch.setattr(cpu, "PROFILE_BYTES", blocks * 10 * sample)
         assert held_blocks(families(), "float32", grid) == held
 
 

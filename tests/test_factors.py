@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from widelimit.solvers import (
     Bordered,
@@ -16,6 +17,7 @@ from widelimit.solvers import (
     Solution,
     Status,
     Unavailable,
+    card,
     restore_factor,
     solve,
     solve_cholesky,
@@ -278,7 +280,14 @@ NAMED = {
     "refined": solve_refined,
     "conjugate": solve_conjugate,
     "spectral": solve_spectral,
+    "card": card.solve_card,
 }
+
+
+@pytest.fixture
+def _numpy_for_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = card.Device(np, scipy.linalg.solve_triangular, np.asarray, lambda: 2**40)
+    monkeypatch.setattr(card, "card_device", lambda: device)
 
 
 def problem(n: int = 50) -> tuple[np.ndarray, np.ndarray]:
@@ -287,6 +296,7 @@ def problem(n: int = 50) -> tuple[np.ndarray, np.ndarray]:
     return x @ x.T, rng.normal(size=(n, 2))
 
 
+@pytest.mark.usefixtures("_numpy_for_a_card")
 @pytest.mark.parametrize("method", typing.get_args(Method))
 def test_solve_is_the_function_of_that_name(method: Any, tmp_path: Path) -> None:
     k, y = problem()

@@ -31,7 +31,10 @@ from widelimit.program import Program, compile_networks
 __all__ = ["Diagnosis", "InstructionSet", "Machine", "examine", "find_machine", "render"]
 
 
-_PACKAGES = ("numpy", "scipy", "scikit-learn", "zarr", "torch", "cupy-cuda12x")
+_CUPY = ("cupy-cuda12x", "cupy-cuda13x")
+_PACKAGES = ("numpy", "scipy", "scikit-learn", "zarr", "torch", *_CUPY)
+
+_SHAPE = (7, 6, 3)  # of images of the self test: odd and even extents
 
 # What a self test may differ from the reference by, relative: ten times what is seen.
 _ALLOWED: dict[Dtype, float] = {"float32": 1e-5, "float64": 1e-12}
@@ -94,6 +97,31 @@ class InstructionSet:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA card that can be computed on.
+
+    Parameters
+    ----------
+    name : str
+    target : str
+        What kernels are compiled for.
+    memory, free : int
+        Bytes.
+    software : str
+        Versions of the driver and the compiler.
+    errors : mapping of str to float
+        Largest relative error of the self test by dtype.
+    """
+
+    name: str
+    target: str
+    memory: int
+    free: int
+    software: str
+    errors: Mapping[Dtype, float]
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Everything that the page shows.
 
@@ -109,6 +137,8 @@ class Diagnosis:
         Instruction set in use; None if there is none.
     problems : tuple of str
         What keeps widelimit from working, each with a remedy; empty: all is well.
+    gpu : Gpu or None
+        The first card; None if there is none, or no CuPy.
     """
 
     version: str
@@ -117,6 +147,7 @@ class Diagnosis:
     override: str | None
     chosen: str | None
     problems: tuple[str, ...]
+    gpu: Gpu | None = None
 
 
 def parse_cpuinfo(text: str) -> str | None:
@@ -188,7 +219,7 @@ def sample_sums(backend: Backend, dtype: Dtype) -> list[FloatArray]:
     list of ndarray of float64
         Sums of every tap, all positive.
     """
-    n, shape = 6, (7, 6, 3)  # odd and even extents; more images than some lanes, fewer than others
+    n, shape = 6, _SHAPE
     images = np.random.default_rng(7).standard_normal((n, *shape))
     identity = np.arange(n)
     cancel = np.zeros(1, np.int32)
@@ -208,7 +239,7 @@ def largest_error(got: Sequence[FloatArray], want: Sequence[FloatArray]) -> floa
 
 
 def examine() -> Diagnosis:
-    """Look at the machine and test every instruction set that it has; less than a second."""
+    """Look at the machine, test every instruction set that it has, and a card if there is one."""
     machine = find_machine()
     try:
         from widelimit.backends import cpu
@@ -234,22 +265,52 @@ def examine() -> Diagnosis:
         chosen = cpu.chosen_instruction_set()
     except ValueError as error:
         problems.append(str(error))
-    return Diagnosis(__version__, machine, tuple(tested), override, chosen, tuple(problems))
+    gpu = None
+    if machine.gpu_driver and any(machine.packages[name] for name in _CUPY):
+        try:
+            gpu = _examine_gpu(want)
+            problems += find_faults("cuda", gpu.errors, "use backend='cpu'")
+        except Exception as error:  # whatever a driver, a compiler or a card may do
+            problems.append(f"backend='cuda' cannot be used: {error}")
+    given = (override, chosen, tuple(problems), gpu)
+    return Diagnosis(__version__, machine, tuple(tested), *given)
 
 
-def find_faults(name: str, errors: Mapping[Dtype, float]) -> list[str]:
+def _examine_gpu(want: Sequence[FloatArray]) -> Gpu:
+    """Test the first card: some seconds, the first time, to compile the kernels."""
+    from widelimit.backends.cuda import CudaBackend
+    from widelimit.backends.cuda.cupy_device import find_device
+
+    device = find_device()
+    backend = CudaBackend(device)
+    programs = _test_programs(_SHAPE)
+    backend.prepare([(program, dtype) for program in programs for dtype in _ALLOWED])
+    errors: dict[Dtype, float] = {
+        dtype: largest_error(sample_sums(backend, dtype), want) for dtype in _ALLOWED
+    }
+    card, free = device.card, device.free_memory()
+    return Gpu(card.name, card.target, card.memory, free, device.software(), errors)
+
+
+def find_faults(
+    name: str,
+    errors: Mapping[Dtype, float],
+    remedy: str = "set WIDELIMIT_ISA to another instruction set",
+) -> list[str]:
     """Return a line for each dtype whose self test is further from the reference than allowed.
 
     Parameters
     ----------
     name : str
-        The instruction set.
+        The instruction set, or "cuda".
     errors : mapping of str to float
         Largest relative error by dtype; nan is a fault, too.
+    remedy : str
+        What to do.
     """
     return [
         f"self test of {name} in {dtype}: error {error:.1e}, allowed {_ALLOWED[dtype]:.0e}: "
-        "set WIDELIMIT_ISA to another instruction set, and please report this page"
+        f"{remedy}, and please report this page"
         for dtype, error in errors.items()
         if not error <= _ALLOWED[dtype]
     ]
@@ -259,13 +320,26 @@ def _size(n: int | None) -> str:
     return "unknown" if n is None else f"{n / 2**30:.1f} GiB"
 
 
+def _gpu_line(diagnosis: Diagnosis) -> str:
+    gpu, machine = diagnosis.gpu, diagnosis.machine
+    if gpu is not None:
+        size = f"{_size(gpu.memory)}, {_size(gpu.free)} free"
+        return f"{gpu.name}, {size}; {gpu.software}; backend='cuda' computes on it"
+    if not machine.gpu_driver:
+        return "none found; backend='cpu' is all there is"
+    if any(machine.packages.get(name) for name in _CUPY):
+        return "NVIDIA driver and CuPy found, but no card that works"
+    return "NVIDIA driver found; for backend='cuda' install widelimit[cuda13] (or [cuda12])"
+
+
 def render(diagnosis: Diagnosis) -> str:
     """Write the page as plain text."""
     machine = diagnosis.machine
     packages = [f"{name} {version}" for name, version in machine.packages.items() if version]
     missing = [name for name, version in machine.packages.items() if not version]
+    if any(machine.packages.get(name) for name in _CUPY):  # one of them is enough
+        missing = [name for name in missing if name not in _CUPY]
     optional = f"not installed: {', '.join(missing)}" if missing else "all installed"
-    gpu = "NVIDIA driver found" if machine.gpu_driver else "none found"
     lines = [
         f"widelimit {diagnosis.version}",
         f"  Python     {machine.python}",
@@ -275,7 +349,7 @@ def render(diagnosis: Diagnosis) -> str:
         f"  processor  {machine.cpu}",
         f"  cores      {machine.cores_usable} usable of {machine.cores}",
         f"  memory     {_size(machine.memory_free)} free for this process",
-        f"  GPU        {gpu}; this version computes on the CPU",
+        f"  GPU        {_gpu_line(diagnosis)}",
         "",
         f"{'instruction set':<17}{'processor':<11}{'lanes f32/f64':<15}self test, error f32/f64",
     ]
@@ -288,6 +362,10 @@ def render(diagnosis: Diagnosis) -> str:
         else:
             rest = f"{'lacks it':<11}-"
         lines.append(f"{mark} {isa.name:<14}{rest}")
+    if diagnosis.gpu is not None:
+        errors = " / ".join(f"{error:.1e}" for error in diagnosis.gpu.errors.values())
+        state = "FAILED" if find_faults("cuda", diagnosis.gpu.errors) else "passed"
+        lines.append(f"   {'cuda':<14}{diagnosis.gpu.target:<11}{'32 /32':<15}{state}, {errors}")
     lines.append("")
     if diagnosis.chosen is not None:
         reason = "the best that the processor has"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from widelimit.backends.base import Backend
@@ -31,9 +32,18 @@ def get_backend(name: BackendName) -> Backend:
 
             return ReferenceBackend()
         case "cuda":
-            raise ValueError('backend="cuda" is to come: use "cpu" or "auto" until it is there')
+            return _cuda()
         case _:
-            raise ValueError(f'backend must be "auto", "reference" or "cpu", got {name!r}')
+            raise ValueError(f'backend must be "auto", "cpu", "cuda" or "reference", got {name!r}')
+
+
+@lru_cache(maxsize=1)
+def _cuda() -> Backend:
+    """Return the backend of the first card; it keeps compiled kernels."""
+    from widelimit.backends.cuda import CudaBackend
+    from widelimit.backends.cuda.cupy_device import find_device
+
+    return CudaBackend(find_device())
 
 
 def serving(program: Program, backend: Backend) -> Backend:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from widelimit.program import Program
 
-__all__ = ["Backend", "Cancelled", "Dtype", "Entries", "Pairs", "Profile"]
+__all__ = ["PROFILE_BYTES", "Backend", "Cancelled", "Dtype", "Entries", "Pairs", "Profile"]
+
+PROFILE_BYTES = 2**28  # of profiles held beside a matrix in memory, if a few blocks are not more
 
 Dtype: TypeAlias = Literal["float32", "float64"]
 
@@ -99,6 +101,10 @@ class Backend(Protocol):
 
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the memory that the profile of one image takes."""
+        ...
+
+    def profile_room(self) -> int:
+        """Return the bytes that the profiles of a matrix in memory may take, where they lie."""
         ...
 
     def scratch_bytes(self, program: Program, dtype: Dtype) -> int:

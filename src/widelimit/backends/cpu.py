@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,11 +13,18 @@ from numpy.typing import NDArray
 
 from widelimit._core import _engine
 from widelimit.arrays import FloatArray
-from widelimit.backends.base import Cancelled, Dtype, Entries, Pairs, Profile
+from widelimit.backends.base import PROFILE_BYTES, Cancelled, Dtype, Entries, Pairs, Profile
 from widelimit.backends.cut import lane_groups
+from widelimit.backends.lowered import Lowered, lower
 from widelimit.program import Program
 
-__all__ = ["ISA_VARIABLE", "CpuBackend", "instruction_sets"]
+__all__ = [
+    "ISA_VARIABLE",
+    "CpuBackend",
+    "ProfileArrays",
+    "instruction_sets",
+    "profile_arrays",
+]
 
 ISA_VARIABLE = "WIDELIMIT_ISA"  # forces one instruction set
 
@@ -49,82 +55,16 @@ def chosen_instruction_set() -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Units:
-    """The engine's units, in which no number of a pass leaves the range of float32.
-
-    Without biases a kernel is homogeneous, so gains are taken out: the engine computes
-    ``Sigma = box(F) + beta^2``, ``F = scale * m kappa1`` with powers of two for scales that keep a
-    constant image constant. The true fields are ``gain[layer]`` times the engine's.
-    """
-
-    in_scale: float
-    out_scales: tuple[float, ...]
-    biases: FloatArray  # beta
-    gains: tuple[float, ...]  # for each layer, the input (0) included
-
-
-def _units(program: Program) -> _Units:
-    h, w, _ = program.shape
-    gain = program.input_scale
-    gains: list[float] = [gain]
-    biases: list[float] = []
-    scales: list[float] = []
-    image = np.ones((h, w))  # a constant image, to choose the scales by
-    for step in program.steps:
-        r = step.filter_size // 2
-        rows, columns = (np.minimum(np.arange(n) + r, n - 1) for n in (h, w))
-        top, left = (np.maximum(np.arange(n) - r, 0) for n in (h, w))
-        # A box sum from cumulative sums: its cost does not grow with the filter. Rounding is no
-        # matter here, the scale is a power of two.
-        total = np.pad(image.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        image = (
-            total[np.ix_(rows + 1, columns + 1)]
-            - total[np.ix_(top, columns + 1)]
-            - total[np.ix_(rows + 1, left)]
-            + total[np.ix_(top, left)]
-        )
-        scale = 2.0 ** -round(math.log2(image.max()))
-        image = image * scale
-        weight = gain * (step.weight_variance / step.filter_size**2)
-        gain = min(max(weight / scale, 1e-280), 1e280)
-        if gain != weight / scale:  # leave to the field what the gain cannot hold
-            scale = min(max(weight / gain, 1e-300), 1e300)
-        scales.append(scale)
-        gains[-1] /= scale  # the field is stored times `scale`
-        biases.append(math.sqrt(step.bias_variance / gain))
-        if step.relu:
-            gain /= 2  # E[s(u) s(v)] = m kappa1 / 2
-        gains.append(gain)
-    in_scale, *out_scales = [*scales, 1.0]
-    return _Units(in_scale, tuple(out_scales), np.array(biases, float), tuple(gains))
-
-
-@dataclass(frozen=True, eq=False)
 class _Compiled:
     program: Any  # the engine's
-    units: _Units
-    factors: FloatArray  # (n_taps,): from the engine's sums to true sums
+    lowered: Lowered
 
 
 @lru_cache(maxsize=64)
-def _compile(program: Program) -> _Compiled:
+def _compile(program: Program, drift: float = 1.0) -> _Compiled:
     h, w, c = program.shape
-    units = _units(program)
-    wanted_below = [
-        max((tap.layer for tap in program.taps if tap.want_theta), default=-1),
-        max(tap.layer for tap in program.taps),
-    ]
-    steps: list[tuple[Any, ...]] = []
-    theta = False
-    for layer, (step, scale) in enumerate(zip(program.steps, units.out_scales, strict=True), 1):
-        enters, theta = theta, theta or step.trainable
-        here = any(tap.layer == layer and tap.want_sigma for tap in program.taps)
-        k_out = layer < wanted_below[1] or here
-        theta_out = theta and layer <= wanted_below[0]
-        biased = step.bias_variance > 0
-        needed = (k_out, theta_out, biased, scale)
-        flags = (step.relu, step.signed, step.trainable, enters and theta_out)
-        steps.append((step.filter_size, *flags, *needed))
+    lowered = lower(program, drift)
+    steps = [astuple(step) for step in lowered.steps]
     taps = [
         (tap.layer, tap.want_sigma, tap.want_theta, tap.weights(h), tap.weights(w))
         for tap in program.taps
@@ -132,11 +72,48 @@ def _compile(program: Program) -> _Compiled:
     # Of d and -d, which are added before they join the total, one is listed.
     slices = sorted((*d, depth) for d, depth in program.displacements.items() if d >= (0, 0))
     geometry = np.array(slices, np.int32)
-    return _Compiled(
-        _engine.Program(h, w, c, units.in_scale, steps, taps, geometry),
-        units,
-        np.array([units.gains[tap.layer] for tap in program.taps]),
-    )
+    made = _engine.Program(h, w, c, lowered.in_scale, steps, taps, geometry)
+    return _Compiled(made, lowered)
+
+
+@dataclass(frozen=True, eq=False)
+class ProfileArrays:
+    """Images of a batch and what they contribute to every pair, divided by `scale`.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, h, w, c)
+    profiles : ndarray of shape (n, n_steps, h, w)
+        X of each activation.
+    biases : ndarray of shape (n, n_steps)
+    scale : ndarray of float64, shape (n,)
+        A power of two for each image.
+    diagonal : ndarray of float64, shape (n, n_taps, 2)
+        What the slice d = 0 adds to the sums of ``k(x, x)``.
+    """
+
+    images: NDArray[Any]
+    profiles: NDArray[Any]
+    biases: NDArray[Any]
+    scale: FloatArray
+    diagonal: FloatArray
+
+
+def profile_arrays(
+    program: Program, images: FloatArray, dtype: Dtype, drift: float = 1.0
+) -> ProfileArrays:
+    """Compute profiles in float64; return them in `dtype`, for any engine of ``lower(...)``."""
+    compiled = _compile(program, drift)
+    n, h, w, c = images.shape
+    shapes = ((n, h, w, c), (n, len(program.steps), h, w), (n, len(program.steps)))
+    stored = [np.empty(shape, dtype) for shape in shapes]
+    scale, diagonal = np.empty(n), np.empty((n, len(program.taps), 2))
+    fill = _engine.profile32 if dtype == "float32" else _engine.profile64
+    for start in range(0, n, _PROFILE_CHUNK):
+        part = slice(start, start + _PROFILE_CHUNK)
+        outputs = (array[part] for array in (*stored, scale, diagonal))
+        fill(compiled.program, images[part], compiled.lowered.biases, *outputs)
+    return ProfileArrays(stored[0], stored[1], stored[2], scale, diagonal)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +154,10 @@ class CpuBackend:
         h, w, c = program.shape
         return (4 if dtype == "float32" else 8) * h * w * (c + len(program.steps))
 
+    def profile_room(self) -> int:
+        """Return what is little beside a matrix in memory."""
+        return PROFILE_BYTES
+
     def scratch_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes that the engine allocates for one call."""
         single = dtype == "float32"
@@ -186,19 +167,10 @@ class CpuBackend:
         self, program: Program, images: FloatArray, identity: NDArray[np.int64], dtype: Dtype
     ) -> Profile:
         """Compute profiles in float64 and store them, scaled, in `dtype`."""
-        compiled = _compile(program)
-        n, h, w, c = images.shape
-        shapes = ((n, h, w, c), (n, len(program.steps), h, w), (n, len(program.steps)))
-        stored = [np.empty(shape, dtype) for shape in shapes]
-        scale, diagonal = np.empty(n), np.empty((n, len(program.taps), 2))
-        single = dtype == "float32"
-        fill = _engine.profile32 if single else _engine.profile64
-        for start in range(0, n, _PROFILE_CHUNK):
-            part = slice(start, start + _PROFILE_CHUNK)
-            outputs = (array[part] for array in (*stored, scale, diagonal))
-            fill(compiled.program, images[part], compiled.units.biases, *outputs)
-        make = _engine.Batch32 if single else _engine.Batch64
-        return _Profile(make(compiled.program, *stored, identity, diagonal), scale, dtype)
+        made = profile_arrays(program, images, dtype)
+        make = _engine.Batch32 if dtype == "float32" else _engine.Batch64
+        arrays = (made.images, made.profiles, made.biases, identity, made.diagonal)
+        return _Profile(make(_compile(program).program, *arrays), made.scale, dtype)
 
     def sums(
         self,
@@ -222,6 +194,6 @@ class CpuBackend:
         if not pairs.pairwise:
             rows, columns = rows[:, None], columns[None, :]
         # One product of the two scales first: k(x, z) and k(z, x) must agree to the last bit.
-        factors = compiled.factors.reshape(-1, *([1] * (result.ndim - 1)))
+        factors = compiled.lowered.factors.reshape(-1, *([1] * (result.ndim - 1)))
         result *= factors * (left.scale[rows] * right.scale[columns])
         return result

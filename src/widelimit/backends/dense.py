@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.backends.base import Cancelled, Dtype, Entries, Pairs, Profile
+from widelimit.backends.base import PROFILE_BYTES, Cancelled, Dtype, Entries, Pairs, Profile
 from widelimit.backends.cut import squares
 from widelimit.program import Program
 
@@ -46,6 +46,10 @@ class DenseBackend:
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of one sample."""
         return 8 * program.shape[0]
+
+    def profile_room(self) -> int:
+        """Return what is little beside a matrix in memory."""
+        return PROFILE_BYTES
 
     def scratch_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of a few squares."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.backends.base import Cancelled, Dtype, Entries, Pairs, Profile
+from widelimit.backends.base import PROFILE_BYTES, Cancelled, Dtype, Entries, Pairs, Profile
 from widelimit.backends.cut import lane_groups
 from widelimit.dual import relu_dual
 from widelimit.program import Program
@@ -56,6 +56,10 @@ class ReferenceBackend:
         """Return the bytes of one image and its profile."""
         h, w, c = program.shape
         return 8 * h * w * (c + len(program.steps))
+
+    def profile_room(self) -> int:
+        """Return what is little beside a matrix in memory."""
+        return PROFILE_BYTES
 
     def scratch_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of the fields of 16 x 16 pairs, about ten at a time."""

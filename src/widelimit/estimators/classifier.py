@@ -78,8 +78,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     dtype : {"float32", "float64"} or None
         Precision of the kernel; the regression is always solved in float64. None: "float32" for
         a network with convolutions or pooling, "float64" for dense ones. See Notes.
-    backend : {"auto", "reference", "cpu"}
-        What computes the kernel. No result but its rounding depends on it. "cuda" is to come.
+    backend : {"auto", "cpu", "cuda", "reference"}
+        What computes the kernel. "cuda": an NVIDIA card. No result but its rounding
+        depends on it.
     threads : int or None
         Threads of the kernel; None: all processors, or as many as OMP_NUM_THREADS says. BLAS has
         its own setting (threadpoolctl).

@@ -17,7 +17,6 @@ from widelimit.matrices.threads import Threads
 from widelimit.matrices.tiles import Grid, Key
 
 __all__ = [
-    "PROFILE_BYTES",
     "Done",
     "Engine",
     "fill",
@@ -27,7 +26,6 @@ __all__ = [
 ]
 
 _SIDE = 512  # of a tile of a matrix in memory
-PROFILE_BYTES = 2**28  # profiles held beside a matrix in memory, if a few blocks are not more
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,4 +208,5 @@ def memory_grid(n1: int, n2: int | None) -> Grid:
 def held_blocks(families: Sequence[Family], dtype: Dtype, grid: Grid) -> int:
     """Return how many blocks of profiles `fill` holds: at least 3, and no more than there are."""
     block = grid.tile * profile_bytes(families, dtype)
-    return max(3, min(sum(grid.shape) + 2, PROFILE_BYTES // block))
+    room = min(family.backend.profile_room() for family in families)
+    return max(3, min(sum(grid.shape) + 2, room // block))

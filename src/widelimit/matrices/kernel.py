@@ -83,7 +83,7 @@ def kernel(
         symmetric Gram matrix of `x1`, bitwise equal to its transpose, at half the cost. A dense
         network flattens images.
     kind : {"ntk", "nngp"} or a sequence of them
-    backend : {"auto", "cpu", "reference"}
+    backend : {"auto", "cpu", "cuda", "reference"}
         "reference" is float64 NumPy, slow and easy to read.
     dtype : {"float32", "float64"}
         Of the slices and of the result. Profiles, sums over slices, and what belongs to

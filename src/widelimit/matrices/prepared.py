@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import IntArray
 from widelimit.backends import BackendName, get_backend
-from widelimit.backends.base import Dtype
-from widelimit.matrices.engine import PROFILE_BYTES, Engine, fill, memory_grid
+from widelimit.backends.base import PROFILE_BYTES, Dtype
+from widelimit.matrices.engine import Engine, fill, memory_grid
 from widelimit.matrices.families import find_families, profile_bytes
 from widelimit.matrices.inputs import (
     Numbering,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
+from widelimit.solvers.card import solve_card
 from widelimit.solvers.checks import check_ridge, check_weights, refuse_weights
 from widelimit.solvers.cholesky import CholeskyFactor, solve_cholesky
 from widelimit.solvers.conjugate import solve_conjugate
@@ -50,7 +51,7 @@ def solve(
         Targets, finite real numbers.
     ridge : float
         Relative ridge, finite and >= 0. Not with `extends`.
-    method : {"cholesky", "tiled", "refined", "conjugate", "spectral"} or None
+    method : {"cholesky", "card", "tiled", "refined", "conjugate", "spectral"} or None
         As `solve_cholesky` and so on. None: that of `extends`, or "cholesky".
     time : float
         Of training by gradient flow, 0 or more; below infinity for "spectral" only. Not with
@@ -144,6 +145,8 @@ def _solve(
     match method:
         case "cholesky":
             return solve_cholesky(k, y, ridge, weights=weights, overwrite_k=overwrite_k)
+        case "card":
+            return solve_card(k, y, ridge, weights=weights)
         case "tiled":
             where = _needed(store)
             return solve_tiled(

@@ -9,6 +9,7 @@ method     class             what it holds
 cholesky   `CholeskyFactor`  ``A = L L^T`` in memory, and k
 tiled      `TiledFactor`     L in a store
 spectral   `SpectralFactor`  the eigenvectors of k, k, and a time
+card       `CardFactor`      ``A = L L^T`` on an NVIDIA card, and k
 ========== ================= =====================================
 """
 
@@ -136,7 +137,7 @@ class Solution:
         return self
 
 
-Method = Literal["cholesky", "tiled", "refined", "conjugate", "spectral"]
+Method = Literal["cholesky", "card", "tiled", "refined", "conjugate", "spectral"]
 """How `solve` solves."""
 
 

@@ -92,6 +92,10 @@ class FaultyBackend:
             return 0
         return self.backend.profile_bytes(program, dtype)
 
+    def profile_room(self) -> int:
+        """Return what the correct backend returns."""
+        return self.backend.profile_room()
+
     def scratch_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return what the correct backend returns."""
         return self.backend.scratch_bytes(program, dtype)

@@ -1,0 +1,291 @@
+"""What a card computes and how fast: conformance, agreement with the processor, rates; a record.
+
+Needs CuPy, a driver and a card, and no network::
+
+    scripts/gpu-check --out docs/records/gpu-check.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import widelimit as wl
+from widelimit.backends import get_backend
+from widelimit.backends.base import Dtype, Pairs
+from widelimit.backends.cpu import CpuBackend
+from widelimit.backends.cuda import CudaBackend
+from widelimit.backends.cuda.cupy_device import CupyDevice, compiler_version, find_device
+from widelimit.experiments.environment import describe_environment
+from widelimit.files import write_atomically
+from widelimit.network import (
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAvgPool,
+    LocalAvgPool,
+    Network,
+    ReLU,
+)
+from widelimit.program import Program, compile_networks
+from widelimit.testing.compare import KINDS, compute
+from widelimit.testing.conformance import BackendConformance
+
+DEPTHS = (3, 4, 6, 11, 21)
+ROUNDS = 3
+SECONDS = 0.12  # of one measurement
+GUESSED = {"float32": 8e11, "float64": 2.4e11}  # element-layers per second, to size the cases
+
+PEAK = """
+extern "C" __global__ void peak(float* out, int n) {
+  float a[8];
+  for (int i = 0; i < 8; ++i) a[i] = threadIdx.x + i;
+  for (int k = 0; k < n; ++k)
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a[i] = fmaf(a[i], 0.999f, 0.001f);
+  float s = 0;
+  for (int i = 0; i < 8; ++i) s += a[i];
+  if (s == 12345.f) out[0] = s;
+}
+"""
+
+
+def lap(depth: int) -> Network:
+    """Return CNTK-LAP(4)."""
+    return Network([*wl.cntk_gap(depth).layers[:-2], LocalAvgPool(4), Flatten(), Dense()])
+
+
+def biased() -> Network:
+    """Return a network with all that a layer can have."""
+    layers = [Conv(5, b_std=0.3), ReLU(), Conv(3, b_std=0.2, trainable=False), ReLU(), Conv(7)]
+    return Network([*layers, GlobalAvgPool(), Dense(), ReLU(), Dense(b_std=0.2)])
+
+
+def program_of(networks: list[Network], shape: tuple[int, ...], kinds: Any = ("ntk",)) -> Program:
+    """Return the program of networks that begin alike."""
+    ((program, _),) = compile_networks(networks, shape, kinds)
+    return program
+
+
+def images(n: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Return random images, uniform in [0, 1]."""
+    return np.random.default_rng(seed).uniform(size=(n, *shape))
+
+
+def fma_peak(device: CupyDevice) -> float:
+    """Return the fused multiply-adds of the card, of single threads per second."""
+    cupy: Any = __import__("cupy")
+    kernel = cupy.RawKernel(PEAK, "peak")
+    out, n, blocks = cupy.empty(1, "float32"), 200_000, device.card.multiprocessors * 8
+    times: list[float] = []
+    for _ in range(3):
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record()
+        kernel((blocks,), (256,), (out, np.int32(n)))
+        end.record()
+        end.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(begin, end) * 1e-3)
+    return blocks * 256 * n * 8 / min(times)
+
+
+def bare(backend: CudaBackend, program: Program, dtype: Dtype, n1: int, n2: int) -> list[float]:
+    """Return the seconds of the kernels alone on n1 x n2 pairs, without transfers."""
+    cupy: Any = __import__("cupy")
+    left = backend.profile(program, images(n1, program.shape, 1), np.arange(n1), dtype)
+    right = backend.profile(program, images(n2, program.shape, 2), np.arange(n1, n1 + n2), dtype)
+    loaded = backend.load(program, dtype)
+    pairs = Pairs(np.arange(n1), np.arange(n2))
+    times: list[float] = []
+    for _ in range(ROUNDS + 1):
+        with backend.device.turn():
+            begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+            begin.record()
+            backend.start(loaded, left, right, pairs)  # type: ignore[arg-type]
+            end.record()
+            end.synchronize()
+            times.append(cupy.cuda.get_elapsed_time(begin, end) * 1e-3)
+    return times[1:]
+
+
+def rate_cases() -> Iterator[tuple[str, list[Network], tuple[int, int, int], Dtype]]:
+    """Yield what is timed."""
+    large = (32, 32, 3)
+    for dtype in ("float32", "float64"):
+        for name, make in (("GAP", wl.cntk_gap), ("V", wl.cntk_vanilla), ("LAP(4)", lap)):
+            for depth in DEPTHS:
+                yield f"{name} depth {depth} {dtype}", [make(depth)], large, dtype
+    for name, make in (("GAP", wl.cntk_gap), ("V", wl.cntk_vanilla)):
+        yield f"{name} five depths float32", [make(depth) for depth in DEPTHS], large, "float32"
+    yield "GAP depth 11, 28x28, float32", [wl.cntk_gap(11)], (28, 28, 1), "float32"
+    yield "GAP depth 11, 8x8, float32", [wl.cntk_gap(11)], (8, 8, 3), "float32"
+    yield "GAP depth 3, 64x64, float32", [wl.cntk_gap(3)], (64, 64, 3), "float32"
+
+
+AGREEMENT = (
+    ("GAP", [wl.cntk_gap(21)], (32, 32, 3)),
+    ("five depths of GAP", [wl.cntk_gap(depth) for depth in DEPTHS], (32, 32, 3)),
+    ("five depths of V", [wl.cntk_vanilla(depth) for depth in DEPTHS], (32, 32, 3)),
+    ("LAP(4)", [lap(11)], (32, 32, 3)),
+    ("28 x 28", [wl.cntk_gap(6)], (28, 28, 1)),
+    ("biases, filters of 3, 5, 7, deep head", [biased()], (9, 7, 3)),
+    ("wider than a warp", [wl.cntk_gap(3)], (20, 40, 3)),
+    ("taller than registers", [biased()], (70, 33, 2)),
+)
+
+
+def agreement(backend: CudaBackend) -> Iterator[dict[str, Any]]:
+    """Compare with the processor in float64, and two runs with one another."""
+    for name, networks, shape in AGREEMENT:
+        x = images(8, shape, 0)
+        x[5] = x[1]
+        exact = compute(CpuBackend(), networks, x, dtype="float64", threads=16)
+        for dtype in ("float32", "float64"):
+            first, second = (compute(backend, networks, x, dtype=dtype) for _ in range(2))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                error = np.where(first == exact, 0.0, np.abs(first / exact - 1))
+            yield {
+                "name": name,
+                "shape": shape,
+                "dtype": dtype,
+                "error": float(error.max()),
+                "symmetric": bool(np.array_equal(first, first.swapaxes(-1, -2))),
+                "same_bits": bool(np.array_equal(first, second)),
+            }
+
+
+def conformance(backend: CudaBackend) -> dict[str, str]:
+    """Run the conformance suite; return what each test said, empty if it passed."""
+
+    class OnTheCard(BackendConformance):
+        def make_backend(self) -> CudaBackend:  # type: ignore[override]
+            return backend
+
+    suite, results = OnTheCard(), {}
+    for name in (name for name in dir(suite) if name.startswith("test_")):
+        try:
+            getattr(suite, name)()
+            results[name] = ""
+        except AssertionError as error:
+            results[name] = str(error)[:500]
+    return results
+
+
+def conformance_programs() -> Iterator[tuple[Program, Dtype]]:
+    """Yield what the suite computes, to compile it side by side."""
+    family = [wl.cntk_gap(2), wl.cntk_vanilla(3), wl.cntk_gap(4)]
+    family += [Network([*wl.cntk_gap(4).layers[:4], LocalAvgPool(1), Dense()], "paper")]
+    groups = [([case.network], case.shape) for case in BackendConformance.cases]
+    groups += [(family, (4, 3, 2)), *(([network], (4, 3, 2)) for network in family)]
+    for networks, shape in groups:
+        for kinds in (KINDS, ("nngp",), ("ntk",)):
+            for program, _ in compile_networks(networks, shape, kinds):
+                for dtype in BackendConformance.tolerance:
+                    yield program, dtype
+
+
+def engine(backend: CudaBackend, network: Network, n1: int, n2: int) -> dict[str, Any]:
+    """Time `wl.kernel` next to the kernels alone."""
+    x, z = images(n1, (32, 32, 3), 1), images(n2, (32, 32, 3), 2)
+    times: list[float] = []
+    for _ in range(2):
+        start = time.perf_counter()
+        wl.kernel(network, x, z, backend="cuda")
+        times.append(time.perf_counter() - start)
+    program = program_of([network], (32, 32, 3))
+    alone = min(bare(backend, program, "float32", min(n1, 500), min(n2, 500)))
+    alone *= n1 * n2 / (min(n1, 500) * min(n2, 500))
+    return {"pairs": n1 * n2, "seconds": min(times), "bare": alone, "share": alone / min(times)}
+
+
+def main() -> None:
+    """Measure, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("gpu-check.json"))
+    parser.add_argument("--no-conformance", action="store_true")
+    parser.add_argument("--commit", help="of the code, where it is not in its repository")
+    arguments = parser.parse_args()
+    begin = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"{time.perf_counter() - begin:6.1f} s  {text}", flush=True)
+
+    device = find_device()
+    backend = get_backend("cuda")
+    assert isinstance(backend, CudaBackend)
+    cupy: Any = __import__("cupy")
+    runtime = cupy.cuda.runtime
+    record: dict[str, Any] = {"format": "widelimit.gpu_check/1"}
+    record["environment"] = dataclasses.asdict(describe_environment())
+    record["environment"]["commit"] = arguments.commit or record["environment"]["commit"]
+    record["card"] = dataclasses.asdict(device.card)
+    record["software"] = {
+        "driver": runtime.driverGetVersion(),
+        "cupy": cupy.__version__,
+        "nvrtc": compiler_version(),
+    }
+    say(f"{device.card.name}, NVRTC {compiler_version()}, CuPy {cupy.__version__}")
+    record["fma_peak"] = fma_peak(device)
+    say(f"FMA peak {record['fma_peak']:.3e} thread instructions/s")
+
+    first = program_of([wl.cntk_gap(11)], (32, 32, 3))
+    start = time.perf_counter()
+    backend.prepare([(first, "float32")])
+    record["first_compilation"] = time.perf_counter() - start
+    say(f"first compilation of GAP depth 11: {record['first_compilation']:.1f} s")
+    programs = [(program_of(n, s), d) for _, n, s, d in rate_cases()]
+    for _, networks, shape in AGREEMENT:
+        for program, _ in compile_networks(networks, shape, KINDS):
+            programs += [(program, "float32"), (program, "float64")]
+    if not arguments.no_conformance:
+        programs += conformance_programs()
+    start = time.perf_counter()
+    backend.prepare(programs)
+    record["compilation"] = {"programs": len(programs), "seconds": time.perf_counter() - start}
+    say(f"compiled the kernels of {len(programs)} programs")
+
+    record["agreement"] = []
+    for row in agreement(backend):
+        record["agreement"].append(row)
+        say(f"{row['name']}, {row['dtype']}: error {row['error']:.1e}, {row['symmetric']}, "
+            f"{row['same_bits']}")  # fmt: skip
+    record["rates"] = []
+    for name, networks, shape, dtype in rate_cases():
+        program = program_of(networks, shape)
+        side = math.sqrt(SECONDS * GUESSED[dtype] / program.element_layers)
+        side = max(4, min(1024, int(side) // 4 * 4))
+        seconds = bare(backend, program, dtype, side, side)
+        pair = min(seconds) / side**2
+        record["rates"].append(
+            {"name": name, "pairs": side**2, "seconds": seconds, "seconds_a_pair": pair,
+             "element_layers_per_second": program.element_layers / pair}
+        )  # fmt: skip
+        say(f"{name}: {pair * 1e6:.4g} us a pair, {program.element_layers / pair:.3e} el.-layers/s")
+    record["engine"] = {}
+    for name, network, n in (
+        ("GAP depth 3", wl.cntk_gap(3), 2000),
+        ("V depth 21", wl.cntk_vanilla(21), 4000),
+    ):
+        record["engine"][name] = row = engine(backend, network, n, n)
+        say(f"engine, {name}: {row['share']:.3f} of the bare kernels")
+    if not arguments.no_conformance:
+        record["conformance"] = conformance(backend)
+        failed = [name for name, said in record["conformance"].items() if said]
+        say(f"conformance: {len(record['conformance'])} tests, failed: {failed or 'none'}")
+    record["seconds"] = time.perf_counter() - begin
+    write_atomically(arguments.out, json.dumps(record, indent=1) + "\n")
+    good = all(r["symmetric"] and r["same_bits"] for r in record["agreement"])
+    bad = record.get("conformance") and any(record["conformance"].values())
+    sys.exit(0 if good and not bad else 1)
+
+
+if __name__ == "__main__":
+    main()

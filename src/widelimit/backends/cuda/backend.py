@@ -1,0 +1,302 @@
+"""The backend of an NVIDIA card: which kernels a program needs, and what one call launches."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.arrays import FloatArray
+from widelimit.backends.base import Cancelled, Dtype, Entries, Pairs, Profile
+from widelimit.backends.cpu import profile_arrays
+from widelimit.backends.cuda.code_cache import compiled
+from widelimit.backends.cuda.device import Device, Launch, OutOfMemory
+from widelimit.backends.cuda.plan import Kernels, plan_kernels
+from widelimit.backends.cuda.source import DRIFT, Layout
+from widelimit.machine import default_threads
+from widelimit.program import Program
+
+__all__ = ["CudaBackend", "CudaProfile", "Loaded"]
+
+_CALL_COST = 1.5e11  # element-layers of one call: a fifth of a second on a large card
+_MOST_PAIRS = 2**18  # of one call, whatever they cost
+_CALL_BYTES = 2**28  # of sums of entries on the card
+_GROUP = 128  # images of a group of pairs
+_PROFILE_CHUNK = 32
+
+
+@dataclass(frozen=True, eq=False)
+class CudaProfile:
+    """Profiles of a batch, on the card."""
+
+    samples: Any  # on the device, as Layout.arrange makes them
+    identity: Any
+    diagonal: Any  # (n, fields)
+    scale: Any
+    n: int
+    dtype: Dtype
+
+    def __len__(self) -> int:
+        return self.n
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """The kernels of a program and dtype, and the tables that they read."""
+
+    layout: Layout
+    kernels: Kernels
+    functions: tuple[Any, ...]
+    finish: Any
+    entries: Any
+    variants: Any
+    row_weights: Any
+    column_weights: Any
+    layers: Any
+    factors: Any
+
+
+class CudaBackend:
+    """Slices on a card, with the rows of a slice in registers (``slices.cuh``).
+
+    Parameters
+    ----------
+    device : Device
+    """
+
+    name = "cuda"
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.isa = device.card.target
+        self._loaded: dict[tuple[Program, Dtype], Loaded] = {}
+        self._lock = threading.Lock()
+
+    def lanes(self, dtype: Dtype) -> int:
+        """Return the images of a group of pairs."""
+        return _GROUP
+
+    def _most_pairs(self, program: Program, dtype: Dtype) -> int:
+        kernels = plan_kernels(Layout(program, dtype), self.device.card)
+        by_cost = _CALL_COST / max(1, program.element_layers)
+        item = np.dtype(dtype).itemsize
+        by_memory = _CALL_BYTES / (len(kernels.entries) * kernels.n_fields * item)
+        return max(1, int(min(by_cost, by_memory, _MOST_PAIRS)))
+
+    def cut(self, program: Program, dtype: Dtype, entries: Entries) -> Iterator[tuple[Pairs, bool]]:
+        """Cut into squares, and triangles on the diagonal; see `Backend.cut`."""
+        most = self._most_pairs(program, dtype)
+        side = max(1, math.isqrt(most))
+        side -= side % 4 if side > 4 else 0
+        for start in range(entries.known, entries.n2, side):
+            columns = np.arange(start, min(entries.n2, start + side))
+            last = entries.n1
+            if entries.part != "all":
+                last = 0 if entries.part == "diagonal" else start
+                i, j = np.triu_indices(len(columns))
+                if entries.part == "diagonal":
+                    i = j = np.arange(len(columns))
+                for first in range(0, len(i), most):
+                    part = slice(first, first + most)
+                    yield Pairs(columns[i[part]], columns[j[part]], pairwise=True), False
+            for first in range(0, last, side):
+                yield Pairs(np.arange(first, min(last, first + side)), columns), False
+
+    def profile_bytes(self, program: Program, dtype: Dtype) -> int:
+        """Return the bytes of one image and its profile."""
+        return np.dtype(dtype).itemsize * Layout(program, dtype).sample
+
+    def profile_room(self) -> int:
+        """Return half of the memory of the card that is free."""
+        return self.device.free_memory() // 2
+
+    def scratch_bytes(self, program: Program, dtype: Dtype) -> int:
+        """Return the bytes of the result of a call, on this side."""
+        return 8 * len(program.taps) * 2 * self._most_pairs(program, dtype)
+
+    def profile(
+        self, program: Program, images: FloatArray, identity: NDArray[np.int64], dtype: Dtype
+    ) -> Profile:
+        """Compute profiles in float64 on the processor, and copy them to the card in `dtype`."""
+        layout = Layout(program, dtype)
+        n = len(images)
+        samples = np.empty((n, layout.sample), dtype)
+        scale, diagonal = np.empty(n), np.empty((n, len(program.taps), 2))
+
+        def make(start: int) -> None:
+            part = slice(start, start + _PROFILE_CHUNK)
+            made = profile_arrays(program, images[part], dtype, DRIFT)
+            samples[part] = layout.arrange(made.images, made.profiles, made.biases)
+            scale[part], diagonal[part] = made.scale, made.diagonal
+
+        with ThreadPoolExecutor(default_threads()) as pool:
+            for _ in pool.map(make, range(0, n, _PROFILE_CHUNK)):
+                pass
+        wanted = np.stack([diagonal[:, f.tap, f.index] for f in layout.fields], axis=1)
+        with self.device.turn():
+            put = self.device.put
+            return CudaProfile(put(samples), put(identity), put(wanted), put(scale), n, dtype)
+
+    def sums(
+        self,
+        program: Program,
+        left: Profile,
+        right: Profile,
+        pairs: Pairs,
+        cancel: NDArray[np.int32],
+    ) -> FloatArray:
+        """Launch the kernels of a program, and copy their sums; see `Backend.sums`."""
+        assert isinstance(left, CudaProfile)
+        assert isinstance(right, CudaProfile)
+        loaded = self.load(program, left.dtype)
+        result = self.device.host_empty((len(program.taps), 2, *pairs.shape), "float64")
+        fields = [(field.tap, field.index) for field in loaded.layout.fields]
+        for place in {*np.ndindex(result.shape[:2])} - {*fields}:
+            result[place] = 0.0
+        most = self._most_pairs(program, left.dtype)
+        for part, place in _parts(pairs, most):
+            if cancel[0]:
+                raise Cancelled
+            self._fill(loaded, left, right, part, [result[(*f, *place)] for f in fields])
+        if cancel[0]:
+            raise Cancelled
+        return result
+
+    def _fill(
+        self,
+        loaded: Loaded,
+        left: CudaProfile,
+        right: CudaProfile,
+        pairs: Pairs,
+        outs: Sequence[FloatArray],
+    ) -> None:
+        """Compute the sums of some pairs into arrays, one for each field.
+
+        Where the card has no room for them all, in halves.
+        """
+        straight = all(out.flags.c_contiguous for out in outs)
+        values = outs if straight else [np.empty(pairs.shape) for _ in outs]
+        try:
+            with self.device.turn():
+                self.device.fetch(self.start(loaded, left, right, pairs), values)
+        except OutOfMemory as error:
+            n = math.prod(pairs.shape)
+            if n == 1:
+                raise MemoryError(
+                    f"{self.device.card.name} has no room for a single pair of images beside what "
+                    "it holds: end other processes on it, or use backend='cpu'"
+                ) from error
+            for half, place in _parts(pairs, -(-n // 2)):
+                self._fill(loaded, left, right, half, [out[place] for out in outs])
+            return
+        if not straight:
+            for out, value in zip(outs, values, strict=True):
+                out[...] = value
+
+    def start(self, loaded: Loaded, left: CudaProfile, right: CudaProfile, pairs: Pairs) -> Any:
+        """Launch the kernels on some pairs, in this turn.
+
+        Returns
+        -------
+        array of the device, float64, (fields * pairs,)
+            What `Device.fetch` copies.
+        """
+        device, kernels = self.device, loaded.kernels
+        rows, columns = (device.put(part.astype(np.int32)) for part in (pairs.rows, pairs.columns))
+        n = math.prod(pairs.shape)
+        n_fields = len(loaded.layout.fields)
+        n_entries = len(kernels.entries)
+        shape = (len(pairs.rows), 1 if pairs.pairwise else len(pairs.columns), int(pairs.pairwise))
+        partial = device.empty(n_fields * n_entries * n, left.dtype)
+        tables = (loaded.entries, loaded.variants, n_entries)
+        weights = (loaded.row_weights, loaded.column_weights, partial)
+        call = (left.samples, right.samples, rows, columns, *shape, *tables, *weights)
+        for kernel, function in zip(kernels.kernels, loaded.functions, strict=True):
+            blocks = kernel.blocks(*shape)
+            memory = ()
+            if kernel.most_blocks:
+                blocks = min(blocks, kernel.most_blocks)
+                memory = (device.empty(max(1, blocks * kernel.memory), left.dtype),)
+            launch = Launch(blocks, 32 * kernel.warps, kernel.shared)
+            device.launch(function, launch, (*call, *memory))
+        out = device.empty(n_fields * n, "float64")
+        identities = (left.identity, right.identity, left.diagonal, left.scale, right.scale)
+        arguments = (partial, rows, columns, *shape, n_entries, loaded.entries, loaded.layers)
+        finish = Launch(-(-n_fields * n // 256), 256)
+        device.launch(loaded.finish, finish, (*arguments, loaded.factors, *identities, out))
+        return out
+
+    def prepare(
+        self,
+        programs: Sequence[tuple[Program, Dtype]],
+        progress: Callable[[float, str], None] | None = None,
+    ) -> None:
+        """Compile what is missing for some programs, side by side.
+
+        Parameters
+        ----------
+        programs : sequence of (Program, dtype)
+        progress : callable or None
+            Called with the share that is done and a text, if anything is compiled.
+        """
+        sources: list[str] = []
+        for program, dtype in programs:
+            kernels = plan_kernels(Layout(program, dtype), self.device.card)
+            sources += [*(kernel.source for kernel in kernels.kernels), kernels.finish]
+        compiled(self.device, list(dict.fromkeys(sources)), progress)
+
+    def load(self, program: Program, dtype: Dtype) -> Loaded:
+        """Return the kernels of a program, compiled and ready; any thread may call."""
+        with self._lock:
+            key = (program, dtype)
+            if key not in self._loaded:
+                with self.device.turn():
+                    self._loaded[key] = self._make(program, dtype)
+            return self._loaded[key]
+
+    def _make(self, program: Program, dtype: Dtype) -> Loaded:
+        layout = Layout(program, dtype)
+        kernels = plan_kernels(layout, self.device.card)
+        paths = compiled(self.device, [*(k.source for k in kernels.kernels), kernels.finish])
+        *rest, finish = paths
+        functions = tuple(
+            self.device.load(path, kernel.name, kernel.shared)
+            for path, kernel in zip(rest, kernels.kernels, strict=True)
+        )
+        put = self.device.put
+        row_weights, column_weights = layout.weights()
+        taps = [field.tap for field in layout.fields]
+        return Loaded(
+            layout,
+            kernels,
+            functions,
+            self.device.load(finish, "wl_finish", 0),
+            put(kernels.entries),
+            put(kernels.variants),
+            put(row_weights),
+            put(column_weights),
+            put(np.array([field.layer for field in layout.fields], np.int32)),
+            put(layout.lowered.factors[taps]),
+        )
+
+
+def _parts(pairs: Pairs, most: int) -> Iterator[tuple[Pairs, tuple[slice, ...]]]:
+    """Cut pairs into parts of at most so many, with their places in the result."""
+    n_rows, n_columns = len(pairs.rows), len(pairs.columns)
+    if pairs.pairwise:
+        for start in range(0, n_rows, most):
+            part = slice(start, start + most)
+            yield Pairs(pairs.rows[part], pairs.columns[part], pairwise=True), (part,)
+        return
+    width = min(n_columns, most)
+    height = max(1, most // width)
+    for i in range(0, n_rows, height):
+        for j in range(0, n_columns, width):
+            down, across = slice(i, i + height), slice(j, j + width)
+            yield Pairs(pairs.rows[down], pairs.columns[across]), (down, across)

@@ -1,0 +1,208 @@
+"""Which kernels a program needs on a card: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.backends.cuda.device import Card
+from widelimit.backends.cuda.source import Layout, fields_source, finish_source, rows_source
+
+__all__ = ["Kernel", "Kernels", "plan_kernels"]
+
+_WARP = 32
+_FIELD_WARPS = 8
+_FIELD_BLOCKS = 4  # of a multiprocessor, where fields lie in the memory of the card
+ALONE = 2  # the sign of an entry that is its own opposite
+_HALF = 8  # warps of a block, if two share a multiprocessor: one computes, one gets its samples
+# Rows that one kernel goes through, in all. Where blocks share a multiprocessor they should run the
+# same code, which is long; where one has it alone, warps that are done go on with the next height.
+_SHARED_ROWS, _ALONE_ROWS = 40, 100
+_STATIC = 1024  # bytes of shared memory that are left alone
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One kernel to compile, and how it is launched.
+
+    Parameters
+    ----------
+    name, source : str
+    warps : int
+        Of a block.
+    shared : int
+        Bytes of shared memory of a block.
+    memory : int
+        Numbers that each block needs in the memory of the card.
+    most_blocks : int
+        0: any number.
+    blocks : callable
+        From the rows and columns of a call, and whether it is pairwise, to a number of blocks.
+    """
+
+    name: str
+    source: str
+    warps: int
+    shared: int
+    memory: int
+    most_blocks: int
+    blocks: Callable[[int, int, int], int]
+
+
+@dataclass(frozen=True, eq=False)
+class Kernels:
+    """All kernels of a program.
+
+    Parameters
+    ----------
+    kernels : tuple of Kernel
+    finish : str
+        Source of the kernel that adds up.
+    entries : ndarray of int32, shape (n, 4)
+        di, dj, sign, layers. The first is the displacement 0; opposite ones follow each other.
+    variants : ndarray of int32, shape (h + 1, 2)
+        First entry and number of entries, by the number of rows.
+    n_fields : int
+    """
+
+    kernels: tuple[Kernel, ...]
+    finish: str
+    entries: NDArray[np.int32]
+    variants: NDArray[np.int32]
+    n_fields: int
+
+
+def most_rows(dtype: str) -> int:
+    """Return the largest number of rows that registers hold."""
+    return 64 if dtype == "float32" else 36
+
+
+def row_warps(rows: int, dtype: str) -> int:
+    """Return the warps of a block whose lanes hold so many rows: a register file holds them."""
+    registers = 56 + 2 * rows * (1 if dtype == "float32" else 2) + (0 if dtype == "float32" else 24)
+    return max(4, min(16, 65536 // _WARP // registers // 4 * 4))
+
+
+@lru_cache(maxsize=64)
+def plan_kernels(layout: Layout, card: Card) -> Kernels:
+    """Choose kernels, and list the entries that they go through."""
+    h, w, _ = layout.program.shape
+    finish = finish_source(layout)
+    if w > _WARP or h > most_rows(layout.dtype):
+        entries = _field_entries(layout)
+        kernels = (_field_kernel(layout, len(entries), card),)
+        variants = np.zeros((h + 1, 2), np.int32)
+        return Kernels(kernels, finish, entries, variants, len(layout.fields))
+    entries, variants = _row_entries(layout)
+    kernels = tuple(
+        _row_kernel(layout, heights, variants, card) for heights in _groups(layout, variants, card)
+    )
+    return Kernels(kernels, finish, entries, variants, len(layout.fields))
+
+
+# ---------------------------------------------------------------- rows in registers
+
+
+def _row_entries(layout: Layout) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """List the packed pairs of slices (di, dj) and (di, dj - w), the largest first."""
+    h, w, _ = layout.program.shape
+    depths = layout.program.displacements
+    entries: list[tuple[int, int, int, int]] = []
+    variants = np.zeros((h + 1, 2), np.int32)
+    for di in range(h):
+        first = len(entries)
+        # With x and z exchanged, dj goes through the slices of w - dj: where di is 0, half of all
+        # dj is enough, and 0 and w / 2 are their own opposites.
+        for dj in range(w if di else w // 2 + 1):
+            depth = max(depths.get((di, dj), 0), depths.get((di, dj - w), 0))
+            wanted = (di, dj) in depths or (di, dj - w) in depths
+            if not wanted:
+                continue
+            alone = di == 0 and 2 * dj in (0, w)
+            entries += [(di, dj, sign, depth) for sign in ((ALONE,) if alone else (0, 1))]
+        variants[h - di] = first, len(entries) - first
+    return np.array(entries, np.int32), variants
+
+
+def _groups(layout: Layout, variants: NDArray[np.int32], card: Card) -> list[tuple[int, ...]]:
+    """Put heights together that one kernel goes through, the tallest first."""
+    h = layout.program.shape[0]
+    most = _SHARED_ROWS if _two_blocks(layout, card) else _ALONE_ROWS
+    wanted = [rows for rows in range(h, 0, -1) if variants[rows, 1]]
+    groups: list[list[int]] = []
+    for rows in wanted:
+        if groups and sum(groups[-1]) + rows <= most:
+            groups[-1].append(rows)
+        else:
+            groups.append([rows])
+    return [tuple(group) for group in groups]
+
+
+def _shared(layout: Layout) -> int:
+    """Return the bytes of the samples of a pair."""
+    return 2 * layout.sample * np.dtype(layout.dtype).itemsize
+
+
+def _two_blocks(layout: Layout, card: Card) -> bool:
+    """Whether the samples of two pairs fit into the shared memory of a multiprocessor."""
+    return 2 * (_shared(layout) + _STATIC) <= card.shared_bytes
+
+
+def _row_kernel(
+    layout: Layout, heights: tuple[int, ...], variants: NDArray[np.int32], card: Card
+) -> Kernel:
+    _, w, _ = layout.program.shape
+    warps = row_warps(heights[0], layout.dtype)
+    slices = _WARP // w
+    counts = variants[list(heights), 1]
+    count = int(counts.max())
+    shared = _shared(layout)
+    staged = shared <= card.shared_bytes - _STATIC and int(sum(-(-counts // slices))) >= warps
+    if staged and _two_blocks(layout, card):
+        warps = min(warps, _HALF)
+    tile = (4, 4 * slices) if count == 1 else (1, 1)
+    source = rows_source(layout, heights, warps=warps, staged=staged, tile=tile)
+
+    def blocks(rows: int, columns: int, pairwise: int) -> int:
+        slots = rows
+        if not pairwise:
+            across, down = -(-columns // tile[1]), -(-rows // tile[0])
+            slots = rows * columns if staged else across * down * tile[0] * tile[1]
+        return slots if staged else -(-slots * int(counts.sum()) // (slices * warps))
+
+    return Kernel("wl_rows", source, warps, shared if staged else 0, 0, 0, blocks)
+
+
+# ---------------------------------------------------------------- fields in memory
+
+
+def _field_entries(layout: Layout) -> NDArray[np.int32]:
+    depths = layout.program.displacements
+    entries: list[tuple[int, int, int, int]] = []
+    for (di, dj), depth in sorted(depths.items()):
+        if (di, dj) == (0, 0):
+            entries.insert(0, (0, 0, ALONE, depth))
+        elif (di, dj) > (0, 0):
+            entries += [(di, dj, 0, depth), (di, dj, 1, depth)]
+    return np.array(entries, np.int32)
+
+
+def _field_kernel(layout: Layout, n_entries: int, card: Card) -> Kernel:
+    h, w, _ = layout.program.shape
+    item = np.dtype(layout.dtype).itemsize
+    bytes_of_fields = 4 * h * w * item
+    sums = 2 * _FIELD_WARPS * len(layout.fields) * item
+    in_shared = bytes_of_fields + sums <= card.shared_bytes - _STATIC
+    source = fields_source(layout, warps=_FIELD_WARPS, in_shared=in_shared)
+
+    def blocks(rows: int, columns: int, pairwise: int) -> int:
+        return min(rows * columns * n_entries, 2**30)
+
+    shared = bytes_of_fields if in_shared else 0
+    memory = 0 if in_shared else 4 * h * w
+    most = card.multiprocessors * _FIELD_BLOCKS
+    return Kernel("wl_fields", source, _FIELD_WARPS, shared, memory, most, blocks)

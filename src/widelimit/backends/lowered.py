@@ -1,0 +1,142 @@
+"""A program in the units of the compiled engines: what a pass over a slice does, step by step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from widelimit.arrays import FloatArray
+from widelimit.program import Program, Step
+
+__all__ = ["Lowered", "LoweredStep", "lower"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredStep:
+    """One convolution, the activation after it if `relu`, and what is needed of both.
+
+    ``Sigma = box(F) + beta^2``, ``F' = scale * m kappa1``; see `Lowered`.
+    """
+
+    filter_size: int
+    relu: bool
+    signed: bool  # sigma may be negative
+    trainable: bool
+    theta_in: bool  # a tangent kernel that is not zero everywhere enters
+    k_out: bool
+    theta_out: bool
+    biased: bool
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A program in units in which no number of a pass leaves the range of float32.
+
+    Without biases a kernel is homogeneous, so gains are taken out: an engine computes
+    ``Sigma = box(F) + beta^2``, ``F = scale * m kappa1`` with powers of two for scales that keep a
+    constant image constant. The true fields after a step are a gain times the engine's.
+
+    Parameters
+    ----------
+    program : Program
+    in_scale : float
+        Of the covariance of the inputs.
+    steps : tuple of LoweredStep
+    biases : ndarray of float64, shape (n_steps,)
+        beta of each step.
+    factors : ndarray of float64, shape (n_taps,)
+        From the engine's sums to true sums.
+    """
+
+    program: Program
+    in_scale: float
+    steps: tuple[LoweredStep, ...]
+    biases: FloatArray
+    factors: FloatArray
+
+
+@lru_cache(maxsize=64)
+def lower(program: Program, drift: float = 1.0) -> Lowered:
+    """Return a program with slices in the engines' units.
+
+    Parameters
+    ----------
+    program : Program
+    drift : float
+        How far a constant image may grow or shrink before the scale of layers changes: with some
+        room, layers in a row are alike, and one piece of code serves them all. The units decide
+        about the last bit of profiles.
+    """
+    units = _units(program, drift)
+    wanted_below = [
+        max((tap.layer for tap in program.taps if tap.want_theta), default=-1),
+        max(tap.layer for tap in program.taps),
+    ]
+    steps: list[LoweredStep] = []
+    theta = False
+    for layer, (step, scale) in enumerate(zip(program.steps, units.out_scales, strict=True), 1):
+        enters, theta = theta, theta or step.trainable
+        here = any(tap.layer == layer and tap.want_sigma for tap in program.taps)
+        k_out = layer < wanted_below[1] or here
+        theta_out = theta and layer <= wanted_below[0]
+        steps.append(_lowered(step, scale, enters and theta_out, k_out, theta_out))
+    factors = np.array([units.gains[tap.layer] for tap in program.taps])
+    return Lowered(program, units.in_scale, tuple(steps), units.biases, factors)
+
+
+def _lowered(step: Step, scale: float, theta_in: bool, k_out: bool, theta_out: bool) -> LoweredStep:
+    biased = step.bias_variance > 0
+    flags = (step.relu, step.signed, step.trainable, theta_in, k_out, theta_out, biased)
+    return LoweredStep(step.filter_size, *flags, scale)
+
+
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """See `Lowered`. The true fields are ``gain[layer]`` times the engine's."""
+
+    in_scale: float
+    out_scales: tuple[float, ...]
+    biases: FloatArray  # beta
+    gains: tuple[float, ...]  # for each layer, the input (0) included
+
+
+def _units(program: Program, drift: float) -> _Units:
+    h, w, _ = program.shape
+    gain = program.input_scale
+    gains: list[float] = [gain]
+    biases: list[float] = []
+    scales: list[float] = []
+    image = np.ones((h, w))  # a constant image, to choose the scales by
+    scale = 0.0
+    for step in program.steps:
+        r = step.filter_size // 2
+        rows, columns = (np.minimum(np.arange(n) + r, n - 1) for n in (h, w))
+        top, left = (np.maximum(np.arange(n) - r, 0) for n in (h, w))
+        # A box sum from cumulative sums: its cost does not grow with the filter. Rounding is no
+        # matter here, the scale is a power of two.
+        total = np.pad(image.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        image = (
+            total[np.ix_(rows + 1, columns + 1)]
+            - total[np.ix_(top, columns + 1)]
+            - total[np.ix_(rows + 1, left)]
+            + total[np.ix_(top, left)]
+        )
+        if not 1 / drift < image.max() * scale < drift:
+            scale = 2.0 ** -round(math.log2(image.max()))
+        image = image * scale
+        weight = gain * (step.weight_variance / step.filter_size**2)
+        gain = min(max(weight / scale, 1e-280), 1e280)
+        if gain != weight / scale:  # leave to the field what the gain cannot hold
+            scale = min(max(weight / gain, 1e-300), 1e300)
+        scales.append(scale)
+        gains[-1] /= scale  # the field is stored times `scale`
+        biases.append(math.sqrt(step.bias_variance / gain))
+        if step.relu:
+            gain /= 2  # E[s(u) s(v)] = m kappa1 / 2
+        gains.append(gain)
+    in_scale, *out_scales = [*scales, 1.0]
+    return _Units(in_scale, tuple(out_scales), np.array(biases, float), tuple(gains))

@@ -1,0 +1,395 @@
+"""Kernel regression by a Cholesky factorisation in float64 in the memory of an NVIDIA card."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import linalg as sparse_linalg  # pyright: ignore[reportMissingTypeStubs]
+
+from widelimit.arrays import FloatArray
+from widelimit.solvers.checks import (
+    check_absolute,
+    check_ridge,
+    check_targets,
+    check_weights,
+    epsilon,
+    relative_norm,
+)
+from widelimit.solvers.cholesky import CholeskyFactor, is_definite
+from widelimit.solvers.matrix import Matrix, as_matrix, pieces
+from widelimit.solvers.solution import Method, Solution, Statistics, Status, Unavailable, failed
+from widelimit.solvers.spectrum import Spectrum
+
+__all__ = ["CardFactor", "Device", "card_device", "solve_card"]
+
+_sparse: Any = sparse_linalg  # scipy has no type stubs
+_BLOCK = 4096  # columns of a panel
+_LOADED = 2048  # rows of a matrix in memory that travel at a time
+_PANELS = 4  # of temporary memory, beside the square
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The arrays of a card: CuPy, or NumPy in its place.
+
+    Parameters
+    ----------
+    xp : module
+        With the interface of NumPy.
+    solve_triangular : callable
+        As `scipy.linalg.solve_triangular`.
+    to_host : callable
+        From an array of the card to one of NumPy.
+    free_memory : callable
+        Bytes that can still be allocated.
+    block : int
+        Columns of a panel.
+    """
+
+    xp: Any
+    solve_triangular: Callable[..., Any]
+    to_host: Callable[[Any], NDArray[Any]]
+    free_memory: Callable[[], int]
+    block: int = _BLOCK
+
+
+def card_device() -> Device:
+    """Return the first card.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or no CuPy; with what to do.
+    """
+    from widelimit.backends.cuda.cupy_device import find_device
+
+    device = find_device()
+    cupy: Any = import_module("cupy")
+    linalg: Any = import_module("cupyx.scipy.linalg")
+
+    def free() -> int:
+        cupy.get_default_memory_pool().free_all_blocks()
+        return device.free_memory()
+
+    return Device(cupy, linalg.solve_triangular, cupy.asnumpy, free)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CardFactor:
+    """`Factor` on a card: ``A = k + r W^-1 = L L^T`` and k itself, in one square.
+
+    Parameters
+    ----------
+    device : Device
+    square : array of the device, float64, shape (n, n)
+        L in the lower triangle, k above the diagonal.
+    diagonal : ndarray of float64, shape (n,)
+        Of k.
+    weights : ndarray of float64, shape (n,)
+        Of the samples.
+    ridge, ridge_absolute : float
+        Relative, and r.
+    norm : float
+        Largest sum of ``|A|`` over a row.
+    """
+
+    device: Device
+    square: Any
+    diagonal: FloatArray
+    weights: FloatArray
+    ridge: float
+    ridge_absolute: float
+    norm: float
+
+    @property
+    def method(self) -> Method:
+        """``"card"``."""
+        return "card"
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.diagonal)
+
+    @property
+    def time(self) -> float:
+        """The end of training."""
+        return np.inf
+
+    @property
+    def location(self) -> None:
+        """In memory."""
+        return None
+
+    @property
+    def _parts(self) -> list[slice]:
+        return _blocks(self.n, self.device.block)
+
+    def solve(self, y: FloatArray) -> FloatArray:
+        """Return ``A^-1 y``, (n, m), in ``2 n^2 m`` flops."""
+        solve, square = self.device.solve_triangular, self.square
+        x = self.device.xp.array(y, np.float64)
+        for part in self._parts:
+            x[part] -= square[part, : part.start] @ x[: part.start]
+            x[part] = solve(square[part, part], x[part], lower=True)
+        for part in reversed(self._parts):
+            x[part] -= square[part.stop :, part].T @ x[part.stop :]
+            x[part] = solve(square[part, part], x[part], lower=True, trans=1)
+        return self.device.to_host(x)
+
+    def solution(self, k: Matrix, y: ArrayLike, *, start: float | None = None) -> Solution:
+        """Solve, and say how well.
+
+        Parameters
+        ----------
+        k : matrix of shape (n, n)
+            Only its dtype is looked at.
+        y : array-like of shape (n,) or (n, targets)
+        start : float or None
+            Of the work, by `time.perf_counter`; None: now.
+        """
+        begun = time.perf_counter() if start is None else start
+        targets = check_targets(y, self.n)
+        value = self.solve(targets)
+        residual = targets - self.multiply(value)
+        rcond = self._reciprocal_condition()
+        uncertain = self.n**0.5 * epsilon(k.dtype) * float(self.diagonal.mean())
+        ill = rcond * self.norm < uncertain
+        return Solution(
+            value=value.reshape(np.shape(y)),
+            status=Status.ILL_CONDITIONED if ill else Status.SOLVED,
+            statistics=Statistics(
+                n=self.n,
+                ridge=self.ridge,
+                ridge_absolute=self.ridge_absolute,
+                residual_norm=relative_norm(residual, targets),
+                reciprocal_condition=rcond,
+                seconds=time.perf_counter() - begun,
+            ),
+            factor=self,
+        )
+
+    def _reciprocal_condition(self) -> float:
+        def solve(v: FloatArray) -> FloatArray:
+            return self.solve(v.reshape(self.n, -1))
+
+        calls = dict.fromkeys(("matvec", "rmatvec", "matmat", "rmatmat"), solve)
+        inverse = _sparse.LinearOperator((self.n, self.n), dtype=np.float64, **calls)
+        return 1 / (self.norm * float(_sparse.onenormest(inverse, t=1)))
+
+    def multiply(self, v: FloatArray) -> FloatArray:
+        """Return ``A v``."""
+        return self.multiply_gram(v) + (self.ridge_absolute / self.weights)[:, None] * v
+
+    def multiply_gram(self, v: FloatArray) -> FloatArray:
+        """Return ``k v``."""
+        xp = self.device.xp
+        x = xp.array(v, np.float64)
+        out = xp.array(self.diagonal)[:, None] * x
+        for part in self._parts:
+            corner = xp.triu(self.square[part, part], 1)
+            across = self.square[part, part.stop :]
+            out[part] += corner @ x[part] + corner.T @ x[part] + across @ x[part.stop :]
+            out[part.stop :] += across.T @ x[part]
+        return self.device.to_host(out)
+
+    def gram(self) -> FloatArray:
+        """Return k, (n, n), as a new array in the memory of this side."""
+        return self._in_memory().gram()
+
+    def inverse_diagonal(self) -> FloatArray:
+        """Return the diagonal of ``A^-1``, (n,): ``n^3/3`` flops, and a panel of memory."""
+        xp, square, parts = self.device.xp, self.square, self._parts
+        out = np.empty(self.n)
+        for first, columns in enumerate(parts):
+            # Columns of L^-1, by forward substitution from the block on the diagonal on.
+            width = columns.stop - columns.start
+            z = xp.empty((self.n - columns.start, width))
+            for rows in parts[first:]:
+                here = slice(rows.start - columns.start, rows.stop - columns.start)
+                right = xp.eye(width) if rows == columns else 0
+                left = square[rows, columns.start : rows.start] @ z[: here.start]
+                z[here] = self.device.solve_triangular(square[rows, rows], right - left, lower=True)
+            out[columns] = self.device.to_host(xp.einsum("ij,ij->j", z, z))
+        return out
+
+    def log_determinant(self) -> float:
+        """Return ``log det A``."""
+        pivots = self.device.to_host(self.square.diagonal())
+        return 2 * float(np.log(pivots).sum())
+
+    def left_out(self, y: FloatArray, value: FloatArray | None = None) -> FloatArray:
+        """Return what all other samples predict for each: `inverse_diagonal`, and the value."""
+        solved = self.solve(y) if value is None else value
+        return y - solved / self.inverse_diagonal()[:, None]
+
+    def _in_memory(self) -> CholeskyFactor:
+        square = self.device.to_host(self.square)
+        given = (self.diagonal, self.weights, self.ridge, self.ridge_absolute)
+        return CholeskyFactor(square, *given)
+
+    def spectrum(self) -> Spectrum:
+        """Return the eigenvectors, computed on this side."""
+        return self._in_memory().spectrum()
+
+    def described(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return facts and arrays of the same factor in memory: no card is needed to use it."""
+        return self._in_memory().described()
+
+    def extended(self, k: Matrix, weights: FloatArray | None = None) -> CardFactor:
+        """Refuse: the square would be there twice."""
+        raise Unavailable(
+            "a factor on a card does not grow: solve all of k again, it takes as long"
+        )
+
+
+def solve_card(
+    k: ArrayLike | Matrix,
+    y: ArrayLike,
+    ridge: float = 0.0,
+    *,
+    weights: FloatArray | None = None,
+    device: Device | None = None,
+) -> Solution:
+    """Solve ``(k + ridge trace(k)/n I) a = y`` by a Cholesky factorisation on an NVIDIA card.
+
+    As `solve_cholesky`, in float64; the matrix travels to the card a piece at a time.
+
+    Parameters
+    ----------
+    k, y, ridge, weights
+        As for `solve_cholesky`.
+    device : Device or None
+        None: the first card.
+
+    Returns
+    -------
+    Solution
+        With a `CardFactor`, whose memory is given back when it goes. Status as for
+        `solve_cholesky`; a k that is not positive definite has no solution, and the message names
+        the sample, but no ridge that is enough.
+
+    Raises
+    ------
+    TypeError
+        If k or y is not real, or ridge is not a number.
+    ValueError
+        If k is not square, symmetric and finite, y does not fit k, or ridge is negative; or if
+        there is no card.
+    MemoryError
+        Before the work, if ``8 n^2`` bytes and four panels of ``8 n`` times 4,096 do not fit.
+
+    Notes
+    -----
+    Cost: ``n^3/3 + 4 n^2 targets`` flops, almost all of them in products of matrices.
+    """
+    start = time.perf_counter()
+    matrix = as_matrix(k)
+    n = matrix.shape[0]
+    check_targets(y, n)
+    relative = check_ridge(ridge)
+    shares = check_weights(weights, n)
+    card = card_device() if device is None else device
+    need, free = 8 * n * n + _PANELS * 8 * n * min(n, card.block), card.free_memory()
+    if need > free:
+        raise MemoryError(
+            f"the factor of {n} samples needs {need / 2**30:.1f} GiB on the card, "
+            f"{free / 2**30:.1f} GiB are free: use method='cholesky' or 'tiled'"
+        )
+    square = _load(matrix, card)
+    row_sums = _check(square, card)
+    own = card.to_host(square.diagonal()).copy()
+    ridge_absolute = check_absolute(relative, float(np.average(own, weights=shares)), shares)
+    entries = own + ridge_absolute / shares
+    norm = float((row_sums - np.abs(own) + np.abs(entries)).max())
+    weakest = _factor(square, card, entries)
+    if weakest is not None:
+        message = (
+            f"k is not positive definite to rounding, with relative ridge {relative:g}: its "
+            f"smallest pivot is at sample {weakest} (from 0) of n = {n}. Add a larger relative "
+            "ridge, such as ridge=1e-6; compute the kernel with dtype='float64'; or remove samples "
+            "that repeat others. method='cholesky' says more."
+        )
+        seconds = time.perf_counter() - start
+        return failed(y, relative, ridge_absolute, message, seconds)
+    factor = CardFactor(card, square, own, shares, relative, ridge_absolute, norm)
+    return factor.solution(matrix, y, start=start)
+
+
+def _blocks(n: int, size: int) -> list[slice]:
+    return [slice(i, min(n, i + size)) for i in range(0, n, size)]
+
+
+def _load(k: Matrix, card: Device) -> Any:
+    """Copy a matrix to the card, as float64."""
+    n = k.shape[0]
+    square = card.xp.empty((n, n))
+    if hasattr(k, "tile"):  # stored: half of it is read
+        for rows, columns, values in pieces(k):
+            piece = card.xp.asarray(values)
+            square[rows, columns] = piece
+            square[columns, rows] = piece.T
+        return square
+    for rows in _blocks(n, _LOADED):
+        square[rows] = card.xp.asarray(np.ascontiguousarray(k[rows, :]))
+    return square
+
+
+def _check(square: Any, card: Device) -> FloatArray:
+    """Refuse what is not finite and symmetric; return the sums of ``|k|`` over rows."""
+    xp, worst, uneven = card.xp, 0.0, 0.0
+    sums = np.empty(len(square))
+    for rows in _blocks(len(square), min(card.block, 1024)):
+        part = square[rows]
+        sums[rows] = card.to_host(xp.abs(part).sum(axis=1))
+        if not np.isfinite(sums[rows]).all():
+            raise ValueError("k must be finite, got NaN or infinity: check the inputs")
+        worst = max(worst, float(xp.abs(part).max()))
+        uneven = max(uneven, float(xp.abs(part - square[:, rows].T).max()))
+    if uneven > 1e-5 * worst:
+        raise ValueError(
+            f"k must be symmetric, got entries that differ from their mirror images by {uneven:.3g}"
+        )
+    return sums
+
+
+def _factor(square: Any, card: Device, entries: FloatArray) -> int | None:
+    """Put L into the lower triangle; return the sample without a pivot, if there is one."""
+    xp, n = card.xp, len(entries)
+    positions = xp.arange(n)
+    square[positions, positions] = xp.asarray(entries)
+    for part in _blocks(n, card.block):
+        corner = square[part, part]
+        found = _cholesky(xp, corner)
+        pivots = np.square(card.to_host(found.diagonal()))
+        bad = ~np.isfinite(pivots)
+        if bad.any() or not is_definite(
+            np.append(pivots / entries[part], np.ones(n - len(pivots)))
+        ):
+            weakest = int(bad.argmax()) if bad.any() else int((pivots / entries[part]).argmin())
+            return part.start + weakest
+        square[part, part] = xp.tril(found) + xp.triu(corner, 1)
+        panel = square[part.stop :, part]
+        panel[...] = card.solve_triangular(found, panel.T, lower=True).T
+        for rest in _blocks(n - part.stop, card.block):
+            down = slice(part.stop + rest.start, n)
+            across = slice(part.stop + rest.start, part.stop + rest.stop)
+            change = panel[rest.start :] @ panel[rest].T
+            width = rest.stop - rest.start
+            change[:width] = xp.tril(change[:width])  # above the diagonal k stays
+            square[down, across] -= change
+    return None
+
+
+def _cholesky(xp: Any, a: Any) -> Any:
+    """Return the factor of the lower triangle; NaN where there is none."""
+    try:
+        return xp.linalg.cholesky(xp.tril(a) + xp.tril(a, -1).T)
+    except np.linalg.LinAlgError:
+        return xp.full_like(a, np.nan)
