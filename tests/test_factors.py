@@ -321,7 +321,7 @@ def test_the_method_is_cholesky_if_none_is_given() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "qr"}, r"method must be one of \['cholesky', 'tiled', .*\], got 'qr'"),
+        ({"method": "qr"}, r"method must be one of \['cholesky', 'card', .*\], got 'qr'"),
         ({"method": "tiled"}, "method='tiled' needs store, got None: give a path"),
         ({"time": 1.0}, "time of training needs eigenvectors, got time=1 and method='cholesky'"),
         ({"method": "conjugate", "time": 1.0}, "or use method='spectral'"),
