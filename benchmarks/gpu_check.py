@@ -206,13 +206,65 @@ def engine(backend: CudaBackend, network: Network, n1: int, n2: int) -> dict[str
     return {"pairs": n1 * n2, "seconds": min(times), "bare": alone, "share": alone / min(times)}
 
 
+COMPLETE = 50_000 * 50_001 // 2 + 50_000 * 10_000  # pairs of complete CIFAR-10
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the tables of docs/gpu.md."""
+    rates = {row["name"]: row for row in record["rates"]}
+    lines = ["| depth | GAP, float32 | V | LAP(4) | GAP, float64 | V | LAP(4) |", "|---" * 7 + "|"]
+    for depth in DEPTHS:
+        cells = [str(depth)]
+        for dtype in ("float32", "float64"):
+            for readout in ("GAP", "V", "LAP(4)"):
+                row = rates[f"{readout} depth {depth} {dtype}"]
+                scale, unit = (1e9, "ns") if readout == "V" else (1e6, "µs")
+                pair, rate = row["seconds_a_pair"], row["element_layers_per_second"]
+                cells.append(f"{pair * scale:.3g} {unit} ({rate / 1e11:.2f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    deepest, base = rates["GAP depth 21 float32"], rates["GAP depth 11 float32"]
+    five, v_five = rates["GAP five depths float32"], rates["V five depths float32"]
+    lines += ["", "| what | measured |", "|---|---|"]
+    share = five["seconds_a_pair"] / deepest["seconds_a_pair"]
+    lines.append(f"| GAP, five depths in one pass / depth 21 alone | {share:.3f} |")
+    lines.append(f"| V, five depths in one pass | {v_five['seconds_a_pair'] * 1e9:.1f} ns a pair |")
+    for size in ("28x28", "8x8"):
+        row = rates[f"GAP depth 11, {size}, float32"]
+        share = row["element_layers_per_second"] / base["element_layers_per_second"]
+        lines.append(f"| {size} / 32x32, element-layers/s, GAP depth 11 | {share:.2f} |")
+    wide = rates["GAP depth 3, 64x64, float32"]["element_layers_per_second"]
+    lines.append(f"| 64x64, fields in memory, GAP depth 3 | {wide:.1e} element-layers/s |")
+    for name, row in record["engine"].items():
+        lines.append(f"| `wl.kernel` / the kernels alone, {name} | {row['share']:.2f} |")
+    lines.append(f"| fused multiply-adds of the card, by threads | {record['fma_peak']:.2e} /s |")
+    for dtype in ("float32", "float64"):
+        worst = max(row["error"] for row in record["agreement"] if row["dtype"] == dtype)
+        lines.append(f"| largest error against the processor in float64, {dtype} | {worst:.1e} |")
+    passed = sum(not said for said in record["conformance"].values())
+    lines.append(f"| conformance suite, on the card | {passed} of {len(record['conformance'])} |")
+    lines += ["", "| depth | GAP, complete CIFAR-10 | V |", "|---|---|---|"]
+    for depth in DEPTHS:
+        gap, v = (
+            rates[f"{readout} depth {depth} float32"]["seconds_a_pair"] * COMPLETE
+            for readout in ("GAP", "V")
+        )
+        lines.append(f"| {depth} | {gap / 3600:.1f} h | {v:.0f} s |")
+    gap, v = five["seconds_a_pair"] * COMPLETE, v_five["seconds_a_pair"] * COMPLETE
+    lines.append(f"| all five in one pass | {gap / 3600:.1f} h | {v:.0f} s |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measure, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", type=Path, help="print the tables of a record, and do nothing")
     parser.add_argument("--out", type=Path, default=Path("gpu-check.json"))
     parser.add_argument("--no-conformance", action="store_true")
     parser.add_argument("--commit", help="of the code, where it is not in its repository")
     arguments = parser.parse_args()
+    if arguments.table is not None:
+        print(table(json.loads(arguments.table.read_text())), end="")
+        return
     begin = time.perf_counter()
 
     def say(text: str) -> None:
@@ -238,7 +290,7 @@ def main() -> None:
 
     first = program_of([wl.cntk_gap(11)], (32, 32, 3))
     start = time.perf_counter()
-    backend.prepare([(first, "float32")])
+    backend.compile_all([(first, "float32")])
     record["first_compilation"] = time.perf_counter() - start
     say(f"first compilation of GAP depth 11: {record['first_compilation']:.1f} s")
     programs = [(program_of(n, s), d) for _, n, s, d in rate_cases()]
@@ -248,7 +300,7 @@ def main() -> None:
     if not arguments.no_conformance:
         programs += conformance_programs()
     start = time.perf_counter()
-    backend.prepare(programs)
+    backend.compile_all(programs)
     record["compilation"] = {"programs": len(programs), "seconds": time.perf_counter() - start}
     say(f"compiled the kernels of {len(programs)} programs")
 

@@ -67,11 +67,29 @@ def read_tar(path: Path) -> dict[str, Any]:
     return out
 
 
+def table(record: dict[str, Any]) -> str:
+    """Return the table of docs/results.md."""
+    loo = all("leave_one_out" in row for row in record["rows"])
+    head = "| depth | test accuracy | the paper | difference | " + "leave-one-out | " * loo
+    lines = [head + "residual | solve, s |", "|---" * (6 + loo) + "|"]
+    for row in record["rows"]:
+        accuracy, error = 100 * row["accuracy"], 100 * row["standard_error"]
+        paper = row["paper_percent"]
+        cells = [f"{row['depth']}", f"{accuracy:.2f}%", f"{paper:.2f}%"]
+        cells += [f"{accuracy - paper:+.2f} ± {error:.2f}"]
+        if loo:
+            cells.append(f"{100 * row['leave_one_out']:.2f}%")
+        cells += [f"{row['residual_norm']:.0e}", f"{row['solve_seconds']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Compute, solve, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--readout", choices=["gap", "v"], required=True)
+    parser.add_argument("path", type=Path, nargs="?")
+    parser.add_argument("--table", type=Path, help="print the table of a record, and do nothing")
+    parser.add_argument("--readout", choices=["gap", "v"])
     parser.add_argument("--train", type=int, default=10**9)
     parser.add_argument("--test", type=int, default=10**9)
     parser.add_argument("--backend", default="cuda")
@@ -79,8 +97,13 @@ def main() -> None:
     parser.add_argument("--leave-one-out", action="store_true")
     parser.add_argument("--note", default="", help="what is to be said of the data")
     parser.add_argument("--commit", help="of the code, where it is not in its repository")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.table is not None:
+        print(table(json.loads(arguments.table.read_text())), end="")
+        return
+    if None in (arguments.path, arguments.readout, arguments.out):
+        parser.error("path, --readout and --out are needed")
     begin = time.perf_counter()
 
     def say(text: str) -> None:

@@ -348,9 +348,9 @@ SOURCES = ['extern "C" void f(int, double* x) { x[0] = 1; }', 'extern "C" void f
 def test_code_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "new" / "folder"))
     device, told = HostDevice(), []
-    paths = compiled(device, SOURCES, lambda share, text: told.append((share, text)))
+    paths = compiled(device, SOURCES, told.append)
     assert device.compiled == 2
-    assert told == [(0.5, "1 of 2 kernels"), (1.0, "2 of 2 kernels")]
+    assert told == [0.5, 1.0]
     assert compiled(HostDevice(), SOURCES) == paths
     x = np.zeros(1)
     device.launch(device.load(paths[0], "f", 0), Launch(1, 32), [x])
@@ -401,3 +401,37 @@ def test_a_source_that_cannot_be_compiled_says_why(
     with pytest.raises(RuntimeError, match="error"):
         compiled(HostDevice(), ["this is no source"])
     assert not [*tmp_path.iterdir()]
+
+
+# ---------------------------------------------------------------- what the compiler makes of it
+
+
+def _report() -> Any:
+    path = Path(__file__).parents[1] / "benchmarks" / "gpu_report.py"
+    spec = importlib.util.spec_from_file_location("gpu_report", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("cupy") is None or _report().tool("nvdisasm") is None,
+    reason="needs CuPy (for NVRTC) and nvdisasm",
+)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_machine_code_of_inner_layers_is_short() -> None:
+    from widelimit.backends.cuda.cupy_device import compile_cubin
+
+    report = _report()
+    for kernel in report.kernels_of([wl.cntk_gap(11)], (32, 32, 3), "float32", "sm_90").kernels:
+        code = report.read_code(compile_cubin(kernel.source, "sm_90"))
+        assert (code.spills, code.stack) == (0, 0)
+        assert code.registers <= 128
+        for rows in report.heights(kernel):
+            if rows > 3:  # the ends of the loop weigh more and more
+                assert code.loops[rows].total() <= 31.5 * rows, rows

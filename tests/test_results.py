@@ -27,6 +27,21 @@ def test_fashion_mnist() -> None:
     assert table in (ROOT / "docs" / "results.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["gap-2k", "v-50k"])
+def test_table_1_on_a_card(name: str) -> None:
+    record = json.loads((ROOT / "results" / f"table1-{name}.json").read_text())
+    table = load_benchmark("table1").table(record)
+    assert "| 21 | " in table
+    assert table in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_a_card() -> None:
+    record = json.loads((ROOT / "docs" / "records" / "gpu-check.json").read_text())
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    for table in load_benchmark("gpu_check").table(record).split("\n\n"):
+        assert table.strip() in page
+
+
 def test_small_data() -> None:
     record = json.loads((ROOT / "results" / "small-data.json").read_text())
     benchmark = load_benchmark("small_data")

@@ -284,7 +284,7 @@ def _examine_gpu(want: Sequence[FloatArray]) -> Gpu:
     device = find_device()
     backend = CudaBackend(device)
     programs = _test_programs(_SHAPE)
-    backend.prepare([(program, dtype) for program in programs for dtype in _ALLOWED])
+    backend.compile_all([(program, dtype) for program in programs for dtype in _ALLOWED])
     errors: dict[Dtype, float] = {
         dtype: largest_error(sample_sums(backend, dtype), want) for dtype in _ALLOWED
     }

@@ -99,6 +99,10 @@ class Backend(Protocol):
         """
         ...
 
+    def prepare(self, program: Program, dtype: Dtype) -> None:
+        """Make ready what the first call would have to wait for, and tell of it on a terminal."""
+        ...
+
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the memory that the profile of one image takes."""
         ...

@@ -149,6 +149,9 @@ class CpuBackend:
         """Cut into lane groups; see `Backend.cut`."""
         return lane_groups(program, self.lanes(dtype), entries)
 
+    def prepare(self, program: Program, dtype: Dtype) -> None:
+        """Do nothing: no call waits."""
+
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of one image and its profile."""
         h, w, c = program.shape

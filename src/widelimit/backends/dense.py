@@ -43,6 +43,9 @@ class DenseBackend:
         """Cut into squares; see `Backend.cut`."""
         return squares(_SIDE, entries)
 
+    def prepare(self, program: Program, dtype: Dtype) -> None:
+        """Do nothing: no call waits."""
+
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of one sample."""
         return 8 * program.shape[0]

@@ -10,7 +10,7 @@ from widelimit.backends.base import Dtype
 from widelimit.network import Network
 from widelimit.program import Kind, Program, compile_networks
 
-__all__ = ["Family", "find_families", "profile_bytes", "scratch_bytes"]
+__all__ = ["Family", "find_families", "prepare", "profile_bytes", "scratch_bytes"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +36,12 @@ def find_families(
     """Compile networks; see `compile_networks`."""
     programs = compile_networks(networks, shape, kinds)
     return [Family(program, places, serving(program, backend)) for program, places in programs]
+
+
+def prepare(families: Sequence[Family], dtype: Dtype) -> None:
+    """Make ready what first calls would wait for: before anything is shown of the work itself."""
+    for family in families:
+        family.backend.prepare(family.program, dtype)
 
 
 def profile_bytes(families: Sequence[Family], dtype: Dtype) -> int:

@@ -14,7 +14,13 @@ from widelimit.backends.base import Dtype
 from widelimit.display import share_alone, shown
 from widelimit.machine import ALWAYS_FITS, available_memory
 from widelimit.matrices.engine import fill, fill_diagonal, held_blocks, memory_grid
-from widelimit.matrices.families import Family, find_families, profile_bytes, scratch_bytes
+from widelimit.matrices.families import (
+    Family,
+    find_families,
+    prepare,
+    profile_bytes,
+    scratch_bytes,
+)
 from widelimit.matrices.inputs import (
     check_dtype,
     check_inputs,
@@ -130,6 +136,7 @@ def kernel(
     left = Samples(values1, numbers1)
     right = None if values2 is None or numbers2 is None else Samples(values2, numbers2)
 
+    prepare(families, dtype)
     out = np.empty(shape, dtype)
     with shown(progress, "kernel", share_alone) as report:
         fill(families, left, right, out, dtype, workers, report)

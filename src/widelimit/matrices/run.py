@@ -19,7 +19,7 @@ from widelimit.backends.base import Dtype
 from widelimit.display import shown
 from widelimit.machine import remaining
 from widelimit.matrices.computation import Computation, put_inputs
-from widelimit.matrices.families import profile_bytes, scratch_bytes
+from widelimit.matrices.families import prepare, profile_bytes, scratch_bytes
 from widelimit.matrices.inputs import (
     check_dtype,
     check_inputs,
@@ -188,6 +188,8 @@ def gram(
             makers = (maker, *(() if old is None else read_manifest(old).makers))
             tiles = _admit(there.tiles, makers, allow_mixed)
             run = _Run(tiles, computation, plan, sizes, there.missing, old)
+            if pool is None:
+                prepare(computation.families, dtype)
             with display as report:
                 run.copy(report)
                 if pool is None:

@@ -86,6 +86,10 @@ class FaultyBackend:
         """Cut as the correct backend does."""
         return self.backend.cut(program, dtype, entries)
 
+    def prepare(self, program: Program, dtype: Dtype) -> None:
+        """Do what the correct backend does."""
+        self.backend.prepare(program, dtype)
+
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return what the correct backend returns, or 0."""
         if self.fault == "undeclared memory":

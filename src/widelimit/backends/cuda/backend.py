@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from widelimit.backends.cuda.code_cache import compiled
 from widelimit.backends.cuda.device import Device, Launch, OutOfMemory
 from widelimit.backends.cuda.plan import Kernels, plan_kernels
 from widelimit.backends.cuda.source import DRIFT, Layout
+from widelimit.display import share_alone, shown
 from widelimit.machine import default_threads
 from widelimit.program import Program
 
@@ -26,7 +28,8 @@ __all__ = ["CudaBackend", "CudaProfile", "Loaded"]
 
 _CALL_COST = 1.5e11  # element-layers of one call: a fifth of a second on a large card
 _MOST_PAIRS = 2**18  # of one call, whatever they cost
-_CALL_BYTES = 2**28  # of sums of entries on the card
+_CALL_BYTES = 2**28  # of sums of entries on the card, at most
+_CALL_SHARE = 64  # and no more than this part of its memory
 _GROUP = 128  # images of a group of pairs
 _PROFILE_CHUNK = 32
 
@@ -86,7 +89,8 @@ class CudaBackend:
         kernels = plan_kernels(Layout(program, dtype), self.device.card)
         by_cost = _CALL_COST / max(1, program.element_layers)
         item = np.dtype(dtype).itemsize
-        by_memory = _CALL_BYTES / (len(kernels.entries) * kernels.n_fields * item)
+        room = min(_CALL_BYTES, self.device.card.memory // _CALL_SHARE)
+        by_memory = room / (len(kernels.entries) * kernels.n_fields * item)
         return max(1, int(min(by_cost, by_memory, _MOST_PAIRS)))
 
     def cut(self, program: Program, dtype: Dtype, entries: Entries) -> Iterator[tuple[Pairs, bool]]:
@@ -107,6 +111,10 @@ class CudaBackend:
                     yield Pairs(columns[i[part]], columns[j[part]], pairwise=True), False
             for first in range(0, last, side):
                 yield Pairs(np.arange(first, min(last, first + side)), columns), False
+
+    def prepare(self, program: Program, dtype: Dtype) -> None:
+        """Compile and load the kernels of a program."""
+        self.load(program, dtype)
 
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of one image and its profile."""
@@ -232,10 +240,10 @@ class CudaBackend:
         device.launch(loaded.finish, finish, (*arguments, loaded.factors, *identities, out))
         return out
 
-    def prepare(
+    def compile_all(
         self,
         programs: Sequence[tuple[Program, Dtype]],
-        progress: Callable[[float, str], None] | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> None:
         """Compile what is missing for some programs, side by side.
 
@@ -243,7 +251,7 @@ class CudaBackend:
         ----------
         programs : sequence of (Program, dtype)
         progress : callable or None
-            Called with the share that is done and a text, if anything is compiled.
+            Called with the share that is done, if anything is compiled.
         """
         sources: list[str] = []
         for program, dtype in programs:
@@ -263,8 +271,9 @@ class CudaBackend:
     def _make(self, program: Program, dtype: Dtype) -> Loaded:
         layout = Layout(program, dtype)
         kernels = plan_kernels(layout, self.device.card)
-        paths = compiled(self.device, [*(k.source for k in kernels.kernels), kernels.finish])
-        *rest, finish = paths
+        sources = [*(kernel.source for kernel in kernels.kernels), kernels.finish]
+        with shown(sys.stderr.isatty(), "compiling for the card", share_alone) as report:
+            *rest, finish = compiled(self.device, sources, report)
         functions = tuple(
             self.device.load(path, kernel.name, kernel.shared)
             for path, kernel in zip(rest, kernels.kernels, strict=True)

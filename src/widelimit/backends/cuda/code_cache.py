@@ -46,7 +46,7 @@ def _temporary() -> Path:
 def compiled(
     device: Device,
     sources: Sequence[str],
-    progress: Callable[[float, str], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> list[Path]:
     """Return files of compiled code, one for each source.
 
@@ -55,7 +55,7 @@ def compiled(
     device : Device
     sources : sequence of str
     progress : callable or None
-        Called with the share that is done and what is being done, if anything is compiled.
+        Called with the share that is done, if anything is compiled.
 
     Notes
     -----
@@ -75,7 +75,7 @@ def compiled(
             for done, (i, code) in enumerate(zip(missing, codes, strict=True), start=1):
                 _write(paths[i], code)
                 if progress is not None:
-                    progress(done / len(missing), f"{done} of {len(missing)} kernels")
+                    progress(done / len(missing))
         _tidy(folder, keep=set(paths))
     return paths
 
