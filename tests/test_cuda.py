@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -145,6 +146,8 @@ def test_a_call_that_is_too_large_is_computed_in_parts(monkeypatch: pytest.Monke
 # ---------------------------------------------------------------- planted faults
 
 ROWS, FIELDS = ((4, 5, 2), [wl.cntk_gap(4)]), ((2, 34, 1), [wl.cntk_gap(3)])
+DEPTHS, EVEN = ((3, 3, 1), [wl.cntk_gap(4), wl.cntk_gap(3)]), ((3, 6, 1), [wl.cntk_gap(3)])
+SOME = ((3, 6, 1), [LOCAL])
 FAULTS = [
     ("a shuffle off by one", ROWS, "l >= n ? v[l - n] : v[l]", "l > n ? v[l - n - 1] : v[l]"),
     ("a shuffle that goes too far", ROWS, "l + n < 32 ? v[l + n]", "l + n < 31 ? v[l + n + 1]"),
@@ -160,15 +163,15 @@ FAULTS = [
     ("a profile of another layer", ROWS, "z = advance(z, kField);", ""),
     ("a row too few", ROWS, "i + 1 + R < N ? both +", "i + 2 + R < N ? both +"),
     ("a row of the wrong image", ROWS, "Column<kH - N, N> zs(z);", "Column<0, N> zs(z);"),
-    ("Theta with K in it", ROWS, "merged ? T[i] - K[i] : T[i]", "T[i]"),
+    ("Theta with K in it", DEPTHS, "merged ? T[i] - K[i] : T[i]", "T[i]"),
     (
         "the sign of a displacement",
         ROWS,
         "const B swapped = how == 1;",
         "const B swapped = how == 9;",
     ),
-    ("a weight of another column", ROWS, "dj - 1) * kW + local", "dj) * kW + local"),
-    ("sums of half of the columns", ROWS, "if (n < kColumns) v = v +", "if (n > kColumns) v = v +"),
+    ("a weight of another column", SOME, "dj - 1) * kW + local", "dj) * kW + local"),
+    ("sums of half of the columns", EVEN, "if (n < kColumns) v = v +", "if (n > kColumns) v = v +"),
     ("an entry that is left out", ROWS, "e < c.n_entries; ++e", "e + 2 < c.n_entries; ++e"),
     ("a scale that is forgotten", ROWS, "c.factors[field] * (", "("),
     ("one polynomial for the other", ROWS, "e * t, polynomial(WL_B", "e * t, polynomial(WL_A"),
@@ -187,7 +190,8 @@ def test_a_planted_fault_is_noticed(
 ) -> None:
     shape, networks = where
     device = HostDevice(faults=[(old, new)])
-    with pytest.raises(AssertionError, match=r"differ by more"):
+    # What is not summed is not a number.
+    with pytest.raises((AssertionError, OverflowError), match=r"differ by more|got nan"):
         agree(networks, shape, device, "float32")
     assert device.planted
 
@@ -412,22 +416,22 @@ def _report() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_report"] = module  # its dataclasses look there
     spec.loader.exec_module(module)
     return module
 
 
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("cupy") is None or _report().tool("nvdisasm") is None,
-    reason="needs CuPy (for NVRTC) and nvdisasm",
-)
-
-
-@needs_compiler
 @pytest.mark.slow
 def test_the_machine_code_of_inner_layers_is_short() -> None:
-    from widelimit.backends.cuda.cupy_device import compile_cubin
+    from widelimit.backends.cuda.cupy_device import compile_cubin, compiler_version
 
     report = _report()
+    try:
+        compiler_version()
+    except Exception as error:  # no CuPy, or no library of the compiler beside it
+        pytest.skip(f"NVRTC is not here: {error}")
+    if report.tool("nvdisasm") is None:
+        pytest.skip("nvdisasm is not here")
     for kernel in report.kernels_of([wl.cntk_gap(11)], (32, 32, 3), "float32", "sm_90").kernels:
         code = report.read_code(compile_cubin(kernel.source, "sm_90"))
         assert (code.spills, code.stack) == (0, 0)
