@@ -346,7 +346,6 @@ def test_a_ragged_list() -> None:
         ({"threads": "2"}, TypeError, "threads must be an integer or None, got '2'"),
         ({"backend": "gpu"}, ValueError, r'backend must be "auto", .* got \'gpu\''),
         ({"backend": None}, ValueError, r'backend must be "auto", .* got None'),
-        ({"backend": "cuda"}, ValueError, 'backend="cuda" is to come: use "cpu" or "auto"'),
         ({"progress": None}, TypeError, "progress must be True, False or a callable, got None"),
         ({"progress": 1}, TypeError, "progress must be True, False or a callable, got 1"),
     ],

@@ -36,7 +36,12 @@ def make(
 
 def test_tables_of_readouts_fit_the_image() -> None:
     make()
-    for rows, columns in ((table(H + 1), None), (None, table(W - 1)), (table(W), table(H))):
+    for rows, columns in (
+        (table(H + 1), None),
+        (None, table(W - 1)),
+        (None, table(W + 1)),
+        (table(W), table(H)),
+    ):
         with pytest.raises(ValueError, match=r"expected tables of \(2h-1, h\) and \(2w-1, w\)"):
             make(rows=rows, columns=columns)
 

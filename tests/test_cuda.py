@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import widelimit as wl
 from widelimit import backends
 from widelimit.backends import Backend
-from widelimit.backends.base import Entries, Pairs
+from widelimit.backends.base import Cancelled, Entries, Pairs
 from widelimit.backends.cuda import CudaBackend
 from widelimit.backends.cuda.code_cache import CACHE_VARIABLE, compiled
 from widelimit.backends.cuda.device import Card, Launch, LostCard, OutOfMemory
@@ -141,6 +141,21 @@ def test_a_call_that_is_too_large_is_computed_in_parts(monkeypatch: pytest.Monke
         monkeypatch.undo()
         every = backend().sums(program, profile, profile, pairs, np.zeros(1, np.int32))
         assert_same_bits(sums, every, "sums")
+
+
+def test_a_flag_that_is_set_late_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, cancel = images((3, 3, 1)), np.zeros(1, np.int32)
+    program = compile_family([wl.cntk_vanilla(2)], (3, 3, 1), KINDS)
+    profile = backend().profile(program, x, np.arange(5), "float64")
+    fetch = HostDevice.fetch
+
+    def late(self: HostDevice, *arguments: Any) -> None:
+        fetch(self, *arguments)
+        cancel[0] = 1
+
+    monkeypatch.setattr(HostDevice, "fetch", late)
+    with pytest.raises(Cancelled):
+        backend().sums(program, profile, profile, Pairs(np.arange(5), np.arange(5)), cancel)
 
 
 # ---------------------------------------------------------------- planted faults

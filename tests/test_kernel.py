@@ -819,3 +819,12 @@ def test_pairs_that_share_dark_pixels_only(isa: str, dark: float) -> None:
             single = compute(CpuBackend(isa), [network], x, z, kinds=[kind], dtype="float32")
             double = compute(CpuBackend(isa), [network], x, z, kinds=[kind], dtype="float64")
             np.testing.assert_allclose(single, double, rtol=1e-6)
+
+
+def test_a_kind_alone_is_that_of_both() -> None:
+    x = np.random.default_rng(3).uniform(size=(5, 4, 4, 1))
+    x[3] = x[1]  # identical images: their slice d = 0 is known from one of them
+    for net in (wl.cntk_gap(3), wl.cntk_vanilla(3)):
+        both = wl.kernel(net, x, kind=["nngp", "ntk"])
+        for kind, values in zip(("nngp", "ntk"), both, strict=True):
+            np.testing.assert_allclose(wl.kernel(net, x, kind=kind), values, rtol=1e-6)
