@@ -79,6 +79,7 @@ def test_measures_of_calibration() -> None:
 
 
 def test_picture_of_calibration_is_the_same_each_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")  # of the extra dev, not of test
     benchmark = load_benchmark("calibration")
     pictures = [tmp_path / "1.svg", tmp_path / "2.svg"]
     for picture in pictures:
