@@ -75,8 +75,9 @@ def table(record: dict[str, Any]) -> str:
     for row in record["rows"]:
         accuracy, error = 100 * row["accuracy"], 100 * row["standard_error"]
         paper = row["paper_percent"]
-        cells = [f"{row['depth']}", f"{accuracy:.2f}%", f"{paper:.2f}%"]
-        cells += [f"{accuracy - paper:+.2f} ± {error:.2f}"]
+        known = paper is not None  # the paper has no figure for other numbers of images
+        cells = [f"{row['depth']}", f"{accuracy:.2f}%", f"{paper:.2f}%" if known else "-"]
+        cells.append(f"{accuracy - paper:+.2f} ± {error:.2f}" if known else f"± {error:.2f}")
         if loo:
             cells.append(f"{100 * row['leave_one_out']:.2f}%")
         cells += [f"{row['residual_norm']:.0e}", f"{row['solve_seconds']:.1f}"]

@@ -126,6 +126,14 @@ def test_fields_that_do_not_fit_into_shared_memory_lie_in_that_of_the_card(
     assert {"wl_fields", "wl_finish"} == set(device.launched)
 
 
+def test_more_sums_than_lanes_of_images_wider_than_a_warp() -> None:
+    # 17 readouts after one layer, of both fields: 34 sums.
+    networks = [
+        Network([Conv(3), ReLU(), LocalAvgPool(c), Flatten(), Dense()]) for c in range(1, 18)
+    ]
+    agree(networks, (2, 33, 1), HostDevice())
+
+
 def test_a_call_that_is_too_large_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     from widelimit.backends.cuda import backend as module
 
@@ -411,6 +419,18 @@ def test_code_goes_to_a_temporary_folder_if_there_is_no_other(
     (path,) = compiled(device, SOURCES[:1])
     assert path.is_file()
     assert tmp_path not in path.parents
+
+
+def test_only_our_own_files_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from widelimit.backends.cuda import code_cache
+
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(code_cache, "_KEPT", 0)
+    (tmp_path / "weights.bin").write_text("of somebody else")
+    (old,) = compiled(HostDevice(), SOURCES[:1])
+    (new,) = compiled(HostDevice(), SOURCES[1:])
+    assert {path.name for path in tmp_path.glob("*.bin")} == {"weights.bin", new.name}
+    assert not old.with_suffix(".sum").exists()
 
 
 def test_a_source_that_cannot_be_compiled_says_why(

@@ -64,7 +64,7 @@ def card_device() -> Device:
 
     Raises
     ------
-    ValueError
+    RuntimeError
         If there is none, or no CuPy; with what to do.
     """
     from widelimit.backends.cuda.cupy_device import find_device
@@ -280,8 +280,9 @@ def solve_card(
     TypeError
         If k or y is not real, or ridge is not a number.
     ValueError
-        If k is not square, symmetric and finite, y does not fit k, or ridge is negative; or if
-        there is no card.
+        If k is not square, symmetric and finite, y does not fit k, or ridge is negative.
+    RuntimeError
+        If there is no card, or no CuPy.
     MemoryError
         Before the work, if ``8 n^2`` bytes and four panels of ``8 n`` times 4,096 do not fit.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -21,19 +22,20 @@ __all__ = ["CACHE_VARIABLE", "compiled"]
 CACHE_VARIABLE = "WIDELIMIT_CACHE"  # a folder for compiled kernels
 _KEPT = 2000  # files: older ones make room
 
+_NAME = re.compile(r"[0-9a-f]{64}")
+
 _lock = threading.Lock()
 
 
 def _folder() -> Path:
     """Return the folder of compiled kernels; a temporary one where none can be written."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(chosen) if chosen else base / "widelimit"
+    chosen, base = os.environ.get(CACHE_VARIABLE), os.environ.get("XDG_CACHE_HOME")
     try:
+        folder = Path(chosen) if chosen else Path(base or Path.home() / ".cache") / "widelimit"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK | os.X_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows where home is
         pass
     return _temporary()
 
@@ -100,9 +102,10 @@ def _whole(path: Path) -> bool:
 
 
 def _tidy(folder: Path, keep: set[Path]) -> None:
-    """Delete the oldest files beyond a number."""
+    """Delete the oldest files beyond a number, of those that have our names."""
     with contextlib.suppress(OSError):
-        files = sorted(folder.glob("*.bin"), key=lambda path: path.stat().st_mtime, reverse=True)
+        ours = [path for path in folder.glob("*.bin") if _NAME.fullmatch(path.stem)]
+        files = sorted(ours, key=lambda path: path.stat().st_mtime, reverse=True)
         for path in files[_KEPT:]:
             if path not in keep:
                 path.with_suffix(".sum").unlink(missing_ok=True)

@@ -450,11 +450,13 @@ WL_FN void strips(const Call& c, const Slice& d, int layer, int first_tap, Field
 template <class R>
 WL_FN void gather_sums(const Call& c, const Slice& d, int first_field, const Scalar* sums, int warp) {
   if (R::fields == 0 || warp != 0) return;
-  const I lane = lane_index();
-  const B mine = lane < R::fields;
-  V total = broadcast(0);
-  WL_KEEP for (int w = 0; w < kWarps; ++w) total = total + gather(sums, lane + w * kFields, mine);
-  scatter(c.partial + (long long)d.entry * c.pairs() + d.pair, (lane + first_field) * (c.n_entries * c.pairs()), total, mine);
+  WL_KEEP for (int first = 0; first < R::fields; first += 32) {  // a field a lane
+    const I f = lane_index() + first;
+    const B mine = f < R::fields;
+    V total = broadcast(0);
+    WL_KEEP for (int w = 0; w < kWarps; ++w) total = total + gather(sums, f + w * kFields, mine);
+    scatter(c.partial + (long long)d.entry * c.pairs() + d.pair, (f + first_field) * (c.n_entries * c.pairs()), total, mine);
+  }
 }
 
 // A layer of all warps; `turn` tells one layer from the next.
