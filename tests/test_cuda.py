@@ -180,7 +180,7 @@ FAULTS = [
         "a wrong cut",
         ROWS,
         "const I cut = kW - dj;",
-        "const I cut = kW - dj + select(dj > 1, 1, dj);",
+        "const I cut = kW - dj - 1;",
     ),
     ("a dropped layer", ROWS, "l < 4; ++l", "l < 3; ++l"),
     ("a profile of another layer", ROWS, "z = advance(z, kField);", ""),

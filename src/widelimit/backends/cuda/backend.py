@@ -86,11 +86,12 @@ class CudaBackend:
         return _GROUP
 
     def _most_pairs(self, program: Program, dtype: Dtype) -> int:
-        kernels = plan_kernels(Layout(program, dtype), self.device.card)
+        layout = Layout(program, dtype)
+        kernels = plan_kernels(layout, self.device.card)
         by_cost = _CALL_COST / max(1, program.element_layers)
         item = np.dtype(dtype).itemsize
         room = min(_CALL_BYTES, self.device.card.memory // _CALL_SHARE)
-        by_memory = room / (len(kernels.entries) * kernels.n_fields * item)
+        by_memory = room / (len(kernels.entries) * len(layout.fields) * item)
         return max(1, int(min(by_cost, by_memory, _MOST_PAIRS)))
 
     def cut(self, program: Program, dtype: Dtype, entries: Entries) -> Iterator[tuple[Pairs, bool]]:
@@ -255,8 +256,7 @@ class CudaBackend:
         """
         sources: list[str] = []
         for program, dtype in programs:
-            kernels = plan_kernels(Layout(program, dtype), self.device.card)
-            sources += [*(kernel.source for kernel in kernels.kernels), kernels.finish]
+            sources += plan_kernels(Layout(program, dtype), self.device.card).sources
         compiled(self.device, list(dict.fromkeys(sources)), progress)
 
     def load(self, program: Program, dtype: Dtype) -> Loaded:
@@ -271,9 +271,8 @@ class CudaBackend:
     def _make(self, program: Program, dtype: Dtype) -> Loaded:
         layout = Layout(program, dtype)
         kernels = plan_kernels(layout, self.device.card)
-        sources = [*(kernel.source for kernel in kernels.kernels), kernels.finish]
         with shown(sys.stderr.isatty(), "compiling for the card", share_alone) as report:
-            *rest, finish = compiled(self.device, sources, report)
+            *rest, finish = compiled(self.device, kernels.sources, report)
         functions = tuple(
             self.device.load(path, kernel.name, kernel.shared)
             for path, kernel in zip(rest, kernels.kernels, strict=True)

@@ -123,7 +123,6 @@ WL_FN V shuffle_down(V v, int n) { V r; for (int l = 0; l < 32; ++l) r[l] = l + 
 inline bool some(B b) { for (int l = 0; l < 32; ++l) if (b[l]) return true; return false; }
 WL_FN V select(B b, V yes, V no) { V r; for (int l = 0; l < 32; ++l) r[l] = b[l] ? yes[l] : no[l]; return r; }
 WL_FN I select(B b, I yes, I no) { return b ? yes : no; }
-WL_FN I select(B b, int yes, I no) { return b ? no * 0 + yes : no; }
 WL_FN V broadcast(Scalar s) { return V{} + s; }
 WL_FN V gather(const Scalar* at, I index, B where) { V r; for (int l = 0; l < 32; ++l) r[l] = where[l] ? at[index[l]] : Scalar(0); return r; }
 WL_FN I gather(const int* at, I index, B where) { I r; for (int l = 0; l < 32; ++l) r[l] = where[l] ? at[index[l]] : 0; return r; }

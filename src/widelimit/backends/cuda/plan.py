@@ -66,14 +66,17 @@ class Kernels:
         di, dj, sign, layers. The first is the displacement 0; opposite ones follow each other.
     variants : ndarray of int32, shape (h + 1, 2)
         First entry and number of entries, by the number of rows.
-    n_fields : int
     """
 
     kernels: tuple[Kernel, ...]
     finish: str
     entries: NDArray[np.int32]
     variants: NDArray[np.int32]
-    n_fields: int
+
+    @property
+    def sources(self) -> list[str]:
+        """Return all that is compiled; the last is `finish`."""
+        return [*(kernel.source for kernel in self.kernels), self.finish]
 
 
 def most_rows(dtype: str) -> int:
@@ -96,12 +99,12 @@ def plan_kernels(layout: Layout, card: Card) -> Kernels:
         entries = _field_entries(layout)
         kernels = (_field_kernel(layout, len(entries), card),)
         variants = np.zeros((h + 1, 2), np.int32)
-        return Kernels(kernels, finish, entries, variants, len(layout.fields))
+        return Kernels(kernels, finish, entries, variants)
     entries, variants = _row_entries(layout)
     kernels = tuple(
         _row_kernel(layout, heights, variants, card) for heights in _groups(layout, variants, card)
     )
-    return Kernels(kernels, finish, entries, variants, len(layout.fields))
+    return Kernels(kernels, finish, entries, variants)
 
 
 # ---------------------------------------------------------------- rows in registers
