@@ -172,9 +172,9 @@ def main() -> None:
         "rows": rows,
     }
     if arguments.backend == "cuda":
-        from widelimit.backends.cuda.cupy_device import find_device
+        from widelimit.backends.cuda.cupy_device import find_devices
 
-        record["card"] = dataclasses.asdict(find_device().card)
+        record["card"] = dataclasses.asdict(find_devices()[0].card)
     write_atomically(arguments.out, json.dumps(record, indent=1) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ import pytest
 import scipy.linalg
 
 import widelimit as wl
+from widelimit import backends
+from widelimit.estimators import regression
 from widelimit.solvers import Status, Unavailable, card, methods, solve, solve_cholesky
 from widelimit.solvers.card import Device, solve_card
 
 N = 131
+ARITHMETIC = (np.linalg.cholesky, scipy.linalg.solve_triangular)
 
 
 def device(block: int = 32, free: int = 2**40) -> Device:
-    return Device(np, scipy.linalg.solve_triangular, np.asarray, lambda: free, block)
+    return Device(
+        np, np.linalg.cholesky, scipy.linalg.solve_triangular, np.asarray, lambda: free, block
+    )
 
 
 def gram(n: int = N, seed: int = 0) -> np.ndarray:
@@ -135,3 +141,65 @@ def test_solve_knows_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.allclose(got.value, want.value, rtol=1e-10)
     with pytest.raises(Unavailable, match="eigenvectors"):
         solve(gram(), Y, method="card", time=1.0)
+
+
+def on_a_card(monkeypatch: pytest.MonkeyPatch, free: int = 2**40) -> list[tuple[int, ...]]:
+    """Let estimators solve on NumPy in the place of a card; list what is decomposed there."""
+    decomposed: list[tuple[int, ...]] = []
+
+    class Counted(Device):
+        def eigenvectors(self, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            decomposed.append(a.shape)
+            return super().eigenvectors(a)
+
+    made = Counted(
+        np, np.linalg.cholesky, scipy.linalg.solve_triangular, np.asarray, lambda: free, 32
+    )
+    for module in (card, regression):
+        monkeypatch.setattr(module, "card_device", lambda: made)
+    monkeypatch.setattr(regression, "_FEWEST_ON_CARD", 50)
+    # A kernel of the processor, under the name of the card.
+    monkeypatch.setattr(backends, "_cuda", lambda worker: backends.get_backend("cpu"))
+    return decomposed
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"ridge": 1e-3}, {"ridge": "loo"}, {"ridge": 0.0}, {"ridge": 1e-3, "time": "loo"}],
+    ids=str,
+)
+def test_an_estimator_solves_on_the_card_of_its_kernel(
+    how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((60, 5)), rng.integers(0, 3, 60)
+    want = wl.NTKClassifier(backend="cpu", **how).fit(x, y)
+    decomposed = on_a_card(monkeypatch)
+    got = wl.NTKClassifier(backend="cuda", **how).fit(x, y)
+    assert bool(decomposed) == ("loo" in how.values())
+    factor = got.solution_.factor
+    assert factor is not None
+    assert factor.method == ("spectral" if "time" in how else "card")
+    assert got.ridge_ == want.ridge_
+    assert np.allclose(got.dual_coef_, want.dual_coef_, rtol=1e-8)
+    assert np.allclose(got.loo_predictions_, want.loo_predictions_, rtol=1e-8)
+    again = pickle.loads(pickle.dumps(got))
+    assert np.array_equal(again.predict_proba(x[:9]), got.predict_proba(x[:9]))
+    if "time" not in how:
+        assert again.solution_.factor.method == "cholesky"
+        both = [model.partial_fit(x[:9] + 0.1, y[:9]).dual_coef_ for model in (got, want)]
+        assert np.allclose(*both, rtol=1e-7)
+
+
+def test_where_the_card_has_no_room_an_estimator_solves_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((60, 5)), rng.integers(0, 3, 60)
+    for free, method in ((8 * 60 * 60, "cholesky"), (8 * 60 * 60 * 4, "card")):
+        decomposed = on_a_card(monkeypatch, free)
+        model = wl.NTKClassifier(backend="cuda", ridge=1e-3).fit(x, y)
+        assert model.solution_.factor is not None
+        assert model.solution_.factor.method == method
+        wl.NTKClassifier(backend="cuda", ridge="loo").fit(x, y)
+        assert not decomposed  # eigenvectors need more than either

@@ -337,7 +337,7 @@ def test_what_was_finished_is_there_after_a_card_is_lost(
     x, net = images((3, 3, 1), 200), wl.cntk_vanilla(2)
     whole = wl.kernel(net, x, backend="reference")
     where = tmp_path / "k.zarr"
-    monkeypatch.setattr(backends, "_cuda", lambda: CudaBackend(Dying(9)))
+    monkeypatch.setattr(backends, "_cuda", lambda worker: CudaBackend(Dying(9)))
     with pytest.raises(LostCard, match="start again"):
         wl.gram(net, x, store=where, backend="cuda", tile=64, threads=1)
     finished = len([*where.glob("**/c/*/*")])
@@ -359,6 +359,122 @@ def test_a_store_of_the_processor_is_not_continued_on_a_card(
         wl.gram(net, x, store=where, backend="cuda")
     mixed = wl.gram(net, x, store=where, backend="cuda", allow_mixed=True)
     assert_close(mixed[:, :], wl.kernel(net, x), rtol=5e-6)
+
+
+# ---------------------------------------------------------------- several cards, and the choice
+
+
+def test_several_cards_have_the_bits_of_one() -> None:
+    x, z = images((4, 4, 1), 23), images((4, 4, 2), 9)[..., :1]
+    cards = [HostDevice() for _ in range(3)]
+    several = CudaBackend(*cards)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["widelimit.backends.cuda.backend"], "_MOST_PAIRS", 16)
+        for right in (None, z):
+            whole = compute(backend(), [wl.cntk_gap(3)], x, right, threads=3)
+            got = compute(several, [wl.cntk_gap(3)], x, right, threads=3)
+            assert_same_bits(got, whole, "three cards")
+    assert all(card.launched for card in cards)
+
+
+class Full(HostDevice):
+    """A card that has no room for samples."""
+
+    def put(self, values: np.ndarray) -> np.ndarray:
+        if values.nbytes > 5000:
+            raise OutOfMemory("no room")
+        return super().put(values)
+
+
+def test_samples_that_a_card_has_no_room_for_are_refused_with_what_to_do() -> None:
+    with pytest.raises(MemoryError, match=r"MiB are needed on the host.*smaller tile"):
+        compute(CudaBackend(Full()), [wl.cntk_gap(3)], images((8, 8, 1), 30))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 1), (131,)])
+def test_dense_networks_on_a_card(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["widelimit.backends.cuda.dense"], "_SIDE", 16)
+    net = Network([Dense(b_std=0.1), ReLU(), Dense(), ReLU(), Dense()])
+    x, z = images(shape, 70), images(shape, 37)
+    x[50] = x[3]
+    cards = [HostDevice(), HostDevice()]
+    own = CudaBackend(*cards)
+    for right in (None, z):
+        exact = compute(ReferenceBackend(), [net], x, right)
+        assert_close(compute(own, [net], x, right), exact, rtol=1e-13)
+        part = compute(own, [net], x[5:40], right)
+        whole = compute(own, [net], x, right)
+        kept = whole[..., 5:40, 5:40] if right is None else whole[..., 5:40, :]
+        assert_same_bits(part, kept, "part of it")
+    assert all("product" in card.launched for card in cards)
+
+
+SMALL = wl.cntk_vanilla(3)
+WORK = compile_family([SMALL], (3, 3, 1), ("ntk",)).element_layers
+
+
+def with_a_card(monkeypatch: pytest.MonkeyPatch, worth: float) -> None:
+    """Make the host a card that is worth so many element-layers."""
+    monkeypatch.setattr(backends, "_cuda", lambda worker: backend())
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    monkeypatch.setattr(backends, "_WORTH", worth / backends.default_threads())
+
+
+def test_a_card_is_chosen_where_the_work_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = images((3, 3, 1), 20)
+    cpu = wl.kernel(SMALL, x)
+    with_a_card(monkeypatch, WORK * 20 * 21 / 2)
+    card = wl.kernel(SMALL, x, backend="cuda")
+    assert not np.array_equal(cpu, card)  # the last bits tell who computed
+    assert_same_bits(wl.kernel(SMALL, x), card, "worth it")
+    assert_same_bits(wl.kernel(SMALL, x[:19]), cpu[:19, :19], "not worth it")
+    monkeypatch.setattr(backends, "_cuda", without)
+    assert_same_bits(wl.kernel(SMALL, x), cpu, "no card")
+    with pytest.raises(ValueError, match='"auto", "cpu", "cuda" or "reference", got \'gpu\''):
+        wl.kernel(SMALL, x, backend="gpu")  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def without(worker: bool) -> Backend:
+    raise RuntimeError("no card")
+
+
+def test_a_store_goes_on_where_it_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, net = images((3, 3, 1), 24), SMALL
+    with_a_card(monkeypatch, 0)
+    card = wl.kernel(net, x, backend="cuda")
+    wl.gram(net, x[:20], store=tmp_path / "a", tile=16)
+    with_a_card(monkeypatch, 1e30)
+    grown = wl.gram(net, x, store=tmp_path / "b", reuse=tmp_path / "a")
+    assert_same_bits(grown[:, :], card, "grown")
+    monkeypatch.setattr(backends, "_cuda", without)
+    finished = wl.gram(net, x, store=tmp_path / "b")
+    assert_same_bits(finished[:, :], card, "finished")
+    next((tmp_path / "b").glob("**/c/0/0")).unlink()
+    with pytest.raises(ValueError, match=r"begun by backend cuda with host.*here is backend cpu"):
+        wl.gram(net, x, store=tmp_path / "b")
+
+
+def test_an_executors_worker_has_one_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    from widelimit.backends.cuda import cupy_device
+
+    monkeypatch.setattr(cupy_device, "find_devices", lambda: [HostDevice(), HostDevice()])
+    backends._cuda.cache_clear()
+    counts = [len(backends.get_backend("cuda", worker=w).devices) for w in (True, False)]  # pyright: ignore
+    backends._cuda.cache_clear()
+    assert counts == [1, 2]
+
+
+def test_an_estimator_keeps_to_the_backend_of_its_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = images((3, 3, 1), 24), np.arange(24) % 2
+    with_a_card(monkeypatch, WORK * 24 * 25 / 2)
+    outputs = [
+        wl.NTKClassifier(SMALL, ridge=1e-3, backend=name).fit(x, y).decision_function(x[:3])
+        for name in ("auto", "cuda", "cpu")
+    ]
+    assert_same_bits(outputs[0], outputs[1], "three")
+    assert not np.array_equal(outputs[0], outputs[2])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is here")

@@ -25,6 +25,9 @@ NETWORK_HELP = (
 DATA_HELP = "digits, fashion-mnist, cifar10, a folder of images by class, or an .npz file."
 
 OneKind = Annotated[str, typer.Option(help="ntk or nngp.")]
+BackendOption = Annotated[
+    str, typer.Option("--backend", help="auto, cpu, cuda (an NVIDIA card) or reference.")
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
 ]
@@ -64,6 +67,13 @@ def user_input() -> Generator[None]:
     except (OSError, ValueError) as error:
         _complain(_one_line(error))
         raise typer.Exit(WRONG_INPUT) from None
+    except RuntimeError as error:
+        from widelimit.backends.cuda.device import LostCard
+
+        if not isinstance(error, LostCard):
+            raise
+        _complain(str(error))
+        raise typer.Exit(1) from None
 
 
 @contextmanager
@@ -205,6 +215,7 @@ def kernel(
     array: Annotated[str | None, typer.Option(help="Which array of an .npz file.")] = None,
     kind: OneKind = "ntk",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    backend: BackendOption = "auto",
     threads: Threads = None,
     memory: Annotated[
         str | None,
@@ -252,6 +263,7 @@ def kernel(
             array=array,
             kind=kind,
             dtype=dtype,
+            backend=backend,
             threads=threads,
             memory=memory,
             verify=verify,
@@ -296,6 +308,7 @@ def fit(
     dtype: Annotated[
         str | None, typer.Option(help="float32 or float64.", show_default="float32")
     ] = None,
+    backend: BackendOption = "auto",
     threads: Threads = None,
     store: Annotated[
         str | None,
@@ -317,7 +330,7 @@ def fit(
     kept = NOTHING_WRITTEN if store is None else "finished tiles are kept, the same command goes on"
     with exits(kept), user_input(), _warnings():
         from widelimit.classify import Fit, read_choice
-        from widelimit.job import read_network
+        from widelimit.job import check_backend, read_network
 
         networks = [read_network(text) for text in net or []]
         job = Fit.prepare(
@@ -332,6 +345,7 @@ def fit(
             time=read_choice("time", time),
             combine=combine,
             dtype=dtype,
+            backend=check_backend(backend),
             threads=threads,
             store=store,
             memory=memory,
@@ -356,12 +370,18 @@ def predict(
         Path | None,
         typer.Option(help="The table, a CSV file.", show_default="printed"),
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="auto, cpu, cuda or reference.", show_default="that of the model"),
+    ] = None,
 ) -> None:
     """Classify images: a table of classes and probabilities."""
     with exits(), user_input():
         from widelimit.classify import Prediction
+        from widelimit.job import check_backend
 
         job = Prediction.prepare(model, images)
+        job.model.backend = check_backend(backend or job.model.backend)
         text = job.run(_complain)
         if out is None:
             typer.echo(text, nl=False)

@@ -105,6 +105,8 @@ class Gpu:
     name : str
     target : str
         What kernels are compiled for.
+    count : int
+        How many of this kind there are.
     memory, free : int
         Bytes.
     software : str
@@ -115,6 +117,7 @@ class Gpu:
 
     name: str
     target: str
+    count: int
     memory: int
     free: int
     software: str
@@ -277,19 +280,19 @@ def examine() -> Diagnosis:
 
 
 def _examine_gpu(want: Sequence[FloatArray]) -> Gpu:
-    """Test the first card: some seconds, the first time, to compile the kernels."""
+    """Test the cards: some seconds, the first time, to compile the kernels."""
     from widelimit.backends.cuda import CudaBackend
-    from widelimit.backends.cuda.cupy_device import find_device
+    from widelimit.backends.cuda.cupy_device import find_devices
 
-    device = find_device()
-    backend = CudaBackend(device)
+    devices = find_devices()
+    backend, device = CudaBackend(*devices), devices[0]
     programs = _test_programs(_SHAPE)
     backend.compile_all([(program, dtype) for program in programs for dtype in _ALLOWED])
     errors: dict[Dtype, float] = {
         dtype: largest_error(sample_sums(backend, dtype), want) for dtype in _ALLOWED
     }
     card, free = device.card, device.free_memory()
-    return Gpu(card.name, card.target, card.memory, free, device.software(), errors)
+    return Gpu(card.name, card.target, len(devices), card.memory, free, device.software(), errors)
 
 
 def find_faults(
@@ -324,7 +327,9 @@ def _gpu_line(diagnosis: Diagnosis) -> str:
     gpu, machine = diagnosis.gpu, diagnosis.machine
     if gpu is not None:
         size = f"{_size(gpu.memory)}, {_size(gpu.free)} free"
-        return f"{gpu.name}, {size}; {gpu.software}; backend='cuda' computes on it"
+        name = f"{gpu.count} x {gpu.name}" if gpu.count > 1 else gpu.name
+        use = "backend='cuda' computes on it, 'auto' what the processors would take long for"
+        return f"{name}, {size}; {gpu.software}; {use}"
     if not machine.gpu_driver:
         return "none found; backend='cpu' is all there is"
     if any(machine.packages.get(name) for name in _CUPY):

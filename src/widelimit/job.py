@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.architectures import named_network
+from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
 from widelimit.files import atomic_file
 from widelimit.machine import parse_memory
@@ -24,6 +25,7 @@ from widelimit.reading import open_arrays, read_bytes
 
 __all__ = [
     "Job",
+    "check_backend",
     "describe_store",
     "explain_networks",
     "read_array",
@@ -127,6 +129,24 @@ def _check(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be {' or '.join(allowed)}, got {value!r}")
 
 
+def check_backend(name: str) -> BackendName:
+    """Return the name of a backend that can be used here.
+
+    Raises
+    ------
+    ValueError
+        If there is no such backend, or no card.
+    """
+    _check("backend", name, get_args(BackendName))
+    chosen = cast("BackendName", name)
+    try:
+        if chosen == "cuda":
+            get_backend(chosen)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return chosen
+
+
 def read_inputs(text: str, array: str | None = None) -> NDArray[Any]:
     """Return the inputs that a word names.
 
@@ -201,7 +221,7 @@ class Job:
     x2 : ndarray or None
     out : str
         An ``.npy`` file, or a store of `gram`: a path or URL that ends with ``.zarr``.
-    kind, dtype, threads, memory, verify, allow_mixed
+    kind, dtype, backend, threads, memory, verify, allow_mixed
         As for `gram`; the last three are for stores.
     """
 
@@ -211,6 +231,7 @@ class Job:
     out: str
     kind: Kind = "ntk"
     dtype: Dtype = "float32"
+    backend: BackendName = "auto"
     threads: int | None = None
     memory: str | None = None
     verify: bool = False
@@ -227,6 +248,7 @@ class Job:
         array: str | None = None,
         kind: str = "ntk",
         dtype: str = "float32",
+        backend: str = "auto",
         threads: int | None = None,
         memory: str | None = None,
         verify: bool = False,
@@ -243,7 +265,7 @@ class Job:
         networks : sequence of Network
         array : str or None
             Name of the array in ``.npz`` files.
-        kind, dtype, threads, memory, verify, allow_mixed
+        kind, dtype, backend, threads, memory, verify, allow_mixed
             As for `gram`.
 
         Raises
@@ -255,6 +277,7 @@ class Job:
         """
         _check("kind", kind, get_args(Kind))
         _check("dtype", dtype, get_args(Dtype))
+        chosen = check_backend(backend)
         stored = out.endswith(".zarr")
         if not (stored or out.endswith(".npy")) or not (
             "://" in out or Path(out).absolute().parent.is_dir()
@@ -279,6 +302,7 @@ class Job:
             out,
             cast("Kind", kind),
             cast("Dtype", dtype),
+            chosen,
             threads,
             memory,
             verify,
@@ -308,6 +332,7 @@ class Job:
                     *arguments,
                     store=self.out,
                     dtype=self.dtype,
+                    backend=self.backend,
                     threads=self.threads,
                     memory=self.memory,
                     progress=progress,
@@ -315,7 +340,13 @@ class Job:
                     allow_mixed=self.allow_mixed,
                 )
                 return
-            values = kernel(*arguments, dtype=self.dtype, threads=self.threads, progress=progress)
+            values = kernel(
+                *arguments,
+                dtype=self.dtype,
+                backend=self.backend,
+                threads=self.threads,
+                progress=progress,
+            )
         except (TypeError, OverflowError) as error:
             raise ValueError(str(error)) from error
         with atomic_file(Path(self.out)) as file:

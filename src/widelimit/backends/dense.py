@@ -13,13 +13,15 @@ from widelimit.backends.base import PROFILE_BYTES, Cancelled, Dtype, Entries, Pa
 from widelimit.backends.cut import squares
 from widelimit.program import Program
 
-__all__ = ["DenseBackend"]
+__all__ = ["DenseBackend", "DenseProfile"]
 
 _SIDE = 128  # samples, and entries of each, of one matrix product
 
 
 @dataclass(frozen=True, eq=False)
-class _Profile:
+class DenseProfile:
+    """Samples as rows."""
+
     rows: FloatArray  # (n, d)
 
     def __len__(self) -> int:
@@ -62,7 +64,7 @@ class DenseBackend:
         self, program: Program, images: FloatArray, identity: NDArray[np.int64], dtype: Dtype
     ) -> Profile:
         """Flatten samples to rows."""
-        return _Profile(images.reshape(len(images), -1))
+        return DenseProfile(images.reshape(len(images), -1))
 
     def sums(
         self,
@@ -73,8 +75,8 @@ class DenseBackend:
         cancel: NDArray[np.int32],
     ) -> FloatArray:
         """Return input covariances as the sums of the one tap; see `Backend.sums`."""
-        assert isinstance(left, _Profile)
-        assert isinstance(right, _Profile)
+        assert isinstance(left, DenseProfile)
+        assert isinstance(right, DenseProfile)
         if cancel[0]:
             raise Cancelled
         result = np.zeros((1, 2, *pairs.shape))

@@ -214,6 +214,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             several=kernel.choices > 1,
             stored=stored,
             held=kernel.bytes_held(m, kinds, stored=stored),
+            card=isinstance(kernel, FittedKernel) and kernel.backend == "cuda",
         )
 
     def _keep(

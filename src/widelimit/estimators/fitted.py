@@ -16,6 +16,7 @@ from widelimit.estimators.directions import Directions, find_directions
 from widelimit.estimators.doubt import Errors, Nearest, unresolved_angle
 from widelimit.estimators.regression import FACTOR, join
 from widelimit.estimators.samples import ImageShape
+from widelimit.matrices.families import choose_backend
 from widelimit.matrices.inputs import number_samples
 from widelimit.matrices.kernel import kernel, kernel_diagonal
 from widelimit.matrices.prepared import PreparedKernel
@@ -62,7 +63,8 @@ class FittedKernel:
     samples : ndarray of shape (m, h, w, c) or (m, d)
         Training samples, one for each row of the Gram matrix.
     backend, threads
-        What computes, as for `widelimit.kernel`. No result depends on it, but for its rounding.
+        What computes, as for `widelimit.kernel`; "auto" is what fits the Gram matrix of the
+        samples. No result depends on it, but for its rounding.
     """
 
     networks: tuple[Network, ...]
@@ -77,6 +79,9 @@ class FittedKernel:
     _prepared: PreparedKernel = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        size = self.samples.shape[1:], len(self.samples), None
+        backend = choose_backend(self.backend, self.networks, *size)
+        object.__setattr__(self, "backend", backend)
         made = PreparedKernel(self.networks, self.samples, self.backend, self.dtype, self.threads)
         object.__setattr__(self, "_prepared", made)
 
@@ -92,7 +97,8 @@ class FittedKernel:
         return replace(self, networks=(self.networks[index],))
 
     def computed_by(self, backend: BackendName, threads: int | None) -> FittedKernel:
-        """Return the same, computed in another way."""
+        """Return the same, computed in another way; "auto": by the backend there is."""
+        backend = self.backend if backend == "auto" else backend
         if (backend, threads) == (self.backend, self.threads):
             return self
         return replace(self, backend=backend, threads=threads)

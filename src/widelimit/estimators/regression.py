@@ -13,6 +13,7 @@ from widelimit.arrays import FloatArray
 from widelimit.estimators.samples import Training
 from widelimit.machine import remaining
 from widelimit.solvers import Factor, Method, Solution, Spectrum, Status, Unavailable, solve
+from widelimit.solvers.card import card_device
 from widelimit.solvers.checks import refuse_weights
 from widelimit.solvers.conjugate import preconditioner_rank
 from widelimit.solvers.matrix import Bordered, Matrix, as_matrix, diagonal
@@ -34,6 +35,7 @@ Solver = Literal["auto", "cholesky", "cg"]
 FACTOR = "factor.zarr"
 """Name of a factor in the folder of a fit."""
 _CHECKPOINT = "checkpoint"
+_FEWEST_ON_CARD = 2048  # samples: fewer are solved in the time that they travel
 
 RIDGES = 10.0 ** np.arange(-8.0, 2.5, 0.5)
 """Relative ridges that ridge="loo" chooses from."""
@@ -112,6 +114,7 @@ def solver_for(
     several: bool = False,
     stored: bool = False,
     held: int = 0,
+    card: bool = False,
 ) -> Method:
     """Choose where and how to solve for n distinct samples: before there is a kernel.
 
@@ -127,11 +130,14 @@ def solver_for(
         Whether the kernel will lie in a store; then there is no memory for weights.
     held : int
         Bytes that the kernels will take in memory by the time that one is solved with.
+    card : bool
+        Whether there is a card: it solves if there is room on it, and enough to do.
 
     Returns
     -------
-    {"cholesky", "tiled", "conjugate", "spectral"}
-        As `widelimit.solvers.solve` has it; "spectral" if a ridge or a time is to be chosen, too.
+    {"cholesky", "card", "tiled", "conjugate", "spectral"}
+        As `widelimit.solvers.solve` has it; "spectral" or "card" if a ridge or a time is to be
+        chosen, too.
 
     Raises
     ------
@@ -156,6 +162,9 @@ def solver_for(
         return _conjugate(n, options, targets, weights if stored else None, held)
     # The factor; and a copy of it, for the diagonal of its inverse or while eigenvectors are found.
     need, have = 8 * n * n * (3 if choices else 2), remaining(options.memory) - held
+    room = card and n >= _FEWEST_ON_CARD and (not choices or need <= have)
+    if room and card_device().fits(n, vectors=choices):
+        return "card"
     if need <= have:
         return "spectral" if choices else "cholesky"
     if choices:
@@ -207,9 +216,11 @@ def regress(
         If there is no solution; the message says why, and what to do.
     """
     if options.ridge == "loo" or options.time == "loo":
-        return _choose(k, training, options)
+        return _choose(k, training, options, method)
     # Without a ridge k may turn out to be singular, and is then needed again.
-    singular = method == "cholesky" and (options.ridge == 0 or not np.any(diagonal(as_matrix(k))))
+    singular = method in ("cholesky", "card") and (
+        options.ridge == 0 or not np.any(diagonal(as_matrix(k)))
+    )
     place = None
     if options.store is not None:
         place = join(options.store, FACTOR if method == "tiled" else _CHECKPOINT)
@@ -295,9 +306,13 @@ def _with_ridge(solution: Solution, ridge: float) -> Solution:
     return replace(solution, statistics=replace(solution.statistics, ridge=ridge))
 
 
-def _choose(k: NDArray[Any] | Matrix, training: Training, options: Options) -> Regression:
+def _choose(
+    k: NDArray[Any] | Matrix, training: Training, options: Options, method: Method
+) -> Regression:
     """Take the ridge, or the time, with the smallest error of leaving one out."""
-    spectrum, means, share = Spectrum.of(k, training.weights), training.means, training.share
+    means, share = training.means, training.share
+    found = card_device().eigenvectors if method == "card" else None
+    spectrum = Spectrum.of(k, training.weights, found)
     if options.ridge == "loo":
         grid = RIDGES
         tried = spectrum.leave_one_out(means, list(share * grid))
@@ -310,7 +325,8 @@ def _choose(k: NDArray[Any] | Matrix, training: Training, options: Options) -> R
     solution = None
     if options.ridge == "loo":
         # From here on as for a ridge that was given: the factor can grow, the spectrum cannot.
-        solution = solve(spectrum.k, means, float(tried.ridges[best]), weights=training.weights)
+        ridge, by = float(tried.ridges[best]), "card" if method == "card" else "cholesky"
+        solution = solve(spectrum.k, means, ridge, method=by, weights=training.weights)
     if solution is None or solution.factor is None:
         time = np.inf if options.ridge == "loo" else float(grid[best])
         solution = spectrum.solution(means, float(tried.ridges[best]), time)

@@ -123,7 +123,7 @@ class _Kept:
                 manifest = read_manifest(tiles)
                 x1 = _get_inputs(tiles.objects, "x1", manifest.x1)
                 x2 = None if manifest.x2 is None else _get_inputs(tiles.objects, "x2", manifest.x2)
-                made = Computation(manifest, x1, x2, get_backend(order.backend))
+                made = Computation(manifest, x1, x2, get_backend(order.backend, worker=True))
                 self._key, self._computation = key, made
             return self._computation
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from widelimit.backends import Backend, serving
+from widelimit.backends import Backend, BackendName, choose, serving
 from widelimit.backends.base import Dtype
 from widelimit.network import Network
 from widelimit.program import Kind, Program, compile_networks
 
-__all__ = ["Family", "find_families", "prepare", "profile_bytes", "scratch_bytes"]
+__all__ = [
+    "Family",
+    "choose_backend",
+    "find_families",
+    "prepare",
+    "profile_bytes",
+    "scratch_bytes",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +35,17 @@ class Family:
     program: Program
     positions: tuple[int, ...]
     backend: Backend
+
+
+def choose_backend(
+    name: BackendName, networks: Sequence[Network], shape: Sequence[int], n1: int, n2: int | None
+) -> BackendName:
+    """Return which backend computes a matrix, (n1, n2) or symmetric if n2 is None; see `choose`."""
+    if name != "auto":
+        return choose(name, 0)
+    pairs = n1 * (n1 + 1) // 2 if n2 is None else n1 * n2
+    programs = compile_networks(networks, shape, ("ntk",))
+    return choose(name, pairs * sum(program.element_layers for program, _ in programs))
 
 
 def find_families(

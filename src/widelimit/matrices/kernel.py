@@ -16,6 +16,7 @@ from widelimit.machine import ALWAYS_FITS, available_memory
 from widelimit.matrices.engine import fill, fill_diagonal, held_blocks, memory_grid
 from widelimit.matrices.families import (
     Family,
+    choose_backend,
     find_families,
     prepare,
     profile_bytes,
@@ -90,13 +91,15 @@ def kernel(
         network flattens images.
     kind : {"ntk", "nngp"} or a sequence of them
     backend : {"auto", "cpu", "cuda", "reference"}
-        "reference" is float64 NumPy, slow and easy to read.
+        "cuda" is an NVIDIA card, or all of one kind that there are (docs/gpu.md). "auto" is a
+        card if there is one and the processors would take longer than it takes to start, about 20
+        seconds. "reference" is float64 NumPy, slow and easy to read.
     dtype : {"float32", "float64"}
         Of the slices and of the result. Profiles, sums over slices, and what belongs to
         identical inputs are always float64.
     threads : int or None
         None: one for each processor that this process may use. No bit of the result depends on
-        it, nor on how inputs are split into calls.
+        it nor, on one backend, on how inputs are split into calls.
     progress : bool or callable
         True shows it on standard error, as a bar on a terminal and as lines elsewhere; a callable
         is given the finished share, 0 to 1.
@@ -127,10 +130,11 @@ def kernel(
     kinds = check_kinds(kind)
     check_dtype(dtype)
     workers = check_threads(threads)
-    chosen = get_backend(backend)
     values1, values2 = check_inputs(networks, x1, x2)
+    n1, n2 = len(values1), None if values2 is None else len(values2)
+    chosen = get_backend(choose_backend(backend, networks, values1.shape[1:], n1, n2))
     families = find_families(networks, values1.shape[1:], kinds, chosen)
-    shape = (len(networks), len(kinds), len(values1), len(values1 if values2 is None else values2))
+    shape = (len(networks), len(kinds), n1, n1 if n2 is None else n2)
     check_memory(shape, dtype, families, workers, symmetric=values2 is None)
     numbers1, numbers2 = number_samples(values1, values2)
     left = Samples(values1, numbers1)
@@ -174,8 +178,8 @@ def kernel_diagonal(
     kinds = check_kinds(kind)
     check_dtype(dtype)
     workers = check_threads(threads)
-    chosen = get_backend(backend)
     values, _ = check_inputs(networks, x, None)
+    chosen = get_backend(choose_backend(backend, networks, values.shape[1:], 1, len(values)))
     families = find_families(networks, values.shape[1:], kinds, chosen)
     samples = Samples(values, number_samples(values, None)[0])
     out = np.empty((len(networks), 1, len(values)), dtype)

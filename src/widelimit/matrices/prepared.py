@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import IntArray
-from widelimit.backends import BackendName, get_backend
+from widelimit.backends import BackendName, choose, get_backend
 from widelimit.backends.base import PROFILE_BYTES, Dtype
 from widelimit.matrices.engine import Engine, fill, memory_grid
-from widelimit.matrices.families import find_families, profile_bytes
+from widelimit.matrices.families import choose_backend, find_families, profile_bytes
 from widelimit.matrices.inputs import (
     Numbering,
     check_dtype,
@@ -116,7 +116,7 @@ class PreparedKernel:
         networks = tuple(check_networks(self.networks))
         check_dtype(self.dtype)
         check_threads(self.threads)
-        get_backend(self.backend)
+        choose(self.backend, 0)
         object.__setattr__(self, "networks", networks)
         object.__setattr__(self, "samples", check_samples(networks, "x2", self.samples))
 
@@ -145,9 +145,11 @@ class PreparedKernel:
             As for `kernel`; `new` is called x1 there, and the samples that stay x2.
         """
         chosen = check_kinds(tuple(kinds))
-        threads, backend = check_threads(self.threads), get_backend(self.backend)
+        threads = check_threads(self.threads)
         x = check_samples(self.networks, "x1", new)
         check_one_shape(x, self.samples)
+        sizes = x.shape[1:], len(x), len(self.samples)
+        backend = get_backend(choose_backend(self.backend, self.networks, *sizes))
         families = find_families(self.networks, x.shape[1:], chosen, backend)
         shape = (len(self.networks), len(chosen), len(x), len(self.samples))
         check_memory(shape, self.dtype, families, threads, symmetric=False)

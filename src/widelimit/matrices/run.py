@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widelimit.backends import BackendName, get_backend
+from widelimit.backends import BackendName, choose, get_backend
 from widelimit.backends.base import Dtype
 from widelimit.display import shown
 from widelimit.machine import remaining
 from widelimit.matrices.computation import Computation, put_inputs
-from widelimit.matrices.families import prepare, profile_bytes, scratch_bytes
+from widelimit.matrices.families import (
+    choose_backend,
+    prepare,
+    profile_bytes,
+    scratch_bytes,
+)
 from widelimit.matrices.inputs import (
     check_dtype,
     check_inputs,
@@ -147,7 +152,7 @@ def gram(
     networks = check_networks(net)
     kinds = check_kinds(kind)
     check_dtype(dtype)
-    chosen = get_backend(backend)
+    choose(backend, 0)
     pool = _executor(executor)
     workers = 1 if threads is None and pool is not None else check_threads(threads)
     side = check_tile(tile)
@@ -174,12 +179,16 @@ def gram(
             None if values2 is None else Inputs.of(values2),
             (),
         )
-        computation = Computation(manifest, values1, values2, chosen)
-        maker = Maker.of(chosen)
         there = _look(objects, manifest, verify=verify)
         old = None
         if reuse is not None and (there is None or there.missing):
-            old = _find_reused(reuse, manifest, values1, None if allow_mixed else maker)
+            old = _find_reused(reuse, manifest, values1)
+        name = _choose(backend, old if there is None else there.tiles, manifest)
+        chosen = get_backend(name)
+        maker = Maker.of(chosen)
+        if old is not None and not allow_mixed:
+            _check_maker(old, maker)
+        computation = Computation(manifest, values1, values2, chosen)
         sizes = _sizes(computation, values1, values2)
         plan = solve(sizes, budget, workers, _one_side(side, there, old))
         if there is None:
@@ -196,7 +205,7 @@ def gram(
                     run.here(report, run.keys)
                 else:
                     put_inputs(objects, values1, values2)
-                    run.on(pool, report, backend, None if allow_mixed else maker, timeout)
+                    run.on(pool, report, name, None if allow_mixed else maker, timeout)
         tiles = TileStore.open(objects)
     return arrange(tiles, read_manifest(tiles))
 
@@ -326,9 +335,9 @@ def _create(objects: Objects, manifest: Manifest, side: int) -> _There:
 
 
 def _find_reused(
-    reuse: str | os.PathLike[str], manifest: Manifest, values: NDArray[Any], maker: Maker | None
+    reuse: str | os.PathLike[str], manifest: Manifest, values: NDArray[Any]
 ) -> TileStore:
-    """Return the finished store of the first samples, made by `maker` (None: by any)."""
+    """Return the finished store of the first samples."""
     old = TileStore.open(open_objects(reuse))
     name, there = old.objects.name, read_manifest(old)
     first = replace(manifest, x1=Inputs.of(values[: there.x1.shape[0]]))
@@ -338,14 +347,33 @@ def _find_reused(
     )
     there.check_same(first, name, remedy)
     old.check_finished()
-    if maker is not None and set(there.makers) != {maker}:
-        made = "; ".join(map(str, there.makers))
-        raise ValueError(
-            f"{name} was made by {made}; here is {maker}, whose last bits may differ: extend it "
-            "where it was made, set the environment variable WIDELIMIT_ISA to its instruction set, "
-            "or allow it with allow_mixed=True"
-        )
     return old
+
+
+def _choose(backend: BackendName, begun: TileStore | None, manifest: Manifest) -> BackendName:
+    """Return which backend computes; for "auto" the one that has begun, if it is there."""
+    if backend != "auto" or begun is None:
+        shapes = manifest.x1.shape, None if manifest.x2 is None else manifest.x2.shape
+        n1, n2 = shapes[0][0], None if shapes[1] is None else shapes[1][0]
+        return choose_backend(backend, manifest.networks, shapes[0][1:], n1, n2)
+    name: Any = read_manifest(begun).makers[0].backend
+    try:
+        get_backend(name)
+    except (RuntimeError, ValueError):
+        return "cpu"
+    return name
+
+
+def _check_maker(old: TileStore, maker: Maker) -> None:
+    """Refuse to extend what something else has made."""
+    makers = read_manifest(old).makers
+    if set(makers) != {maker}:
+        made = "; ".join(map(str, makers))
+        raise ValueError(
+            f"{old.objects.name} was made by {made}; here is {maker}, whose last bits may differ: "
+            "extend it where it was made, set the environment variable WIDELIMIT_ISA to its "
+            "instruction set, or allow it with allow_mixed=True"
+        )
 
 
 def _one_side(side: int | None, there: _There | None, old: TileStore | None) -> int | None:

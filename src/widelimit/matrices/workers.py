@@ -74,7 +74,7 @@ def run_task(task: Task) -> Report:
     tiles = TileStore.open(open_objects(task.store))
     manifest = read_manifest(tiles)
     worker = f"process {os.getpid()} on {socket.gethostname()}"
-    maker = Maker.of(get_backend(task.backend))
+    maker = Maker.of(get_backend(task.backend, worker=True))
     if task.maker not in (None, maker):
         raise ValueError(
             f"a worker ({worker}) has {maker}, the store is made by {task.maker}: set the "

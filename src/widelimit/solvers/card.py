@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 from scipy.sparse import linalg as sparse_linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
@@ -29,9 +30,11 @@ from widelimit.solvers.spectrum import Spectrum
 __all__ = ["CardFactor", "Device", "card_device", "solve_card"]
 
 _sparse: Any = sparse_linalg  # scipy has no type stubs
+_lapack: Any = lapack
 _BLOCK = 4096  # columns of a panel
 _LOADED = 2048  # rows of a matrix in memory that travel at a time
 _PANELS = 4  # of temporary memory, beside the square
+_SQUARES = 5  # of memory, to find eigenvectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Device:
     ----------
     xp : module
         With the interface of NumPy.
+    cholesky : callable
+        As `numpy.linalg.cholesky`, with its error.
     solve_triangular : callable
         As `scipy.linalg.solve_triangular`.
     to_host : callable
@@ -53,10 +58,26 @@ class Device:
     """
 
     xp: Any
+    cholesky: Callable[[Any], Any]
     solve_triangular: Callable[..., Any]
     to_host: Callable[[Any], NDArray[Any]]
     free_memory: Callable[[], int]
     block: int = _BLOCK
+
+    def need(self, n: int, *, vectors: bool = False) -> int:
+        """Return the bytes that a factor of n samples, or their eigenvectors, takes."""
+        if vectors:  # what is decomposed, once as it came, and the work space of cuSOLVER
+            return _SQUARES * 8 * n * n
+        return 8 * n * n + _PANELS * 8 * n * min(n, self.block)
+
+    def fits(self, n: int, *, vectors: bool = False) -> bool:
+        """Return whether there is room for that."""
+        return self.need(n, vectors=vectors) <= self.free_memory()
+
+    def eigenvectors(self, a: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return eigenvalues, ascending, and eigenvectors of a symmetric matrix."""
+        values, vectors = self.xp.linalg.eigh(self.xp.asarray(a))
+        return self.to_host(values), self.to_host(vectors)
 
 
 def card_device() -> Device:
@@ -67,17 +88,22 @@ def card_device() -> Device:
     RuntimeError
         If there is none, or no CuPy; with what to do.
     """
-    from widelimit.backends.cuda.cupy_device import find_device
+    from widelimit.backends.cuda.cupy_device import find_devices
 
-    device = find_device()
+    device = find_devices()[0]
     cupy: Any = import_module("cupy")
+    cupyx: Any = import_module("cupyx")
     linalg: Any = import_module("cupyx.scipy.linalg")
 
     def free() -> int:
         cupy.get_default_memory_pool().free_all_blocks()
         return device.free_memory()
 
-    return Device(cupy, linalg.solve_triangular, cupy.asnumpy, free)
+    def cholesky(a: Any) -> Any:
+        with cupyx.errstate(linalg="raise"):
+            return cupy.linalg.cholesky(a)
+
+    return Device(cupy, cholesky, linalg.solve_triangular, cupy.asnumpy, free)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -235,8 +261,16 @@ class CardFactor:
         return CholeskyFactor(square, *given)
 
     def spectrum(self) -> Spectrum:
-        """Return the eigenvectors, computed on this side."""
-        return self._in_memory().spectrum()
+        """Return the eigenvectors, computed on the card if it has room for them as well."""
+        if not self.device.fits(self.n, vectors=True):
+            return self._in_memory().spectrum()
+        return Spectrum.of(self.gram(), self.weights, self.device.eigenvectors)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a factor in memory: no card is needed to use it."""
+        factor = self._in_memory()
+        values = (factor.square, factor.diagonal, factor.weights)
+        return CholeskyFactor, (*values, self.ridge, self.ridge_absolute)
 
     def described(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return facts and arrays of the same factor in memory: no card is needed to use it."""
@@ -297,7 +331,7 @@ def solve_card(
     relative = check_ridge(ridge)
     shares = check_weights(weights, n)
     card = card_device() if device is None else device
-    need, free = 8 * n * n + _PANELS * 8 * n * min(n, card.block), card.free_memory()
+    need, free = card.need(n), card.free_memory()
     if need > free:
         raise MemoryError(
             f"the factor of {n} samples needs {need / 2**30:.1f} GiB on the card, "
@@ -367,14 +401,15 @@ def _factor(square: Any, card: Device, entries: FloatArray) -> int | None:
     square[positions, positions] = xp.asarray(entries)
     for part in _blocks(n, card.block):
         corner = square[part, part]
-        found = _cholesky(xp, corner)
+        whole = xp.tril(corner) + xp.tril(corner, -1).T
+        try:
+            found = card.cholesky(whole)
+        except np.linalg.LinAlgError:
+            return part.start + _first_bad(card.to_host(whole))
         pivots = np.square(card.to_host(found.diagonal()))
-        bad = ~np.isfinite(pivots)
-        if bad.any() or not is_definite(
-            np.append(pivots / entries[part], np.ones(n - len(pivots)))
-        ):
-            weakest = int(bad.argmax()) if bad.any() else int((pivots / entries[part]).argmin())
-            return part.start + weakest
+        shares = pivots / entries[part]
+        if not is_definite(np.append(shares, np.ones(n - len(pivots)))):
+            return part.start + int(shares.argmin())
         square[part, part] = xp.tril(found) + xp.triu(corner, 1)
         panel = square[part.stop :, part]
         panel[...] = card.solve_triangular(found, panel.T, lower=True).T
@@ -388,9 +423,7 @@ def _factor(square: Any, card: Device, entries: FloatArray) -> int | None:
     return None
 
 
-def _cholesky(xp: Any, a: Any) -> Any:
-    """Return the factor of the lower triangle; NaN where there is none."""
-    try:
-        return xp.linalg.cholesky(xp.tril(a) + xp.tril(a, -1).T)
-    except np.linalg.LinAlgError:
-        return xp.full_like(a, np.nan)
+def _first_bad(a: FloatArray) -> int:
+    """Return the first sample whose pivot is not positive."""
+    _, info = _lapack.dpotrf(a, lower=True)
+    return max(int(info), 1) - 1

@@ -113,7 +113,12 @@ class Spectrum:
     k: NDArray[Any]
 
     @classmethod
-    def of(cls, k: ArrayLike | Matrix, weights: FloatArray | None = None) -> Spectrum:
+    def of(
+        cls,
+        k: ArrayLike | Matrix,
+        weights: FloatArray | None = None,
+        eigenvectors: Callable[[FloatArray], tuple[FloatArray, FloatArray]] | None = None,
+    ) -> Spectrum:
         """Decompose a Gram matrix.
 
         Parameters
@@ -122,6 +127,8 @@ class Spectrum:
             Symmetric and finite.
         weights : ndarray of shape (n,) or None
             Of samples, above 0.
+        eigenvectors : callable or None
+            What finds them; None: LAPACK, on this processor.
 
         Raises
         ------
@@ -142,7 +149,7 @@ class Spectrum:
         mean = float(np.average(work.diagonal(), weights=shares))
         work *= roots[:, None]
         work *= roots
-        values, vectors = Arithmetic(work.dtype).eigenvectors(work)
+        values, vectors = (eigenvectors or Arithmetic(work.dtype).eigenvectors)(work)
         # Cholesky's rule for pivots; what independent roundings of the entries amount to; and, as
         # entries of nearly collinear samples are less exact than their dtype, what errors show:
         # a Gram matrix has no negative eigenvalues, so those there are have their size.

@@ -1,4 +1,4 @@
-"""The backend of an NVIDIA card: which kernels a program needs, and what one call launches."""
+"""The backend of NVIDIA cards: how a tile is cut into calls, and where they go."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +16,16 @@ from widelimit.arrays import FloatArray
 from widelimit.backends.base import Cancelled, Dtype, Entries, Pairs, Profile
 from widelimit.backends.cpu import profile_arrays
 from widelimit.backends.cuda.code_cache import compiled
-from widelimit.backends.cuda.device import Device, Launch, OutOfMemory
-from widelimit.backends.cuda.plan import Kernels, plan_kernels
+from widelimit.backends.cuda.dense import CudaDense
+from widelimit.backends.cuda.device import Device, OutOfMemory, Turns, put_all
+from widelimit.backends.cuda.loaded import Loaded, Resident
+from widelimit.backends.cuda.plan import plan_kernels
 from widelimit.backends.cuda.source import DRIFT, Layout
 from widelimit.display import share_alone, shown
 from widelimit.machine import default_threads
 from widelimit.program import Program
 
-__all__ = ["CudaBackend", "CudaProfile", "Loaded"]
+__all__ = ["CudaBackend", "CudaProfile"]
 
 _CALL_COST = 1.5e11  # element-layers of one call: a fifth of a second on a large card
 _MOST_PAIRS = 2**18  # of one call, whatever they cost
@@ -36,12 +37,9 @@ _PROFILE_CHUNK = 32
 
 @dataclass(frozen=True, eq=False)
 class CudaProfile:
-    """Profiles of a batch, on the card."""
+    """Profiles of a batch, on every card."""
 
-    samples: Any  # on the device, as Layout.arrange makes them
-    identity: Any
-    diagonal: Any  # (n, fields)
-    scale: Any
+    resident: tuple[Resident, ...]
     n: int
     dtype: Dtype
 
@@ -49,37 +47,25 @@ class CudaProfile:
         return self.n
 
 
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """The kernels of a program and dtype, and the tables that they read."""
-
-    layout: Layout
-    kernels: Kernels
-    functions: tuple[Any, ...]
-    finish: Any
-    entries: Any
-    variants: Any
-    row_weights: Any
-    column_weights: Any
-    layers: Any
-    factors: Any
-
-
 class CudaBackend:
-    """Slices on a card, with the rows of a slice in registers (``slices.cuh``).
+    """Slices on cards, with the rows of a slice in registers (``slices.cuh``).
 
     Parameters
     ----------
-    device : Device
+    *devices : Device
+        Cards of one kind. A call goes to one that is free; no bit depends on which.
     """
 
     name = "cuda"
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.isa = device.card.target
-        self._loaded: dict[tuple[Program, Dtype], Loaded] = {}
+    def __init__(self, *devices: Device) -> None:
+        self.devices = devices
+        self.card = devices[0].card
+        self.isa = self.card.target
+        self.dense = CudaDense(devices)
+        self._loaded: dict[tuple[Program, Dtype], tuple[Loaded, ...]] = {}
         self._lock = threading.Lock()
+        self._turns = Turns(devices)
 
     def lanes(self, dtype: Dtype) -> int:
         """Return the images of a group of pairs."""
@@ -87,10 +73,10 @@ class CudaBackend:
 
     def _most_pairs(self, program: Program, dtype: Dtype) -> int:
         layout = Layout(program, dtype)
-        kernels = plan_kernels(layout, self.device.card)
+        kernels = plan_kernels(layout, self.card)
         by_cost = _CALL_COST / max(1, program.element_layers)
         item = np.dtype(dtype).itemsize
-        room = min(_CALL_BYTES, self.device.card.memory // _CALL_SHARE)
+        room = min(_CALL_BYTES, self.card.memory // _CALL_SHARE)
         by_memory = room / (len(kernels.entries) * len(layout.fields) * item)
         return max(1, int(min(by_cost, by_memory, _MOST_PAIRS)))
 
@@ -122,8 +108,8 @@ class CudaBackend:
         return np.dtype(dtype).itemsize * Layout(program, dtype).sample
 
     def profile_room(self) -> int:
-        """Return half of the memory of the card that is free."""
-        return self.device.free_memory() // 2
+        """Return half of the memory that is free on the card with the least."""
+        return min(device.free_memory() for device in self.devices) // 2
 
     def scratch_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of the result of a call, on this side."""
@@ -148,9 +134,9 @@ class CudaBackend:
             for _ in pool.map(make, range(0, n, _PROFILE_CHUNK)):
                 pass
         wanted = np.stack([diagonal[:, f.tap, f.index] for f in layout.fields], axis=1)
-        with self.device.turn():
-            put = self.device.put
-            return CudaProfile(put(samples), put(identity), put(wanted), put(scale), n, dtype)
+        arrays = samples, identity, wanted, scale
+        resident = tuple(Resident(*put_all(device, arrays)) for device in self.devices)
+        return CudaProfile(resident, n, dtype)
 
     def sums(
         self,
@@ -164,8 +150,8 @@ class CudaBackend:
         assert isinstance(left, CudaProfile)
         assert isinstance(right, CudaProfile)
         loaded = self.load(program, left.dtype)
-        result = self.device.host_empty((len(program.taps), 2, *pairs.shape), "float64")
-        fields = [(field.tap, field.index) for field in loaded.layout.fields]
+        result = self.devices[0].host_empty((len(program.taps), 2, *pairs.shape), "float64")
+        fields = [(field.tap, field.index) for field in loaded[0].layout.fields]
         for place in {*np.ndindex(result.shape[:2])} - {*fields}:
             result[place] = 0.0
         most = self._most_pairs(program, left.dtype)
@@ -179,7 +165,7 @@ class CudaBackend:
 
     def _fill(
         self,
-        loaded: Loaded,
+        loaded: Sequence[Loaded],
         left: CudaProfile,
         right: CudaProfile,
         pairs: Pairs,
@@ -192,13 +178,14 @@ class CudaBackend:
         straight = all(out.flags.c_contiguous for out in outs)
         values = outs if straight else [np.empty(pairs.shape) for _ in outs]
         try:
-            with self.device.turn():
-                self.device.fetch(self.start(loaded, left, right, pairs), values)
+            with self._turns.turn() as i:
+                sums = loaded[i].start(left.resident[i], right.resident[i], pairs)
+                self.devices[i].fetch(sums, values)
         except OutOfMemory as error:
             n = math.prod(pairs.shape)
             if n == 1:
                 raise MemoryError(
-                    f"{self.device.card.name} has no room for a single pair of images beside what "
+                    f"{self.card.name} has no room for a single pair of images beside what "
                     "it holds: end other processes on it, or use backend='cpu'"
                 ) from error
             for half, place in _parts(pairs, -(-n // 2)):
@@ -207,39 +194,6 @@ class CudaBackend:
         if not straight:
             for out, value in zip(outs, values, strict=True):
                 out[...] = value
-
-    def start(self, loaded: Loaded, left: CudaProfile, right: CudaProfile, pairs: Pairs) -> Any:
-        """Launch the kernels on some pairs, in this turn.
-
-        Returns
-        -------
-        array of the device, float64, (fields * pairs,)
-            What `Device.fetch` copies.
-        """
-        device, kernels = self.device, loaded.kernels
-        rows, columns = (device.put(part.astype(np.int32)) for part in (pairs.rows, pairs.columns))
-        n = math.prod(pairs.shape)
-        n_fields = len(loaded.layout.fields)
-        n_entries = len(kernels.entries)
-        shape = (len(pairs.rows), 1 if pairs.pairwise else len(pairs.columns), int(pairs.pairwise))
-        partial = device.empty(n_fields * n_entries * n, left.dtype)
-        tables = (loaded.entries, loaded.variants, n_entries)
-        weights = (loaded.row_weights, loaded.column_weights, partial)
-        call = (left.samples, right.samples, rows, columns, *shape, *tables, *weights)
-        for kernel, function in zip(kernels.kernels, loaded.functions, strict=True):
-            blocks = kernel.blocks(*shape)
-            memory = ()
-            if kernel.most_blocks:
-                blocks = min(blocks, kernel.most_blocks)
-                memory = (device.empty(max(1, blocks * kernel.memory), left.dtype),)
-            launch = Launch(blocks, 32 * kernel.warps, kernel.shared)
-            device.launch(function, launch, (*call, *memory))
-        out = device.empty(n_fields * n, "float64")
-        identities = (left.identity, right.identity, left.diagonal, left.scale, right.scale)
-        arguments = (partial, rows, columns, *shape, n_entries, loaded.entries, loaded.layers)
-        finish = Launch(-(-n_fields * n // 256), 256)
-        device.launch(loaded.finish, finish, (*arguments, loaded.factors, *identities, out))
-        return out
 
     def compile_all(
         self,
@@ -256,42 +210,22 @@ class CudaBackend:
         """
         sources: list[str] = []
         for program, dtype in programs:
-            sources += plan_kernels(Layout(program, dtype), self.device.card).sources
-        compiled(self.device, list(dict.fromkeys(sources)), progress)
+            sources += plan_kernels(Layout(program, dtype), self.card).sources
+        compiled(self.devices[0], list(dict.fromkeys(sources)), progress)
 
-    def load(self, program: Program, dtype: Dtype) -> Loaded:
-        """Return the kernels of a program, compiled and ready; any thread may call."""
+    def load(self, program: Program, dtype: Dtype) -> tuple[Loaded, ...]:
+        """Return the kernels of a program on each card, ready; any thread may call."""
         with self._lock:
             key = (program, dtype)
             if key not in self._loaded:
-                with self.device.turn():
-                    self._loaded[key] = self._make(program, dtype)
+                layout = Layout(program, dtype)
+                kernels = plan_kernels(layout, self.card)
+                with shown(sys.stderr.isatty(), "compiling for the card", share_alone) as report:
+                    paths = compiled(self.devices[0], kernels.sources, report)
+                self._loaded[key] = tuple(
+                    Loaded.on(device, layout, kernels, paths) for device in self.devices
+                )
             return self._loaded[key]
-
-    def _make(self, program: Program, dtype: Dtype) -> Loaded:
-        layout = Layout(program, dtype)
-        kernels = plan_kernels(layout, self.device.card)
-        with shown(sys.stderr.isatty(), "compiling for the card", share_alone) as report:
-            *rest, finish = compiled(self.device, kernels.sources, report)
-        functions = tuple(
-            self.device.load(path, kernel.name, kernel.shared)
-            for path, kernel in zip(rest, kernels.kernels, strict=True)
-        )
-        put = self.device.put
-        row_weights, column_weights = layout.weights()
-        taps = [field.tap for field in layout.fields]
-        return Loaded(
-            layout,
-            kernels,
-            functions,
-            self.device.load(finish, "wl_finish", 0),
-            put(kernels.entries),
-            put(kernels.variants),
-            put(row_weights),
-            put(column_weights),
-            put(np.array([field.layer for field in layout.fields], np.int32)),
-            put(layout.lowered.factors[taps]),
-        )
 
 
 def _parts(pairs: Pairs, most: int) -> Iterator[tuple[Pairs, tuple[slice, ...]]]:

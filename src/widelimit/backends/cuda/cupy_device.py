@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.backends.cuda.device import Card, Launch, LostCard, OutOfMemory
+from widelimit.backends.cuda.device import CALLS, Card, Launch, LostCard, OutOfMemory
 
-__all__ = ["CupyDevice", "compile_cubin", "compiler_version", "find_device"]
+__all__ = ["CupyDevice", "compile_cubin", "compiler_version", "find_devices"]
 
 _OPTIONS = ("--std=c++17",)
 _COMPILE = (
     "import sys; from widelimit.backends.cuda.cupy_device import compile_cubin; "
     "sys.stdout.buffer.write(compile_cubin(sys.stdin.read(), sys.argv[1]))"
 )
-_STREAMS = 3  # one computes while another starts or is copied back
 _STATIC_SHARED = 48 * 1024  # what a block has without asking
 
 
@@ -79,7 +78,7 @@ class CupyDevice:
                 device.mem_info[1],
             )
             self._streams: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            for _ in range(_STREAMS):
+            for _ in range(CALLS):
                 self._streams.put(cupy.cuda.Stream(non_blocking=True))
 
     @contextmanager
@@ -165,6 +164,10 @@ class CupyDevice:
         """Return an array in pages that stay in memory."""
         return self._cupyx.empty_pinned(shape, dtype)
 
+    def product(self, x: Any, z: Any) -> Any:
+        """Return ``x @ z.T``, by cuBLAS."""
+        return self._cupy.matmul(x, z.T)
+
     def fetch(self, array: Any, outs: Sequence[NDArray[Any]]) -> None:
         """Copy parts of an array from the card."""
         stream = self._stream()
@@ -180,8 +183,8 @@ class CupyDevice:
         return free + self._cupy.get_default_memory_pool().free_bytes()
 
 
-def find_device() -> CupyDevice:
-    """Return the first card.
+def find_devices() -> list[CupyDevice]:
+    """Return all cards that this process sees and that are of the kind of the first.
 
     Raises
     ------
@@ -195,13 +198,15 @@ def find_device() -> CupyDevice:
             'backend="cuda" needs CuPy, which could not be imported: pip install '
             "'widelimit[cuda13]' (or [cuda12], for a driver older than 580)"
         ) from error
+    runtime = cupy.cuda.runtime
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
         raise RuntimeError(
             f'backend="cuda" needs an NVIDIA driver: {error}. Install or update it, or use '
             'backend="cpu"'
         ) from error
     if count == 0:
         raise RuntimeError('backend="cuda" found no card: use backend="cpu"')
-    return CupyDevice()
+    names = [runtime.getDeviceProperties(number)["name"] for number in range(count)]
+    return [CupyDevice(number) for number, name in enumerate(names) if name == names[0]]

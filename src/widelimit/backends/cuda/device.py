@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import queue
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-__all__ = ["Card", "Device", "Kernel", "Launch", "LostCard", "OutOfMemory"]
+__all__ = [
+    "CALLS",
+    "Card",
+    "Device",
+    "Kernel",
+    "Launch",
+    "LostCard",
+    "OutOfMemory",
+    "Turns",
+    "put_all",
+]
+
+CALLS = 3
+"""Of a card at a time: one computes while another starts or is copied back."""
 
 Array = Any  # memory of a device
 Kernel = Any  # a compiled function of a device
@@ -80,7 +94,7 @@ class Device(Protocol):
         ...
 
     def turn(self) -> AbstractContextManager[None]:
-        """Wait for one of a few streams; what the block allocates and launches goes there."""
+        """Wait for one of `CALLS` streams; what the block allocates and launches goes there."""
         ...
 
     def put(self, values: NDArray[Any]) -> Array:
@@ -99,6 +113,10 @@ class Device(Protocol):
         """Return an array on this side that the device copies to at full speed."""
         ...
 
+    def product(self, x: Array, z: Array) -> Array:
+        """Return ``x @ z.T`` of two arrays of rows, which slices of `put` arrays are."""
+        ...
+
     def fetch(self, array: Array, outs: Sequence[NDArray[Any]]) -> None:
         """Copy parts of an array of the device, one after the other, after all of this turn."""
         ...
@@ -106,3 +124,44 @@ class Device(Protocol):
     def free_memory(self) -> int:
         """Return the bytes that can still be allocated."""
         ...
+
+
+class Turns:
+    """Hands out cards, each to `CALLS` calls at a time."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        self._devices = devices
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for _ in range(CALLS):
+            for index in range(len(devices)):
+                self._free.put(index)
+
+    @contextmanager
+    def turn(self) -> Generator[int]:
+        """Wait for a card that is free; the block is a turn of it."""
+        index = self._free.get()
+        try:
+            with self._devices[index].turn():
+                yield index
+        finally:
+            self._free.put(index)
+
+
+def put_all(device: Device, arrays: Sequence[NDArray[Any]]) -> list[Array]:
+    """Copy arrays to a device.
+
+    Raises
+    ------
+    MemoryError
+        If it has no room for them, with what to do.
+    """
+    try:
+        with device.turn():
+            return [device.put(values) for values in arrays]
+    except OutOfMemory as error:
+        size = sum(values.nbytes for values in arrays)
+        raise MemoryError(
+            f"{size / 2**20:.0f} MiB are needed on {device.card.name}, of which "
+            f"{device.free_memory() / 2**20:.0f} MiB are free: compute fewer samples at a time (a "
+            "store with a smaller tile), end other processes on it, or use backend='cpu'"
+        ) from error
