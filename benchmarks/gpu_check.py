@@ -11,6 +11,8 @@ import argparse
 import dataclasses
 import json
 import math
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ from widelimit.backends import get_backend
 from widelimit.backends.base import Dtype, Pairs
 from widelimit.backends.cpu import CpuBackend
 from widelimit.backends.cuda import CudaBackend
-from widelimit.backends.cuda.cupy_device import CupyDevice, compiler_version, find_device
+from widelimit.backends.cuda.cupy_device import CupyDevice, compiler_version
 from widelimit.experiments.environment import describe_environment
 from widelimit.files import write_atomically
 from widelimit.network import (
@@ -37,6 +39,8 @@ from widelimit.network import (
     ReLU,
 )
 from widelimit.program import Program, compile_networks
+from widelimit.solvers import Spectrum, solve
+from widelimit.solvers.card import card_device
 from widelimit.testing.compare import KINDS, compute
 from widelimit.testing.conformance import BackendConformance
 
@@ -44,6 +48,9 @@ DEPTHS = (3, 4, 6, 11, 21)
 ROUNDS = 3
 SECONDS = 0.12  # of one measurement
 GUESSED = {"float32": 8e11, "float64": 2.4e11}  # element-layers per second, to size the cases
+
+DENSE = 20_000  # samples of a dense network
+SOLVED = (8_000, 20_000)  # samples of a regression
 
 PEAK = """
 extern "C" __global__ void peak(float* out, int n) {
@@ -102,14 +109,15 @@ def bare(backend: CudaBackend, program: Program, dtype: Dtype, n1: int, n2: int)
     cupy: Any = __import__("cupy")
     left = backend.profile(program, images(n1, program.shape, 1), np.arange(n1), dtype)
     right = backend.profile(program, images(n2, program.shape, 2), np.arange(n1, n1 + n2), dtype)
-    loaded = backend.load(program, dtype)
+    (loaded, *_) = backend.load(program, dtype)
+    x, z = left.resident[0], right.resident[0]  # type: ignore[attr-defined]
     pairs = Pairs(np.arange(n1), np.arange(n2))
     times: list[float] = []
     for _ in range(ROUNDS + 1):
-        with backend.device.turn():
+        with backend.devices[0].turn():
             begin, end = cupy.cuda.Event(), cupy.cuda.Event()
             begin.record()
-            backend.start(loaded, left, right, pairs)  # type: ignore[arg-type]
+            loaded.start(x, z, pairs)
             end.record()
             end.synchronize()
             times.append(cupy.cuda.get_elapsed_time(begin, end) * 1e-3)
@@ -206,6 +214,82 @@ def engine(backend: CudaBackend, network: Network, n1: int, n2: int) -> dict[str
     return {"pairs": n1 * n2, "seconds": min(times), "bare": alone, "share": alone / min(times)}
 
 
+def dense() -> dict[str, Any]:
+    """Time a dense network on the card and on the processors."""
+    x, net = images(DENSE, (3072,), 1), wl.ntk_dense(5)
+    times: dict[str, float] = {}
+    values: dict[str, np.ndarray] = {}
+    for name in ("cuda", "cpu"):
+        for _ in range(2):
+            start = time.perf_counter()
+            values[name] = wl.kernel(net, x, backend=name)  # type: ignore[call-overload]
+            times[name] = time.perf_counter() - start
+    error = float(np.abs(values["cuda"] / values["cpu"] - 1).max())
+    return {"n": DENSE, "seconds": times, "error": error}
+
+
+def solvers() -> list[dict[str, Any]]:
+    """Time a factor, and eigenvectors, on the card and on the processors."""
+    rows: list[dict[str, Any]] = []
+    for n in SOLVED:
+        x = np.random.default_rng(0).standard_normal((n, 200))
+        k, y = wl.kernel(wl.ntk_dense(3), x), x[:, :10]
+        row: dict[str, Any] = {"n": n, "seconds": {}}
+        values: list[np.ndarray] = []
+        for method in ("card", "cholesky"):
+            start = time.perf_counter()
+            values.append(solve(k, y, 1e-6, method=method).require().value)  # type: ignore[arg-type]
+            row["seconds"][method] = time.perf_counter() - start
+        row["difference"] = float(np.abs(values[0] - values[1]).max() / np.abs(values[1]).max())
+        negative = solve(k - 2 * np.eye(n) * k[0, 0], y, method="card")
+        row["indefinite"] = negative.status.value
+        for name, found in (("card", card_device().eigenvectors), ("processors", None)):
+            if name == "processors" and n > SOLVED[0]:
+                continue
+            start = time.perf_counter()
+            spectrum = Spectrum.of(k, None, found)
+            row["seconds"][f"eigenvectors, {name}"] = time.perf_counter() - start
+            row[f"largest eigenvalue, {name}"] = float(spectrum.values[-1])
+        rows.append(row)
+    return rows
+
+
+def sanitized() -> dict[str, str]:
+    """Run a small kernel of each kind under compute-sanitizer, where it is installed."""
+    tool = find_sanitizer()
+    results: dict[str, str] = {}
+    for check in ("memcheck", "racecheck") if tool else ():
+        command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, __file__]
+        done = subprocess.run([*command, "--small"], capture_output=True, text=True, check=False)
+        said = [line for line in done.stdout.splitlines() if "=========" in line]
+        results[check] = f"exit code {done.returncode}; {said[-1] if said else done.stderr[-300:]}"
+    return results
+
+
+def find_sanitizer() -> str:
+    """Return the path of compute-sanitizer, or nothing."""
+    found = shutil.which("compute-sanitizer")
+    for folder in map(Path, sys.path):  # the package nvidia-cuda-sanitizer-api
+        if found is None:
+            tools = sorted(folder.glob("nvidia/**/compute-sanitizer"))
+            found = next((str(tool) for tool in tools if tool.is_file()), None)
+    return found or ""
+
+
+def small() -> None:
+    """Compute what the sanitizer looks at: rows in registers, fields in shared and card memory."""
+    for networks, shape in (
+        ([wl.cntk_gap(3), wl.cntk_gap(4)], (9, 8, 1)),
+        ([wl.cntk_vanilla(3)], (32, 32, 3)),
+        ([biased()], (9, 7, 3)),
+        ([wl.cntk_gap(3)], (3, 40, 1)),
+        ([wl.cntk_gap(2)], (70, 70, 1)),
+    ):
+        x = images(5, shape, 0)
+        compute(get_backend("cuda"), networks, x, x[:3], dtype="float32")
+        compute(get_backend("cuda"), networks, x, dtype="float32")
+
+
 COMPLETE = 50_000 * 50_001 // 2 + 50_000 * 10_000  # pairs of complete CIFAR-10
 
 
@@ -261,7 +345,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu-check.json"))
     parser.add_argument("--no-conformance", action="store_true")
     parser.add_argument("--commit", help="of the code, where it is not in its repository")
+    parser.add_argument(
+        "--small", action="store_true", help="compute a few kernels"
+    )
     arguments = parser.parse_args()
+    if arguments.small:
+        small()
+        return
     if arguments.table is not None:
         print(table(json.loads(arguments.table.read_text())), end="")
         return
@@ -270,9 +360,10 @@ def main() -> None:
     def say(text: str) -> None:
         print(f"{time.perf_counter() - begin:6.1f} s  {text}", flush=True)
 
-    device = find_device()
     backend = get_backend("cuda")
     assert isinstance(backend, CudaBackend)
+    device = backend.devices[0]
+    assert isinstance(device, CupyDevice)
     cupy: Any = __import__("cupy")
     runtime = cupy.cuda.runtime
     record: dict[str, Any] = {"format": "widelimit.gpu_check/1"}
@@ -328,6 +419,13 @@ def main() -> None:
     ):
         record["engine"][name] = row = engine(backend, network, n, n)
         say(f"engine, {name}: {row['share']:.3f} of the bare kernels")
+    record["dense"] = dense()
+    say(f"dense, depth 5, 3,072 inputs, {DENSE:,} samples: {record['dense']}")
+    record["solvers"] = solvers()
+    for row in record["solvers"]:
+        say(f"regression: {row}")
+    record["sanitizer"] = sanitized()
+    say(f"compute-sanitizer: {record['sanitizer'] or 'not installed'}")
     if not arguments.no_conformance:
         record["conformance"] = conformance(backend)
         failed = [name for name, said in record["conformance"].items() if said]
