@@ -170,7 +170,7 @@ def test_a_flag_that_is_set_late_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 ROWS, FIELDS = ((4, 5, 2), [wl.cntk_gap(4)]), ((2, 34, 1), [wl.cntk_gap(3)])
 DEPTHS, EVEN = ((3, 3, 1), [wl.cntk_gap(4), wl.cntk_gap(3)]), ((3, 6, 1), [wl.cntk_gap(3)])
-SOME = ((3, 6, 1), [LOCAL])
+SOME, TILES = ((3, 6, 1), [LOCAL]), ((3, 5, 2), [wl.cntk_vanilla(3)])
 FAULTS = [
     ("a shuffle off by one", ROWS, "l >= n ? v[l - n] : v[l]", "l > n ? v[l - n - 1] : v[l]"),
     ("a shuffle that goes too far", ROWS, "l + n < 32 ? v[l + n]", "l + n < 31 ? v[l + n + 1]"),
@@ -183,7 +183,7 @@ FAULTS = [
         "const I cut = kW - dj - 1;",
     ),
     ("a dropped layer", ROWS, "l < 4; ++l", "l < 3; ++l"),
-    ("a profile of another layer", ROWS, "z = advance(z, kField);", ""),
+    ("a profile of another layer", ROWS, "advance(z, at), m", "z, m"),
     ("a row too few", ROWS, "i + 1 + R < N ? both +", "i + 2 + R < N ? both +"),
     ("a row of the wrong image", ROWS, "Column<kH - N, N> zs(z);", "Column<0, N> zs(z);"),
     ("Theta with K in it", DEPTHS, "merged ? T[i] - K[i] : T[i]", "T[i]"),
@@ -198,6 +198,9 @@ FAULTS = [
     ("an entry that is left out", ROWS, "e < c.n_entries; ++e", "e + 2 < c.n_entries; ++e"),
     ("a scale that is forgotten", ROWS, "c.factors[field] * (", "("),
     ("one polynomial for the other", ROWS, "e * t, polynomial(WL_B", "e * t, polynomial(WL_A"),
+    ("a field of the other half", TILES, "return field % 2 * kHalf;", "return 0;"),
+    ("a row for a column", TILES, "kTileColumns + kTileRows, kField)", "kTileColumns, kField)"),
+    ("a sample twice", TILES, "column = tile_column + i - kTileRows", "column = tile_column"),
     ("a first pixel in a field", FIELDS, "d.x_at = e[1] < 0 ? -e[1] : 0;", "d.x_at = 0;"),
     ("a strip too few", FIELDS, "strip < kAcross * kDown", "strip < kAcross * kDown - 1"),
     ("the edge of a field", FIELDS, "column + b < d.width", "column + b <= d.width"),

@@ -19,7 +19,7 @@ from widelimit.backends.cuda.device import CALLS, Card, Launch, LostCard, OutOfM
 
 __all__ = ["CupyDevice", "compile_cubin", "compiler_version", "find_devices"]
 
-_OPTIONS = ("--std=c++17",)
+_OPTIONS = ("--std=c++17", "--fmad=false")
 _COMPILE = (
     "import sys; from widelimit.backends.cuda.cupy_device import compile_cubin; "
     "sys.stdout.buffer.write(compile_cubin(sys.stdin.read(), sys.argv[1]))"

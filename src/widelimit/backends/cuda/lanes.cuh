@@ -59,17 +59,18 @@ WL_FN V part(const Cell& c, int i) { return c.v[i]; }
 WL_FN B there_in_all(bool b) { return b; }
 
 // Where the numbers of a sample lie, which may differ from lane to lane: in shared memory a number of 32 bits says it.
-#if WL_STAGED
+#if WL_STAGED || WL_TILED
 extern __shared__ float4 wl_shared[];
 struct P { int at; };
 WL_FN const Scalar* address(P p) { return reinterpret_cast<const Scalar*>(wl_shared) + p.at; }
+WL_FN P staged_sample(I i, int size) { return {i * size}; }
 #else
 struct P { const Scalar* at; };
+typedef P Q;
 WL_FN const Scalar* address(P p) { return p.at; }
 #endif
 WL_FN P choose(B b, P yes, P no) { return b ? yes : no; }
 #if WL_STAGED
-WL_FN P staged_sample(int i, int size) { return {i * size}; }
 // Samples x and z into shared memory, by all threads of a block.
 template <int Size, int Threads>
 WL_FN void stage_samples(const Scalar* x, const Scalar* z) {
@@ -82,10 +83,35 @@ WL_FN void stage_samples(const Scalar* x, const Scalar* z) {
   __syncthreads();
 }
 #else
-WL_FN P sample_of(const Scalar* base, I index, int size) { return {base + (long long)index * size}; }
+#if WL_TILED
+struct Q { const Scalar* at; };  // in the memory of the card
+WL_FN V load(Q q, int offset) { return __ldg(q.at + offset); }
+#endif
+WL_FN Q sample_of(const Scalar* base, I index, int size) { return {base + (long long)index * size}; }
+#endif
+#if WL_TILED
+// Size numbers of each of some samples, on their way into shared memory: all threads of a block send their part.
+template <int Samples, int Size, int Threads, class From>
+WL_FN void send(int to, From from) {
+  constexpr int n = Size / kCell, threads = Threads / 32 > Samples ? Threads / 32 / Samples * 32 : 32;
+  WL_KEEP for (int i = threadIdx.x / threads; i < Samples; i += Threads / threads) {
+    const Cell* const source = reinterpret_cast<const Cell*>(from(i));
+    Cell* const target = reinterpret_cast<Cell*>(wl_shared) + to / kCell + i * n;
+    for (int at = threadIdx.x % threads; at < n; at += threads) {
+      const unsigned address = unsigned(__cvta_generic_to_shared(target + at));
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source + at));
+    }
+  }
+  asm volatile("cp.async.commit_group;");
+}
+// All that was sent is there, for all warps; and no warp still reads what was sent before that.
+WL_FN void arrived() {
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
+  __syncthreads();
+}
 #endif
 WL_FN P advance(P p, int n) { p.at += n; return p; }
-#if WL_STAGED
+#if WL_STAGED || WL_TILED
 WL_FN Cell load_cell(P p, int offset) { return *reinterpret_cast<const Cell*>(address(p) + offset); }
 WL_FN V load(P p, int offset) { return address(p)[offset]; }
 #else
@@ -141,10 +167,21 @@ WL_FN V part(const Cell& c, int i) { return c.v[i]; }
 WL_FN B there_in_all(bool b) { return B{} - int(b); }
 
 struct P { const Scalar* at[32]; };
+typedef P Q;
 inline P sample_of(const Scalar* base, I index, int size) { P r; for (int l = 0; l < 32; ++l) r.at[l] = base + (long long)index[l] * size; return r; }
+#if WL_STAGED || WL_TILED
+static Scalar wl_shared[2 * (WL_STAGED + WL_TILED)];
+inline P staged_sample(I i, int size) { return sample_of(wl_shared, i, size); }
+#endif
+#if WL_TILED  // warps run one after the other: each sends all
+template <int Samples, int Size, int, class From>
+inline void send(int to, From from) {
+  for (int i = 0; i < Samples; ++i)
+    for (int at = 0; at < Size; ++at) wl_shared[to + i * Size + at] = from(i)[at];
+}
+inline void arrived() {}
+#endif
 #if WL_STAGED
-static Scalar wl_shared[2 * WL_STAGED];
-inline P staged_sample(int i, int size) { return sample_of(wl_shared, I{} + i, size); }
 template <int Size, int>
 inline void stage_samples(const Scalar* x, const Scalar* z) {
   for (int i = 0; i < Size; ++i) wl_shared[i] = x[i], wl_shared[Size + i] = z[i];

@@ -83,6 +83,8 @@ class Loaded:
         call = (left.samples, right.samples, rows, columns, *shape, *tables, *weights)
         for kernel, function in zip(kernels.kernels, self.functions, strict=True):
             blocks = kernel.blocks(*shape)
+            if not blocks:
+                continue
             memory = ()
             if kernel.most_blocks:
                 blocks = min(blocks, kernel.most_blocks)

@@ -101,10 +101,10 @@ def plan_kernels(layout: Layout, card: Card) -> Kernels:
         variants = np.zeros((h + 1, 2), np.int32)
         return Kernels(kernels, finish, entries, variants)
     entries, variants = _row_entries(layout)
-    kernels = tuple(
-        _row_kernel(layout, heights, variants, card) for heights in _groups(layout, variants, card)
-    )
-    return Kernels(kernels, finish, entries, variants)
+    kernels: list[Kernel] = []
+    for heights in _groups(layout, variants, card):
+        kernels += _row_kernels(layout, heights, variants, card)
+    return Kernels(tuple(kernels), finish, entries, variants)
 
 
 # ---------------------------------------------------------------- rows in registers
@@ -155,10 +155,11 @@ def _two_blocks(layout: Layout, card: Card) -> bool:
     return 2 * (_shared(layout) + _STATIC) <= card.shared_bytes
 
 
-def _row_kernel(
+def _row_kernels(
     layout: Layout, heights: tuple[int, ...], variants: NDArray[np.int32], card: Card
-) -> Kernel:
-    _, w, _ = layout.program.shape
+) -> list[Kernel]:
+    """Return the kernel of some heights; or two, one of them for tiles of pairs alone."""
+    w = layout.program.shape[1]
     warps = row_warps(heights[0], layout.dtype)
     slices = _WARP // w
     counts = variants[list(heights), 1]
@@ -167,17 +168,32 @@ def _row_kernel(
     staged = shared <= card.shared_bytes - _STATIC and int(sum(-(-counts // slices))) >= warps
     if staged and _two_blocks(layout, card):
         warps = min(warps, _HALF)
-    tile = (4, 4 * slices) if count == 1 else (1, 1)
-    source = rows_source(layout, heights, warps=warps, staged=staged, tile=tile)
+    tiled = None if staged or count > 1 else _tile_kernel(layout, heights[0], warps, card)
+    source = rows_source(layout, heights, warps=warps, staged=staged)
 
     def blocks(rows: int, columns: int, pairwise: int) -> int:
-        slots = rows
-        if not pairwise:
-            across, down = -(-columns // tile[1]), -(-rows // tile[0])
-            slots = rows * columns if staged else across * down * tile[0] * tile[1]
-        return slots if staged else -(-slots * int(counts.sum()) // (slices * warps))
+        if tiled is not None and not pairwise:
+            return 0
+        pairs = rows if pairwise else rows * columns
+        return pairs if staged else -(-pairs * int(counts.sum()) // (slices * warps))
 
-    return Kernel("wl_rows", source, warps, shared if staged else 0, 0, 0, blocks)
+    kernel = Kernel("wl_rows", source, warps, shared if staged else 0, 0, 0, blocks)
+    return [kernel] if tiled is None else [kernel, tiled]
+
+
+def _tile_kernel(layout: Layout, rows: int, warps: int, card: Card) -> Kernel | None:
+    """Return the kernel of pairs with one slice: blocks share samples, a field at a time."""
+    slices = _WARP // layout.program.shape[1]
+    tile = (4, warps // 4 * slices)
+    shared = 2 * sum(tile) * layout.field * np.dtype(layout.dtype).itemsize
+    if shared > card.shared_bytes - _STATIC:
+        return None
+    source = rows_source(layout, (rows,), warps=warps, tile=tile)
+
+    def blocks(rows: int, columns: int, pairwise: int) -> int:
+        return 0 if pairwise else -(-rows // tile[0]) * -(-columns // tile[1])
+
+    return Kernel("wl_rows", source, warps, shared, 0, 0, blocks)
 
 
 # ---------------------------------------------------------------- fields in memory

@@ -91,8 +91,8 @@ WL_FN void element(V x, V z, V s, V theta, V bias, V& k, V& made, V& stored) {
 }
 
 // The product of both biases of a layer (1, 2, ...).
-template <class S>
-WL_FN V bias_of(P x, P z, int layer) {
+template <class S, class At>
+WL_FN V bias_of(At x, At z, int layer) {
   const int at = (kC + kLayers) * kField + layer - 1;
   return S::flags & kBias ? load(x, at) * load(z, at) : broadcast(0);
 }
@@ -105,8 +105,37 @@ struct Lanes {
   B active;
   V left[kMost], right[kMost];  // 1 where the neighbour so many columns away belongs to the slice
   I weights;                    // of the column: place in a table of column weights
-  P a, b;                       // both samples
+#if WL_STAGED
+  P a, b;  // both samples
+#else
+  Q a, b;
+#endif
+  int tile_row, tile_column;  // first row and column of the tile of pairs that a block computes together
 };
+
+// Fields on their way into shared memory: the channels of the input, then the profile of each layer.
+#if WL_TILED
+constexpr int kHalf = (kTileRows + kTileColumns) * kField;  // while one field is used, the next one is sent
+WL_FN void send_field(const Call& c, int tile_row, int tile_column, int field) {
+  send<kTileRows + kTileColumns, kField, 32 * kWarps>(field % 2 * kHalf, [&](int i) {
+    const bool left = i < kTileRows;
+    const int row = tile_row + i, column = tile_column + i - kTileRows;
+    const int which = left ? c.rows[row < c.n_rows ? row : c.n_rows - 1] : c.columns[column < c.n_columns ? column : c.n_columns - 1];
+    return (left ? c.left : c.right) + (long long)which * kSample + field * kField;
+  });
+}
+#endif
+
+// The place of a field from that of the first one, once it is there.
+WL_FN int place_of_field(const Call& c, const Lanes& m, int field) {
+#if WL_TILED
+  arrived();
+  if (field + 1 < kC + kLayers) send_field(c, m.tile_row, m.tile_column, field + 1);
+  return field % 2 * kHalf;
+#else
+  return field * kField;
+#endif
+}
 
 template <int R>
 WL_FN V box_columns(V v, const Lanes& m) {
@@ -141,8 +170,8 @@ struct Column {
   WL_FN V get(int i) {
     const int r = i + O, index = r / kCell;
     if (i == 0 || r % kCell == 0) {
-      cell = i == 0 || WL_STAGED ? fetch(index) : next;
-      if (!WL_STAGED && index < last) next = fetch(index + 1);
+      cell = i == 0 || WL_STAGED || WL_TILED ? fetch(index) : next;
+      if (!WL_STAGED && !WL_TILED && index < last) next = fetch(index + 1);
     }
     return part(cell, r % kCell);
   }
@@ -235,11 +264,12 @@ WL_FN void layer(V (&K)[N], V (&T)[N], P x, P z, const Lanes& m, V bias) {
 
 // Covariance of the inputs.
 template <class S, int N>
-WL_FN void input(V (&K)[N], P x, P z) {
+WL_FN void input(const Call& c, V (&K)[N], P x, P z, const Lanes& m) {
   WL_UNROLL for (int i = 0; i < N; ++i) K[i] = broadcast(0);
   WL_KEEP for (int channel = 0; channel < kC; ++channel) {
-    Column<0, N> xs(advance(x, channel * kField));
-    Column<kH - N, N> zs(advance(z, channel * kField));
+    const int place = place_of_field(c, m, channel);
+    Column<0, N> xs(advance(x, place));
+    Column<kH - N, N> zs(advance(z, place));
     WL_UNROLL for (int i = 0; i < N; ++i) K[i] = mad(xs.get(i), zs.get(i), K[i]);
   }
   WL_UNROLL for (int i = 0; i < N; ++i) K[i] = K[i] * S::scale();
@@ -250,46 +280,12 @@ template <int N>
 WL_FN void all_layers(const Call& c, P x, P z, const Lanes& m, I depth);
 
 #if WL_ROWS
-// Slices of N rows: item `task * kSlices` and those after it. Staged: of the pair `slot`, whose samples lie in shared
-// memory; else items go through the entries of all pairs.
+// A slice of N rows; `row` and `column` are those of its pair, and `m` lacks all that follows from the entry.
 template <int N>
-WL_FN void sweep(const Call& c, int slot, int task, int n_items) {
-  const int first = c.variants[2 * N], count = c.variants[2 * N + 1];
-  const I lane = lane_index(), group = lane / kW;
-  Lanes m;
-  m.column = lane - group * kW;
-  const I item = group + task * kSlices;
-  m.active = (group < kSlices) & (item < n_items);
-  const I index = select(m.active, item, item * 0);
-#if WL_STAGED
-  m.entry = index + first;
-  I row = index * 0 + slot / c.n_columns, column = index * 0 + slot % c.n_columns;
-  if (c.pairwise) row = column = index * 0 + slot;
-#else
-  m.entry = index % count + first;
-  const I place = index / count;  // places of pairs go through tiles of kTileRows x kTileColumns
-  I row = place, column = place;
-  if (!c.pairwise) {
-    constexpr int tile = kTileRows * kTileColumns;
-    const int across = (c.n_columns + kTileColumns - 1) / kTileColumns;
-    const I which = place / tile, in = place % tile;
-    row = which / across * kTileRows + in / kTileColumns;
-    column = which % across * kTileColumns + in % kTileColumns;
-    m.active = m.active & (row < c.n_rows) & (column < c.n_columns);
-  }
-#endif
-  if (!some(m.active)) return;
+WL_FN void sweep_slice(const Call& c, Lanes& m, P a, P b, I row, I column) {
   m.pair = c.pairwise ? row : row * c.n_columns + column;
   const I dj = gather(c.entries, m.entry * 4 + 1, m.active), how = gather(c.entries, m.entry * 4 + 2, m.active);
   const I depth = gather(c.entries, m.entry * 4 + 3, m.active);
-#if WL_STAGED
-  P a = staged_sample(0, kSample), b = staged_sample(1, kSample);
-#else
-  P a = sample_of(c.left, gather(c.rows, row, m.active), kSample);
-  P b = sample_of(c.right, gather(c.columns, column, m.active), kSample);
-#endif
-  m.a = a;
-  m.b = b;
   const B swapped = how == 1;
   const I cut = kW - dj;
   const B before = m.column < cut;
@@ -305,16 +301,68 @@ WL_FN void sweep(const Call& c, int slot, int task, int n_items) {
   all_layers<N>(c, x, z, m, depth);
 }
 
-WL_FN int slots(const Call& c) {
-  constexpr int tile = kTileRows * kTileColumns;
-  if (c.pairwise) return c.n_rows;
-  return ((c.n_rows + kTileRows - 1) / kTileRows) * ((c.n_columns + kTileColumns - 1) / kTileColumns) * tile;
+#if WL_TILED
+// What one block does: the one slice of N rows that the pairs of a tile have. Fields of its samples come into shared
+// memory one by one, and all warps use a field at a time.
+template <int N>
+WL_FN void run_rows(const Call& c, int block, int) {
+  const int across = (c.n_columns + kTileColumns - 1) / kTileColumns;
+  Lanes m;
+  m.tile_row = block / across * kTileRows;
+  m.tile_column = block % across * kTileColumns;
+  WL_EACH_WARP(warp) {
+    send_field(c, m.tile_row, m.tile_column, 0);
+    const I lane = lane_index(), group = lane / kW;
+    m.column = lane - group * kW;
+    const I in = select(group < kSlices, group + warp * kSlices, group * 0);
+    const I row = in / kTileColumns + m.tile_row, column = in % kTileColumns + m.tile_column;
+    m.active = (group < kSlices) & (row < c.n_rows) & (column < c.n_columns);
+    m.entry = in * 0 + c.variants[2 * N];
+    m.a = sample_of(c.left, gather(c.rows, row, m.active), kSample);
+    m.b = sample_of(c.right, gather(c.columns, column, m.active), kSample);
+    const P a = staged_sample(in / kTileColumns, kField), b = staged_sample(in % kTileColumns + kTileRows, kField);
+    sweep_slice<N>(c, m, a, b, row, column);
+  }
+}
+#else
+// Slices of N rows: item `task * kSlices` and those after it. Staged: of the pair `slot`, whose samples lie in shared
+// memory; else items go through the entries of all pairs.
+template <int N>
+WL_FN void sweep(const Call& c, int slot, int task, int n_items) {
+  const int first = c.variants[2 * N], count = c.variants[2 * N + 1];
+  const I lane = lane_index(), group = lane / kW;
+  Lanes m;
+  m.tile_row = m.tile_column = 0;
+  m.column = lane - group * kW;
+  const I item = group + task * kSlices;
+  m.active = (group < kSlices) & (item < n_items);
+  const I index = select(m.active, item, item * 0);
+#if WL_STAGED
+  m.entry = index + first;
+  I row = index * 0 + slot / c.n_columns, column = index * 0 + slot % c.n_columns;
+  if (c.pairwise) row = column = index * 0 + slot;
+#else
+  m.entry = index % count + first;
+  const I place = index / count;
+  const I row = c.pairwise ? place : place / c.n_columns, column = c.pairwise ? place : place % c.n_columns;
+#endif
+  if (!some(m.active)) return;
+#if WL_STAGED
+  m.a = staged_sample(lane * 0, kSample);
+  m.b = staged_sample(lane * 0 + 1, kSample);
+  const P a = m.a, b = m.b;
+#else
+  m.a = sample_of(c.left, gather(c.rows, row, m.active), kSample);
+  m.b = sample_of(c.right, gather(c.columns, column, m.active), kSample);
+  const P a{m.a}, b{m.b};
+#endif
+  sweep_slice<N>(c, m, a, b, row, column);
 }
 
 // All slices of N rows, dealt out to warps; `task` is the next one of this warp, then that of the next number of rows.
 template <int N>
 WL_FN void sweep_all(const Call& c, int slot, int& task, int n_warps) {
-  const int n_items = (WL_STAGED ? 1 : slots(c)) * c.variants[2 * N + 1];
+  const int n_items = (WL_STAGED ? 1 : c.pairs()) * c.variants[2 * N + 1];
   const int tasks = (n_items + kSlices - 1) / kSlices;
   WL_KEEP for (; task < tasks; task += n_warps) sweep<N>(c, slot, task, n_items);
   task -= tasks;
@@ -337,6 +385,7 @@ WL_FN void run_rows(const Call& c, int block, int n_blocks) {
   }
 #endif
 }
+#endif
 #endif
 
 // ---------------------------------------------------------------------------------------------------------

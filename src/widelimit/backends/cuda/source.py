@@ -69,12 +69,15 @@ class Layout:
         return -(-self.program.shape[0] // self.cell)
 
     @property
+    def field(self) -> int:
+        """Numbers of a channel, or of a profile."""
+        return self.cells * self.program.shape[1] * self.cell
+
+    @property
     def sample(self) -> int:
         """Numbers of one sample: channels, profiles, biases."""
-        _, w, c = self.program.shape
         n_steps = len(self.lowered.steps)
-        field = self.cells * w * self.cell
-        return (c + n_steps) * field + -(-n_steps // self.cell) * self.cell
+        return (self.program.shape[2] + n_steps) * self.field + -(-n_steps // self.cell) * self.cell
 
     @cached_property
     def order(self) -> tuple[int, ...]:
@@ -366,7 +369,12 @@ _CALL_VALUES = (
 
 
 def rows_source(
-    layout: Layout, heights: Sequence[int], *, warps: int, staged: bool, tile: tuple[int, int]
+    layout: Layout,
+    heights: Sequence[int],
+    *,
+    warps: int,
+    staged: bool = False,
+    tile: tuple[int, int] | None = None,
 ) -> str:
     """Return the source of ``wl_rows``: the slices of some heights, with rows in registers.
 
@@ -379,28 +387,29 @@ def rows_source(
         Of a block.
     staged : bool
         Whether a block holds the samples of its pair in shared memory.
-    tile : tuple of int
-        Rows and columns of pairs whose slices run side by side, if not `staged`.
+    tile : tuple of int, or None
+        Rows and columns of the pairs of a block, each of which has one slice of these heights: a
+        block then holds one field of all their samples in shared memory.
     """
     text = _Text(layout)
+    images, size = (0, (1, 1)) if tile is None else (sum(tile), tile)
     read = "read_out<{kind}, {taps}, N>(c, K, T, m, {tap}, {field});"
     layers = text.layers(
-        "layer<{kind}, N>(K, T, x, z, m, bias_of<{kind}>(m.a, m.b, l)); "
-        "x = advance(x, kField); z = advance(z, kField);",
+        "{{ const int at = place_of_field(c, m, kC + l - 1); layer<{kind}, N>(K, T, "
+        "advance(x, at), advance(z, at), m, bias_of<{kind}>(m.a, m.b, l)); }}",
         read,
         "if (!some(m.active & (depth > l))) return;",
     )
     numbers = ", ".join(map(str, heights))
     constants = _constants(
-        layout, Warps=warps, TileRows=tile[0], TileColumns=tile[1], rows=1, fields=0,
-        staged=layout.sample if staged else 0,
+        layout, Warps=warps, TileRows=size[0], TileColumns=size[1], rows=1, fields=0,
+        staged=layout.sample if staged else 0, tiled=images * layout.field,
     )  # fmt: skip
     return (
         f"{constants}{_shared()}\n{text.before}"
         "template <int N>\n"
         "WL_FN void all_layers(const Call& c, P x, P z, const Lanes& m, I depth) {\n"
-        f"  V K[N], T[N];\n  input<Kind0, N>(K, x, z);\n{text.input(read)}"
-        f"  x = advance(x, kC * kField);\n  z = advance(z, kC * kField);\n{layers}}}\n"
+        f"  V K[N], T[N];\n  input<Kind0, N>(c, K, x, z, m);\n{text.input(read)}{layers}}}\n"
         "#if defined(__CUDACC__)\n"
         f'extern "C" __global__ void __launch_bounds__({32 * warps}) wl_rows({_CALL}) {{\n'
         f"  run_rows<{numbers}>(Call{{{_CALL_VALUES}}}, int(blockIdx.x), int(gridDim.x));\n}}\n"
@@ -426,7 +435,7 @@ def fields_source(layout: Layout, *, warps: int, in_shared: bool) -> str:
     text = _Text(layout)
     call = "field_layer<{kind}, {taps}>(c, d, l, {tap}, {field}, fields, turn, sums);"
     layers = text.whole_layers(call, "if (d.depth <= l) return;")
-    constants = _constants(layout, Warps=warps, rows=0, fields=1, staged=0)
+    constants = _constants(layout, Warps=warps, rows=0, fields=1, staged=0, tiled=0)
     size = "4 * kH * kW"
     memory = "wl_field_memory" if in_shared else f"memory + (long long)blockIdx.x * {size}"
     return (
@@ -466,7 +475,7 @@ _FINISH_VALUES = (
 
 def finish_source(layout: Layout) -> str:
     """Return the source of ``wl_finish``: from sums of entries to sums of pairs."""
-    constants = _constants(layout, Warps=1, rows=0, fields=0, staged=0)
+    constants = _constants(layout, Warps=1, rows=0, fields=0, staged=0, tiled=0)
     return (
         f"{constants}{_shared()}\n"
         "#if defined(__CUDACC__)\n"
