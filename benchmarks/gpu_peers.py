@@ -38,9 +38,8 @@ COMPARED = 6
 
 def official(path: Path, depth: int, *, gap: bool) -> dict[str, Any]:
     """Return the names that the file defines, for one depth: `xx` and `xz` are its kernels."""
-    tree = ast.parse(path.read_text(), str(path))
-    end = next(i for i, node in enumerate(tree.body) if "load_cifar()" in ast.unparse(node))
-    part = ast.Module(tree.body[:end], [])
+    text = path.read_text()  # what follows is Python 2
+    part = ast.parse(text[: text.index("\n(X_train, y_train)")], str(path))
     utils = types.ModuleType("utils")
     utils.load_cifar = None  # type: ignore[attr-defined]
     sys.modules["utils"] = utils
@@ -87,13 +86,32 @@ def timed(run: Callable[[], None]) -> float:
     return min(times)
 
 
+def table(record: dict[str, Any]) -> str:
+    """Return the table of docs/gpu.md."""
+    lines = ["| depth | GAP, official | GAP | ratio | V, official | V | ratio |", "|---" * 7 + "|"]
+    for depth in DEPTHS:
+        cells = [str(depth)]
+        for readout in ("GAP", "V"):
+            (row,) = (
+                row for row in record["rows"] if (row["readout"], row["depth"]) == (readout, depth)
+            )
+            times = row["official_seconds_a_pair"], row["seconds_a_pair"]
+            cells += [*(f"{seconds * 1e6:,.3g} µs" for seconds in times), f"{row['ratio']:,.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measure, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, help="CNTK.py of the authors; its code is run")
+    parser.add_argument("--table", action="store_true", help="print the table of a record instead")
     parser.add_argument("--out", type=Path, default=Path("gpu-peers.json"))
     parser.add_argument("--commit", help="of the code, where it is not in its repository")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(arguments.file.read_text())), end="")
+        return
     backend = get_backend("cuda")
     assert isinstance(backend, CudaBackend)
     environment = dataclasses.asdict(describe_environment())

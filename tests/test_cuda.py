@@ -72,6 +72,9 @@ BIASED = Network(
 ALTERNATING = Network(
     [Conv(3), ReLU(), Conv(1), ReLU(), Conv(3), ReLU(), Conv(1), ReLU(), GlobalAvgPool(), Dense()]
 )
+DEEP = Network(
+    [Conv(5, b_std=0.2), ReLU(), *[Conv(3, b_std=0.1), ReLU()] * 4, Flatten(), Dense(b_std=0.1)]
+)
 LOCAL = Network([Conv(3), ReLU(), Conv(3), ReLU(), LocalAvgPool(2), Flatten(), Dense()])
 
 
@@ -109,6 +112,18 @@ def test_kernels_agree_with_the_reference(
     networks: list[Network], shape: tuple[int, int, int]
 ) -> None:
     agree(networks, shape, HostDevice())
+
+
+@pytest.mark.parametrize(
+    ("networks", "shape"), [([wl.cntk_vanilla(6)], (9, 5, 3)), ([DEEP], (4, 32, 1))]
+)
+def test_pairs_of_one_slice_share_fields(
+    networks: list[Network], shape: tuple[int, int, int]
+) -> None:
+    program = compile_family(networks, shape, KINDS)
+    kernels = plan_kernels(Layout(program, "float32"), H100).kernels
+    assert ["#define WL_TILED 0" in kernel.source for kernel in kernels] == [True, False]
+    agree(networks, shape, HostDevice(), "float32")
 
 
 def test_samples_lie_in_shared_memory_where_many_slices_use_them() -> None:
@@ -170,7 +185,7 @@ def test_a_flag_that_is_set_late_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 ROWS, FIELDS = ((4, 5, 2), [wl.cntk_gap(4)]), ((2, 34, 1), [wl.cntk_gap(3)])
 DEPTHS, EVEN = ((3, 3, 1), [wl.cntk_gap(4), wl.cntk_gap(3)]), ((3, 6, 1), [wl.cntk_gap(3)])
-SOME, TILES = ((3, 6, 1), [LOCAL]), ((3, 5, 2), [wl.cntk_vanilla(3)])
+SOME, TILES = ((3, 6, 1), [LOCAL]), ((3, 5, 2), [wl.cntk_vanilla(6)])
 FAULTS = [
     ("a shuffle off by one", ROWS, "l >= n ? v[l - n] : v[l]", "l > n ? v[l - n - 1] : v[l]"),
     ("a shuffle that goes too far", ROWS, "l + n < 32 ? v[l + n]", "l + n < 31 ? v[l + n + 1]"),
@@ -183,7 +198,7 @@ FAULTS = [
         "const I cut = kW - dj - 1;",
     ),
     ("a dropped layer", ROWS, "l < 4; ++l", "l < 3; ++l"),
-    ("a profile of another layer", ROWS, "advance(z, at), m", "z, m"),
+    ("a profile of another layer", ROWS, "z = advance(z, kField);", ""),
     ("a row too few", ROWS, "i + 1 + R < N ? both +", "i + 2 + R < N ? both +"),
     ("a row of the wrong image", ROWS, "Column<kH - N, N> zs(z);", "Column<0, N> zs(z);"),
     ("Theta with K in it", DEPTHS, "merged ? T[i] - K[i] : T[i]", "T[i]"),
@@ -198,6 +213,7 @@ FAULTS = [
     ("an entry that is left out", ROWS, "e < c.n_entries; ++e", "e + 2 < c.n_entries; ++e"),
     ("a scale that is forgotten", ROWS, "c.factors[field] * (", "("),
     ("one polynomial for the other", ROWS, "e * t, polynomial(WL_B", "e * t, polynomial(WL_A"),
+    ("a profile of another layer, in a tile", TILES, "advance(z, at), m", "z, m"),
     ("a field of the other half", TILES, "return field % 2 * kHalf;", "return 0;"),
     ("a row for a column", TILES, "kTileColumns + kTileRows, kField)", "kTileColumns, kField)"),
     ("a sample twice", TILES, "column = tile_column + i - kTileRows", "column = tile_column"),

@@ -42,6 +42,11 @@ def test_a_card() -> None:
         assert table.strip() in page
 
 
+def test_the_official_kernels_on_a_card() -> None:
+    record = json.loads((ROOT / "docs" / "records" / "gpu-peers.json").read_text())
+    assert load_benchmark("gpu_peers").table(record) in (ROOT / "docs" / "gpu.md").read_text()
+
+
 def test_small_data() -> None:
     record = json.loads((ROOT / "results" / "small-data.json").read_text())
     benchmark = load_benchmark("small_data")

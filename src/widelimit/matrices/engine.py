@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 from widelimit.backends.base import Dtype, Entries
+from widelimit.machine import blas_on_one_thread
 from widelimit.matrices.families import Family, profile_bytes
 from widelimit.matrices.passes import Output, Pass
 from widelimit.matrices.profiles import Samples, Side, make_sides
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 _SIDE = 512  # of a tile of a matrix in memory
+_BLAS_ALONE = 2**16  # entries; of fewer it takes longer to set the BLAS than to compute them
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,9 @@ class Engine:
         Close it to stop: an exception elsewhere does not (`contextlib.closing`). Then, and after
         an exception in any thread, the others stop at their next slice.
         """
-        with Threads(self._threads) as threads:
+        # Threads here share the processors out; those of a BLAS would come on top of them.
+        large = self._grid.n1 * self._grid.n2 > _BLAS_ALONE
+        with Threads(self._threads) as threads, blas_on_one_thread() if large else nullcontext():
             yield from threads.run(self._tasks(keys, sink, threads))
 
     def _tasks(

@@ -22,6 +22,7 @@ _HALF = 8  # warps of a block, if two share a multiprocessor: one computes, one 
 # Rows that one kernel goes through, in all. Where blocks share a multiprocessor they should run the
 # same code, which is long; where one has it alone, warps that are done go on with the next height.
 _SHARED_ROWS, _ALONE_ROWS = 40, 100
+_SHARED_STEPS = 5  # layers from which on copying fields pays for its barriers
 _STATIC = 1024  # bytes of shared memory that are left alone
 
 
@@ -168,17 +169,29 @@ def _row_kernels(
     staged = shared <= card.shared_bytes - _STATIC and int(sum(-(-counts // slices))) >= warps
     if staged and _two_blocks(layout, card):
         warps = min(warps, _HALF)
-    tiled = None if staged or count > 1 else _tile_kernel(layout, heights[0], warps, card)
-    source = rows_source(layout, heights, warps=warps, staged=staged)
+    tile = (4, 4 * slices) if count == 1 else (1, 1)
+    tiled = None
+    if count == 1 and _shares_fields(layout):
+        tiled = _tile_kernel(layout, heights[0], warps, card)
+    source = rows_source(layout, heights, warps=warps, tile=tile, staged=staged)
 
     def blocks(rows: int, columns: int, pairwise: int) -> int:
         if tiled is not None and not pairwise:
             return 0
-        pairs = rows if pairwise else rows * columns
-        return pairs if staged else -(-pairs * int(counts.sum()) // (slices * warps))
+        slots = rows
+        if not pairwise:
+            across, down = -(-columns // tile[1]), -(-rows // tile[0])
+            slots = rows * columns if staged else across * down * tile[0] * tile[1]
+        return slots if staged else -(-slots * int(counts.sum()) // (slices * warps))
 
     kernel = Kernel("wl_rows", source, warps, shared if staged else 0, 0, 0, blocks)
     return [kernel] if tiled is None else [kernel, tiled]
+
+
+def _shares_fields(layout: Layout) -> bool:
+    """Whether pairs with one slice are faster where a block shares their fields (measured)."""
+    steps, single = len(layout.lowered.steps), layout.dtype == "float32"
+    return single and steps >= _SHARED_STEPS and len(layout.order) == 1
 
 
 def _tile_kernel(layout: Layout, rows: int, warps: int, card: Card) -> Kernel | None:
@@ -188,7 +201,7 @@ def _tile_kernel(layout: Layout, rows: int, warps: int, card: Card) -> Kernel | 
     shared = 2 * sum(tile) * layout.field * np.dtype(layout.dtype).itemsize
     if shared > card.shared_bytes - _STATIC:
         return None
-    source = rows_source(layout, (rows,), warps=warps, tile=tile)
+    source = rows_source(layout, (rows,), warps=warps, tile=tile, tiled=True)
 
     def blocks(rows: int, columns: int, pairwise: int) -> int:
         return 0 if pairwise else -(-rows // tile[0]) * -(-columns // tile[1])

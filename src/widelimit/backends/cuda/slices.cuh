@@ -126,7 +126,7 @@ WL_FN void send_field(const Call& c, int tile_row, int tile_column, int field) {
 }
 #endif
 
-// The place of a field from that of the first one, once it is there.
+// The place of a field from that of the first one. Where fields are sent, once it is there.
 WL_FN int place_of_field(const Call& c, const Lanes& m, int field) {
 #if WL_TILED
   arrived();
@@ -343,8 +343,16 @@ WL_FN void sweep(const Call& c, int slot, int task, int n_items) {
   if (c.pairwise) row = column = index * 0 + slot;
 #else
   m.entry = index % count + first;
-  const I place = index / count;
-  const I row = c.pairwise ? place : place / c.n_columns, column = c.pairwise ? place : place % c.n_columns;
+  const I place = index / count;  // places of pairs go through tiles of kTileRows x kTileColumns
+  I row = place, column = place;
+  if (!c.pairwise) {
+    constexpr int tile = kTileRows * kTileColumns;
+    const int across = (c.n_columns + kTileColumns - 1) / kTileColumns;
+    const I which = place / tile, in = place % tile;
+    row = which / across * kTileRows + in / kTileColumns;
+    column = which % across * kTileColumns + in % kTileColumns;
+    m.active = m.active & (row < c.n_rows) & (column < c.n_columns);
+  }
 #endif
   if (!some(m.active)) return;
 #if WL_STAGED
@@ -359,10 +367,16 @@ WL_FN void sweep(const Call& c, int slot, int task, int n_items) {
   sweep_slice<N>(c, m, a, b, row, column);
 }
 
+WL_FN int slots(const Call& c) {
+  constexpr int tile = kTileRows * kTileColumns;
+  if (c.pairwise) return c.n_rows;
+  return ((c.n_rows + kTileRows - 1) / kTileRows) * ((c.n_columns + kTileColumns - 1) / kTileColumns) * tile;
+}
+
 // All slices of N rows, dealt out to warps; `task` is the next one of this warp, then that of the next number of rows.
 template <int N>
 WL_FN void sweep_all(const Call& c, int slot, int& task, int n_warps) {
-  const int n_items = (WL_STAGED ? 1 : c.pairs()) * c.variants[2 * N + 1];
+  const int n_items = (WL_STAGED ? 1 : slots(c)) * c.variants[2 * N + 1];
   const int tasks = (n_items + kSlices - 1) / kSlices;
   WL_KEEP for (; task < tasks; task += n_warps) sweep<N>(c, slot, task, n_items);
   task -= tasks;

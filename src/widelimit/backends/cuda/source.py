@@ -373,8 +373,9 @@ def rows_source(
     heights: Sequence[int],
     *,
     warps: int,
+    tile: tuple[int, int] = (1, 1),
     staged: bool = False,
-    tile: tuple[int, int] | None = None,
+    tiled: bool = False,
 ) -> str:
     """Return the source of ``wl_rows``: the slices of some heights, with rows in registers.
 
@@ -385,31 +386,37 @@ def rows_source(
         Numbers of rows.
     warps : int
         Of a block.
+    tile : tuple of int
+        Rows and columns of pairs whose slices run side by side, if not `staged`.
     staged : bool
         Whether a block holds the samples of its pair in shared memory.
-    tile : tuple of int, or None
-        Rows and columns of the pairs of a block, each of which has one slice of these heights: a
-        block then holds one field of all their samples in shared memory.
+    tiled : bool
+        Whether a block is a tile, in which each pair has one slice, and holds one field of all its
+        samples in shared memory.
     """
     text = _Text(layout)
-    images, size = (0, (1, 1)) if tile is None else (sum(tile), tile)
     read = "read_out<{kind}, {taps}, N>(c, K, T, m, {tap}, {field});"
-    layers = text.layers(
-        "{{ const int at = place_of_field(c, m, kC + l - 1); layer<{kind}, N>(K, T, "
-        "advance(x, at), advance(z, at), m, bias_of<{kind}>(m.a, m.b, l)); }}",
-        read,
-        "if (!some(m.active & (depth > l))) return;",
+    one = (
+        "layer<{kind}, N>(K, T, x, z, m, bias_of<{kind}>(m.a, m.b, l)); "
+        "x = advance(x, kField); z = advance(z, kField);"
     )
+    if tiled:
+        one = (
+            "{{ const int at = place_of_field(c, m, kC + l - 1); layer<{kind}, N>(K, T, "
+            "advance(x, at), advance(z, at), m, bias_of<{kind}>(m.a, m.b, l)); }}"
+        )
+    layers = text.layers(one, read, "if (!some(m.active & (depth > l))) return;")
+    ahead = "" if tiled else "  x = advance(x, kC * kField);\n  z = advance(z, kC * kField);\n"
     numbers = ", ".join(map(str, heights))
     constants = _constants(
-        layout, Warps=warps, TileRows=size[0], TileColumns=size[1], rows=1, fields=0,
-        staged=layout.sample if staged else 0, tiled=images * layout.field,
+        layout, Warps=warps, TileRows=tile[0], TileColumns=tile[1], rows=1, fields=0,
+        staged=layout.sample if staged else 0, tiled=sum(tile) * layout.field if tiled else 0,
     )  # fmt: skip
     return (
         f"{constants}{_shared()}\n{text.before}"
         "template <int N>\n"
         "WL_FN void all_layers(const Call& c, P x, P z, const Lanes& m, I depth) {\n"
-        f"  V K[N], T[N];\n  input<Kind0, N>(c, K, x, z, m);\n{text.input(read)}{layers}}}\n"
+        f"  V K[N], T[N];\n  input<Kind0, N>(c, K, x, z, m);\n{text.input(read)}{ahead}{layers}}}\n"
         "#if defined(__CUDACC__)\n"
         f'extern "C" __global__ void __launch_bounds__({32 * warps}) wl_rows({_CALL}) {{\n'
         f"  run_rows<{numbers}>(Call{{{_CALL_VALUES}}}, int(blockIdx.x), int(gridDim.x));\n}}\n"
