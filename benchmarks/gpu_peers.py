@@ -96,7 +96,7 @@ def table(record: dict[str, Any]) -> str:
                 row for row in record["rows"] if (row["readout"], row["depth"]) == (readout, depth)
             )
             times = row["official_seconds_a_pair"], row["seconds_a_pair"]
-            cells += [*(f"{seconds * 1e6:,.3g} µs" for seconds in times), f"{row['ratio']:,.0f}"]
+            cells += [*(f"{seconds * 1e6:,.4g} µs" for seconds in times), f"{row['ratio']:,.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
