@@ -182,8 +182,11 @@ def test_wrong_options_are_told_before_the_inputs_are_read(tmp_path: Path) -> No
         Job.prepare(missing, out, [wl.cntk_gap(3)], kind="x")
     with pytest.raises(ValueError, match="dtype must be float32 or float64"):
         Job.prepare(missing, out, [wl.cntk_gap(3)], dtype="float16")
-    for wrong in (tmp_path / "k.txt", tmp_path / "no" / "k.npy", tmp_path / "no" / "k.zarr"):
-        with pytest.raises(ValueError, match=r"an \.npy file or a \.zarr store in a folder that"):
+    for wrong in (tmp_path / "k.txt", "s3://bucket/k.npy"):
+        with pytest.raises(ValueError, match=r"an \.npy file, or a \.zarr store \(a path or URL\)"):
+            Job.prepare(missing, str(wrong), [wl.cntk_gap(3)])
+    for wrong in (tmp_path / "no" / "k.npy", tmp_path / "no" / "k.zarr"):
+        with pytest.raises(FileNotFoundError, match=r"there is no folder .*no: make it"):
             Job.prepare(missing, str(wrong), [wl.cntk_gap(3)])
     for option in ({"verify": True}, {"allow_mixed": True}, {"memory": "1GB"}):
         with pytest.raises(ValueError, match=r"are for a \.zarr store"):
