@@ -26,7 +26,8 @@ from widelimit.backends.cpu import CpuBackend
 from widelimit.backends.cuda import CudaBackend
 from widelimit.backends.cuda.cupy_device import CupyDevice, compiler_version, find_device
 from widelimit.experiments.environment import describe_environment
-from widelimit.files import write_atomically
+from widelimit.files import check_file, write_atomically
+from widelimit.keeping import keep
 from widelimit.network import (
     Conv,
     Dense,
@@ -265,6 +266,7 @@ def main() -> None:
     if arguments.table is not None:
         print(table(json.loads(arguments.table.read_text())), end="")
         return
+    check_file(arguments.out)
     begin = time.perf_counter()
 
     def say(text: str) -> None:
@@ -333,7 +335,8 @@ def main() -> None:
         failed = [name for name, said in record["conformance"].items() if said]
         say(f"conformance: {len(record['conformance'])} tests, failed: {failed or 'none'}")
     record["seconds"] = time.perf_counter() - begin
-    write_atomically(arguments.out, json.dumps(record, indent=1) + "\n")
+    text = json.dumps(record, indent=1) + "\n"
+    keep(arguments.out, lambda path: write_atomically(path, text))
     good = all(r["symmetric"] and r["same_bits"] for r in record["agreement"])
     bad = record.get("conformance") and any(record["conformance"].values())
     sys.exit(0 if good and not bad else 1)
