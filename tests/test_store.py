@@ -342,6 +342,30 @@ def test_a_full_disk(small_disk: Path) -> None:
     assert not list(small_disk.rglob(".*.partial"))
 
 
+def test_the_room_of_tiles(tmp_path: Path) -> None:
+    """What the file system says that tiles take, for six matrices, in files of whole blocks."""
+    values = matrices((2, 3), 70, 70, "upper", "float32")
+    store = TileStore.create(
+        open_objects(str(tmp_path / "k.zarr")), values.shape, 32, "float32", "upper", {}
+    )
+    keys = set(store.grid.tiles())
+    whole = store.room(keys)
+    fill(str(tmp_path / "other.zarr"), values, 32, "upper")
+    files = [
+        path
+        for path in (tmp_path / "other.zarr").rglob("*")
+        if path.is_file() and path.name.isdigit()
+    ]
+    assert whole == sum(-(-path.stat().st_size // 4096) * 4096 for path in files) > 0
+    assert len(files) == 6 * (2 * 3 + 1)
+    rows, columns = store.grid.extent((0, 1))
+    store.write((0, 1), values[..., rows, columns])
+    assert store.room(keys - {(0, 1)}) == whole * 5 // 6
+    store.objects.delete("c/1/2/0/1")
+    assert 0 < store.room({(0, 1)}) < whole / 6
+    assert store.room(set()) == 0
+
+
 def test_permission_denied() -> None:
     folder = Path(tempfile.mkdtemp())
     nobody = 65534
