@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_sample_images
 
 from widelimit.experiments.environment import describe_environment
-from widelimit.files import write_atomically
+from widelimit.files import check_file, write_atomically
+from widelimit.keeping import keep
 from widelimit.testing import AccuracyRow, accuracy_table
 
 DISTANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
@@ -102,11 +103,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="pieces of each photograph")
     parser.add_argument("--depths", type=int, nargs="+", default=[3, 11, 21])
     arguments = parser.parse_args()
+    check_file(arguments.out)
     images = photographs(32, arguments.images)
     rows = accuracy_table(images, depths=arguments.depths, distances=DISTANCES, threads=2)
     record = "\n".join(f"- {key}: {value}" for key, value in asdict(describe_environment()).items())
     text = INTRODUCTION.format(n=len(images)) + "\n" + table(rows) + f"\n## Record\n\n{record}\n"
-    write_atomically(arguments.out, text)
+    keep(arguments.out, lambda path: write_atomically(path, text))
     print(table(rows))
     print(f"wrote {arguments.out}")
 

@@ -27,7 +27,8 @@ import widelimit as wl
 from widelimit.data.dataset import split_by_class
 from widelimit.estimators.calibration import log_softmax
 from widelimit.experiments.environment import describe_environment
-from widelimit.files import write_atomically
+from widelimit.files import check_file, write_atomically
+from widelimit.keeping import keep
 
 BINS = 15
 DIGITS_SEEDS = range(5)
@@ -221,9 +222,11 @@ def main() -> None:
     elif arguments.table is not None:
         print(table(json.loads(arguments.table.read_text())))
     elif arguments.out is not None:
+        check_file(arguments.out)
         environment = dataclasses.asdict(describe_environment())
         record = {"environment": environment, "draws": [*digits(), *fashion()]}
-        write_atomically(arguments.out, json.dumps(record, indent=1) + "\n")
+        text = json.dumps(record, indent=1) + "\n"
+        keep(arguments.out, lambda path: write_atomically(path, text))
         print(table(record))
     else:
         parser.error("give --out, --table or --plot")

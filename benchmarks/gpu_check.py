@@ -28,7 +28,8 @@ from widelimit.backends.cpu import CpuBackend
 from widelimit.backends.cuda import CudaBackend
 from widelimit.backends.cuda.cupy_device import CupyDevice, compiler_version
 from widelimit.experiments.environment import describe_environment
-from widelimit.files import write_atomically
+from widelimit.files import check_file, write_atomically
+from widelimit.keeping import keep
 from widelimit.network import (
     Conv,
     Dense,
@@ -364,6 +365,7 @@ def main() -> None:
     if arguments.table is not None:
         print(table(json.loads(arguments.table.read_text())), end="")
         return
+    check_file(arguments.out)
     begin = time.perf_counter()
 
     record: dict[str, Any] = {"format": "widelimit.gpu_check/1"}

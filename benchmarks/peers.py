@@ -299,6 +299,9 @@ def main() -> int:
         serve(options.serve)
         return 0
 
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=options.out.parent):
+        pass  # the record can be written
     cores = pin(options.cores)
     os.environ["XLA_FLAGS"] = XLA_FLAGS  # all before jax is imported
     os.environ["JAX_PLATFORMS"] = "cpu"

@@ -23,7 +23,8 @@ import widelimit as wl
 from widelimit.data.dataset import split_by_class
 from widelimit.experiments.baselines import Baseline, fit_baseline
 from widelimit.experiments.environment import describe_environment
-from widelimit.files import write_atomically
+from widelimit.files import check_file, write_atomically
+from widelimit.keeping import keep
 
 DRAWS = 20
 PER_CLASS = 10
@@ -122,8 +123,10 @@ def main() -> None:
         return
     if arguments.out is None:
         parser.error("give --out or --table")
+    check_file(arguments.out)
     record = measure()
-    write_atomically(arguments.out, json.dumps(record, indent=1) + "\n")
+    text = json.dumps(record, indent=1) + "\n"
+    keep(arguments.out, lambda path: write_atomically(path, text))
     print(table(record))
 
 

@@ -25,7 +25,8 @@ from PIL import Image
 
 import widelimit as wl
 from widelimit.experiments.environment import describe_environment
-from widelimit.files import write_atomically
+from widelimit.files import check_file, write_atomically
+from widelimit.keeping import keep
 from widelimit.solvers import encode_labels, solve
 
 DEPTHS = (3, 4, 6, 11, 21)
@@ -105,6 +106,7 @@ def main() -> None:
         return
     if None in (arguments.path, arguments.readout, arguments.out):
         parser.error("path, --readout and --out are needed")
+    check_file(arguments.out)
     begin = time.perf_counter()
 
     def say(text: str) -> None:
@@ -175,7 +177,8 @@ def main() -> None:
         from widelimit.backends.cuda.cupy_device import find_devices
 
         record["card"] = dataclasses.asdict(find_devices()[0].card)
-    write_atomically(arguments.out, json.dumps(record, indent=1) + "\n")
+    text = json.dumps(record, indent=1) + "\n"
+    keep(arguments.out, lambda path: write_atomically(path, text))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,24 @@
-"""Stores of tiles as tests look at them and change them."""
+"""Stores of tiles as tests look at them and change them, and disks of any size."""
 
 import json
 import os
+import shutil
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from widelimit.matrices import store
 from widelimit.matrices.objects import open_objects
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def disk_of(free: int, patch: pytest.MonkeyPatch) -> None:
+    """Let every disk have so many bytes that are free."""
+    patch.setattr(shutil, "disk_usage", lambda _: Usage(2 * free + 1, free + 1, free))
 
 
 def contents(path: str | os.PathLike[str]) -> dict[str, Any]:

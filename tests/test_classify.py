@@ -113,7 +113,7 @@ def test_what_fit_says(images, tmp_path):
     assert len(loaded.x_fit_) == 120
     code, _, error = widelimit(*words)
     assert code == 2
-    assert "exists: give another folder, or --overwrite" in error
+    assert "exists: give another path, or --overwrite to replace a model" in error
     assert widelimit(*words, "--overwrite", "--time", "loo", "--ridge", "0")[0] == 0
     assert wl.load_model(tmp_path / "m").time == "loo"
 
@@ -172,7 +172,7 @@ def test_bad_predict(images, model, tmp_path):
         ((model, tmp_path / "empty"), "must hold images"),
         ((tmp_path / "m", broken), "has no file model.json"),
         ((tmp_path / "none", broken), "there is no folder"),
-        ((model, images / "new", "--out", tmp_path / "none" / "p.csv"), "No such file"),
+        ((model, images / "new", "--out", tmp_path / "none" / "p.csv"), "there is no folder"),
     ]:
         code, _, error = widelimit("predict", *words)
         assert code == 2, words

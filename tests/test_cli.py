@@ -143,8 +143,8 @@ def test_float64_gives_way_on_slow_machines(
         (("--data", "{}/none.npz"), "there is no data set and no path"),
         (("--data", "{}/bad.npz"), "bad.npz must be an .npy or .npz file of numbers"),
         (("--data", "{}"), "subfolders, one per class"),
-        (("--out", "{}/bad.npz"), "--out must be a folder that can be written to"),
-        (("--out", "{}/bad.npz/deeper"), "--out must be a folder that can be written to"),
+        (("--out", "{}/bad.npz"), "bad.npz: this is no folder: give another path"),
+        (("--out", "{}/bad.npz/deeper"), "bad.npz: this is no folder: give another path"),
     ],
 )
 def test_wrong_input_is_one_line(options: tuple[str, ...], words: str, tmp_path: Path) -> None:

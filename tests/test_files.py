@@ -2,16 +2,28 @@
 
 import errno
 import os
+import resource
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stores import Usage, disk_of
 
 import widelimit as wl
-from widelimit.files import atomic_file, atomic_folder, make_folder, write_atomically
+from widelimit.files import (
+    atomic_file,
+    atomic_folder,
+    check_file,
+    check_folder,
+    check_room,
+    make_folder,
+    write_atomically,
+)
 from widelimit.job import Job
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import TileStore
@@ -153,6 +165,183 @@ def test_a_system_that_syncs_no_folders(disk: Disk, number: int) -> None:
     disk.fault = refuse
     write_atomically(disk.root / "a", "content")
     assert (disk.root / "a").read_text() == "content"
+
+
+# ---------------------------------------------------------------- before the work
+
+
+def test_outputs_that_will_be_written_are_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of any length that the disk takes; what is replaced; links; and nothing is left."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "ä" * 127, "n" * 255):
+        for _ in range(2):
+            check_file(Path(name), 1)
+            write_atomically(Path(name), "x")
+    (tmp_path / "link").symlink_to("place")
+    for name in ("b", "m" * 255, "link"):
+        check_folder(Path(name), 1)
+        with atomic_folder(Path(name)):
+            pass
+        check_folder(Path(name))
+    assert sorted(os.listdir()) == sorted(
+        ["a", "ä" * 127, "n" * 255, "link", "place", "b", "m" * 255]
+    )
+    disk_of(0, monkeypatch)
+    check_file(Path("a"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 0))  # it does not say
+    check_file(Path("a"), 10**9)
+
+
+REFUSED = {
+    "none/a": (FileNotFoundError, "there is no folder none: make it, or give another path"),
+    "file/a": (NotADirectoryError, "file is no folder: give another path"),
+    "n" * 256: (OSError, "this name is too long: give a shorter one"),
+    "d/../" * 812 + "a": (OSError, "this name is too long: give a shorter one"),
+    "loop": (OSError, "nothing can be written|Too many levels of symbolic links"),
+}
+
+
+@pytest.mark.parametrize("path", REFUSED, ids=lambda path: path[:9])
+@pytest.mark.parametrize("check", [check_file, check_folder])
+def test_outputs_that_cannot_be_written_are_refused(
+    path: str, check: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "d").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    kind, message = REFUSED[path]
+    if path == "loop" and check is check_folder:
+        (tmp_path / "loop").unlink()
+        (tmp_path / "loop").symlink_to("loop/none")
+    with pytest.raises(kind, match=message) as caught:
+        check(Path(path))
+    assert caught.value.filename == path
+
+
+def test_what_has_the_name_already_is_of_the_right_kind(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (
+        ("", "this is a folder: give the path of a file"),
+        ("pipe", "this is no file: give the path of a file"),
+    ):
+        with pytest.raises(OSError, match=message):
+            check_file(tmp_path / name)
+    with pytest.raises(NotADirectoryError, match="this is no folder: give another path"):
+        check_folder(tmp_path / "file")
+
+
+def test_a_folder_that_may_not_be_written_to() -> None:
+    folder = Path(tempfile.mkdtemp())
+    root = os.geteuid() == 0
+    try:
+        (folder / "model").mkdir()
+        for path in (folder / "model", folder):
+            path.chmod(0o555)
+        if root:
+            os.seteuid(65534)  # the rights of a folder mean nothing to root
+        for check in (check_file, check_folder):
+            with pytest.raises(PermissionError, match=rf"nothing can be written in {folder} \(Per"):
+                check(folder / "a")
+        with pytest.raises(PermissionError, match=r"nothing can be written in .*/model \(Permiss"):
+            check_folder(folder / "model")
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "said"),
+    [
+        (7_200_000_000, 10**8, "7,200 MB are needed in k, 100 MB are free"),
+        (10**7 + 1, 10**7 - 1, "11 MB are needed in k, 9.9 MB are free"),
+        (1, 0, "0.1 MB are needed in k, 0.0 MB are free"),
+    ],
+)
+def test_sizes_are_rounded_to_the_safe_side(
+    needed: int, free: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    disk_of(free, monkeypatch)
+    for check in (check_file, check_folder, check_room):
+        check(Path("k"), free)
+        with pytest.raises(OSError, match=f"the disk is full: {said}: make room, or") as caught:
+            check(Path("k"), needed)
+        assert caught.value.errno == errno.ENOSPC
+    check_room(Path("k/not/yet"), free)
+
+
+# ---------------------------------------------------------------- errors of what is written
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "the disk is full: 0.1 MB are needed in a$"),
+        (errno.EDQUOT, "the disk is full: 0.1 MB are needed in a$"),
+        (errno.EFBIG, "no file may be so large there: 0.1 MB are needed in a$"),
+        (errno.EIO, "Input/output error: 'a'$"),
+    ],
+)
+def test_errors_name_what_the_user_named(
+    disk: Disk, number: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(disk.root)
+
+    def fail(event: str) -> None:
+        raise OSError(number, os.strerror(number))  # of no path, as `write` and `fsync`
+
+    disk.fault = fail
+    with pytest.raises(OSError, match=said) as caught:
+        write_atomically(Path("a"), "content")
+    assert caught.value.errno == number
+    with pytest.raises(OSError, match=said), atomic_folder(Path("a"), 7) as folder:
+        write_atomically(folder / "b", "content")
+    assert os.listdir(disk.root) == []
+
+
+def test_temporary_names_are_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    for write in (
+        lambda: write_atomically(Path("a"), ""),
+        lambda: write_atomically(Path("none/a"), ""),
+        lambda: write_atomically(Path("n" * 256), ""),
+    ):
+        with pytest.raises(OSError, match=r"(a|none/a|n{256})'$") as caught:
+            write()
+        assert "partial" not in str(caught.value)
+    with pytest.raises(OSError, match=r"none/m'$"), atomic_folder(Path("none/m")):
+        pass
+    with pytest.raises(FileNotFoundError, match=r"other'$"), atomic_file(Path("b")):
+        Path("other").read_text()  # not of what is written
+
+
+def test_numpy_says_why_an_array_cannot_be_written(tmp_path: Path) -> None:
+    """Its own "36864 requested and 7152 written" has no number of an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    values = np.zeros((192, 192))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    try:
+        with (
+            (tmp_path / "plain").open("wb") as file,
+            pytest.raises(OSError, match=r"36864 requested and .* written") as own,
+        ):
+            np.save(file, values)
+        with (
+            pytest.raises(OSError, match=r"0\.3 MB are needed in .*/k\.npy$") as caught,
+            atomic_file(tmp_path / "k.npy", values.nbytes) as file,
+        ):
+            np.save(file, values)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (own.value.errno, caught.value.errno) == (None, errno.EFBIG)
+    assert os.listdir(tmp_path) == ["plain"]
 
 
 # ---------------------------------------------------------------- what is written by the package

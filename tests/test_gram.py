@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import change_metadata, contents
+from stores import Usage, change_metadata, contents, disk_of
 
 import widelimit as wl
 from widelimit.backends.base import Pairs
@@ -292,13 +292,71 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(os, "fsync", fsync)
     path = tmp_path / "k.zarr"
-    with pytest.raises(OSError, match=r"No space left on device, while tile \(.*run the same call"):
-        wl.gram(VANILLA, X, store=path, tile=16)
+    with pytest.raises(
+        OSError,
+        match=r"full: 0\.1 MB are needed in .*k\.zarr, while tile \(.*run the same call",
+    ):
+        wl.gram(VANILLA, X, store=path, tile=16, threads=1)  # or they take turns
     monkeypatch.undo()
     assert len(open_tiles(path).finished()) == 4
     computed = tiles_computed(monkeypatch)
     assert np.array_equal(wl.gram(VANILLA, X, store=path), wl.kernel(VANILLA, X))
     assert len(computed) == 11
+
+
+def test_what_does_not_fit_onto_the_disk_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles and seals are counted in whole blocks, those that are there are not."""
+    path, block = tmp_path / "k.zarr", 2**12
+    computed = tiles_computed(monkeypatch)
+    tile = block + block  # 1,024 bytes of float32 and a checksum; a seal
+    disk_of(15 * tile - 1, monkeypatch)
+    with pytest.raises(
+        OSError, match=r"full: 0\.2 MB are needed in .*k\.zarr, 0\.1 MB are free: m"
+    ):
+        wl.gram(VANILLA, X, store=path, tile=16)
+    assert not (path / "zarr.json").exists()
+    assert computed == []
+    disk_of(15 * tile, monkeypatch)
+    wl.gram(VANILLA, X, store=path, tile=16)
+    assert len(computed) == 15
+    disk_of(0, monkeypatch)
+    wl.gram(VANILLA, X, store=path)
+    for key in ((0, 1), (2, 2)):
+        open_tiles(path).delete(key)
+    disk_of(2 * tile - 1, monkeypatch)
+    with pytest.raises(OSError, match=r"the disk is full: 0\.1 MB are needed in .*k\.zarr"):
+        wl.gram(VANILLA, X, store=path)
+    disk_of(2 * tile, monkeypatch)
+    assert np.array_equal(wl.gram(VANILLA, X, store=path), wl.kernel(VANILLA, X))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 0))  # it does not say
+    wl.gram([VANILLA, VANILLA], X[:20], store=tmp_path / "b.zarr")
+
+
+def test_the_inputs_for_workers_have_to_fit_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, needed = tmp_path / "k.zarr", 15 * 2 * 2**12 + X.nbytes
+    disk_of(needed - 1, monkeypatch)
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(OSError, match="the disk is full: 0"):
+            wl.gram(VANILLA, X, store=path, tile=16, executor=pool)
+        disk_of(needed, monkeypatch)
+        wl.gram(VANILLA, X, store=path, tile=16, executor=pool)
+
+
+def test_all_of_mnist_does_not_begin_on_a_small_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TileStore, "create", lambda *_: pytest.fail("it has begun"))
+    disk_of(10**8, monkeypatch)
+    x = np.random.default_rng(0).random((60_000, 2))
+    with pytest.raises(
+        OSError, match=r"7,\d\d\d MB are needed in .*k\.zarr, 100 MB are free"
+    ) as caught:
+        wl.gram(wl.ntk_dense(2), x, store=tmp_path / "k.zarr", memory="2GB")
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_a_second_process_that_writes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Kernels from files to files, and the commands that do it."""
 
+import errno
 import os
 import re
 import signal
@@ -11,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stores import change_metadata
+from stores import change_metadata, disk_of
 from typer.testing import CliRunner
 
 import widelimit as wl
-from widelimit import job
+from widelimit import files, job
 from widelimit.cli import app
 from widelimit.job import (
     Job,
@@ -182,8 +183,11 @@ def test_wrong_options_are_told_before_the_inputs_are_read(tmp_path: Path) -> No
         Job.prepare(missing, out, [wl.cntk_gap(3)], kind="x")
     with pytest.raises(ValueError, match="dtype must be float32 or float64"):
         Job.prepare(missing, out, [wl.cntk_gap(3)], dtype="float16")
-    for wrong in (tmp_path / "k.txt", tmp_path / "no" / "k.npy", tmp_path / "no" / "k.zarr"):
-        with pytest.raises(ValueError, match=r"an \.npy file or a \.zarr store in a folder that"):
+    for wrong in (tmp_path / "k.txt", "s3://bucket/k.npy"):
+        with pytest.raises(ValueError, match=r"an \.npy file, or a \.zarr store \(a path or URL\)"):
+            Job.prepare(missing, str(wrong), [wl.cntk_gap(3)])
+    for wrong in (tmp_path / "no" / "k.npy", tmp_path / "no" / "k.zarr"):
+        with pytest.raises(FileNotFoundError, match=r"there is no folder .*no: make it"):
             Job.prepare(missing, str(wrong), [wl.cntk_gap(3)])
     for option in ({"verify": True}, {"allow_mixed": True}, {"memory": "1GB"}):
         with pytest.raises(ValueError, match=r"are for a \.zarr store"):
@@ -263,6 +267,23 @@ def test_kernel_command_with_a_store(tmp_path: Path) -> None:
     code, _, error = widelimit(*words[:3], "cntk_gap:3", *words[4:])
     assert (code, error.count("\n")) == (2, 1)
     assert "holds another kernel: " in error
+
+
+def test_a_finished_store_is_read_from_any_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "x.npy", X)
+    out = tmp_path / "k.zarr"
+    words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--out", out]
+    assert widelimit(*words)[0] == 0
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for call in ("TemporaryFile", "mkdtemp"):
+        monkeypatch.setattr(files.tempfile, call, refuse)
+    disk_of(0, monkeypatch)
+    assert widelimit(*words)[0] == 0
 
 
 def test_kernel_command_verifies(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import contents
+from stores import contents, disk_of
 
 import widelimit as wl
 from widelimit.matrices.objects import open_objects
@@ -30,6 +30,7 @@ from widelimit.solvers import (
     factorise,
     leave_one_out,
     leave_one_out_of_factor,
+    solve,
     solve_cholesky,
     solve_conjugate,
     solve_refined,
@@ -371,13 +372,75 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match=r"No space left on device, while tile .* the finished tiles"):
+    with pytest.raises(
+        OSError,
+        match=r"full: 0\.1 MB are needed in .*l\.zarr, while tile .* the finished tiles",
+    ):
         factorise(k, store=path, tile=32)
     monkeypatch.undo()
     assert len(TileStore.open(open_objects(path)).finished()) == 3  # and zarr.json
     factor = factorise(k, store=path)
     lower = factor.store.block(slice(0, 90), slice(0, 90))
     np.testing.assert_allclose(lower, np.linalg.cholesky(k), atol=1e-10)
+
+
+def test_a_factor_that_does_not_fit_onto_the_disk_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k, y, path = gram(90), np.arange(90.0), tmp_path / "l.zarr"
+    tile = 3 * 2**12 + 2**12  # 8,192 bytes of float64 and a checksum; a seal
+    factored: list[int] = []
+    factor = tiled_module._Factorisation._factor
+    monkeypatch.setattr(
+        tiled_module._Factorisation,
+        "_factor",
+        lambda *arguments: (factored.append(arguments[2]), factor(*arguments))[1],
+    )
+    full = r"the disk is full: 0\.[1-9] MB are needed in .*, 0\.0 MB are free"
+    disk_of(2**12, monkeypatch)
+    for method in ("tiled", "refined"):
+        with pytest.raises(OSError, match=full):
+            solve(k, y, 1e-6, method=method, store=path, memory="1GB")
+    disk_of(6 * tile - 1, monkeypatch)
+    with pytest.raises(OSError, match=full):
+        factorise(k, store=path, tile=32)
+    assert (factored, path.exists() and not (path / "zarr.json").exists()) == ([], True)
+    disk_of(6 * tile, monkeypatch)
+    factorise(k, store=path, tile=32).store.delete((1, 0))
+    disk_of(tile, monkeypatch)
+    made = factorise(k, store=path)
+    more = np.pad(k, (0, 6)) + np.pad(np.eye(6), (90, 0))
+    monkeypatch.setattr(tiled_module, "_check_factor_of", lambda *_: pytest.fail("it has begun"))
+    disk_of(6 * tile - 1, monkeypatch)
+    with pytest.raises(OSError, match=full):
+        factorise(more, store=tmp_path / "more.zarr", reuse=made.store.objects.name)
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of no path, as `write` and `fsync`
+
+
+def test_a_disk_that_fills_up_costs_checkpoints_and_no_solution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k, y = gram(90), np.arange(90.0)
+    factor = factorise(k, store=tmp_path / "l.zarr", tile=32)
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.warns(RuntimeWarning, match=r"disk is full: .* needed in .*: what is finished of"):
+        found = factor.inverse_diagonal()
+    np.testing.assert_allclose(found, np.linalg.inv(k).diagonal(), rtol=1e-6)
+    place = tmp_path / "c"
+    place.mkdir()
+    with pytest.warns(
+        RuntimeWarning, match=r"full: 0\.1 MB .*/c/.*this checkpoint is not kept"
+    ) as told:
+        solution = solve_conjugate(k, y, 1e-3, rank=10, checkpoint=place)
+    assert solution.status is Status.SOLVED
+    assert len(told) == 2
+    disk_of(8 * 90 * (10 + 3) - 1, monkeypatch)
+    monkeypatch.setattr("widelimit.solvers.conjugate._precondition", no_space)
+    with pytest.raises(OSError, match=r"full: 0\.1 MB are needed in .*c, 0\.0 MB are free"):
+        solve_conjugate(k, y, 1e-3, rank=10, checkpoint=place)
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -1244,9 +1307,9 @@ def test_a_matrix_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix_module, "available_memory", lambda: 5_000)
     k = Stored(gram(40), 16)
     message = r"40 x 40 entries of float\d+ need 0.0 GiB, 0.0 GiB are free: use solve_tiled"
-    for solve in (solve_cholesky, solve_refined):
+    for in_memory in (solve_cholesky, solve_refined):
         with pytest.raises(MemoryError, match=message):
-            solve(k, np.ones(40))
+            in_memory(k, np.ones(40))
     with pytest.raises(MemoryError, match=message):
         leave_one_out(k, np.ones(40), [0.1])
 

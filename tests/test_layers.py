@@ -20,6 +20,7 @@ LAYERS = [
     "_version",
     "arrays",
     "files",
+    "keeping",
     "machine",
     "reading",
     "display",

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -332,12 +333,37 @@ def test_a_full_disk(small_disk: Path) -> None:
     with pytest.raises(OSError, match="the finished tiles are kept: mend this, and run") as caught:
         write_all()
     assert caught.value.errno == errno.ENOSPC
-    assert "No space left on device" in str(caught.value)
+    # Of a hundred tiles each takes two blocks of 4 KiB, and its seal one.
+    assert re.search(r"full: 1\.2 MB are needed in .*/k\.zarr, while tile", str(caught.value))
     assert len(written) >= 3
     assert store.finished() == set(written)  # what was not finished does not look as if
     for key in written:
         np.testing.assert_array_equal(store.read(key), values[store.grid.extent(key)])
     assert not list(small_disk.rglob(".*.partial"))
+
+
+def test_the_room_of_tiles(tmp_path: Path) -> None:
+    """What the file system says that tiles take, for six matrices, in files of whole blocks."""
+    values = matrices((2, 3), 70, 70, "upper", "float32")
+    store = TileStore.create(
+        open_objects(str(tmp_path / "k.zarr")), values.shape, 32, "float32", "upper", {}
+    )
+    keys = set(store.grid.tiles())
+    whole = store.room(keys)
+    fill(str(tmp_path / "other.zarr"), values, 32, "upper")
+    files = [
+        path
+        for path in (tmp_path / "other.zarr").rglob("*")
+        if path.is_file() and path.name.isdigit()
+    ]
+    assert whole == sum(-(-path.stat().st_size // 4096) * 4096 for path in files) > 0
+    assert len(files) == 6 * (2 * 3 + 1)
+    rows, columns = store.grid.extent((0, 1))
+    store.write((0, 1), values[..., rows, columns])
+    assert store.room(keys - {(0, 1)}) == whole * 5 // 6
+    store.objects.delete("c/1/2/0/1")
+    assert 0 < store.room({(0, 1)}) < whole / 6
+    assert store.room(set()) == 0
 
 
 def test_permission_denied() -> None:

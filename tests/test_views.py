@@ -17,6 +17,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
+from stores import disk_of
 
 import widelimit as wl
 from widelimit.estimators import base, fitted
@@ -897,6 +898,38 @@ def test_networks_have_factors_of_their_own_in_a_store(tmp_path, monkeypatch):
     np.testing.assert_allclose(model.dual_coef_, plain.dual_coef_, rtol=1e-5, atol=1e-8)
     with pytest.raises(ValueError, match="fit with the one that was chosen"):
         model.partial_fit(images[:1] + 1, y[:1])
+
+
+def test_a_kernel_is_not_begun_whose_factor_will_not_fit_onto_the_disk(tmp_path, monkeypatch):
+    """Entries of 4 bytes for each kernel and 8 for each factor; what is there is not counted."""
+    x, y = digits(64)
+    images, half = x.reshape(-1, 8, 8, 1), 60 * 61 // 2
+    monkeypatch.setattr(base, "solver_for", lambda n, options, **about: "tiled")
+    begun = []
+    real = base.FittedKernel.gram
+    monkeypatch.setattr(
+        base.FittedKernel, "gram", lambda *a, **k: (begun.append(1), real(*a, **k))[1]
+    )
+    full = r"the disk is full: 0\.1 MB are needed in .*/s, 0\.0 MB are free"
+
+    def refused(model, free, *samples):
+        disk_of(free - 1, monkeypatch)
+        with pytest.raises(OSError, match=full):
+            (model.partial_fit if hasattr(model, "dual_coef_") else model.fit)(*samples)
+        assert begun == []
+
+    nets = [wl.cntk_vanilla(3), wl.cntk_vanilla(4)]
+    refused(
+        wl.NTKClassifier(nets, ridge=1e-3, store=tmp_path / "s"), 24 * half, images[:60], y[:60]
+    )
+    model = wl.NTKClassifier(nets[0], ridge=1e-3, store=tmp_path / "s")
+    refused(model, 12 * half, images[:60], y[:60])
+    disk_of(10**6, monkeypatch)
+    model.fit(images[:60], y[:60])
+    disk_of(0, monkeypatch)
+    model.fit(images[:60], y[:60])
+    begun.clear()
+    refused(model, 12 * 64 * 65 // 2, images[60:], y[60:])
 
 
 def test_a_ridge_that_cholesky_does_not_take_keeps_the_kernel(monkeypatch):

@@ -18,7 +18,12 @@ from widelimit.data.dataset import Dataset, draw_training_sets
 from widelimit.data.image import fit_image, image_suffixes, read_image, safe_formats
 from widelimit.data.load import load_dataset
 from widelimit.estimators import NTKClassifier, load_model, save_model
-from widelimit.files import write_atomically
+from widelimit.estimators.directions import find_directions
+from widelimit.estimators.saved import check_model_folder
+from widelimit.files import check_file, check_room, write_atomically
+from widelimit.keeping import keep
+from widelimit.machine import remaining
+from widelimit.matrices.inputs import number_samples
 
 __all__ = ["Fit", "Prediction", "read_choice"]
 
@@ -90,14 +95,11 @@ class Fit:
         Raises
         ------
         OSError
-            If the data cannot be read, or the folder exists.
+            If the data cannot be read, the folder exists, or the model will not be written to it.
         ValueError
             If the data or a parameter are wrong.
         """
-        if out.exists() and not overwrite:
-            raise FileExistsError(f"{out} exists: give another folder, or --overwrite")
-        if not out.absolute().parent.is_dir():
-            raise FileNotFoundError(f"{out} must be in a folder that exists")
+        check_model_folder(out, overwrite=overwrite, option="--overwrite")
         data = load_dataset(source)
         chosen = np.arange(len(data.y_train))
         if per_class is not None:
@@ -109,15 +111,22 @@ class Fit:
                 )
             rng = np.random.default_rng(seed)
             chosen = draw_training_sets(data.y_train, [per_class], rng)[0]
-        return cls(data, chosen, NTKClassifier(**parameters), out, overwrite)
+        model = NTKClassifier(**parameters)
+        check_room(out, _least_size(model, data.x_train[chosen]))
+        return cls(data, chosen, model, out, overwrite)
 
-    def run(self, say: Callable[[str], None]) -> None:
+    def run(self, say: Callable[[str], None]) -> Path:
         """Fit, say what came out, and save.
+
+        Returns
+        -------
+        Path
+            Where the model is: `out`, or another path that a user at a terminal has named.
 
         Raises
         ------
         OSError
-            If the model cannot be written.
+            If the model cannot be written. It is then kept elsewhere: `keep`.
         ValueError
             If a parameter is wrong, or the kernel is not positive definite.
         """
@@ -137,8 +146,9 @@ class Fit:
             say(f"time of training, by leave-one-out: {model.time_:.2e}")
         if model.loo_predictions_ is not None:
             say(f"leave-one-out accuracy: {model.loo_accuracy_:.2%}")
-        save_model(model, self.out, overwrite=self.overwrite)
-        say(f"model: {self.out}")
+        place = keep(self.out, lambda path: save_model(model, path, overwrite=self.overwrite))
+        say(f"model: {place}")
+        return place
 
     def test(self, say: Callable[[str], None]) -> None:
         """Say how many of the test images the fitted classifier labels correctly."""
@@ -150,6 +160,19 @@ class Fit:
         return np.array(self.data.class_names)[labels]
 
 
+def _least_size(model: NTKClassifier, x: NDArray[Any]) -> int:
+    """Return the bytes that a model of some images will have at least.
+
+    Its samples; and a factor, unless that will have to stay in a store, or there may be none.
+    """
+    rows = len(find_directions(x, number_samples(x, None)[0]).first)
+    factor = 8 * rows**2
+    networks = len(model.net) if isinstance(model.net, list) else 1
+    # At most: three of eigenvectors, the kernels, and their mean.
+    in_memory = (3 + networks + 1) * factor <= remaining(model.memory)
+    return rows * x[0].nbytes + (factor if in_memory else 0)
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """A saved classifier, and files of images to be classified."""
@@ -159,7 +182,7 @@ class Prediction:
     files: list[Path]
 
     @classmethod
-    def prepare(cls, folder: Path, images: Sequence[Path]) -> Prediction:
+    def prepare(cls, folder: Path, images: Sequence[Path], out: Path | None = None) -> Prediction:
         """Load the model and find the images.
 
         Parameters
@@ -168,14 +191,18 @@ class Prediction:
             Of a model.
         images : sequence of Path
             Files, and folders that are searched for files with names like those of images.
+        out : Path or None
+            Where the table will be written.
 
         Raises
         ------
         OSError
-            If a file or folder is not there.
+            If a file or folder is not there, or nothing can be written to `out`.
         ValueError
             If the model is no classifier of images, or a folder has none.
         """
+        if out is not None:
+            check_file(out)
         model = load_model(folder)
         if not isinstance(model, NTKClassifier):
             raise ValueError(f"{folder} must hold a classifier, got a {type(model).__name__}")
@@ -231,9 +258,9 @@ class Prediction:
         return values
 
     @staticmethod
-    def write(text: str, out: Path) -> None:
-        """Write the table to a file, which is there completely or not at all."""
-        write_atomically(out, text)
+    def write(text: str, out: Path) -> Path:
+        """Write the table to a file, or where it can be kept: `keep`."""
+        return keep(out, lambda path: write_atomically(path, text))
 
 
 def _search(folder: Path) -> list[Path]:

@@ -14,6 +14,9 @@ from typing import Annotated
 
 import typer
 
+from widelimit.files import check_file, make_folder, said
+from widelimit.keeping import NotWritten, keep
+
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130  # the exit code of a shell for Ctrl-C
@@ -57,6 +60,9 @@ def exits(kept: str = NOTHING_WRITTEN) -> Generator[None]:
     except MemoryError as error:
         _complain(f"out of memory: {error}" if str(error) else "out of memory")
         raise typer.Exit(1) from None
+    except NotWritten as error:
+        _complain(_one_line(error))
+        raise typer.Exit(1) from None
 
 
 @contextmanager
@@ -64,6 +70,8 @@ def user_input() -> Generator[None]:
     """End the command with one line where what the user gave is at fault."""
     try:
         yield
+    except NotWritten:
+        raise
     except (OSError, ValueError) as error:
         _complain(_one_line(error))
         raise typer.Exit(WRONG_INPUT) from None
@@ -89,9 +97,7 @@ def _show_warning(message: Warning | str, *rest: object, **more: object) -> None
 
 
 def _one_line(error: OSError | ValueError) -> str:
-    if isinstance(error, OSError) and error.strerror is not None:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
+    return said(error) if isinstance(error, OSError) else " ".join(str(error).split())
 
 
 def _complain(message: str) -> None:
@@ -269,8 +275,8 @@ def kernel(
             verify=verify,
             allow_mixed=allow_mixed,
         )
-        job.run(progress=stored or sys.stderr.isatty())
-    typer.echo(f"{out}: {job.shape[0]} x {job.shape[1]}, {dtype}")
+        place = job.run(progress=stored or sys.stderr.isatty())
+    typer.echo(f"{place}: {job.shape[0]} x {job.shape[1]}, {dtype}")
 
 
 @app.command()
@@ -351,9 +357,9 @@ def fit(
             memory=memory,
             verbose=store is not None or sys.stderr.isatty(),
         )
-        job.run(typer.echo)
+        place = job.run(typer.echo)
     if test:
-        with exits(f"the model is in {out}"), user_input(), _warnings():
+        with exits(f"the model is in {place}"), user_input(), _warnings():
             job.test(typer.echo)
 
 
@@ -380,14 +386,14 @@ def predict(
         from widelimit.classify import Prediction
         from widelimit.job import check_backend
 
-        job = Prediction.prepare(model, images)
+        job = Prediction.prepare(model, images, out)
         job.model.backend = check_backend(backend or job.model.backend)
         text = job.run(_complain)
         if out is None:
             typer.echo(text, nl=False)
         else:
-            job.write(text, out)
-            typer.echo(f"{out}: {len(job.files):,} images")
+            place = job.write(text, out)
+            typer.echo(f"{place}: {len(job.files):,} images")
 
 
 @app.command()
@@ -416,11 +422,12 @@ def bench(
         with user_input():
             groups = choose_groups(only)
             setting = Setting.prepare(images, seed, quick=quick)
-            out.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(out.parent)
+            check_file(out)
         record = run(setting, groups, lambda line: typer.echo(line, err=True))
-        write_json(record, out)
         typer.echo(render(record))
-        typer.echo(f"record: {out}")
+        place = keep(out, lambda path: write_json(record, path))
+        typer.echo(f"record: {place}")
         if exit_code(record):
             raise typer.Exit(1)
 

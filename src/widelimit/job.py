@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 from widelimit.architectures import named_network
 from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
-from widelimit.files import atomic_file
+from widelimit.files import atomic_file, check_file, check_folder
+from widelimit.keeping import keep
 from widelimit.machine import parse_memory
 from widelimit.matrices import gram, kernel
 from widelimit.matrices.matrix import read_manifest
-from widelimit.matrices.objects import open_objects
+from widelimit.matrices.objects import METADATA, open_objects
 from widelimit.matrices.store import TileStore
 from widelimit.network import Network
 from widelimit.program import Kind, compile_networks
@@ -271,20 +273,17 @@ class Job:
         Raises
         ------
         OSError
-            If a file cannot be read.
+            If a file cannot be read, or the result will not be written: `check_file`.
         ValueError
-            If an option or a file is wrong, or there is no folder for the result.
+            If an option or a file is wrong.
         """
         _check("kind", kind, get_args(Kind))
         _check("dtype", dtype, get_args(Dtype))
         chosen = check_backend(backend)
         stored = out.endswith(".zarr")
-        if not (stored or out.endswith(".npy")) or not (
-            "://" in out or Path(out).absolute().parent.is_dir()
-        ):
+        if not (stored or (out.endswith(".npy") and "://" not in out)):
             raise ValueError(
-                "the result must be an .npy file or a .zarr store in a folder that exists, got "
-                f"{out}"
+                f"the result must be an .npy file, or a .zarr store (a path or URL), got {out}"
             )
         if not stored and (memory is not None or verify or allow_mixed):
             raise ValueError(
@@ -293,9 +292,10 @@ class Job:
             )
         if memory is not None:
             parse_memory(memory)
+        _check_out(out)
         x1 = read_inputs(inputs, array)
         x2 = None if columns is None else read_inputs(columns, array)
-        return cls(
+        job = cls(
             list(networks),
             x1,
             x2,
@@ -308,19 +308,33 @@ class Job:
             verify,
             allow_mixed,
         )
+        if not stored:
+            check_file(Path(out), job.size)
+        return job
+
+    @property
+    def size(self) -> int:
+        """Bytes of the matrices, one for each network."""
+        n1, n2 = self.shape
+        return len(self.networks) * n1 * n2 * np.dtype(self.dtype).itemsize
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of the matrix."""
         return len(self.x1), len(self.x1 if self.x2 is None else self.x2)
 
-    def run(self, *, progress: bool = False) -> None:
+    def run(self, *, progress: bool = False) -> str:
         """Compute the kernel and write it: a file when it is complete, a store tile by tile.
+
+        Returns
+        -------
+        str
+            Where it is: `out`, or another path that a user at a terminal has named.
 
         Raises
         ------
         OSError
-            If it cannot be written.
+            If it cannot be written. A matrix that is complete is kept elsewhere: `keep`.
         ValueError
             If the network cannot take the inputs, or `kernel` refuses them.
         """
@@ -339,7 +353,7 @@ class Job:
                     verify=self.verify,
                     allow_mixed=self.allow_mixed,
                 )
-                return
+                return self.out
             values = kernel(
                 *arguments,
                 dtype=self.dtype,
@@ -349,5 +363,19 @@ class Job:
             )
         except (TypeError, OverflowError) as error:
             raise ValueError(str(error)) from error
-        with atomic_file(Path(self.out)) as file:
-            np.save(file, values)
+
+        def write(path: Path) -> None:
+            with atomic_file(path, values.nbytes) as file:
+                np.save(file, values)
+
+        return str(keep(Path(self.out), write, values.nbytes))
+
+
+def _check_out(out: str) -> None:
+    """Refuse a place in which no result can be written; whether there is room is asked later."""
+    if out.endswith(".npy"):
+        check_file(Path(out))
+    elif "://" not in out:
+        path = Path(out).expanduser()
+        if not os.path.exists(path / METADATA):  # what is finished is read from any disk
+            check_folder(path)

@@ -28,7 +28,6 @@ from widelimit.estimators.regression import (
     Regression,
     Solver,
     grow,
-    join,
     regress,
     solver_for,
 )
@@ -160,9 +159,12 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             training = Training.of(directions, targets, weight)
             method = self._method(options, training, kernel, kinds)
         if isinstance(kernel, FittedKernel):
-            storage = (
-                {} if self.store is None else self._storage(Stores(os.fspath(self.store)).kernel)
-            )
+            storage = {}
+            if self.store is not None:
+                place = Stores(os.fspath(self.store))
+                if method == "tiled":
+                    place.check_room(kernel, kinds)
+                storage = self._storage(place.kernel)
             matrices = kernel.gram(kinds, progress=self.verbose, **storage)
         else:
             matrices = [[np.array(rows[np.ix_(counts, counts)])]]
@@ -171,8 +173,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         grids: list[FloatArray] = []
         for index, k in enumerate(matrices[0]):
             if kernel.choices > 1 and self.store is not None:  # each has a factor of its own
-                own = join(self.store, kernel.chosen(index).networks[0].fingerprint[:16])
-                options = replace(options, store=own)
+                own = Stores(os.fspath(self.store)).of(kernel.networks[index])
+                options = replace(options, store=own.folder)
             nearest = find_nearest(k)  # before k is overwritten
             tried = regress(k, training, options, method)
             curves.append(tried.curve)
@@ -271,6 +273,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             if len(kernel.samples) > len(old.samples):
                 stores = stores.grown(len(kernel.samples))
             reuse = None if stores is earlier else earlier.kernel
+            if factor.location is not None:
+                stores.check_room(kernel, kinds)
             storage = self._storage(stores.kernel) | {"reuse": reuse}
             k, *more = (part[0] for part in kernel.gram(kinds, progress=self.verbose, **storage))
             nngp = more[0] if more else None

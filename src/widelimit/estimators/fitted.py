@@ -19,6 +19,7 @@ from widelimit.estimators.samples import ImageShape
 from widelimit.matrices.families import choose_backend
 from widelimit.matrices.inputs import number_samples
 from widelimit.matrices.kernel import kernel, kernel_diagonal
+from widelimit.matrices.objects import check_stores
 from widelimit.matrices.prepared import PreparedKernel
 from widelimit.matrices.run import gram
 from widelimit.network import Conv, Dense, Network
@@ -294,6 +295,24 @@ class Stores:
     def grown(self, size: int) -> Stores:
         """Return where those of more samples will lie."""
         return Stores(self.folder, size)
+
+    def of(self, network: Network) -> Stores:
+        """Return where the factor of one of several networks lies."""
+        return Stores(join(self.folder, network.fingerprint[:16]), self.size)
+
+    def check_room(self, kernel: FittedKernel, kinds: Sequence[Kind]) -> None:
+        """Refuse to begin a kernel whose factor will not fit onto the disk beside it.
+
+        What is there already is not counted twice; a little more than what is counted is needed,
+        and asked for when each of them is begun.
+        """
+        m = len(kernel.samples)
+        entries = m * (m + 1) // 2
+        matrices = len(kernel.networks) * len(kinds)
+        sizes = {self.kernel: entries * matrices * np.dtype(kernel.dtype).itemsize}
+        places = [self.of(net) for net in kernel.networks] if kernel.choices > 1 else [self]
+        sizes |= {place.factor: entries * 8 for place in places}
+        check_stores(self.folder, sizes)
 
 
 @dataclass(frozen=True, eq=False)

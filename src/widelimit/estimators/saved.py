@@ -27,13 +27,16 @@ from widelimit.files import (
     PARTIAL_SUFFIX,
     atomic_file,
     atomic_folder,
+    check_folder,
+    check_room,
     locked_file,
+    naming,
     write_atomically,
 )
 from widelimit.machine import available_memory
-from widelimit.reading import StoredArray, open_array, read_json, refusing
+from widelimit.reading import MAX_HEADER, StoredArray, open_array, read_json, refusing
 
-__all__ = ["load_model", "save_model"]
+__all__ = ["check_model_folder", "load_model", "save_model"]
 
 _DOCUMENT = "model.json"
 _LOCK = ".lock"
@@ -63,11 +66,11 @@ def save_model(
     sklearn.exceptions.NotFittedError
         Before `fit`.
     FileExistsError
-        If the folder exists.
+        If the folder exists, and is no model, or not to be replaced.
     BlockingIOError
         If another process is replacing it.
     OSError
-        If it cannot be written; what was there is still there.
+        If it cannot be written, or will not fit; what was there is still there.
     TypeError
         If labels are neither numbers nor strings.
 
@@ -79,23 +82,47 @@ def save_model(
     """
     check_is_fitted(model, "dual_coef_")
     target = Path(folder)
-    if target.exists() and not (overwrite and _is_model(target)):
-        raise FileExistsError(
-            f"{target} exists: give another path"
-            + (", it is no model" if overwrite else ", or overwrite=True to replace a model")
-        )
+    check_model_folder(target, overwrite=overwrite)
     document, arrays = describe(model)
-    if not target.exists():
-        with atomic_folder(target) as made:
+    needed = sum(values.nbytes + MAX_HEADER for values in arrays.values()) + 2 * MAX_HEADER
+    check_room(target, needed)
+    if not os.path.exists(target):
+        with atomic_folder(target, needed) as made:
             _write(made, document, arrays, "")
         return
-    with locked_file(target / _LOCK):
+    with locked_file(target / _LOCK), naming(target, needed, target):
         # Arrays have other names than those there: the rename of the document replaces all.
         try:
             _write(target, document, arrays, f"-{secrets.token_hex(8)}")
         finally:
             with suppress(OSError):
                 _tidy(target, _listed(target))
+
+
+def check_model_folder(folder: Path, *, overwrite: bool, option: str = "overwrite=True") -> None:
+    """Refuse a folder that a model could not be written to.
+
+    Parameters
+    ----------
+    folder : Path
+    overwrite : bool
+        Whether it may be that of a model.
+    option : str
+        How the user says so.
+
+    Raises
+    ------
+    OSError
+        As for `check_folder`; FileExistsError if something lies there that is not to be replaced.
+    """
+    if os.path.exists(folder):
+        if not _is_model(folder):
+            raise FileExistsError(f"{folder} exists, and is no model: give another path")
+        if not overwrite:
+            raise FileExistsError(
+                f"{folder} exists: give another path, or {option} to replace a model"
+            )
+    check_folder(folder)
 
 
 def _write(

@@ -10,10 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from widelimit.files import PARTIAL_SUFFIX, locked_file, make_folder, write_atomically
+from widelimit.files import (
+    PARTIAL_SUFFIX,
+    check_room,
+    locked_file,
+    make_folder,
+    write_atomically,
+)
 from widelimit.reading import open_regular, read_bytes
 
-__all__ = ["KEPT", "METADATA", "SEALS", "Objects", "open_objects"]
+__all__ = ["KEPT", "METADATA", "SEALS", "Objects", "check_stores", "open_objects"]
 
 METADATA = "zarr.json"
 SEALS, KEPT = "seals", "kept"
@@ -53,6 +59,10 @@ class Objects(Protocol):
 
     def exists(self, key: str) -> bool:
         """Return whether there is an object."""
+        ...
+
+    def check_room(self, needed: int) -> None:
+        """Refuse to begin what so many more bytes are needed for; OSError if they are not free."""
         ...
 
     @contextmanager
@@ -107,6 +117,9 @@ class _Folder:
 
     def exists(self, key: str) -> bool:
         return (self._path / key).is_file()
+
+    def check_room(self, needed: int) -> None:
+        check_room(self._path, needed)
 
     @contextmanager
     def locked(self) -> Generator[None]:
@@ -198,6 +211,9 @@ class _Remote:
         self._fs.invalidate_cache()
         return bool(self._fs.exists(self._path(key)))
 
+    def check_room(self, needed: int) -> None:
+        pass  # nobody knows how much is free behind a URL
+
     @contextmanager
     def locked(self) -> Generator[None]:
         # No lock: two runs of one job write the same bits, and another job is refused.
@@ -213,3 +229,24 @@ def open_objects(url: str | os.PathLike[str]) -> Objects:
     if text.startswith("file://"):
         text = text.removeprefix("file://")
     return _Remote(text) if "://" in text else _Folder(Path(text).expanduser())
+
+
+def check_stores(folder: str, sizes: dict[str, int]) -> None:
+    """Refuse to begin several stores in a folder whose disk has too little room for all of them.
+
+    Parameters
+    ----------
+    folder : str
+        Path or URL: behind a URL nothing is refused.
+    sizes : dict of str to int
+        For each store the bytes of its tiles; those that are there are not counted again.
+
+    Raises
+    ------
+    OSError
+        As for `Objects.check_room`.
+    """
+    if isinstance(open_objects(folder), _Folder):
+        there = {store: sum(open_objects(store).sizes("c").values()) for store in sizes}
+        needed = sum(max(0, size - there[store]) for store, size in sizes.items())
+        open_objects(folder).check_room(needed)

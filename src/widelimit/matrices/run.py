@@ -39,7 +39,7 @@ from widelimit.matrices.objects import Objects, open_objects
 from widelimit.matrices.plan import Plan, Sizes, batches, solve
 from widelimit.matrices.progress import Progress, Tracker
 from widelimit.matrices.sinks import Stored
-from widelimit.matrices.store import TileStore, is_finished
+from widelimit.matrices.store import TileStore, is_finished, room_of
 from widelimit.matrices.tiles import Key
 from widelimit.matrices.workers import Report, Task, distribute
 from widelimit.network import Network
@@ -139,7 +139,8 @@ def gram(
         If there is no store at `reuse`, or tiles are missing or damaged there. What it takes from
         there is read before anything is computed; what is copied is kept.
     OSError
-        If the store cannot be written: no room, no permission. Finished tiles are kept.
+        If the store cannot be written: no room, no permission. Finished tiles are kept. Before
+        the work, if the disk of a local path has less room than the tiles that are missing take.
     TimeoutError
         If all workers hang.
 
@@ -191,6 +192,8 @@ def gram(
         computation = Computation(manifest, values1, values2, chosen)
         sizes = _sizes(computation, values1, values2)
         plan = solve(sizes, budget, workers, _one_side(side, there, old))
+        laid = [x for x in (values1, values2) if x is not None and pool is not None]
+        objects.check_room(_room(objects, there, sizes, plan, laid))
         if there is None:
             there = _create(objects, replace(manifest, makers=(maker,)), plan.tile)
         if there.missing:
@@ -324,6 +327,27 @@ def _look(objects: Objects, manifest: Manifest, *, verify: bool) -> _There | Non
     if verify:
         missing.update(tiles.damaged(sorted(set(tiles.grid.tiles()) - missing)))
     return _There(tiles, missing)
+
+
+def _room(
+    objects: Objects,
+    there: _There | None,
+    sizes: Sizes,
+    plan: Plan,
+    laid: Sequence[NDArray[Any]],
+) -> int:
+    """Return the bytes of disk that a run takes: missing tiles, and inputs laid for workers."""
+    if there is None:
+        tiles = sum(1 for _ in sizes.grid(plan.tile).tiles())
+        needed = room_of(tiles, plan.tile, sizes.entry, sizes.matrices)
+    elif there.missing:
+        needed = there.tiles.room(there.missing)
+    else:
+        return 0
+    if laid:
+        there_already = sum(objects.sizes("inputs").values())
+        needed += max(0, sum(x.nbytes for x in laid) - there_already)
+    return needed
 
 
 def _create(objects: Objects, manifest: Manifest, side: int) -> _There:

@@ -19,7 +19,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
@@ -27,15 +27,17 @@ from typing import Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from widelimit.files import has_no_room, no_room
 from widelimit.matrices.objects import KEPT, METADATA, SEALS, Objects
 from widelimit.matrices.tiles import Grid, Key, Region
 from widelimit.reading import parse_json, refusing
 
-__all__ = ["StoreError", "TileStore", "is_finished"]
+__all__ = ["StoreError", "TileStore", "is_finished", "room_of"]
 
 _IDENTITY = re.compile("[0-9a-f]{32}")
 _MAX_METADATA = 2**24  # bytes: a manifest with thousands of networks
 _MAX_TILES = 2**24
+_BLOCK = 2**12  # bytes: of the file systems that are in use
 _CRC_BYTES = 4
 _CRC_RESIDUE = 0x48674BC7  # the CRC32C of any bytes that their own CRC32C follows
 
@@ -127,8 +129,8 @@ class TileStore:
         try:
             objects.read(METADATA, _MAX_METADATA)
         except FileNotFoundError:
-            objects.write(made._seal_name("store"), _sealed("store", identity.encode()))
-            objects.write(METADATA, content)
+            made._write(made._seal_name("store"), _sealed("store", identity.encode()), METADATA)
+            made._write(METADATA, content, METADATA)
             return made
         raise FileExistsError(errno.EEXIST, "there is a Zarr array already", objects.name)
 
@@ -137,7 +139,7 @@ class TileStore:
         metadata = parse_json(self.objects.read(METADATA, _MAX_METADATA), self.objects.name)
         content = _describe(metadata, manifest, self.region, self.identity)
         made = TileStore._parse(self.objects, content)
-        self.objects.write(METADATA, content)
+        made._write(METADATA, content, METADATA)
         return made
 
     @classmethod
@@ -237,6 +239,13 @@ class TileStore:
     def missing(self) -> set[Key]:
         """Return the keys of the other tiles."""
         return set(self.grid.tiles()) - self.finished()
+
+    def room(self, keys: Collection[Key]) -> int:
+        """Return the bytes of disk that some tiles will take, beside what is there of them."""
+        there = self.objects.sizes("c") if keys else {}
+        entry, matrices = self.dtype.itemsize, len(self.places)
+        whole = room_of(len(keys), self.tile, entry, matrices)
+        return whole - sum(there.get(name, 0) for key in keys for name in self._names(key))
 
     def check_finished(self) -> None:
         """Refuse a store that lacks tiles.
@@ -388,9 +397,9 @@ class TileStore:
         return [_name(key, place) for place in self.places]
 
     def keep(self, name: str, content: bytes) -> None:
-        """Keep something else beside the tiles, for this store alone."""
+        """Keep something else beside the tiles, for this store alone; OSError if that fails."""
         self._check_current()
-        self._write(f"{KEPT}/{self.identity}/{name}", _sealed(name, content), name)
+        self.objects.write(f"{KEPT}/{self.identity}/{name}", _sealed(name, content))
 
     def kept(self, name: str, at_most: int) -> bytes | None:
         """Return what was kept under a name; None if it is not there, or damaged."""
@@ -469,19 +478,38 @@ class TileStore:
         try:
             self.objects.write(name, content)
         except OSError as error:
-            raise type(error)(
-                error.errno,
-                f"{error.strerror or error}, while {what} was written; the finished tiles "
-                "are kept: mend this, and run the same call again",
-                f"{self.objects.name}/{name}",
-            ) from error
+            more = (
+                f", while {what} was written; the finished tiles are kept: mend this, and run "
+                "the same call again"
+            )
+            if has_no_room(error):
+                needed = max(len(content), self.room(self.missing()))
+                raise no_room(self.objects.name, needed, more, error.errno) from error
+            place = f"{self.objects.name}/{name}"
+            raise type(error)(error.errno, f"{error.strerror or error}{more}", place) from error
+
+
+def room_of(tiles: int, side: int, entry: int, matrices: int = 1) -> int:
+    """Return the bytes of disk that tiles take, with their seals: files are whole blocks.
+
+    Parameters
+    ----------
+    tiles, side : int
+        How many, and how large.
+    entry : int
+        Bytes of an entry.
+    matrices : int
+        Of which there is each tile.
+    """
+    chunk, seal = side**2 * entry + _CRC_BYTES, (matrices + 1) * _CRC_BYTES
+    return tiles * sum(-(-size // _BLOCK) * _BLOCK for size in [chunk] * matrices + [seal])
 
 
 def is_finished(objects: Objects) -> bool:
     """Return whether a whole matrix lies there, which can be read where nothing can be written."""
     try:
         return not TileStore.open(objects).missing()
-    except (FileNotFoundError, StoreError):
+    except (OSError, StoreError):
         return False
 
 

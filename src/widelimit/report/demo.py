@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from widelimit.data import Dataset, load_dataset
 from widelimit.display import Display, duration
 from widelimit.experiments import learning_curve
 from widelimit.experiments.learning_curve import CURVE_STAGE, METHODS, Design, KernelFunction
-from widelimit.files import write_atomically
+from widelimit.files import check_file, make_folder, write_atomically
+from widelimit.keeping import keep
 from widelimit.report.page import render
 from widelimit.report.terminal import make_tables, show_notes
 
@@ -87,18 +87,12 @@ class Demo:
         """
         planned = minutes if minutes is not None else _QUICK_MINUTES if quick else _MINUTES
         count = draws if draws is not None else _QUICK_DRAWS if quick else _DRAWS
+        folder = Path(out).expanduser()
         dataset = load_dataset(data, seed=seed)
         design = learning_curve.make_design(dataset, draws=count, seed=seed, minutes=planned)
-        folder = Path(out).expanduser()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise ValueError(
-                f"--out must be a folder that can be written to, got {out!r} ({error.strerror}): "
-                "give another one"
-            ) from error
+        make_folder(folder)
+        for path in _outputs(folder, dataset):
+            check_file(path)
         return cls(dataset, design, folder, planned, threads)
 
     def run(
@@ -125,7 +119,7 @@ class Demo:
         Raises
         ------
         OSError
-            If page or record cannot be written.
+            If page or record cannot be written; they are then kept elsewhere: `keep`.
         """
         h, w, c = self.dataset.image_shape
         n = self.dataset.y_train.size + self.dataset.y_test.size
@@ -157,11 +151,14 @@ class Demo:
         for error in record.errors:
             _say(console, error)
 
-        name = f"demo-{_slug(self.dataset.name)}"
-        page, values = self.folder / f"{name}.html", self.folder / f"{name}.json"
-        text = render(record, self.dataset, record_name=values.name)
-        write_atomically(values, record.to_json())
-        write_atomically(page, text)
+        def write(folder: Path) -> None:
+            make_folder(folder)
+            page, values = _outputs(folder, self.dataset)
+            text = render(record, self.dataset, record_name=values.name)
+            write_atomically(values, record.to_json())
+            write_atomically(page, text)
+
+        page, values = _outputs(keep(self.folder, write), self.dataset)
         _say(console, f"Report: {page}", wrap=False)
         _say(console, f"Record: {values}", wrap=False)
         return page
@@ -180,6 +177,12 @@ class Demo:
 def _say(console: Console, text: str, *, wrap: bool = True) -> None:
     """Print a text as it is: no markup, no colours for numbers; a path is not broken in lines."""
     console.print(text, markup=False, highlight=False, soft_wrap=not wrap)
+
+
+def _outputs(folder: Path, dataset: Dataset) -> tuple[Path, Path]:
+    """Return the paths of page and record."""
+    name = f"demo-{_slug(dataset.name)}"
+    return folder / f"{name}.html", folder / f"{name}.json"
 
 
 def _slug(name: str) -> str:

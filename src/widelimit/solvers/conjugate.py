@@ -14,6 +14,7 @@ import io
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
 from widelimit.display import shown
-from widelimit.files import make_folder, write_atomically
+from widelimit.files import check_folder, check_room, make_folder, said, write_atomically
 from widelimit.machine import remaining
 from widelimit.reading import open_arrays, refusing
 from widelimit.solvers.checks import (
@@ -148,6 +149,9 @@ def solve_conjugate(
     ------
     TypeError, ValueError
         If an argument is not as described, or the checkpoint is of another system.
+    OSError
+        If nothing can be written to the checkpoint, or its disk has too little room: before the
+        work. A checkpoint that cannot be written later is warned of, and the work goes on.
     """
     start = time.monotonic()
     display = shown(
@@ -162,6 +166,7 @@ def solve_conjugate(
     system = _system(matrix, targets, relative, weights)
     folder = None if checkpoint is None else Path(checkpoint)
     kept = _Checkpoint(folder, system.digest(chosen, seed), targets.shape)
+    kept.check_room(chosen)
 
     def fail(message: str) -> Solution:
         return failed(y, relative, system.absolute, message, time.monotonic() - start)
@@ -397,6 +402,16 @@ class _Checkpoint:
         self._folder, self._digest, self._targets = folder, digest, targets
         if folder is not None:
             make_folder(folder)
+            check_folder(folder)
+
+    def check_room(self, rank: int) -> None:
+        """Refuse a folder whose disk has too little room for what is not there yet."""
+        if self._folder is None:
+            return
+        n, t = self._targets
+        sizes = {_PRECONDITIONER: 8 * n * rank, _STATE: 24 * n * t}
+        new = [size for name, size in sizes.items() if not (self._folder / name).exists()]
+        check_room(self._folder, sum(new))
 
     def _read(self, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
         """Return what was saved, of these shapes; -1 stands for the rank."""
@@ -430,7 +445,14 @@ class _Checkpoint:
         if self._folder is not None:
             file = io.BytesIO()
             np.savez(file, digest=np.array(self._digest), **content)
-            write_atomically(self._folder / name, file.getvalue())
+            try:
+                write_atomically(self._folder / name, file.getvalue())
+            except OSError as error:  # the solution is worth more
+                warnings.warn(
+                    f"{said(error)}: this checkpoint is not kept, the work goes on",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
 
     def preconditioner(self) -> _Preconditioner | None:
         """Return the one that was saved."""

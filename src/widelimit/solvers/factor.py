@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
 from widelimit.display import share_alone, shown
+from widelimit.files import said
 from widelimit.machine import remaining
 from widelimit.matrices.store import TileStore
 from widelimit.matrices.tiles import Key
@@ -264,7 +266,7 @@ class TiledFactor:
                 first += width
                 content = io.BytesIO()
                 np.save(content, result)
-                self.store.keep(_inverse_name(arithmetic.dtype), content.getvalue())
+                self._keep_inverse(arithmetic.dtype, content.getvalue())
                 report(finished / total)
         return result
 
@@ -276,6 +278,16 @@ class TiledFactor:
             return np.full(self.n, np.nan)
         with open_array(content, name) as stored:
             return stored.read()
+
+    def _keep_inverse(self, dtype: np.dtype[Any], content: bytes) -> None:
+        try:
+            self.store.keep(_inverse_name(dtype), content)
+        except OSError as error:  # what is computed is worth more
+            warnings.warn(
+                f"{said(error)}: what is finished of the inverse is not kept, the work goes on",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _inverse_columns(
         self,

@@ -30,7 +30,7 @@ from widelimit.display import share_alone, shown
 from widelimit.machine import remaining
 from widelimit.matrices.inputs import check_tile
 from widelimit.matrices.objects import open_objects
-from widelimit.matrices.store import StoreError, TileStore, is_finished
+from widelimit.matrices.store import StoreError, TileStore, is_finished, room_of
 from widelimit.matrices.tiles import Grid, Key
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, epsilon
@@ -225,14 +225,16 @@ def factorise(
             _check_same(found, manifest, n, dtype)
             for key in found.damaged(sorted(found.finished())) if verify else ():
                 found.delete(key)
+        side = found.tile if found else asked or (tile_side(matrix) if old is None else old.tile)
+        grid = Grid(n, n, side, "lower")
+        whole = room_of(sum(1 for _ in grid.tiles()), side, np.dtype(dtype).itemsize)
+        objects.check_room(whole if found is None else found.room(found.missing()))
         copied: list[Key] = []
         if old is not None:
-            grid = Grid(n, n, old.tile, "lower")
             copied = sorted(grid.common(old.grid) - (found.finished() if found else set()))
             if copied or found is None:
                 _check_factor_of(matrix, TiledFactor(old, memory))
         if found is None:
-            side = asked or (tile_side(matrix) if old is None else old.tile)
             found = TileStore.create(objects, (n, n), side, dtype, "lower", manifest)
         if old is not None:
             for key in copied:

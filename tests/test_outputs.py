@@ -1,0 +1,291 @@
+"""Outputs of commands: refused before the work, or kept when the disk fills up in the end."""
+
+import errno
+import io
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from stores import Usage, disk_of
+from toys import NAMES, FakeKernel, make_images
+from typer.testing import CliRunner
+
+import widelimit as wl
+from widelimit import files, keeping
+from widelimit.cli import app
+from widelimit.experiments import learning_curve
+from widelimit.keeping import NotWritten, keep
+
+# The words of each command, where its work begins, and what it writes.
+COMMANDS = {
+    "kernel": ("kernel x.npy --net cntk-vanilla-2 --out {}.npy", "widelimit.job.kernel"),
+    "store": ("kernel x.npy --net cntk-vanilla-2 --out {}.zarr", "widelimit.job.gram"),
+    "fit": (
+        "fit d.npz --net cntk-vanilla-2 --per-class 9 --out {}",
+        "widelimit.classify.NTKClassifier.fit",
+    ),
+    "predict": ("predict model i.png --out {}", "widelimit.classify.Prediction.run"),
+    "bench": ("bench --quick --only sizes --out {}", "widelimit.bench.run"),
+    "demo": ("demo --data d.npz --draws 1 --threads 1 --out {}", "widelimit.report.demo.Demo.run"),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    x, y = make_images(90)
+    np.save(folder / "x.npy", x)
+    np.savez(folder / "d.npz", x_train=x, y_train=np.array(NAMES)[y])
+    wl.save_model(wl.NTKClassifier("cntk-vanilla-2").fit(x[:20], y[:20]), folder / "model")
+    Image.fromarray((x[0, ..., 0] * 255).astype("uint8")).save(folder / "i.png")
+    return folder
+
+
+@pytest.fixture
+def place(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to write to, seen from that of the data; and one for what is temporary."""
+    monkeypatch.chdir(data)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    return tmp_path / "out"
+
+
+def widelimit(words: str, out: Path | str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, [word.format(out) for word in words.split()])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stderr
+
+
+# ---------------------------------------------------------------- before the work
+
+
+def read_only(**_: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), "/somewhere/tmpabc")
+
+
+# What is wrong with an output, and what is said of it. Demo and bench make folders.
+FAULTS = {
+    "no folder": ("none/m", "there is no folder .*none: make it, or give another path"),
+    "no name": ("n" * 300, "name.* too long"),
+    "something else": ("taken", "this is (a|no) folder: give|is no model: give another path"),
+    "read-only": (
+        "m",
+        r"nothing can be written in .*out.* \(Read-only file system\): give another",
+    ),
+    "too small": ("m", r"the disk is full: \d\.\d MB are needed in .*m\S*, 0\.0 MB are free: make"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_cannot_be_written_is_refused_before_the_work(
+    name: str, fault: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, work = COMMANDS[name]
+    out, message = place / FAULTS[fault][0], FAULTS[fault][1]
+    if fault == "no folder" and name in ("bench", "demo"):
+        return
+    if fault == "something else":
+        suffix = {"kernel": ".npy", "store": ".zarr"}.get(name, "")
+        path = out.with_name(out.name + suffix)
+        if name in ("store", "demo"):
+            path.touch()
+        else:
+            path.mkdir()
+    if fault == "read-only":
+        if name == "demo":  # a folder that it makes
+            (place / "m").mkdir()
+        monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
+    if fault == "too small":
+        if name not in ("kernel", "store", "fit"):  # others are small
+            return
+        disk_of(9, monkeypatch)
+        work = "widelimit.matrices.run.Computation.engine" if name == "store" else work
+    monkeypatch.setattr(work, lambda *_, **__: pytest.fail("the work has begun"))
+    code, error = widelimit(words, out)
+    assert code == 2
+    assert error.count("\n") == 1
+    assert re.search(message, error), error
+    assert str(out) in error
+    assert "partial" not in error
+    left = {path.name for path in place.rglob("*")} - {"taken", "taken.npy", "taken.zarr", "m"}
+    assert left == ({"m.zarr", ".lock"} if (name, fault) == ("store", "too small") else set())
+
+
+def test_overwrite_is_for_models(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, work = COMMANDS["fit"]
+    (place / "m").mkdir()
+    (place / "m" / "thesis").write_text("years of work")
+    monkeypatch.setattr(work, lambda *_, **__: pytest.fail("the work has begun"))
+    code, error = widelimit(f"{words} --overwrite", place / "m")
+    assert (code, error) == (
+        2,
+        f"widelimit: {place / 'm'} exists, and is no model: give another path\n",
+    )
+    assert os.listdir(place / "m") == ["thesis"]
+
+
+def test_the_room_of_a_model_is_that_of_its_distinct_images(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that would fit is not refused, whatever was counted twice."""
+    x, y = make_images(30)
+    x = np.repeat(x, 4, axis=0) * np.tile([1, 1, 2, 4], 30)[:, None, None, None] / 4
+    np.savez("copies.npz", x_train=x, y_train=np.repeat(y, 4), x_test=x[:1], y_test=y[:1])
+    words = f"fit {Path('copies.npz').absolute()} --net cntk-vanilla-2 --out {{}}"
+    asked: list[int] = []
+    real = files.check_room
+    monkeypatch.setattr(
+        "widelimit.classify.check_room",
+        lambda path, needed: (asked.append(needed), real(path, needed)),
+    )
+    assert widelimit(words, place / "m") == (0, "")
+    size = sum(path.stat().st_size for path in (place / "m").iterdir())
+    assert 0.4 * size < asked[0] < size
+
+
+# ---------------------------------------------------------------- in the end
+
+
+@pytest.fixture
+def full(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder to write to is on a disk that was full when the work was done."""
+    sync = os.fsync
+
+    def fsync(handle: int) -> None:
+        number = os.fstat(handle).st_ino
+        if any(path.is_file() and path.stat().st_ino == number for path in place.rglob("*")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(learning_curve, "compute_kernel", FakeKernel())
+    for call, value in (("run", {"speed": 1}), ("render", "a table"), ("exit_code", 0)):
+        monkeypatch.setattr(f"widelimit.bench.{call}", lambda *_, value=value: value)
+    return place
+
+
+def looked_at(name: str, kept: Path) -> None:
+    """Look whether what a command made is whole."""
+    if name == "kernel":
+        x = np.load("x.npy")
+        np.testing.assert_array_equal(np.load(kept), wl.kernel(wl.cntk_vanilla(2), x))
+    elif name == "fit":
+        assert len(wl.load_model(kept).x_fit_) == 27
+    elif name == "predict":
+        assert kept.read_text().startswith("image,class,0,1,2\ni.png,")
+    elif name == "bench":
+        assert kept.read_text() == '{\n "speed": 1\n}\n'
+    else:
+        assert sorted(os.listdir(kept)) == ["demo-d.html", "demo-d.json"]
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "store"])
+def test_a_result_whose_disk_is_full_is_kept_elsewhere(name: str, full: Path) -> None:
+    words = COMMANDS[name][0]
+    out = full / "m"
+    code, error = widelimit(words, out)
+    assert code == 1
+    told = re.fullmatch(
+        r"widelimit: the disk is full: \d\.\d MB are needed in (\S+); what was computed is kept in "
+        r"(\S+): move it to where it belongs\n",
+        error,
+    )
+    assert told is not None, error
+    assert told[1].startswith(str(out))
+    assert "partial" not in error
+    kept = Path(told[2])
+    assert kept.parent.parent == full.parent / "tmp"
+    assert kept.name == ("m.npy" if name == "kernel" else "m")
+    looked_at(name, kept)
+    assert not [path for path in full.rglob("*") if path.is_file()]
+
+
+def test_places_are_tried_until_one_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [tmp_path / name for name in ("none", "small", "broken", "good", "unused")]
+    for path in places[1:]:
+        path.mkdir()
+    monkeypatch.setattr(keeping, "_places", lambda: iter(places))
+    usage = {"small": 9}
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: Usage(10**6, 0, usage.get(Path(path).name, 10**5))
+    )
+    tried: list[Path] = []
+
+    def write(path: Path) -> None:
+        tried.append(path)
+        if "good" not in path.parts:
+            path.with_name("half").write_text("x")
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        path.write_text("result")
+
+    (tmp_path / "asked").mkdir()
+    message = r"asked/r: Input/output error; what was computed is kept in .*good/widelimit-\w+/r:"
+    with pytest.raises(NotWritten, match=message):
+        keep(tmp_path / "asked" / "r", write, 10)
+    assert [path.relative_to(tmp_path).parts[0] for path in tried] == ["asked", "broken", "good"]
+    assert tried[-1].read_text() == "result"
+    assert os.listdir(tmp_path / "broken") == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def refuse(path: Path) -> None:
+    if path.name != "here":
+        raise files.no_room(path, 2 * 10**7)
+    path.write_text("result")
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(keeping, "_places", lambda: iter([]))
+    return tmp_path
+
+
+def test_a_user_at_a_terminal_is_asked_for_another_path(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal(f"\n{nowhere}/there\n{nowhere}/here\n"))
+    shown = Terminal()
+    monkeypatch.setattr("sys.stderr", shown)
+    assert keep(nowhere / "r", refuse) == nowhere / "here"
+    assert (nowhere / "here").read_text() == "result"
+    for name in ("r", "there"):
+        assert f"the disk is full: 20 MB are needed in {nowhere}/{name}\n" in shown.getvalue()
+    assert shown.getvalue().count("another path for what was computed: ") == 3
+    monkeypatch.setattr("sys.stdin", Terminal(f"{nowhere}/there\n"))  # and then Ctrl-D
+    with pytest.raises(NotWritten, match=r"needed in .*there; what was computed could be kept no"):
+        keep(nowhere / "r", refuse)
+
+
+def test_nobody_is_asked_without_a_terminal(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{nowhere}/here\n"))
+    with pytest.raises(NotWritten, match=r"20 MB are needed in .*/r; .* kept nowhere, it is lost"):
+        keep(nowhere / "r", refuse)
+
+
+def test_the_usual_places_are_there() -> None:
+    places = list(keeping._places())
+    assert Path.cwd() in places
+    assert all(path.is_absolute() and path.is_dir() for path in places)
+
+
+def test_every_command_that_writes_is_tried() -> None:
+    writing: set[Any] = set()
+    for command in app.registered_commands:
+        call = command.callback
+        assert call is not None
+        if "out" in call.__annotations__:
+            writing.add(call.__name__)
+    assert writing == {words.split()[0] for words, _ in COMMANDS.values()}
