@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Generator
@@ -10,16 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from widelimit.files import PARTIAL_SUFFIX, locked_file, make_folder, write_atomically
+from widelimit.files import LOCK, make_folder, own_folder, remove_abandoned, write_atomically
 from widelimit.reading import open_regular, read_bytes
 
 __all__ = ["KEPT", "METADATA", "SEALS", "Objects", "open_objects"]
 
 METADATA = "zarr.json"
 SEALS, KEPT = "seals", "kept"
-_LOCK = ".lock"
 _FOLDERS = ("c", SEALS, KEPT, "inputs")
-_OURS = {METADATA, _LOCK, *_FOLDERS}
 
 
 class Objects(Protocol):
@@ -110,15 +107,16 @@ class _Folder:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        self._check_ours()
-        make_folder(self._path)
-        with locked_file(self._path / _LOCK):
+        with own_folder(self._path, (METADATA, *_FOLDERS), "a store"):
             self._clean()
-            yield
+            try:
+                yield
+            finally:
+                self._clean()  # also what a worker left that was killed
 
     def in_use(self) -> bool:
         try:
-            with open_regular(self._path / _LOCK, self._path) as file:
+            with open_regular(self._path / LOCK, self._path) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -126,30 +124,11 @@ class _Folder:
             return False
         return False
 
-    def _check_ours(self) -> None:
-        """Refuse a folder in which something else lies than a store, or what is left of one."""
-        try:
-            names = {entry.name for entry in os.scandir(self._path)}
-        except FileNotFoundError:
-            return
-        other = sorted(name for name in names - _OURS if not name.endswith(PARTIAL_SUFFIX))
-        if other:
-            raise FileExistsError(
-                errno.EEXIST,
-                f"there are other files in this folder ({', '.join(other[:3])}): give the path of "
-                "a store, or one where nothing is yet",
-                self.name,
-            )
-
     def _clean(self) -> None:
-        """Delete what a process that was killed left half-written."""
-        for place in (self._path, *(self._path / name for name in _FOLDERS)):
-            for folder, inside, files in os.walk(place):
-                if place == self._path:
-                    inside.clear()
-                for name in files:
-                    if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
-                        (Path(folder) / name).unlink(missing_ok=True)
+        """Delete what processes that were killed left half-written."""
+        for name in _FOLDERS:
+            for folder, _, _ in os.walk(self._path / name):
+                remove_abandoned(Path(folder))
 
 
 class _Remote:
