@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
-from widelimit.backends import BackendName
+from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
 from widelimit.estimators.directions import Directions, find_directions
 from widelimit.estimators.doubt import Errors, Nearest, unresolved_angle
-from widelimit.estimators.regression import FACTOR, join
+from widelimit.estimators.regression import join
 from widelimit.estimators.samples import ImageShape
+from widelimit.files import HeldByAnother
 from widelimit.matrices.inputs import number_samples
 from widelimit.matrices.kernel import kernel, kernel_diagonal
+from widelimit.matrices.manifest import Inputs, Maker, Manifest
 from widelimit.matrices.prepared import PreparedKernel
 from widelimit.matrices.run import gram
 from widelimit.network import Conv, Dense, Network
 from widelimit.program import Kind
 
-__all__ = ["FittedKernel", "PrecomputedKernel", "Standardisation", "Stores", "as_samples"]
+__all__ = [
+    "FittedKernel",
+    "PrecomputedKernel",
+    "Standardisation",
+    "Stores",
+    "as_samples",
+    "patiently",
+]
 
 Standardisation: TypeAlias = tuple[FloatArray, FloatArray]
 """Mean and scale of each feature."""
@@ -39,6 +51,10 @@ def as_samples(
     return rows if shape is None else rows.reshape(-1, *shape)
 
 
+_Result = TypeVar("_Result")
+
+_PAUSE = 0.1  # seconds between two tries for a store that another process writes
+_QUIET = 10.0  # seconds of waiting of which nothing is said
 _REPEATS = 8  # of a sample, when the error at an angle of 0 is measured
 
 
@@ -132,6 +148,20 @@ class FittedKernel:
         if samples is self.samples:
             return self, rows
         return replace(self, samples=samples), rows
+
+    def fingerprint(self, kinds: Sequence[Kind]) -> str:
+        """Return what tells the Gram matrices, and what computes them, from others, as hex."""
+        made = Manifest(
+            self.networks,
+            len(self.networks) > 1,
+            tuple(kinds),
+            len(kinds) > 1,
+            self.dtype,
+            Inputs.of(self.samples),
+            None,
+            (Maker.of(get_backend(self.backend)),),
+        )
+        return made.fingerprint
 
     # --- kernels ----------------------------------------------------------------------------------
 
@@ -262,32 +292,61 @@ def _bias(net: Network, shape: tuple[int, ...]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Where the kernel of the training samples lies and, if it is stored, its factor.
+    """Where the kernels of some samples lie, with what is made of them; `of` names it.
 
     Parameters
     ----------
-    folder : str
-        Path or URL.
-    size : int or None
-        Number of samples, once `partial_fit` has added some: what was there is kept.
+    root : str
+        Path or URL that the user has named.
+    name : str
+        Of the folder in it: what is of other samples or networks has another one.
+    several : bool
+        Whether kernels of several networks are in one store.
     """
 
-    folder: str
-    size: int | None = None
+    root: str
+    name: str
+    several: bool
+
+    @classmethod
+    def of(
+        cls, root: str | os.PathLike[str], kernel: FittedKernel, kinds: Sequence[Kind]
+    ) -> Stores:
+        """Name them by content."""
+        name = kernel.fingerprint(kinds)[:16]
+        return cls(os.fspath(root), name, len(kernel.networks) > 1)
+
+    @property
+    def folder(self) -> str:
+        """Path or URL of all of it."""
+        return join(self.root, self.name)
 
     @property
     def kernel(self) -> str:
-        """Path or URL of the Gram matrix."""
-        return join(self.folder, "kernel.zarr" if self.size is None else f"kernel-{self.size}.zarr")
+        """Path or URL of the Gram matrices."""
+        return join(self.folder, "kernel.zarr")
 
-    @property
-    def factor(self) -> str:
-        """Path or URL of its factor."""
-        return join(self.folder, FACTOR if self.size is None else f"factor-{self.size}.zarr")
-
-    def grown(self, size: int) -> Stores:
+    def grown(self, kernel: FittedKernel, kinds: Sequence[Kind]) -> Stores:
         """Return where those of more samples will lie."""
-        return Stores(self.folder, size)
+        return Stores.of(self.root, kernel, kinds)
+
+
+def patiently(call: Callable[[], _Result]) -> _Result:
+    """Call, and wait while another process, such as another fit of a search, writes the same."""
+    start, told = time.monotonic(), False
+    while True:
+        try:
+            return call()
+        except HeldByAnother as error:
+            if not told and time.monotonic() - start >= _QUIET:
+                told = True
+                warnings.warn(
+                    f"this fit waits for what another process makes for it, in {error.filename}: "
+                    f"{error.strerror}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        time.sleep(_PAUSE)
 
 
 @dataclass(frozen=True, eq=False)
