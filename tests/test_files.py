@@ -1,6 +1,8 @@
 """What a power cut would leave: files and names count only when they were synced, in that order."""
 
 import errno
+import fcntl
+import hashlib
 import os
 import resource
 import shutil
@@ -22,6 +24,8 @@ from widelimit.files import (
     check_folder,
     check_room,
     make_folder,
+    own_folder,
+    remove_abandoned,
     write_atomically,
 )
 from widelimit.job import Job
@@ -154,6 +158,84 @@ def test_a_file_that_cannot_be_written(disk: Disk, step: int) -> None:
         write_atomically(disk.root / "a", "new")
     assert (disk.root / "a").read_text() == ("new" if step == 2 else "old")
     assert os.listdir(disk.root) == ["a"]
+
+
+def test_errors_of_a_handle_name_the_file(disk: Disk) -> None:
+    def fail(event: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    disk.fault = fail
+    with pytest.raises(OSError, match=f"Input/output error: '{disk.root / 'a'}'"):
+        write_atomically(disk.root / "a", "new")
+    with pytest.raises(OSError, match=r"Input/output error: '.*b'"), atomic_folder(disk.root / "b"):
+        pass
+
+
+# ---------------------------------------------------------------- what is half-written
+
+HALF, OTHER = (
+    f".{hashlib.sha256(name).hexdigest()[:16]}.{'0' * 32}.partial" for name in (b"a", b"b")
+)
+
+
+def test_only_what_was_abandoned_is_deleted(tmp_path: Path) -> None:
+    """Not what somebody is still writing, nor what only looks like ours."""
+    folder, link = (HALF.replace("0" * 32, digit * 32) for digit in "12")
+    others = [".a.0123.partial", "a.partial", HALF[1:], ".a", HALF.removesuffix(".partial")]
+    for name in (*others, HALF, OTHER):
+        (tmp_path / name).write_text("half")
+    (tmp_path / folder).mkdir()
+    (tmp_path / link).symlink_to(tmp_path / ".a")
+    others.append(link)
+    with atomic_file(tmp_path / "a") as file, atomic_folder(tmp_path / "c") as folder:
+        remove_abandoned(tmp_path, "a")
+        assert (tmp_path / OTHER).exists()
+        assert not (tmp_path / HALF).exists()
+        remove_abandoned(tmp_path)
+        left = set(os.listdir(tmp_path))
+        assert left == {*others, folder.name, Path(file.name).name}
+        file.write(b"whole")
+    assert (tmp_path / "a").read_text() == "whole"
+    assert set(os.listdir(tmp_path)) == {*others, "a", "c"}
+
+
+def test_what_was_deleted_before_it_could_be_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the instant between the two somebody may have taken it for abandoned."""
+    lock, deleted = fcntl.flock, []
+
+    def late(handle: Any, how: int) -> None:
+        if how == fcntl.LOCK_EX and len(deleted) < 2:
+            path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+            path.rmdir() if path.is_dir() else path.unlink()
+            deleted.append(path)
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write_atomically(tmp_path / "a", "content")
+    assert (tmp_path / "a").read_text() == "content"
+    with atomic_folder(tmp_path / "b") as folder:
+        write_atomically(folder / "c", "")
+    assert os.listdir(tmp_path / "b") == ["c"]
+    assert len(deleted) == 2
+
+
+def test_a_folder_of_our_own(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    with own_folder(path, ("x",), "a thing"):
+        (path / "x").write_text("")
+        (path / HALF).write_text("")
+    with own_folder(path, ("x",), "a thing"):
+        assert set(os.listdir(path)) == {"x", ".lock"}
+        with pytest.raises(BlockingIOError), own_folder(path, ("x",), "a thing"):
+            pass
+    (path / "y").write_text("")
+    match = (
+        r"other files in this folder \(y\): give the path of a thing, or one where nothing is yet"
+    )
+    with pytest.raises(FileExistsError, match=match), own_folder(path, ("x",), "a thing"):
+        pass
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])

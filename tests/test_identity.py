@@ -85,6 +85,28 @@ def test_a_tile_of_another_store_of_the_same_shape(tmp_path: Path) -> None:
     assert np.array_equal(np.array(gram(one, verify=True)), wl.kernel(NET, X))
 
 
+def test_what_is_kept_of_another_store_is_not_taken(tmp_path: Path) -> None:
+    """Under our own identity: a tile with its seal, and the diagonal of an inverse."""
+    y, k = np.ones(70), [wl.kernel(NET, x, dtype="float64") for x in (X, X[::-1])]
+    one, other = tmp_path / "f.zarr", tmp_path / "g.zarr"
+    right = factorise(k[0], 0.1, store=one, tile=16).inverse_diagonal()
+    factorise(k[1], 0.1, store=other, tile=16).inverse_diagonal()
+    for name in ("kept", "seals"):
+        (mine,), (theirs,) = ([*(path / name).iterdir()] for path in (one, other))
+        for file in theirs.rglob("*"):
+            if file.is_file() and file.name != "store":
+                shutil.copy(file, mine / file.relative_to(theirs))
+    assert np.array_equal(factorise(k[0], 0.1, store=one, verify=True).inverse_diagonal(), right)
+    shutil.copy(
+        next((other / "seals").iterdir()) / "1" / "0", next((one / "seals").iterdir()) / "1" / "0"
+    )
+    shutil.copy(other / "c" / "1" / "0", one / "c" / "1" / "0")
+    with pytest.raises(StoreError, match=r"tile \(1, 0\) .* is not the one that was written there"):
+        solve_tiled(k[0], y, 0.1, store=one)
+    (one / "c" / "1" / "0").unlink()  # as the message says
+    assert np.array_equal(solve_tiled(k[0], y, 0.1, store=one).factor.inverse_diagonal(), right)
+
+
 def test_tiles_whose_metadata_are_gone_are_not_adopted(tmp_path: Path) -> None:
     """As an interrupted `rm -r` leaves them."""
     path, k = tmp_path / "f.zarr", wl.kernel(NET, X, dtype="float64")

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,34 @@ def test_the_memory_of_the_message_is_enough(
     with pytest.raises(MemoryError, match=f"takes {enough // 2**20} MiB at least"):
         factorise(gram(40), memory=enough - 1, **given)
     factorise(gram(40), memory=enough, **given)
+
+
+def test_tiles_that_do_not_fit_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a size of tiles that is not that of the factor pass in silence."""
+    monkeypatch.setattr(tiled_module, "remaining", lambda memory: memory)
+    given: dict[str, Any] = {"store": tmp_path / "l.zarr", "memory": 2**22}
+    k = gram(40)
+    for tile, error in ((16384, MemoryError), (20000, ValueError)):
+        with pytest.raises(error, match=r"a smaller tile|tile must be from 16 to 16384"):
+            factorise(k, tile=tile, **given)
+    expected = factorise(k, tile=16, **given).solve(np.ones((40, 1)))
+    with pytest.raises(ValueError, match="tile is 16 there, 32 now"):
+        factorise(k, tile=32, **given)
+    assert np.array_equal(factorise(k, **given).solve(np.ones((40, 1))), expected)
+
+
+def test_memory_that_the_last_panel_lacks_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled_module, "remaining", lambda memory: memory)
+    given: dict[str, Any] = {"tile": 16, "threads": 1}
+    enough = (2 * 2 + 8 + 9 + 3) * 16 * 16 * 8  # ten columns of tiles
+    with pytest.raises(MemoryError, match="raise memory"):
+        factorise(gram(160), store=tmp_path / "l.zarr", memory=enough - 1, **given)
+    assert not (tmp_path / "l.zarr" / "zarr.json").exists()
+    factorise(gram(160), store=tmp_path / "l.zarr", memory=enough, **given)
 
 
 def test_a_kernel_that_is_stored(tmp_path: Path) -> None:
@@ -1071,6 +1100,84 @@ def test_an_iteration_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: Any) 
     (tmp_path / "c" / "state.npz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="must be a checkpoint of solve_conjugate, it is not"):
         solve_conjugate(k, y, 1e-4, **call)
+
+
+def test_the_rank_is_that_of_the_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
+    """Not what fits into the memory that is free when it goes on."""
+    from widelimit.solvers import conjugate
+
+    k, y, rank = gram(150), np.random.default_rng(0).normal(size=(150, 2)), 20
+    need = 8 * 150 * (3.5 * rank + 8 * 2)
+    monkeypatch.setattr(conjugate, "remaining", lambda memory: memory)
+    call: dict[str, Any] = {"tolerance": 1e-10, "checkpoint": tmp_path / "c"}
+    whole = solve_conjugate(k, y, 1e-4, memory=need, rank=rank, tolerance=1e-10)
+    solve_conjugate(k, y, 1e-4, memory=need + 1, max_iterations=3, **call)
+    for lost in ((), ("preconditioner.npz",), ("state.npz",)):
+        for name in lost:
+            (tmp_path / "c" / name).unlink()
+        less = need + 1 if "preconditioner.npz" in lost else 0.97 * need
+        again = solve_conjugate(k, y, 1e-4, memory=less, **call)
+        assert np.array_equal(again.value, whole.value)
+    with pytest.raises(MemoryError, match="whose preconditioner has rank 20, takes 0 MiB"):
+        solve_conjugate(k, y, 1e-4, memory=1, **call)
+
+
+def test_a_checkpoint_that_was_damaged_is_noticed(tmp_path: Path) -> None:
+    """Whatever has become of a byte: the bits of a run without it, or a ValueError that helps."""
+    folder, rng = tmp_path / "c", np.random.default_rng(0)
+    k, y = gram(30), rng.normal(size=(30, 2))
+    whole = solve_conjugate(k, y, 1e-4, rank=5, tolerance=1e-10)
+    solve_conjugate(k, y, 1e-4, rank=5, checkpoint=folder, max_iterations=3)
+    contents = {path: path.read_bytes() for path in folder.glob("*.npz")}
+    assert len(contents) == 2
+    refused = 0
+    for _ in range(60):
+        for path, before in contents.items():
+            path.write_bytes(before)
+        path = list(contents)[rng.integers(2)]
+        content = bytearray(contents[path])
+        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content[: rng.integers(len(content))] if rng.random() < 0.2 else content)
+        with suppress(ValueError):
+            again = solve_conjugate(k, y, 1e-4, tolerance=1e-10, checkpoint=folder)
+            assert np.array_equal(again.value, whole.value)
+            continue
+        refused += 1
+        match = rf"{path} must be a checkpoint .* delete it, or give another folder"
+        with pytest.raises(ValueError, match=match):
+            solve_conjugate(k, y, 1e-4, checkpoint=folder)
+        path.unlink()  # as it says
+        again = solve_conjugate(k, y, 1e-4, tolerance=1e-10, checkpoint=folder)
+        assert np.array_equal(again.value, whole.value)
+    assert refused > 40
+
+
+def test_an_iteration_of_another_preconditioner_is_not_gone_on_with(tmp_path: Path) -> None:
+    k, y = gram(150), np.random.default_rng(0).normal(size=(150, 2))
+    for rank, name in ((10, "a"), (20, "b")):
+        solve_conjugate(k, y, 1e-4, rank=rank, checkpoint=tmp_path / name, max_iterations=3)
+    (tmp_path / "b" / "state.npz").replace(tmp_path / "a" / "state.npz")
+    with pytest.warns(RuntimeWarning, match="made with another preconditioner, .*: it begins anew"):
+        again = solve_conjugate(k, y, 1e-4, tolerance=1e-10, checkpoint=tmp_path / "a")
+    whole = solve_conjugate(k, y, 1e-4, rank=10, tolerance=1e-10)
+    assert np.array_equal(again.value, whole.value)
+
+
+def test_one_process_at_a_time_writes_to_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    k, y = gram(30), np.ones(30)
+
+    def again(state: Convergence) -> None:
+        with pytest.raises(BlockingIOError, match="another process is writing there"):
+            solve_conjugate(k, y, 1e-4, checkpoint=tmp_path / "c")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        solve_conjugate(k, y, 1e-4, rank=2, checkpoint=tmp_path / "c", progress=again)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(
+        FileExistsError, match=r"other files .*notes.txt\): give the path of a check"
+    ):
+        solve_conjugate(k, y, 1e-4, checkpoint=tmp_path)
 
 
 def test_conjugate_gradients_that_do_not_converge(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,7 @@ from widelimit.matrices.matrix import read_manifest
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import StoreError, TileStore, _digest
 from widelimit.reading import open_array, open_arrays, parse_json, read_bytes, read_json
+from widelimit.solvers.checkpoint import seal
 
 X = np.random.default_rng(0).random((3, 4, 5))
 HANG = 60  # seconds after which a reader is said to hang
@@ -622,19 +623,22 @@ def checkpoint(folder: Path) -> tuple[bytes, Callable[[bytes], object]]:
         ("z", lambda values: values * np.nan, "z has impossible values"),
         ("s", lambda values: values * np.inf, "s has impossible values"),
         ("q", lambda values: values[1:], r"q has the shape \(19, 3\)"),
-        ("delta", lambda values: values.astype("U9"), "must be a checkpoint"),
+        ("delta", lambda values: values.astype("U9"), "must be a checkpoint|another system"),
     ],
 )
 def test_a_checkpoint_of_this_system_with_other_values(
     tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray], message: str
 ) -> None:
-    """Whole, and with the right digest: what cannot have been kept is refused."""
+    """What cannot have been kept is refused, also where a stranger has sealed it."""
     content, go_on = checkpoint(tmp_path / "c")
     held = read_all(content)
     with np.errstate(all="ignore"):
         held[name] = change(held[name] + 1 if held[name].dtype.kind == "f" else held[name])
-    with bounded(), pytest.raises(ValueError, match=message):
+    with bounded(), pytest.raises(ValueError, match=r"it is damaged|has the shape"):
         go_on(npz(**held))
+    del held["seal"]
+    with bounded(), pytest.raises(ValueError, match=message):
+        go_on(npz(seal=np.array(seal(held)), **held))
 
 
 def store(folder: Path) -> tuple[bytes, Callable[[bytes], object]]:

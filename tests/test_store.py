@@ -23,10 +23,12 @@ from hypothesis import strategies as st
 from stores import change_metadata
 
 import widelimit as wl
+from widelimit.files import atomic_file
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import StoreError, TileStore
 from widelimit.matrices.tiles import Grid
 
+HALF = f".{'a' * 16}.{'0' * 32}.partial"  # a temporary name
 LEADING = [(), (2,), (2, 3)]
 
 
@@ -135,7 +137,7 @@ def test_objects_in_memory_behave_like_a_folder(tmp_path: Path) -> None:
 
 def test_what_is_not_complete_is_not_counted(store: TileStore) -> None:
     before = store.objects.sizes("c")
-    (chunk(store, "0") / ".7.0123.partial").write_bytes(b"half")
+    (chunk(store, "0") / HALF).write_bytes(b"half")
     assert store.objects.sizes("c") == before
 
 
@@ -438,11 +440,46 @@ def test_two_writers(store: TileStore) -> None:
 
 
 def test_what_a_killed_process_left_is_cleaned_away(store: TileStore) -> None:
-    left = chunk(store, "0") / ".7.0123.partial"
-    left.write_bytes(b"half")
+    left = [chunk(store, "0") / HALF.replace("0" * 32, digit * 32) for digit in "01"]
+    left[0].write_bytes(b"half")
     assert store.finished() == set(store.grid.tiles())
     with store.objects.locked():
-        assert not left.exists()
+        assert not left[0].exists()
+        left[1].write_bytes(b"half")  # by a worker that is killed meanwhile
+    assert not left[1].exists()
+
+
+@pytest.mark.parametrize("ends", ["finishes", "is killed"])
+def test_what_another_process_is_writing_is_not_cleaned_away(store: TileStore, ends: str) -> None:
+    """A worker of an earlier run lives on, while another run has the lock."""
+    path = chunk(store, "0") / "0"
+    content = path.read_bytes()
+    path.unlink()
+    (told, tell), (wait, go_on) = os.pipe(), os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        try:
+            with atomic_file(path) as file:
+                file.write(content[:10])
+                os.write(tell, b"half")
+                os.read(wait, 1)
+                file.write(content[10:])
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.read(told, 4) == b"half"
+    with store.objects.locked():
+        pass
+    assert len(list(path.parent.glob(".*.partial"))) == 1
+    if ends == "is killed":
+        os.kill(worker, signal.SIGKILL)
+    os.write(go_on, b"!")
+    status = os.waitpid(worker, 0)[1]
+    assert (status == 0) == (ends == "finishes")
+    with store.objects.locked():
+        pass
+    assert not list(path.parent.glob(".*.partial"))
+    assert (path.read_bytes() == content) if ends == "finishes" else not path.exists()
 
 
 def test_paths_of_this_machine_have_several_forms(
@@ -522,7 +559,7 @@ def test_who_only_looks_stops_no_writer(store: TileStore) -> None:
 def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     (folder / "cats").mkdir(parents=True)
-    files = [folder / "cats" / ".7.0123.partial", folder / "notes.txt"]
+    files = [folder / "cats" / HALF, folder / "notes.txt"]
     for file in files:
         file.write_bytes(b"mine")
     objects = open_objects(folder)

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import (
@@ -27,7 +29,7 @@ import pytest
 
 import widelimit as wl
 from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
-from widelimit.matrices import computation, run
+from widelimit.matrices import computation, executors, run
 from widelimit.matrices.computation import Order
 from widelimit.matrices.manifest import Maker
 from widelimit.matrices.objects import open_objects
@@ -179,6 +181,45 @@ def test_a_dask_worker_that_is_killed(tmp_path: Path) -> None:
         k = gram(tmp_path / "k.zarr", executor=client, progress=kill)
     assert killed
     assert np.array_equal(np.array(k), expected())
+
+
+SCHEDULER = """
+import time
+from distributed import LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
+    ) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        time.sleep(120)
+"""
+
+
+@HERE
+def test_a_dask_scheduler_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is named at once, not after the patience with workers; what is finished is kept."""
+    from distributed import Client
+
+    monkeypatch.setattr(executors, "_GRACE", 0.5)
+    script = tmp_path / "scheduler.py"
+    script.write_text(SCHEDULER)
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True
+    ) as scheduler:
+        try:
+            assert scheduler.stdout is not None
+            address = scheduler.stdout.readline().strip()
+            with Client(address, timeout=2) as client:
+                message = rf"the dask scheduler at {address} is gone .*: start it again, connect a"
+                with pytest.raises(ConnectionError, match=message):
+                    gram(tmp_path / "k.zarr", executor=client, progress=lambda _: scheduler.kill())
+                finished = TileStore.open(open_objects(tmp_path / "k.zarr")).finished()
+                assert 0 < len(finished) < TILES
+                with pytest.raises(ConnectionError, match="is gone"):
+                    gram(tmp_path / "k.zarr", executor=client)
+        finally:
+            scheduler.kill()
+    assert np.array_equal(np.array(gram(tmp_path / "k.zarr")), expected())
 
 
 class KilledWorker(Exception):

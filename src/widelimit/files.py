@@ -9,37 +9,46 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import math
 import os
 import random
+import re
 import shutil
 import socket
 import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 __all__ = [
-    "PARTIAL_SUFFIX",
+    "LOCK",
+    "HeldByAnother",
     "atomic_file",
     "atomic_folder",
     "check_file",
     "check_folder",
     "check_room",
     "has_no_room",
+    "is_partial",
     "locked_file",
     "make_folder",
     "naming",
     "no_room",
+    "own_folder",
+    "remove_abandoned",
     "said",
     "write_atomically",
 ]
 
-PARTIAL_SUFFIX = ".partial"
-"""Ending of the names of files that are not complete: after a crash they may be deleted."""
+LOCK = ".lock"
+"""Name of the file that is locked while something is written to a folder."""
+
+# Of what is not complete; `remove_abandoned` deletes it after a crash.
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{32}\.partial")
 
 # What a file system answers that cannot sync a folder.
 _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
@@ -199,16 +208,17 @@ def said(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def naming(path: Path, needed: int = 0, hidden: Path | None = None) -> Generator[None]:
+def naming(path: Path, needed: int = 0) -> Generator[None]:
     """Make errors of a block those of the path that the user gave.
+
+    These are errors of no path, as those of a handle, of a temporary one, and of what lies in the
+    path; and, whatever was written, that there is no room.
 
     Parameters
     ----------
     path : Path
     needed : int
         Bytes that the block writes; 0 if nobody knows.
-    hidden : Path or None
-        A temporary name for it, of a file, or of a folder in which it writes.
     """
     try:
         yield
@@ -217,9 +227,10 @@ def naming(path: Path, needed: int = 0, hidden: Path | None = None) -> Generator
             raise no_room(path, needed, number=error.errno) from error
         if error.errno is None or error.strerror is None:
             raise
-        named = None if error.filename is None else Path(os.fsdecode(error.filename))
-        if named is not None and (hidden is None or not named.is_relative_to(hidden)):
-            raise
+        if error.filename is not None:
+            named = Path(os.fsdecode(error.filename))
+            if path not in named.parents and not any(map(is_partial, named.parts)):
+                raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -239,7 +250,7 @@ def atomic_file(path: Path, needed: int = 0) -> Generator[BinaryIO]:
     ----------
     path : Path
         Is replaced if it exists. Until then the content has a temporary name beside it, hidden
-        and with the ending `PARTIAL_SUFFIX`.
+        and with the ending ``.partial``, and is locked: what is not, was abandoned.
     needed : int
         Bytes that will be written, for the error; 0 if nobody knows.
 
@@ -250,16 +261,14 @@ def atomic_file(path: Path, needed: int = 0) -> Generator[BinaryIO]:
         cannot be synced: then the new file is there, but may be gone after a power cut. It names
         the path, not the temporary one.
     """
-    temporary = _beside(path)
-    with naming(path, needed, temporary):
+    with naming(path, needed):
+        temporary, file = _open_beside(path)
         try:
-            # Open for reading, too: numpy then writes arrays by the file's own `write`, whose
-            # errors say what is wrong; "36864 requested and 7152 written" does not.
-            with temporary.open("x+b") as file:
+            with file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+                temporary.replace(path)  # while it is locked: nobody takes it for abandoned
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -288,8 +297,7 @@ def atomic_folder(path: Path, needed: int = 0) -> Generator[Path]:
     Returns
     -------
     Path
-        The folder under a temporary name, hidden and with the ending `PARTIAL_SUFFIX`: for files
-        that are written by `atomic_file`.
+        The folder under a temporary name, as in `atomic_file`, for files that are written by it.
 
     Raises
     ------
@@ -297,16 +305,103 @@ def atomic_folder(path: Path, needed: int = 0) -> Generator[Path]:
         As for `atomic_file`.
     """
     place = path.resolve()  # a link that leads to where nothing is yet stays one
-    temporary = _beside(place)
-    with naming(path, needed, temporary):
-        temporary.mkdir()
+    with naming(path, needed):
+        temporary, handle = _make_beside(place)
         try:
             yield temporary
             temporary.rename(place)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        finally:
+            os.close(handle)
         _sync_folder(place.parent)
+
+
+class HeldByAnother(BlockingIOError):
+    """What one process writes at a time is being written by another one."""
+
+
+@contextlib.contextmanager
+def own_folder(path: Path, names: Collection[str], what: str) -> Generator[None]:
+    """Be the only process that writes to a folder, in which nothing lies but what is ours.
+
+    Parameters
+    ----------
+    path : Path
+        Is made if it is not there. What processes that were killed have left in it half-written
+        is deleted.
+    names : collection of str
+        Of all that may lie there.
+    what : str
+        What the folder is for, in the message.
+
+    Raises
+    ------
+    FileExistsError
+        If something else lies there; nothing is touched.
+    HeldByAnother
+        If another process holds it.
+    OSError
+        If nothing can be written there.
+    """
+    try:
+        there = os.listdir(path)
+    except FileNotFoundError:
+        there = []
+    other = sorted(name for name in {*there} - {LOCK, *names} if not is_partial(name))
+    if other:
+        raise FileExistsError(
+            errno.EEXIST,
+            f"there are other files in this folder ({', '.join(other[:3])}): give the path of "
+            f"{what}, or one where nothing is yet",
+            str(path),
+        )
+    make_folder(path)
+    with locked_file(path / LOCK):
+        remove_abandoned(path)
+        yield
+
+
+def is_partial(name: str) -> bool:
+    """Return whether this is a temporary name of `atomic_file` or `atomic_folder`."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Delete what processes that were killed have left half-written in a folder.
+
+    What a process is still writing is locked, and stays.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str or None
+        Of what was to be written; None: whatever it was.
+    """
+    start = "." if name is None else _start(name)
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if is_partial(entry.name) and entry.name.startswith(start):
+                with contextlib.suppress(OSError):  # such as that it is locked
+                    _remove_unlocked(entry)
+
+
+def _remove_unlocked(entry: os.DirEntry[str]) -> None:
+    is_folder = entry.is_dir(follow_symlinks=False)
+    if not is_folder and not entry.is_file(follow_symlinks=False):
+        return
+    # On some file systems only what may be written can be locked.
+    mode = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR
+    handle = os.open(entry.path, mode | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_folder:
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -318,30 +413,29 @@ def locked_file(path: Path) -> Generator[TextIO]:
 
     Raises
     ------
-    BlockingIOError
+    HeldByAnother
         If another process holds it, with what that one has written.
     OSError
         If nothing can be written there; it names the folder.
     """
-    with naming(path.parent, hidden=path):
+    with naming(path.parent):
         opened = path.open("a+", encoding="utf-8")
     with opened as file:
         _locked.add(file)
         try:
-            if not _lock_alone(file):
-                file.seek(0)
-                owner = file.read(200).strip() or "unknown"
-                raise BlockingIOError(
-                    errno.EAGAIN,
-                    f"another process is writing there ({owner}): wait until it has finished, or "
-                    "stop it",
-                    str(path.parent),
-                )
             with naming(path.parent):
+                if not _lock_alone(file):
+                    file.seek(0)
+                    owner = file.read(200).strip() or "unknown"
+                    raise HeldByAnother(
+                        errno.EAGAIN,
+                        f"another process is writing there ({owner}): wait until it has finished, "
+                        "or stop it",
+                        str(path.parent),
+                    )
                 os.ftruncate(file.fileno(), 0)
-                os.write(
-                    file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode()
-                )
+                owner = f"process {os.getpid()} on {socket.gethostname()}\n"
+                os.write(file.fileno(), owner.encode())
             yield file
         finally:
             _locked.discard(file)
@@ -387,8 +481,49 @@ def make_folder(path: Path) -> None:
             _sync_folder(path.parent)
 
 
+# ---------------------------------------------------------------- temporary names
+
+
+def _open_beside(path: Path) -> tuple[Path, BinaryIO]:
+    """Open a new file with a temporary name, locked."""
+    while True:
+        temporary = _beside(path)
+        # Open for reading, too: numpy then writes arrays by the file's own `write`, whose errors
+        # say what is wrong; "36864 requested and 7152 written" does not.
+        file = temporary.open("x+b")
+        if _hold(file.fileno(), temporary):
+            return temporary, file
+        file.close()
+
+
+def _make_beside(path: Path) -> tuple[Path, int]:
+    """Make a folder with a temporary name; what is returned with it keeps it locked."""
+    while True:
+        temporary = _beside(path)
+        temporary.mkdir()
+        handle = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+        if _hold(handle, temporary):
+            return temporary, handle
+        os.close(handle)
+
+
 def _beside(path: Path) -> Path:
-    return path.parent / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"  # however long the name is
+    return path.parent / f"{_start(path.name)}{uuid.uuid4().hex}.partial"
+
+
+def _start(name: str) -> str:
+    """Return what temporary names for a name begin with: as short however long that is."""
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}."
+
+
+def _hold(handle: int, path: Path) -> bool:
+    """Lock what is new; return whether it is still there, as nobody may have seen it locked."""
+    with contextlib.suppress(OSError):  # where nothing can be locked, nothing is deleted
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:

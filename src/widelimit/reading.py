@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from widelimit.files import naming
 from widelimit.machine import ALWAYS_FITS, available_memory
 
 __all__ = [
@@ -115,7 +116,7 @@ def open_regular(path: Path, folder: Path | None = None) -> Generator[BinaryIO]:
     # Before it is opened: a device may act on that.
     _check_regular(path, os.stat(path))
     # A pipe that came there since would wait for a writer.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+    with naming(path), os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         _check_regular(path, os.fstat(file.fileno()))
         yield file
 

@@ -74,6 +74,11 @@ class FittedAttributes:
         return self._fitted.samples
 
     @property
+    def store_(self) -> str | None:
+        """Path or URL of the folder, in `store`, of what this fit has stored; None: nothing."""
+        return None if self._stores is None else self._stores.folder
+
+    @property
     def ridge_(self) -> float:
         """Relative ridge."""
         return self.solution_.statistics.ridge

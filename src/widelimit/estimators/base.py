@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Self, cast
 
 import numpy as np
@@ -20,7 +21,7 @@ from widelimit.backends.base import Dtype
 from widelimit.estimators.attributes import FittedAttributes, check_is_fitted
 from widelimit.estimators.checks import Net, check_options, check_weights
 from widelimit.estimators.doubt import doubted, find_nearest, warn
-from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, Stores
+from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, Stores, patiently
 from widelimit.estimators.influence import Influence
 from widelimit.estimators.prepare import prepare
 from widelimit.estimators.regression import (
@@ -158,25 +159,25 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             kernel, directions = prepare(self, rows, counts, weight, found, multiples=False)
             training = Training.of(directions, targets, weight)
             method = self._method(options, training, kernel, kinds)
+        stores = None
         if isinstance(kernel, FittedKernel):
-            storage = {}
+            storage: dict[str, Any] = {}
             if self.store is not None:
-                place = Stores(os.fspath(self.store))
+                stores = Stores.of(self.store, kernel, kinds)
                 if method == "tiled":
-                    place.check_room(kernel, kinds)
-                storage = self._storage(place.kernel)
-            matrices = kernel.gram(kinds, progress=self.verbose, **storage)
+                    stores.check_room(kernel, kinds)
+                storage = self._storage(stores.kernel)
+                options = replace(options, store=stores.folder)
+            compute = partial(kernel.gram, kinds, progress=self.verbose, **storage)
+            matrices = patiently(compute)
         else:
             matrices = [[np.array(rows[np.ix_(counts, counts)])]]
         best, chosen = 0, None
         curves: list[FloatArray] = []
         grids: list[FloatArray] = []
         for index, k in enumerate(matrices[0]):
-            if kernel.choices > 1 and self.store is not None:  # each has a factor of its own
-                own = Stores(os.fspath(self.store)).of(kernel.networks[index])
-                options = replace(options, store=own.folder)
             nearest = find_nearest(k)  # before k is overwritten
-            tried = regress(k, training, options, method)
+            tried = patiently(partial(regress, k, training, options, method))
             curves.append(tried.curve)
             grids.append(tried.grid)
             if chosen is None or tried.score > chosen.score:
@@ -187,9 +188,6 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         # What the kernel of new samples depends on is kept, so that set_params cannot change it
         # without a new fit.
         nngp = matrices[1][best] if len(matrices) > 1 else None
-        stores = None
-        if self.store is not None and len(kernel.networks) == 1:
-            stores = Stores(os.fspath(self.store))
         self._keep(kernel.chosen(best), training, chosen, nngp, stores, flat=flat)
         if kernel.choices > 1:
             self.loo_curve_ = np.stack(curves)
@@ -267,16 +265,16 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         kinds: tuple[Kind, ...] = (old.kind,)
         if self._nngp_fit is not None:
             kinds = (old.kind, "nngp")
-        stores, nngp = self._stores, self._nngp_fit
-        if stores is not None:
-            earlier = stores
-            if len(kernel.samples) > len(old.samples):
-                stores = stores.grown(len(kernel.samples))
-            reuse = None if stores is earlier else earlier.kernel
+        earlier, nngp = self._stores, self._nngp_fit
+        stores = None
+        if earlier is not None and not earlier.several:
+            stores = earlier.grown(kernel, kinds)
+            reuse = None if stores == earlier else earlier.kernel
             if factor.location is not None:
                 stores.check_room(kernel, kinds)
             storage = self._storage(stores.kernel) | {"reuse": reuse}
-            k, *more = (part[0] for part in kernel.gram(kinds, progress=self.verbose, **storage))
+            compute = partial(kernel.gram, kinds, progress=self.verbose, **storage)
+            k, *more = (part[0] for part in patiently(compute))
             nngp = more[0] if more else None
         elif factor.location is not None:
             raise ValueError(
@@ -288,13 +286,16 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             k = Bordered(factor.gram, columns[0], corner[0])
             if nngp is not None:
                 nngp = np.block([[np.asarray(nngp), columns[1]], [columns[1].T, corner[1]]])
-        regression = grow(
-            factor,
-            k,
-            training,
-            store=None if stores is None else stores.factor,
-            memory=self.memory,
-            threads=self.threads,
+        regression = patiently(
+            partial(
+                grow,
+                factor,
+                k,
+                training,
+                store=None if stores is None else stores.folder,
+                memory=self.memory,
+                threads=self.threads,
+            )
         )
         solution = doubted(regression.solution, find_nearest(k), kernel, training)
         warn(solution)

@@ -89,8 +89,10 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         to 1e-8, without what needs a factor (leave-one-out, probabilities, `partial_fit`). "auto":
         Cholesky where there is room for it, else conjugate gradients.
     store : path, fsspec URL or None
-        A folder for the Gram matrix (``kernel.zarr``) and, if it does not fit into memory, its
-        factor: a fit that is stopped goes on when it is made again. None: all in memory.
+        A folder for Gram matrices and, where they do not fit into memory, factors. What is made of
+        other networks, samples or options lies in a folder of its own there, named by its content
+        (`store_`): any fit may use it, also in a cross-validation, by several processes at a time.
+        A fit that is stopped goes on when it is made again. None: all in memory.
     memory : int, str or None
         Bytes, or ``"6GB"``: the most that this process takes, as for `widelimit.gram`.
     executor : concurrent.futures.Executor, dask.distributed.Client or None
@@ -136,6 +138,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         Shape of an image, None for rows.
     standardisation_ : tuple of two ndarray of shape (d,), or None
         Mean and scale of the features.
+    store_ : str or None
+        The folder of this fit in `store`.
     n_features_in_ : int
         Values per sample: d, or h * w * c.
     feature_names_in_ : ndarray of shape (n_features_in_,)

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
-from widelimit.backends import BackendName
+from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
 from widelimit.estimators.directions import Directions, find_directions
 from widelimit.estimators.doubt import Errors, Nearest, unresolved_angle
-from widelimit.estimators.regression import FACTOR, join
+from widelimit.estimators.regression import join
 from widelimit.estimators.samples import ImageShape
+from widelimit.files import HeldByAnother
 from widelimit.matrices.families import choose_backend
 from widelimit.matrices.inputs import number_samples
 from widelimit.matrices.kernel import kernel, kernel_diagonal
-from widelimit.matrices.objects import check_stores
+from widelimit.matrices.manifest import Inputs, Maker, Manifest
+from widelimit.matrices.objects import open_objects
 from widelimit.matrices.prepared import PreparedKernel
 from widelimit.matrices.run import gram
 from widelimit.network import Conv, Dense, Network
 from widelimit.program import Kind
 
-__all__ = ["FittedKernel", "PrecomputedKernel", "Standardisation", "Stores", "as_samples"]
+__all__ = [
+    "FittedKernel",
+    "PrecomputedKernel",
+    "Standardisation",
+    "Stores",
+    "as_samples",
+    "patiently",
+]
 
 Standardisation: TypeAlias = tuple[FloatArray, FloatArray]
 """Mean and scale of each feature."""
@@ -41,6 +53,10 @@ def as_samples(
     return rows if shape is None else rows.reshape(-1, *shape)
 
 
+_Result = TypeVar("_Result")
+
+_PAUSE = 0.1  # seconds between two tries for a store that another process writes
+_QUIET = 10.0  # seconds of waiting of which nothing is said
 _REPEATS = 8  # of a sample, when the error at an angle of 0 is measured
 
 
@@ -139,6 +155,20 @@ class FittedKernel:
         if samples is self.samples:
             return self, rows
         return replace(self, samples=samples), rows
+
+    def fingerprint(self, kinds: Sequence[Kind]) -> str:
+        """Return what tells the Gram matrices, and what computes them, from others, as hex."""
+        made = Manifest(
+            self.networks,
+            len(self.networks) > 1,
+            tuple(kinds),
+            len(kinds) > 1,
+            self.dtype,
+            Inputs.of(self.samples),
+            None,
+            (Maker.of(get_backend(self.backend)),),
+        )
+        return made.fingerprint
 
     # --- kernels ----------------------------------------------------------------------------------
 
@@ -269,50 +299,75 @@ def _bias(net: Network, shape: tuple[int, ...]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Where the kernel of the training samples lies and, if it is stored, its factor.
+    """Where the kernels of some samples lie, with what is made of them; `of` names it.
 
     Parameters
     ----------
-    folder : str
-        Path or URL.
-    size : int or None
-        Number of samples, once `partial_fit` has added some: what was there is kept.
+    root : str
+        Path or URL that the user has named.
+    name : str
+        Of the folder in it: what is of other samples or networks has another one.
+    several : bool
+        Whether kernels of several networks are in one store.
     """
 
-    folder: str
-    size: int | None = None
+    root: str
+    name: str
+    several: bool
+
+    @classmethod
+    def of(
+        cls, root: str | os.PathLike[str], kernel: FittedKernel, kinds: Sequence[Kind]
+    ) -> Stores:
+        """Name them by content."""
+        name = kernel.fingerprint(kinds)[:16]
+        return cls(os.fspath(root), name, len(kernel.networks) > 1)
+
+    @property
+    def folder(self) -> str:
+        """Path or URL of all of it."""
+        return join(self.root, self.name)
 
     @property
     def kernel(self) -> str:
-        """Path or URL of the Gram matrix."""
-        return join(self.folder, "kernel.zarr" if self.size is None else f"kernel-{self.size}.zarr")
+        """Path or URL of the Gram matrices."""
+        return join(self.folder, "kernel.zarr")
 
-    @property
-    def factor(self) -> str:
-        """Path or URL of its factor."""
-        return join(self.folder, FACTOR if self.size is None else f"factor-{self.size}.zarr")
-
-    def grown(self, size: int) -> Stores:
+    def grown(self, kernel: FittedKernel, kinds: Sequence[Kind]) -> Stores:
         """Return where those of more samples will lie."""
-        return Stores(self.folder, size)
-
-    def of(self, network: Network) -> Stores:
-        """Return where the factor of one of several networks lies."""
-        return Stores(join(self.folder, network.fingerprint[:16]), self.size)
+        return Stores.of(self.root, kernel, kinds)
 
     def check_room(self, kernel: FittedKernel, kinds: Sequence[Kind]) -> None:
-        """Refuse to begin a kernel whose factor will not fit onto the disk beside it.
+        """Refuse to begin a kernel whose factors will not fit onto the disk beside it.
 
-        What is there already is not counted twice; a little more than what is counted is needed,
-        and asked for when each of them is begun.
+        A little more than what is counted is needed, and asked for when each of them is begun:
+        that is soon enough once the kernel is there.
         """
         m = len(kernel.samples)
         entries = m * (m + 1) // 2
         matrices = len(kernel.networks) * len(kinds)
-        sizes = {self.kernel: entries * matrices * np.dtype(kernel.dtype).itemsize}
-        places = [self.of(net) for net in kernel.networks] if kernel.choices > 1 else [self]
-        sizes |= {place.factor: entries * 8 for place in places}
-        check_stores(self.folder, sizes)
+        missing = entries * matrices * np.dtype(kernel.dtype).itemsize
+        missing -= sum(open_objects(self.kernel).sizes("c").values())
+        if missing > 0:
+            open_objects(self.root).check_room(missing + entries * 8 * kernel.choices)
+
+
+def patiently(call: Callable[[], _Result]) -> _Result:
+    """Call, and wait while another process, such as another fit of a search, writes the same."""
+    start, told = time.monotonic(), False
+    while True:
+        try:
+            return call()
+        except HeldByAnother as error:
+            if not told and time.monotonic() - start >= _QUIET:
+                told = True
+                warnings.warn(
+                    f"this fit waits for what another process makes for it, in {error.filename}: "
+                    f"{error.strerror}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        time.sleep(_PAUSE)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from widelimit._version import __version__
 from widelimit.arrays import FloatArray
 from widelimit.estimators.samples import Training
 from widelimit.machine import remaining
@@ -16,10 +18,9 @@ from widelimit.solvers import Factor, Method, Solution, Spectrum, Status, Unavai
 from widelimit.solvers.card import card_device
 from widelimit.solvers.checks import refuse_weights
 from widelimit.solvers.conjugate import preconditioner_rank
-from widelimit.solvers.matrix import Bordered, Matrix, as_matrix, diagonal
+from widelimit.solvers.matrix import Bordered, Matrix, as_matrix, diagonal, fingerprint
 
 __all__ = [
-    "FACTOR",
     "RIDGES",
     "Options",
     "Regression",
@@ -32,9 +33,6 @@ __all__ = [
 ]
 
 Solver = Literal["auto", "cholesky", "cg"]
-FACTOR = "factor.zarr"
-"""Name of a factor in the folder of a fit."""
-_CHECKPOINT = "checkpoint"
 _FEWEST_ON_CARD = 2048  # samples: fewer are solved in the time that they travel
 
 RIDGES = 10.0 ** np.arange(-8.0, 2.5, 0.5)
@@ -52,7 +50,8 @@ class Options:
         Infinity: the end of training.
     solver : {"auto", "cholesky", "cg"}
     store : path, URL or None
-        A folder for what does not fit into memory.
+        A folder for what does not fit into memory, under names made of what it is: a factor of
+        its kernel and ridge, a checkpoint of its targets and weights, too.
     memory : int, str or None
     threads : int or None
     """
@@ -221,13 +220,16 @@ def regress(
     singular = method in ("cholesky", "card") and (
         options.ridge == 0 or not np.any(diagonal(as_matrix(k)))
     )
+    ridge = options.ridge * training.share
     place = None
-    if options.store is not None:
-        place = join(options.store, FACTOR if method == "tiled" else _CHECKPOINT)
+    if options.store is not None and method == "tiled":
+        place = _factor_place(options.store, k, ridge)
+    elif options.store is not None and method == "conjugate":
+        place = join(options.store, f"checkpoint-{_name(k, ridge, training)}")
     solution = solve(
         k,
         training.means,
-        options.ridge * training.share,
+        ridge,
         method=method,
         time=options.time,
         weights=training.weights,
@@ -259,7 +261,7 @@ def grow(
     training : Training
         All samples.
     store : path, URL or None
-        Of the new factor, if the old one lies in a store.
+        A folder for the new factor, if the old one lies in a store.
     memory, threads
         As for `Options`.
 
@@ -268,18 +270,33 @@ def grow(
     numpy.linalg.LinAlgError
         If there is no solution.
     """
+    place = factor.location
+    if store is not None and factor.n != training.first.size:  # else it is the same factor
+        place = _factor_place(store, k, factor.ridge_absolute)
     solution = solve(
         k,
         training.means,
         extends=factor,
         weights=training.weights,
-        store=store,
+        store=place,
         memory=memory,
         threads=threads,
     )
     singular = factor.location is None and factor.ridge_absolute == 0
     ridge = solution.statistics.ridge / training.share
     return _concluded(solution, k if singular else None, training, ridge)
+
+
+def _factor_place(folder: str | os.PathLike[str], k: Any, ridge: float) -> str:
+    return join(folder, f"factor-{_name(k, ridge)}.zarr")
+
+
+def _name(k: Any, ridge: float, training: Training | None = None) -> str:
+    """Return a name for what is made of a matrix, a ridge and, maybe, targets and weights."""
+    digest = hashlib.sha256(f"{fingerprint(as_matrix(k))} {ridge!r} {__version__}".encode())
+    for values in () if training is None else (training.means, training.weights):
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()[:16]
 
 
 def _concluded(solution: Solution, k: Any, training: Training, ridge: float) -> Regression:

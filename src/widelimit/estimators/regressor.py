@@ -57,7 +57,7 @@ solver, store, memory, executor, verbose
     loo_predictions_ : ndarray of float64, shape (n,) or (n, targets)
         Prediction of each training sample by a regression without it.
     x_fit_, solution_, ridge_, time_, net_, loo_score_, loo_grid_, loo_curve_, self_influence_, \
-kind_, dtype_, image_shape_, standardisation_, n_features_in_, feature_names_in_
+kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_names_in_
         As for `NTKClassifier`.
 
     See Also

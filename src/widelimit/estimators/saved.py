@@ -24,13 +24,15 @@ from widelimit.estimators.attributes import check_is_fitted
 from widelimit.estimators.base import NTKEstimator
 from widelimit.estimators.described import ARRAYS, FORMATS, describe, restore
 from widelimit.files import (
-    PARTIAL_SUFFIX,
+    LOCK,
     atomic_file,
     atomic_folder,
     check_folder,
     check_room,
+    is_partial,
     locked_file,
     naming,
+    remove_abandoned,
     write_atomically,
 )
 from widelimit.machine import available_memory
@@ -39,7 +41,7 @@ from widelimit.reading import MAX_HEADER, StoredArray, open_array, read_json, re
 __all__ = ["check_model_folder", "load_model", "save_model"]
 
 _DOCUMENT = "model.json"
-_LOCK = ".lock"
+_AGAIN = "save the model again, with overwrite=True, or give another path"
 _FILE = re.compile(r"([a-z0-9_]+?)(?:-[0-9a-f]{16})?\.npy")  # of an array, by its name
 _MAX_DOCUMENT = 2**26  # bytes; the names of a million features
 _CHUNK = 2**24  # bytes
@@ -85,17 +87,19 @@ def save_model(
     check_model_folder(target, overwrite=overwrite)
     document, arrays = describe(model)
     needed = sum(values.nbytes + MAX_HEADER for values in arrays.values()) + 2 * MAX_HEADER
+    real = target.resolve()
+    remove_abandoned(real.parent, real.name)
     check_room(target, needed)
     if not os.path.exists(target):
         with atomic_folder(target, needed) as made:
             _write(made, document, arrays, "")
         return
-    with locked_file(target / _LOCK), naming(target, needed, target):
+    with locked_file(target / LOCK), naming(target, needed):
         # Arrays have other names than those there: the rename of the document replaces all.
         try:
             _write(target, document, arrays, f"-{secrets.token_hex(8)}")
         finally:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # where the document is damaged nothing is
                 _tidy(target, _listed(target))
 
 
@@ -116,7 +120,7 @@ def check_model_folder(folder: Path, *, overwrite: bool, option: str = "overwrit
         As for `check_folder`; FileExistsError if something lies there that is not to be replaced.
     """
     if os.path.exists(folder):
-        if not _is_model(folder):
+        if not _is_ours(folder):
             raise FileExistsError(f"{folder} exists, and is no model: give another path")
         if not overwrite:
             raise FileExistsError(
@@ -154,11 +158,17 @@ def _listed(folder: Path) -> set[str]:
 
 def _tidy(folder: Path, needed: set[str]) -> None:
     """Delete what another model left, or a process that was killed, under the lock."""
+    remove_abandoned(folder)
     for path in folder.iterdir():
-        ours = (match := _FILE.fullmatch(path.name)) is not None and match[1] in ARRAYS
-        half = path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX)
-        if half or (ours and path.name not in needed):
-            path.unlink(missing_ok=True)
+        if _is_array(path.name) and path.name not in needed:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _is_array(name: str) -> bool:
+    """Return whether a file of this name is one of the arrays of a model."""
+    match = _FILE.fullmatch(name)
+    return match is not None and match[1] in ARRAYS
 
 
 def load_model(folder: str | os.PathLike[str]) -> Any:
@@ -191,7 +201,7 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
         )
     while True:
         document = _read_document(path)
-        with refusing(f"{path} must hold a model, it is damaged", "save the model again"):
+        with refusing(f"{path} must hold a model, it is damaged", _AGAIN):
             try:
                 arrays = _read_arrays(path, document["arrays"])
             except FileNotFoundError as error:
@@ -201,12 +211,15 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
             return restore(document, arrays)
 
 
-def _is_model(path: Path) -> bool:
-    try:
+def _is_ours(path: Path) -> bool:
+    """Return whether a model is there, or what is left of one that was damaged."""
+    with suppress(OSError, ValueError):
         _read_document(path)
-    except (OSError, ValueError):
+        return True
+    if not path.is_dir() or (path / _DOCUMENT).is_dir():
         return False
-    return True
+    names = set(os.listdir(path)) - {_DOCUMENT, LOCK}
+    return bool(names) and all(_is_array(name) or is_partial(name) for name in names)
 
 
 def _checksum(values: NDArray[Any]) -> int:
@@ -224,7 +237,8 @@ def _document_checksum(document: dict[str, Any]) -> int:
 
 def _read_document(path: Path) -> dict[str, Any]:
     try:
-        document = read_json(path / _DOCUMENT, _MAX_DOCUMENT, path)
+        with refusing(f"{path} must hold a model, it does not", _AGAIN):
+            document = read_json(path / _DOCUMENT, _MAX_DOCUMENT, path)
     except FileNotFoundError:
         raise ValueError(
             f"{path} must hold a model, but has no file {_DOCUMENT}: give another path"
@@ -236,9 +250,7 @@ def _read_document(path: Path) -> dict[str, Any]:
             "was written by another version of widelimit, or is something else"
         )
     if found != FORMATS[0] and document.pop("crc32c", None) != _document_checksum(document):
-        raise ValueError(
-            f"{path / _DOCUMENT} is damaged, its checksum is wrong: save the model again"
-        )
+        raise ValueError(f"{path / _DOCUMENT} is damaged, its checksum is wrong: {_AGAIN}")
     return document
 
 

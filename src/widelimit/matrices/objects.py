@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Generator
@@ -11,21 +10,20 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from widelimit.files import (
-    PARTIAL_SUFFIX,
+    LOCK,
     check_room,
-    locked_file,
     make_folder,
+    own_folder,
+    remove_abandoned,
     write_atomically,
 )
 from widelimit.reading import open_regular, read_bytes
 
-__all__ = ["KEPT", "METADATA", "SEALS", "Objects", "check_stores", "open_objects"]
+__all__ = ["KEPT", "METADATA", "SEALS", "Objects", "open_objects"]
 
 METADATA = "zarr.json"
 SEALS, KEPT = "seals", "kept"
-_LOCK = ".lock"
 _FOLDERS = ("c", SEALS, KEPT, "inputs")
-_OURS = {METADATA, _LOCK, *_FOLDERS}
 
 
 class Objects(Protocol):
@@ -123,15 +121,16 @@ class _Folder:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        self._check_ours()
-        make_folder(self._path)
-        with locked_file(self._path / _LOCK):
+        with own_folder(self._path, (METADATA, *_FOLDERS), "a store"):
             self._clean()
-            yield
+            try:
+                yield
+            finally:
+                self._clean()  # also what a worker left that was killed
 
     def in_use(self) -> bool:
         try:
-            with open_regular(self._path / _LOCK, self._path) as file:
+            with open_regular(self._path / LOCK, self._path) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -139,30 +138,11 @@ class _Folder:
             return False
         return False
 
-    def _check_ours(self) -> None:
-        """Refuse a folder in which something else lies than a store, or what is left of one."""
-        try:
-            names = {entry.name for entry in os.scandir(self._path)}
-        except FileNotFoundError:
-            return
-        other = sorted(name for name in names - _OURS if not name.endswith(PARTIAL_SUFFIX))
-        if other:
-            raise FileExistsError(
-                errno.EEXIST,
-                f"there are other files in this folder ({', '.join(other[:3])}): give the path of "
-                "a store, or one where nothing is yet",
-                self.name,
-            )
-
     def _clean(self) -> None:
-        """Delete what a process that was killed left half-written."""
-        for place in (self._path, *(self._path / name for name in _FOLDERS)):
-            for folder, inside, files in os.walk(place):
-                if place == self._path:
-                    inside.clear()
-                for name in files:
-                    if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
-                        (Path(folder) / name).unlink(missing_ok=True)
+        """Delete what processes that were killed left half-written."""
+        for name in _FOLDERS:
+            for folder, _, _ in os.walk(self._path / name):
+                remove_abandoned(Path(folder))
 
 
 class _Remote:
@@ -229,24 +209,3 @@ def open_objects(url: str | os.PathLike[str]) -> Objects:
     if text.startswith("file://"):
         text = text.removeprefix("file://")
     return _Remote(text) if "://" in text else _Folder(Path(text).expanduser())
-
-
-def check_stores(folder: str, sizes: dict[str, int]) -> None:
-    """Refuse to begin several stores in a folder whose disk has too little room for all of them.
-
-    Parameters
-    ----------
-    folder : str
-        Path or URL: behind a URL nothing is refused.
-    sizes : dict of str to int
-        For each store the bytes of its tiles; those that are there are not counted again.
-
-    Raises
-    ------
-    OSError
-        As for `Objects.check_room`.
-    """
-    if isinstance(open_objects(folder), _Folder):
-        there = {store: sum(open_objects(store).sizes("c").values()) for store in sizes}
-        needed = sum(max(0, size - there[store]) for store, size in sizes.items())
-        open_objects(folder).check_room(needed)

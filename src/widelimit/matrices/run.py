@@ -19,6 +19,7 @@ from widelimit.backends.base import Dtype
 from widelimit.display import shown
 from widelimit.machine import remaining
 from widelimit.matrices.computation import Computation, put_inputs
+from widelimit.matrices.executors import as_executor
 from widelimit.matrices.families import (
     choose_backend,
     prepare,
@@ -143,6 +144,8 @@ def gram(
         the work, if the disk of a local path has less room than the tiles that are missing take.
     TimeoutError
         If all workers hang.
+    ConnectionError
+        If the scheduler of dask is gone for some seconds.
 
     Notes
     -----
@@ -154,7 +157,7 @@ def gram(
     kinds = check_kinds(kind)
     check_dtype(dtype)
     choose(backend, 0)
-    pool = _executor(executor)
+    pool = as_executor(executor)
     workers = 1 if threads is None and pool is not None else check_threads(threads)
     side = check_tile(tile)
     if timeout is not None and not timeout > 0:
@@ -301,18 +304,6 @@ class _Run:
             open_keys = set(chain.from_iterable(task.keys for task in left))
             still = open_keys - self._tiles.finished()
             self.here(report, [key for key in self.keys if key in still])
-
-
-def _executor(executor: Any) -> Executor | None:
-    """Return an executor of concurrent.futures, that of a dask client if it is one."""
-    if executor is None or isinstance(executor, Executor):
-        return executor
-    if type(executor).__module__.partition(".")[0] == "distributed":
-        return executor.get_executor(pure=False)
-    raise TypeError(
-        "executor must be a concurrent.futures.Executor, a dask.distributed.Client or None, got "
-        f"{executor!r}"
-    )
 
 
 def _look(objects: Objects, manifest: Manifest, *, verify: bool) -> _There | None:

@@ -6,8 +6,9 @@ reader reads it; tiles that are not there read as NaN.
 
 A checksum does not say of which matrix a tile is, nor where in it. Hence each store has an
 identity, drawn when it is made, and each tile a *seal*, ``seals/IDENTITY/I/J``: the checksums of
-what was written there for this store, and one of its own. A tile without its seal is not there; one
-that differs from its seal is not what was written, whatever its own checksum says.
+what was written there for this store, and one over these, identity and place. A tile without its
+seal is not there; one that differs from its seal is not what was written, whatever its own checksum
+says.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class TileStore:
         try:
             objects.read(METADATA, _MAX_METADATA)
         except FileNotFoundError:
-            made._write(made._seal_name("store"), _sealed("store", identity.encode()), METADATA)
+            made._write(made._seal_name("store"), made._sealed("store", b""), METADATA)
             made._write(METADATA, content, METADATA)
             return made
         raise FileExistsError(errno.EEXIST, "there is a Zarr array already", objects.name)
@@ -399,7 +400,7 @@ class TileStore:
     def keep(self, name: str, content: bytes) -> None:
         """Keep something else beside the tiles, for this store alone; OSError if that fails."""
         self._check_current()
-        self.objects.write(f"{KEPT}/{self.identity}/{name}", _sealed(name, content))
+        self.objects.write(f"{KEPT}/{self.identity}/{name}", self._sealed(name, content))
 
     def kept(self, name: str, at_most: int) -> bytes | None:
         """Return what was kept under a name; None if it is not there, or damaged."""
@@ -408,7 +409,7 @@ class TileStore:
         except (FileNotFoundError, ValueError):
             return None
         content = found[:-_CRC_BYTES]
-        return content if found == _sealed(name, content) else None
+        return content if found == self._sealed(name, content) else None
 
     # --- seals ------------------------------------------------------------------------------------
 
@@ -417,9 +418,13 @@ class TileStore:
             (SEALS, self.identity, *([what] if isinstance(what, str) else map(str, what)))
         )
 
+    def _sealed(self, name: str, content: bytes) -> bytes:
+        """Return a content as it is right under its name in this store alone."""
+        return _sealed(f"{self.identity} {name}", content)
+
     def _seal(self, key: Key, checksums: tuple[int, ...]) -> None:
         content = b"".join(value.to_bytes(_CRC_BYTES, "little") for value in checksums)
-        self._write(self._seal_name(key), _sealed(str(key), content), f"tile {key}")
+        self._write(self._seal_name(key), self._sealed(str(key), content), f"tile {key}")
         self._seals[key] = checksums
 
     def _is_sealed(self, key: Key, place: tuple[int, ...], checksum: int) -> bool:
@@ -433,7 +438,7 @@ class TileStore:
             content = self.objects.read(self._seal_name(key), length + _CRC_BYTES)
         except (FileNotFoundError, ValueError):
             return False
-        if len(content) != length + _CRC_BYTES or content != _sealed(str(key), content[:length]):
+        if content != self._sealed(str(key), content[:length]):  # of another length, too
             return False
         parts = range(0, length, _CRC_BYTES)
         self._seals[key] = tuple(
@@ -468,7 +473,8 @@ class TileStore:
             return content
         raise StoreError(
             f"tile {key} of {self.objects.name} {wrong}: run the call that makes it again with "
-            "verify=True, which computes such tiles anew"
+            "verify=True, which computes such tiles anew, or first delete "
+            f"{self.objects.name}/{_name(key, place)}"
         )
 
     def _put(self, key: Key, place: tuple[int, ...], content: bytes) -> None:
@@ -515,7 +521,7 @@ def is_finished(objects: Objects) -> bool:
 
 def _refusing(objects: Objects) -> AbstractContextManager[None]:
     expected = f"{objects.name} must be a matrix that widelimit wrote, it is not"
-    return refusing(expected, "give another path", StoreError)
+    return refusing(expected, "give another path, or delete that one", StoreError)
 
 
 def _describe(metadata: Any, manifest: dict[str, Any], region: Region, identity: str) -> bytes:

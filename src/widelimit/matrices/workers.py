@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from widelimit.backends import BackendName, get_backend
 from widelimit.matrices.computation import Order, kept_engine
+from widelimit.matrices.executors import DaskExecutor
 from widelimit.matrices.manifest import Maker
 from widelimit.matrices.matrix import read_manifest
 from widelimit.matrices.objects import open_objects
@@ -132,6 +133,8 @@ def distribute(
     ------
     TimeoutError
         If workers hang. Finished tiles are kept.
+    ConnectionError
+        If the scheduler of dask is gone.
     Exception
         That of a task which failed three times.
     """
@@ -166,6 +169,8 @@ class _Distribution:
                 done, _ = wait(self._running, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in done:
                     self._take(future, self._running.pop(future))
+                if isinstance(self._executor, DaskExecutor):
+                    self._executor.check()
                 self._check_patience()
         except BrokenExecutor as error:
             _warn(

@@ -10,25 +10,23 @@ conjugate gradients*, ETNA 12, 2001: BCGrQ), so that dependent targets do no har
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
 from widelimit.display import shown
-from widelimit.files import check_folder, check_room, make_folder, said, write_atomically
 from widelimit.machine import remaining
-from widelimit.reading import open_arrays, refusing
+from widelimit.solvers.checkpoint import Checkpoint, Preconditioner
 from widelimit.solvers.checks import (
     check_absolute,
     check_ridge,
@@ -51,7 +49,6 @@ __all__ = ["Convergence", "preconditioner_rank", "solve_conjugate"]
 
 _PASSES = 4  # over k, for the preconditioner: its pivots are drawn in so many blocks
 _CHECKPOINT_SECONDS = 30.0
-_STATE, _PRECONDITIONER = "state.npz", "preconditioner.npz"
 
 _linalg = cast("Any", linalg)  # scipy has no type stubs
 
@@ -79,21 +76,6 @@ class Convergence:
             f"iteration {self.iteration}: largest relative residual {self.residual:.2e}, "
             f"{self.seconds:.0f} s"
         )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Preconditioner:
-    """``M = U diag(s^2) U^T + mu I`` with orthonormal U (n, r)."""
-
-    u: FloatArray
-    squares: FloatArray
-    mu: float
-
-    def power(self, v: FloatArray, exponent: float) -> FloatArray:
-        """Return ``M^exponent v``."""
-        outside = self.mu**exponent
-        inside = (self.squares + self.mu) ** exponent - outside
-        return outside * v + self.u @ (inside[:, None] * (self.u.T @ v))
 
 
 def solve_conjugate(
@@ -126,12 +108,14 @@ def solve_conjugate(
         Largest relative residual of a target at which to stop, 1e-14 to 1.
     max_iterations : int
     rank : int or None
-        Of the preconditioner. None: ``4 sqrt(n)``, or what fits into memory.
+        Of the preconditioner. None: that of the checkpoint; if there is none, ``4 sqrt(n)``, or
+        what fits into memory.
     memory : int, str or None
         As for `gram`: bounds the rank.
     checkpoint : path or None
-        A folder, in which the preconditioner and, every half minute, the iteration are kept: the
-        same call goes on from there. It takes ``8 n (rank + 3 targets)`` bytes.
+        A folder, new or of a checkpoint, in which the preconditioner and, every half minute, the
+        iteration are kept: the same call goes on from there, also where less memory is free. It
+        takes ``8 n (rank + 3 targets)`` bytes. One process at a time may write there.
     progress : bool or callable
         True shows it on standard error: a bar on a terminal, elsewhere a line for each iteration. A
         callable is given a `Convergence`.
@@ -148,10 +132,13 @@ def solve_conjugate(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not as described, or the checkpoint is of another system.
-    OSError
-        If nothing can be written to the checkpoint, or its disk has too little room: before the
-        work. A checkpoint that cannot be written later is warned of, and the work goes on.
+        If an argument is not as described, or the checkpoint is of another system, or damaged.
+    MemoryError
+        If the preconditioner does not fit into memory.
+    FileExistsError, BlockingIOError, OSError
+        If the folder of the checkpoint holds something else, or another process writes there, or
+        nothing can be written there, or its disk has too little room: before the work. A checkpoint
+        that cannot be written later is warned of, and the work goes on.
     """
     start = time.monotonic()
     display = shown(
@@ -159,51 +146,61 @@ def solve_conjugate(
     )
     matrix = as_matrix(k)
     targets = np.ascontiguousarray(check_targets(y, matrix.shape[0]))
+    n, columns = targets.shape
     relative = check_ridge(ridge)
     if not 1e-14 <= tolerance <= 1:
         raise ValueError(f"tolerance must be from 1e-14 to 1, got {tolerance!r}")
-    chosen = preconditioner_rank(len(targets), targets.shape[1], rank, memory)
     system = _system(matrix, targets, relative, weights)
     folder = None if checkpoint is None else Path(checkpoint)
-    kept = _Checkpoint(folder, system.digest(chosen, seed), targets.shape)
-    kept.check_room(chosen)
+    kept = Checkpoint(folder, system.digest(seed), targets.shape, rank)
 
     def fail(message: str) -> Solution:
         return failed(y, relative, system.absolute, message, time.monotonic() - start)
 
-    preconditioner = kept.preconditioner()
-    if preconditioner is None:
-        entries = diagonal(system.matrix)
-        if entries.min() + system.absolute <= 0:
-            return fail(
-                f"k[{entries.argmin()}, {entries.argmin()}] is {entries.min():.3g}, and has to be "
-                "positive with the ridge: remove samples of zeros, or use a bias (b_std > 0)"
-            )
-        preconditioner = _precondition(system.matrix, entries, system.absolute, chosen, seed)
-        kept.save_preconditioner(preconditioner)
-    iteration = _Iteration(system, preconditioner, kept.state())
-    saved = time.monotonic()
-    with display as report:
-        while iteration.residual > tolerance and iteration.count < max_iterations:
-            curvature = iteration.step()
-            if not curvature > 0:
+    with kept.alone():
+        state = kept.state()
+        preconditioner = kept.preconditioner(partial(_check_held, n, columns, memory))
+        before = rank if state is None else int(state["rank"])
+        chosen = (
+            preconditioner_rank(n, columns, before, memory)
+            if preconditioner is None
+            else preconditioner.rank
+        )
+        kept.check_room(chosen)
+        if preconditioner is None:
+            entries = diagonal(system.matrix)
+            least = int(entries.argmin())
+            if entries[least] + system.absolute <= 0:
                 return fail(
-                    f"k with relative ridge {relative:g} is not positive definite to rounding: a "
-                    f"direction with curvature {curvature:.1e} was met. Use solve_cholesky, which "
-                    f"finds a ridge that is enough, or try ridge={max(10 * relative, 1e-6):g}"
+                    f"k[{least}, {least}] is {entries[least]:.3g}, and has to be positive with the "
+                    "ridge: remove samples of zeros, or use a bias (b_std > 0)"
                 )
-            report(Convergence(iteration.count, iteration.residual, time.monotonic() - start))
-            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                kept.save(**iteration.state())
-                saved = time.monotonic()
-    kept.save(**iteration.state())
+            preconditioner = _precondition(system.matrix, entries, system.absolute, chosen, seed)
+            kept.keep_preconditioner(preconditioner)
+        iteration = _Iteration(system, preconditioner, kept.matching(state, preconditioner))
+        saved = time.monotonic()
+        with display as report:
+            while iteration.residual > tolerance and iteration.count < max_iterations:
+                curvature = iteration.step()
+                if not curvature > 0:
+                    return fail(
+                        f"k with relative ridge {relative:g} is not positive definite to rounding: "
+                        f"a direction with curvature {curvature:.1e} was met. Use solve_cholesky, "
+                        "which finds a ridge that is enough, or try "
+                        f"ridge={max(10 * relative, 1e-6):g}"
+                    )
+                report(Convergence(iteration.count, iteration.residual, time.monotonic() - start))
+                if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                    kept.keep(preconditioner, iteration.state())
+                    saved = time.monotonic()
+        kept.keep(preconditioner, iteration.state())
     value = iteration.value()
     left = system.residual(value)
     true = float((np.linalg.norm(left, axis=0) / system.sizes).max())
     solved = true <= 2 * tolerance
     message = ""
     if not solved:
-        more = f"raise rank (now {chosen}) or max_iterations, add"
+        more = f"raise rank (now {preconditioner.rank}) or max_iterations, add"
         if iteration.residual <= tolerance:  # but k says otherwise
             more = "which is all that float64 gives for this k: raise tolerance, add"
         message = (
@@ -215,7 +212,7 @@ def solve_conjugate(
         (system.roots * value).reshape(np.shape(y)),
         Status.SOLVED if solved else Status.NOT_CONVERGED,
         Statistics(
-            matrix.shape[0],
+            n,
             relative,
             system.absolute,
             relative_norm(left / system.roots, targets),
@@ -249,9 +246,9 @@ class _System:
         """Return what b leaves of the targets, from a pass over k."""
         return self.targets - multiply(self.matrix, b) - self.absolute * b
 
-    def digest(self, rank: int, seed: int) -> str:
-        """Return what tells this system, and how it is solved, from others."""
-        about = f"{fingerprint(self.matrix)} {self.ridge!r} {rank} {seed} {self.targets.shape}"
+    def digest(self, seed: int) -> str:
+        """Return what tells this system from others, and its pivots."""
+        about = f"{fingerprint(self.matrix)} {self.ridge!r} {seed} {self.targets.shape}"
         return hashlib.sha256(about.encode() + self.targets.tobytes()).hexdigest()
 
 
@@ -280,7 +277,7 @@ class _Iteration:
     """Conjugate gradients for all targets at once: BCGrQ on ``B z = M^-1/2 y``."""
 
     def __init__(
-        self, system: _System, preconditioner: _Preconditioner, held: dict[str, Any] | None
+        self, system: _System, preconditioner: Preconditioner, held: dict[str, Any] | None
     ) -> None:
         self._system, self._preconditioner = system, preconditioner
         if held is None:
@@ -293,14 +290,14 @@ class _Iteration:
         self.count = int(held["iteration"])
         self.residual = self._residual()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, NDArray[Any]]:
         """Return what an iteration goes on from."""
         return {
             "z": self._z,
             "s": self._s,
             "q": self._q,
             "delta": self._delta,
-            "iteration": np.int64(self.count),
+            "iteration": np.array(self.count),
         }
 
     def _residual(self) -> float:
@@ -361,9 +358,20 @@ def preconditioner_rank(
     return min(n, rank or min(int(fits), max(1, int(4 * n**0.5))))
 
 
+def _check_held(n: int, targets: int, memory: int | str | None, rank: int) -> None:
+    """Refuse a preconditioner that was kept, if it does not fit: it takes less than to make it."""
+    need, have = 8 * n * (rank + 8 * targets), remaining(memory)
+    if need > have:
+        raise MemoryError(
+            f"to go on from this checkpoint, whose preconditioner has rank {rank}, takes "
+            f"{need / 2**20:.0f} MiB, and {max(0, have) / 2**20:.0f} MiB are left of memory: raise "
+            "memory, or give another folder"
+        )
+
+
 def _precondition(
     matrix: Matrix, entries: FloatArray, absolute: float, rank: int, seed: int
-) -> _Preconditioner:
+) -> Preconditioner:
     """Factor k partially, with pivots drawn from the diagonal of what is left of it."""
     rng = np.random.default_rng(seed)
     n = len(entries)
@@ -392,90 +400,7 @@ def _precondition(
     u, r = np.linalg.qr(factor[:, :done])
     inner, singular, _ = np.linalg.svd(r)
     mu = absolute + max(float(np.clip(left, 0, None).mean()), 1e-14 * float(entries.mean()))
-    return _Preconditioner(u @ inner, singular**2, mu)
-
-
-class _Checkpoint:
-    """Files of one system in a folder, each there completely or not at all."""
-
-    def __init__(self, folder: Path | None, digest: str, targets: tuple[int, ...]) -> None:
-        self._folder, self._digest, self._targets = folder, digest, targets
-        if folder is not None:
-            make_folder(folder)
-            check_folder(folder)
-
-    def check_room(self, rank: int) -> None:
-        """Refuse a folder whose disk has too little room for what is not there yet."""
-        if self._folder is None:
-            return
-        n, t = self._targets
-        sizes = {_PRECONDITIONER: 8 * n * rank, _STATE: 24 * n * t}
-        new = [size for name, size in sizes.items() if not (self._folder / name).exists()]
-        check_room(self._folder, sum(new))
-
-    def _read(self, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
-        """Return what was saved, of these shapes; -1 stands for the rank."""
-        if self._folder is None or not (self._folder / name).exists():
-            return None
-        path = self._folder / name
-        content: dict[str, Any] = {}
-        with (
-            refusing(
-                f"{path} must be a checkpoint of solve_conjugate, it is not",
-                "delete it, or give another folder",
-            ),
-            open_arrays(path, folder=self._folder) as held,
-        ):
-            found = str(held["digest"].read())
-            rank = held["squares"].nbytes // 8 if "squares" in held else 0
-            for key, shape in shapes.items() if found == self._digest else ():
-                if held[key].shape != tuple(rank if size < 0 else size for size in shape):
-                    raise ValueError(f"{key} has the shape {held[key].shape}")
-                content[key] = held[key].read()
-                if not np.isfinite(content[key]).all() or (not shape and content[key] < 0):
-                    raise ValueError(f"{key} has impossible values")
-        if found != self._digest:
-            raise ValueError(
-                f"{path} is a checkpoint of another system (k, y, ridge, rank or seed differ): "
-                "give another folder, or delete that one"
-            )
-        return content
-
-    def _write(self, name: str, **content: Any) -> None:
-        if self._folder is not None:
-            file = io.BytesIO()
-            np.savez(file, digest=np.array(self._digest), **content)
-            try:
-                write_atomically(self._folder / name, file.getvalue())
-            except OSError as error:  # the solution is worth more
-                warnings.warn(
-                    f"{said(error)}: this checkpoint is not kept, the work goes on",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-
-    def preconditioner(self) -> _Preconditioner | None:
-        """Return the one that was saved."""
-        shapes = {"u": (self._targets[0], -1), "squares": (-1,), "mu": ()}
-        held = self._read(_PRECONDITIONER, shapes)
-        if held is None:
-            return None
-        return _Preconditioner(held["u"], held["squares"], float(held["mu"]))
-
-    def save_preconditioner(self, made: _Preconditioner) -> None:
-        """Keep the preconditioner."""
-        self._write(_PRECONDITIONER, u=made.u, squares=made.squares, mu=np.float64(made.mu))
-
-    def state(self) -> dict[str, Any] | None:
-        """Return the iteration that was saved."""
-        n, t = self._targets
-        block, small = (n, min(n, t)), (min(n, t), t)
-        shapes = {"z": (n, t), "s": block, "q": block, "delta": small, "iteration": ()}
-        return self._read(_STATE, shapes)
-
-    def save(self, **state: Any) -> None:
-        """Keep the iteration."""
-        self._write(_STATE, **state)
+    return Preconditioner(u @ inner, singular**2, mu, rank)
 
 
 def _share(residual: float, tolerance: float) -> float:

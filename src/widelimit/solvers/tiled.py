@@ -28,7 +28,7 @@ from widelimit._version import __version__
 from widelimit.arrays import FloatArray
 from widelimit.display import share_alone, shown
 from widelimit.machine import remaining
-from widelimit.matrices.inputs import check_tile
+from widelimit.matrices.inputs import check_threads, check_tile
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import StoreError, TileStore, is_finished, room_of
 from widelimit.matrices.tiles import Grid, Key
@@ -109,6 +109,22 @@ class _Writer:
 def _panel_tiles(first: int, rows: int, width: int) -> float:
     """Return the tiles that a panel holds: rows above, its triangle, sums of rows and the next."""
     return width * first + width * (width + 1) / 2 + 2 * rows * width
+
+
+def _panel_budget(memory: int | str | None, tile: int, first: int, threads: int) -> float:
+    """Return the tiles, of so many bytes, that the panel that begins with a column may hold.
+
+    MemoryError if it is not enough for one column.
+    """
+    # Besides what is held: tiles read ahead, one of k, and what is being written.
+    spare = _AHEAD * (1 + threads) + 8
+    budget, need = remaining(memory) / tile - spare, _panel_tiles(first, threads, 1)
+    if budget < need:
+        raise MemoryError(
+            f"this takes {(need + spare) * tile / 2**20:.0f} MiB at least beside what the process "
+            "holds: raise memory, or use a smaller tile for a new factor"
+        )
+    return budget
 
 
 def _grouped(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
@@ -222,11 +238,14 @@ def factorise(
             "version": __version__,
         }
         if found is not None:
-            _check_same(found, manifest, n, dtype)
+            _check_same(found, manifest, n, dtype, asked)
             for key in found.damaged(sorted(found.finished())) if verify else ():
                 found.delete(key)
         side = found.tile if found else asked or (tile_side(matrix) if old is None else old.tile)
         grid = Grid(n, n, side, "lower")
+        if found is None or found.missing():  # before there is a store of tiles that do not fit
+            size = check_threads(threads)
+            _panel_budget(memory, side**2 * np.dtype(dtype).itemsize, -(-n // side) - 1, size)
         whole = room_of(sum(1 for _ in grid.tiles()), side, np.dtype(dtype).itemsize)
         objects.check_room(whole if found is None else found.room(found.missing()))
         copied: list[Key] = []
@@ -259,11 +278,13 @@ def _find_factor(store: str | os.PathLike[str]) -> TileStore | None:
         return None
 
 
-def _check_same(found: TileStore, manifest: dict[str, Any], n: int, dtype: str) -> None:
+def _check_same(
+    found: TileStore, manifest: dict[str, Any], n: int, dtype: str, tile: int | None
+) -> None:
     """Refuse to go on with a store that holds another factor than the one that is asked for."""
-    asked = {**manifest, "dtype": dtype, "n": n}
+    asked = {**manifest, "dtype": dtype, "n": n} | ({} if tile is None else {"tile": tile})
     del asked["ridge_absolute"]  # of one kernel and relative ridge, but for its last bit
-    there = {**found.manifest, "dtype": found.dtype.name, "n": found.shape[0]}
+    there = {**found.manifest, "dtype": found.dtype.name, "n": found.shape[0], "tile": found.tile}
     differences = [
         f"{name} is {there.get(name)} there, {value} now"
         for name, value in asked.items()
@@ -355,17 +376,9 @@ class _Factorisation:
         ):
             self._writer, self._starter, self._crew = writer, starter, crew
             while first < rows:
-                # Besides what is held: tiles read ahead, one of k, and what is being written.
-                spare = _AHEAD * (1 + crew.size) + 8
-                budget = remaining(self._memory) / (t * t * entry) - spare
+                budget = _panel_budget(self._memory, t * t * entry, first, crew.size)
                 # Rows above, the triangle of the panel, the sums of some rows and the next ones.
                 need = partial(_panel_tiles, first, crew.size)
-                if budget < need(1):
-                    raise MemoryError(
-                        f"this takes {(need(1) + spare) * t * t * entry / 2**20:.0f} MiB at least "
-                        "beside what the process holds: raise memory, or use a smaller tile for a "
-                        "new factor"
-                    )
                 width = fitting_width(need, budget, min(_WIDEST_PANEL, rows - first))
                 self._panel(first, first + width, reader)
                 writer.wait()
