@@ -105,8 +105,8 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
             moments, components = values[kept], np.ascontiguousarray(vectors[:, kept].T)
         if not moments.size:
             raise ValueError(
-                f"X must hold images that are not constant, got {n} constant ones of n_features={d} "
-                "values: nothing can be whitened"
+                f"X must hold images that are not constant, got {n} constant ones of "
+                f"n_features={d} values: nothing can be whitened"
             )
         self.moments_, self.components_ = moments, components
         self.regularisation_ = r * float(moments.sum()) / d
