@@ -29,7 +29,6 @@ from widelimit.backends.cuda import CudaBackend
 from widelimit.backends.cuda.cupy_device import CupyDevice, compiler_version
 from widelimit.experiments.environment import describe_environment
 from widelimit.files import check_file, write_atomically
-from widelimit.keeping import keep
 from widelimit.network import (
     Conv,
     Dense,

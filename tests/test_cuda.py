@@ -453,6 +453,20 @@ def test_a_card_is_chosen_where_the_work_is_worth_it(monkeypatch: pytest.MonkeyP
         wl.kernel(SMALL, x, backend="gpu")  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
+def test_a_card_that_fails_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(worker: bool) -> Backend:
+        raise LostCard("a card is there, but cannot be used: error 46")
+
+    x = images((3, 3, 1), 20)
+    cpu = wl.kernel(SMALL, x)
+    with_a_card(monkeypatch, 0)
+    monkeypatch.setattr(backends, "_cuda", failing)
+    with pytest.warns(RuntimeWarning, match=r"error 46\. The processor computes instead"):
+        assert_same_bits(wl.kernel(SMALL, x), cpu, "on the processor")
+    with pytest.raises(LostCard, match="cannot be used"):
+        wl.kernel(SMALL, x, backend="cuda")
+
+
 def without(worker: bool) -> Backend:
     raise RuntimeError("no card")
 

@@ -263,6 +263,7 @@ def test_a_user_at_a_terminal_is_asked_for_another_path(
     assert (nowhere / "here").read_text() == "result"
     for name in ("r", "there"):
         assert f"the disk is full: 20 MB are needed in {nowhere}/{name}\n" in shown.getvalue()
+    assert shown.getvalue().count("the disk is full") == 2
     assert shown.getvalue().count("another path for what was computed: ") == 3
     monkeypatch.setattr("sys.stdin", Terminal(f"{nowhere}/there\n"))  # and then Ctrl-D
     with pytest.raises(NotWritten, match=r"needed in .*there; what was computed could be kept no"):

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
+from stores import disk_of
 
 import widelimit as wl
 from widelimit.estimators import saved
@@ -175,6 +176,23 @@ def test_a_failed_save_leaves_what_was_there(fitted, tmp_path, monkeypatch, call
     assert isinstance(wl.load_model(tmp_path / "m"), wl.NTKClassifier)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
     assert sorted(os.listdir(tmp_path / "m")) == [".lock", *files]
+
+
+def test_a_model_that_does_not_fit_onto_the_disk_is_not_begun(fitted, tmp_path, monkeypatch):
+    model, path = fitted["classifier"], tmp_path / "m"
+    wl.save_model(model, path)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    monkeypatch.setattr(saved, "_write", lambda *_: pytest.fail("it has begun"))
+    disk_of(size - 1, monkeypatch)
+    for place in (path, tmp_path / "n"):
+        with pytest.raises(
+            OSError, match=rf"full: 0\.\d MB are needed in {place}, 0\.\d MB are fr"
+        ):
+            wl.save_model(model, place, overwrite=True)
+    assert os.listdir(tmp_path) == ["m"]
+    monkeypatch.undo()
+    disk_of(size + 10**5, monkeypatch)
+    wl.save_model(model, path, overwrite=True)
 
 
 class Killed(BaseException):

@@ -24,6 +24,7 @@ from widelimit.network import (
 if TYPE_CHECKING:
     from widelimit.data import Dataset, load_dataset
     from widelimit.estimators import (
+        ZCA,
         KernelMetric,
         NTKClassifier,
         NTKRegressor,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ZCA",
     "Conv",
     "Dataset",
     "Dense",
@@ -58,6 +60,7 @@ __all__ = [
 
 # Imported when first used: scikit-learn takes longer to import than many kernels to compute.
 _LAZY = {
+    "ZCA": "widelimit.estimators",
     "KernelMetric": "widelimit.estimators",
     "load_model": "widelimit.estimators",
     "save_model": "widelimit.estimators",

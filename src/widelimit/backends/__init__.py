@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Literal, TypeAlias, get_args
@@ -41,8 +42,13 @@ def choose(name: BackendName, work: float) -> BackendName:
         return name
     if work < _WORTH * default_threads() or find_spec("cupy") is None:
         return "cpu"
+    from widelimit.backends.cuda.device import LostCard
+
     try:
         get_backend("cuda")
+    except LostCard as error:
+        warnings.warn(f"{error}. The processor computes instead", RuntimeWarning, stacklevel=4)
+        return "cpu"
     except RuntimeError:
         return "cpu"
     return "cuda"

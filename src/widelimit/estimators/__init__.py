@@ -5,5 +5,14 @@ from widelimit.estimators.influence import Influence
 from widelimit.estimators.metric import KernelMetric
 from widelimit.estimators.regressor import NTKRegressor
 from widelimit.estimators.saved import load_model, save_model
+from widelimit.estimators.whitening import ZCA
 
-__all__ = ["Influence", "KernelMetric", "NTKClassifier", "NTKRegressor", "load_model", "save_model"]
+__all__ = [
+    "ZCA",
+    "Influence",
+    "KernelMetric",
+    "NTKClassifier",
+    "NTKRegressor",
+    "load_model",
+    "save_model",
+]

@@ -189,7 +189,7 @@ def find_devices() -> list[CupyDevice]:
     Raises
     ------
     RuntimeError
-        If there is none, or no CuPy; with what to do.
+        If there is none, or no CuPy; with what to do. `LostCard` if there is one that fails.
     """
     try:
         cupy: Any = import_module("cupy")
@@ -208,5 +208,12 @@ def find_devices() -> list[CupyDevice]:
         ) from error
     if count == 0:
         raise RuntimeError('backend="cuda" found no card: use backend="cpu"')
-    names = [runtime.getDeviceProperties(number)["name"] for number in range(count)]
-    return [CupyDevice(number) for number, name in enumerate(names) if name == names[0]]
+    try:
+        names = [runtime.getDeviceProperties(number)["name"] for number in range(count)]
+        return [CupyDevice(number) for number, name in enumerate(names) if name == names[0]]
+    except (runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
+        raise LostCard(
+            f"a card is there, but cannot be used: {error}. Another process may have it for itself "
+            "(nvidia-smi shows them), or it has failed: wait, hide it by CUDA_VISIBLE_DEVICES, or "
+            'use backend="cpu"'
+        ) from error

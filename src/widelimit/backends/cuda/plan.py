@@ -102,10 +102,10 @@ def plan_kernels(layout: Layout, card: Card) -> Kernels:
         variants = np.zeros((h + 1, 2), np.int32)
         return Kernels(kernels, finish, entries, variants)
     entries, variants = _row_entries(layout)
-    kernels: list[Kernel] = []
+    found: list[Kernel] = []
     for heights in _groups(layout, variants, card):
-        kernels += _row_kernels(layout, heights, variants, card)
-    return Kernels(tuple(kernels), finish, entries, variants)
+        found += _row_kernels(layout, heights, variants, card)
+    return Kernels(tuple(found), finish, entries, variants)
 
 
 # ---------------------------------------------------------------- rows in registers
