@@ -209,14 +209,13 @@ def test_a_dask_scheduler_that_is_killed(tmp_path: Path, monkeypatch: pytest.Mon
         try:
             assert scheduler.stdout is not None
             address = scheduler.stdout.readline().strip()
-            with Client(address, timeout=2) as client:
-                message = rf"the dask scheduler at {address} is gone .*: start it again, connect a"
+            with Client(address) as client:
+                message = rf"scheduler at {address} is gone \(its client is connecting\): start it"
                 with pytest.raises(ConnectionError, match=message):
                     gram(tmp_path / "k.zarr", executor=client, progress=lambda _: scheduler.kill())
-                finished = TileStore.open(open_objects(tmp_path / "k.zarr")).finished()
-                assert 0 < len(finished) < TILES
+                assert TileStore.open(open_objects(tmp_path / "k.zarr")).finished()
                 with pytest.raises(ConnectionError, match="is gone"):
-                    gram(tmp_path / "k.zarr", executor=client)
+                    gram(tmp_path / "l.zarr", executor=client)
         finally:
             scheduler.kill()
     assert np.array_equal(np.array(gram(tmp_path / "k.zarr")), expected())

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from widelimit.backends.cuda.device import Device
-from widelimit.files import atomic_file
+from widelimit.files import atomic_file, remove_abandoned
 from widelimit.machine import default_threads
 
 __all__ = ["CACHE_VARIABLE", "compiled"]
@@ -102,7 +102,8 @@ def _whole(path: Path) -> bool:
 
 
 def _tidy(folder: Path, keep: set[Path]) -> None:
-    """Delete the oldest files beyond a number, of those that have our names."""
+    """Delete the oldest files beyond a number, of those that have our names, and halves of them."""
+    remove_abandoned(folder)
     with contextlib.suppress(OSError):
         ours = [path for path in folder.glob("*.bin") if _NAME.fullmatch(path.stem)]
         files = sorted(ours, key=lambda path: path.stat().st_mtime, reverse=True)
