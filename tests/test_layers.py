@@ -38,6 +38,7 @@ LAYERS = [
     "finite",
     "experiments",
     "report",
+    "plot",
     "bench",
     "job",
     "classify",
