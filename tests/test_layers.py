@@ -24,6 +24,7 @@ LAYERS = [
     "machine",
     "reading",
     "display",
+    "markup",
     "_core",
     "network",
     "architectures",

@@ -23,9 +23,9 @@ from widelimit.data import Dataset
 from widelimit.experiments.learning_curve import Record
 from widelimit.experiments.record import Curve, Point
 from widelimit.files import write_atomically
+from widelimit.markup import to_data_uri
 from widelimit.report.chart import draw_curves
 from widelimit.report.page import render
-from widelimit.report.pictures import to_data_uri
 from widelimit.report.terminal import make_tables, show_notes
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
