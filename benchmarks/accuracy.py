@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_sample_images
 
-from widelimit.experiments.environment import describe_environment
+from widelimit.experiments.environment import Environment, describe_environment
 from widelimit.files import check_file, write_atomically
 from widelimit.keeping import keep
 from widelimit.testing import AccuracyRow, accuracy_table
@@ -96,6 +95,21 @@ def table(rows: Sequence[AccuracyRow]) -> str:
     return "\n".join(text)
 
 
+def describe(environment: Environment) -> str:
+    """Render where and with what the table was made, in words."""
+    machine = environment.machine
+    versions = [f"{name} {version}" for name, version in machine.packages.items() if version]
+    changed = ", with changes" if environment.dirty else ""
+    return "\n".join(
+        [
+            f"- made by `{environment.command}` on {environment.started[:10]}",
+            f"- widelimit {environment.version}, commit {environment.commit}{changed}",
+            f"- {machine.cpu}, {machine.cores_usable} of {machine.cores} cores",
+            f"- {machine.system}, {machine.python}, {', '.join(versions)}",
+        ]
+    )
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -106,7 +120,7 @@ def main() -> None:
     check_file(arguments.out)
     images = photographs(32, arguments.images)
     rows = accuracy_table(images, depths=arguments.depths, distances=DISTANCES, threads=2)
-    record = "\n".join(f"- {key}: {value}" for key, value in asdict(describe_environment()).items())
+    record = describe(describe_environment())
     text = INTRODUCTION.format(n=len(images)) + "\n" + table(rows) + f"\n## Record\n\n{record}\n"
     keep(arguments.out, lambda path: write_atomically(path, text))
     print(table(rows))

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import widelimit as wl
+from widelimit import plot
 
 NET = wl.Network([wl.Dense(1.5, 0.5), wl.ReLU(), wl.Dense(1.5, 0.5), wl.ReLU(), wl.Dense(1.0)])
 T = np.array([-2.0, -1.5, -0.2, 0.1, 0.3, 1.8])[:, None]
@@ -28,17 +29,11 @@ def main(path: str) -> None:
     grid = np.linspace(-3, 3, 241)[:, None]
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
     for axis, (title, model) in zip(axes, PANELS, strict=True):
-        mean, std = model.fit(T, f).predict(grid, return_std=True)
-        line = grid[:, 0]
-        axis.fill_between(line, mean - 2 * std, mean + 2 * std, color="#cfe0f3", label="± 2 std")
-        axis.plot(line, model.sample_y(grid, 4), color="#7aa6d6", linewidth=0.8)
-        axis.plot(line, mean, color="#1f4e8c", label="mean")
-        axis.plot(line, np.sin(2 * line), color="0.5", linestyle=":", label="sin 2t")
-        axis.plot(T[:, 0], f, "o", color="black", markersize=4)
-        axis.set_title(title)
-        axis.set_xlabel("t")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, loc="lower left", ncols=3)
+        axis.plot(grid, np.sin(2 * grid), color="0.5", linestyle=":", label="sin 2t")
+        plot.regression(model.fit(T, f), grid, x_train=T, y_train=f, draws=4, ax=axis)
+        axis.set(title=title, xlabel="t")
+        axis.legend(frameon=False, fontsize="small", loc="lower left", ncols=2)
+    axes[1].set_ylabel("")
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import re
+import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,3 +154,31 @@ def test_a_callable_gets_the_state_itself(capsys: pytest.CaptureFixture[str]) ->
 def test_progress_that_is_none(progress: Any) -> None:
     with pytest.raises(TypeError, match="progress must be True, False or a callable, got"):
         shown(progress, "work", share_alone)
+
+
+def test_a_notebook_has_bars_without_widgets(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: list[str] = []
+    handle = SimpleNamespace(update=lambda data, raw: drawn.append(data["text/html"]))
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    show = SimpleNamespace(display=lambda data, raw, display_id: handle)
+    monkeypatch.setitem(sys.modules, "IPython.display", show)
+    with Display(["<kernel>"]) as display:
+        for time_now, share in ((1001.0, 0.25), (1001.1, 0.3), (1002.0, 0.5)):
+            clock[0] = time_now
+            display.show("<kernel>", share)
+    assert len(drawn) == 3  # the second came too soon; the last is drawn at the end, too
+    assert '<progress value="0.2500" max="1"></progress> &lt;kernel&gt; 25%' in drawn[0]
+    assert "2 s, 2 s left" in drawn[1]
+    with Display(["kernel"]):
+        pass
+    assert drawn[-1] == ""  # there was nothing to do
+    assert capsys.readouterr() == ("", "")
+
+    shell.kernel = None  # IPython in a console
+    with Display(["kernel"]) as display:
+        display.show("kernel", 1.0)
+    assert "kernel: 100%" in capsys.readouterr().err
+    assert len(drawn) == 4

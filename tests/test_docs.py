@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+import widelimit
 from widelimit.estimators import classifier, metric, regressor
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +130,14 @@ def test_dead_links_are_reported(tmp_path: Path) -> None:
 def test_dead_citations_are_reported() -> None:
     text = 'docs/mathematics.md, "Slices"; docs/mathematics.md, "Dice"; docs/no.md (README.md)'
     assert find_dead_citations(text) == ["docs/mathematics.md Dice", "docs/no.md"]
+
+
+def test_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    named = set(re.findall(r"^::: (?:\w+\.)*(\w+)$", page, re.MULTILINE))
+    for members in re.findall(r"members: \[(.*)\]", page):
+        named |= set(members.split(", "))
+    assert set(widelimit.__all__) - named == {"__version__"}
 
 
 def test_every_guarantee_has_its_test() -> None:

@@ -423,7 +423,7 @@ def test_clone_pickle_and_parameters(estimator):
         "store": None,
         "memory": None,
         "executor": None,
-        "verbose": False,
+        "progress": False,
     }
     x, y = digits(30)
     model.fit(x, y)
@@ -434,6 +434,22 @@ def test_clone_pickle_and_parameters(estimator):
     np.testing.assert_array_equal(again.predict(x[::3] + 1), model.predict(x[::3] + 1))
     assert again.solution_.statistics == model.solution_.statistics
     assert "ridge=0.1" in repr(model)
+
+
+def test_progress_is_told_as_elsewhere(tmp_path):
+    x, y = digits(30)
+    shares, tiles = [], []
+    model = wl.NTKClassifier(wl.ntk_dense(2), progress=shares.append).fit(x, y)
+    assert shares[-1] == 1.0
+    assert clone(model).progress is model.progress  # an object of its own would tell nobody
+    wl.NTKClassifier(wl.ntk_dense(2), progress=tiles.append, store=tmp_path / "s").fit(x, y)
+    assert tiles[-1].share == 1.0
+    wl.save_model(model, tmp_path / "m")  # what is told is no part of a model
+    assert wl.load_model(tmp_path / "m").progress is False
+    with pytest.raises(TypeError, match="progress must be True, False or a callable, got 1"):
+        wl.NTKClassifier(progress=1).fit(x, y)
+    with pytest.raises(TypeError, match="verbose"):
+        wl.NTKClassifier(verbose=True)
 
 
 def test_pipeline_and_grid_search():

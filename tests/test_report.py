@@ -23,9 +23,10 @@ from widelimit.data import Dataset
 from widelimit.experiments.learning_curve import Record
 from widelimit.experiments.record import Curve, Point
 from widelimit.files import write_atomically
+from widelimit.markup import to_data_uri
+from widelimit.report import page
 from widelimit.report.chart import draw_curves
 from widelimit.report.page import render
-from widelimit.report.pictures import to_data_uri
 from widelimit.report.terminal import make_tables, show_notes
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -351,3 +352,12 @@ def test_write_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         write_atomically(path, "third")
     assert path.read_text() == "second"
     assert os.listdir(tmp_path) == ["a.html"]
+
+
+def test_a_table_that_goes_on_shows_it() -> None:
+    """A shadow that stands still, under a cover that scrolls away with the end of the table."""
+    style = (Path(page.__file__).parent / "style.css").read_text("utf-8")
+    (rules,) = re.findall(r"^\.scroll \{([^}]*)\}", style, re.MULTILINE)
+    layers = re.findall(r"linear-gradient\(to left, (var\(--\w+\)).*no-repeat (\w+)", rules)
+    assert layers == [("var(--paper)", "local"), ("var(--shade)", "scroll")]
+    assert style.count("--shade:") == 2  # light and dark

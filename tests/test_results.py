@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from widelimit.doctor import Machine
+from widelimit.experiments.environment import Environment
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -64,6 +67,24 @@ def test_calibration() -> None:
     assert table in (ROOT / "docs" / "results.md").read_text()
     picture = (ROOT / "docs" / "pictures" / "calibration.svg").read_text()
     assert benchmark.digest(path) in picture
+
+
+def test_accuracy_says_in_words_where_it_was_measured() -> None:
+    packages = {"numpy": "2.4.6", "scipy": "1.17.1", "scikit-learn": "1.9.1", "zarr": "3.1.6"}
+    machine = Machine(
+        system="Linux 6.18.44-fc-v595 x86_64",
+        cpu="AMD EPYC (family 25, model 1, stepping 1)",
+        cores_usable=2,
+        cores=2,
+        memory_free=None,
+        gpu_driver=False,
+        python="CPython 3.11.7",
+        packages=packages | {"torch": None},
+    )
+    commit = "541cbb2330a5a41d540015f623e62dc6d918f7c0"
+    told = Environment("accuracy.py", "2026-11-26T23:50:56", "0.1.0", commit, False, machine)
+    page = (ROOT / "docs" / "accuracy.md").read_text()
+    assert page.endswith(f"## Record\n\n{load_benchmark('accuracy').describe(told)}\n")
 
 
 def test_measures_of_calibration() -> None:

@@ -424,3 +424,12 @@ def test_a_classifier_of_the_first_format():
     found = model.decision_function(OLD_NEW)[0]
     expected = [0.4173553838719318, -0.17435201629869929, -0.07000996150008411, -0.1729934060731484]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["regressor-1", "classifier-1"])
+def test_verbose_of_an_earlier_model_is_left_out(name):
+    """It is called progress now, and is no part of a model."""
+    assert "verbose" in json.loads((OLD / name / "model.json").read_text())["parameters"]
+    model = wl.load_model(OLD / name)
+    assert model.progress is False
+    assert not hasattr(model, "verbose")

@@ -22,6 +22,7 @@ from widelimit.network import (
 )
 
 if TYPE_CHECKING:
+    from widelimit import plot
     from widelimit.data import Dataset, load_dataset
     from widelimit.estimators import (
         ZCA,
@@ -55,6 +56,7 @@ __all__ = [
     "load_model",
     "ntk_dense",
     "open_gram",
+    "plot",
     "save_model",
 ]
 
@@ -72,10 +74,12 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'widelimit' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "plot":
+        return import_module("widelimit.plot")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'widelimit' has no attribute {name!r}")
     value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value

@@ -355,7 +355,7 @@ def fit(
             threads=threads,
             store=store,
             memory=memory,
-            verbose=store is not None or sys.stderr.isatty(),
+            progress=store is not None or sys.stderr.isatty(),
         )
         place = job.run(typer.echo)
     if test:

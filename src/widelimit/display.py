@@ -1,4 +1,4 @@
-"""How far work is: bars on a terminal, plain lines elsewhere.
+"""How far work is: bars on a terminal and in a notebook, plain lines elsewhere.
 
 Every function that takes ``progress`` shows it with `shown`: True is this display, on standard
 error; a callable is given the state itself, whatever that is; False is silence.
@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # rich is imported when there is something to show
     from rich.console import Console
 
-__all__ = ["Display", "duration", "share_alone", "shown"]
+__all__ = ["Display", "check_progress", "duration", "share_alone", "shown"]
 
 _PAUSE = 10.0  # seconds between two lines
+_REDRAWN = 0.2  # seconds between two pictures of a bar in a notebook
 _BAR = (8, 40)  # columns of a bar: with less room than the first there is none
 _TEXT = (26, 76)  # columns beside it: for times, and for what is said of a stage without a name
 
@@ -63,6 +65,12 @@ class _Stage:
         left = taken * (1 - self.share) / self.share - since
         return f"{duration(taken + since)}, {duration(left)} left"
 
+    def markup(self) -> str:
+        return (
+            f'<div><progress value="{self.share:.4f}" max="1"></progress> {escape(self.name)} '
+            f"{int(100 * self.share)}% <small>{escape(str(self))}</small></div>"
+        )
+
     def line(self) -> str:
         name = f"{self.name}: " if self.name else ""
         return f"{name}{'' if self.text else f'{int(100 * self.share)}%, '}{self}"
@@ -71,7 +79,8 @@ class _Stage:
 class Display:
     """Shows how far the stages of some work are, within a ``with`` block.
 
-    On a terminal a bar for each stage. Elsewhere lines: for a stage one every ten seconds, and one
+    On a terminal, and below the cell of a notebook (for which IPython is enough), a bar for each
+    stage. Elsewhere lines: for a stage one every ten seconds, and one
     when it is finished.
 
     Parameters
@@ -91,6 +100,8 @@ class Display:
         self._console, self._pause = console, pause
         self._lock = threading.Lock()
         self._bars: Any = None
+        self._cell: Any = None
+        self._drawn = 0.0
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Display:
@@ -98,6 +109,8 @@ class Display:
         first.start = first.told = first.printed = time.monotonic()
         if self._file.isatty():
             self._bars = self._make_bars()
+        elif self._console is None:
+            self._cell = _open_cell()
         if self._bars is not None:
             try:
                 self._bars.start()
@@ -107,11 +120,13 @@ class Display:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        # Where there was nothing to do, nothing is left on the screen.
+        idle = all(stage.share == 0 for stage in self._stages.values()) and exception[0] is None
         if self._bars is not None:
-            # Where there was nothing to do, nothing is left on the screen.
-            idle = all(stage.share == 0 for stage in self._stages.values())
-            self._bars.live.transient = idle and exception[0] is None
+            self._bars.live.transient = idle
             self._bars.stop()
+        elif self._cell is not None:
+            self._draw("" if idle else None)
 
     def show(self, name: str, share: float, text: str = "") -> None:
         """Show that a share of a stage is finished; any thread may call.
@@ -133,9 +148,18 @@ class Display:
             stage.share, stage.text, stage.told = share, text, now
             if self._bars is not None:
                 self._bars.update(self._tasks[name], completed=share)
+            elif self._cell is not None:
+                if ends or now - self._drawn >= _REDRAWN:
+                    self._drawn = now
+                    self._draw()
             elif ends or (not ended and now - stage.printed >= self._pause):
                 stage.printed = now
                 print(stage.line(), file=self._file, flush=True)
+
+    def _draw(self, markup: str | None = None) -> None:
+        if markup is None:
+            markup = "".join(stage.markup() for stage in self._stages.values())
+        self._cell.update({"text/html": markup, "text/plain": ""}, raw=True)
 
     @property
     def _file(self) -> Any:
@@ -172,6 +196,28 @@ class Display:
         return bars
 
 
+def _open_cell() -> Any:
+    """Return a place below the running cell of a notebook, to be drawn anew; None elsewhere."""
+    # Where there is a notebook, IPython is there, and imported.
+    ipython: Any = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if getattr(shell, "kernel", None) is None:  # a console
+        return None
+    show: Any = sys.modules["IPython.display"]
+    return show.display({"text/plain": ""}, raw=True, display_id=True)
+
+
+def check_progress(progress: object) -> None:
+    """Refuse what is neither True, nor False, nor a callable.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"progress must be True, False or a callable, got {progress!r}")
+
+
 def share_alone(share: float) -> tuple[float, str]:
     """Read a state that is the finished share, for `shown`."""
     return share, ""
@@ -202,8 +248,7 @@ def shown(
     TypeError
         At once, if progress is neither.
     """
-    if not isinstance(progress, bool) and not callable(progress):
-        raise TypeError(f"progress must be True, False or a callable, got {progress!r}")
+    check_progress(progress)
     return _shown(progress, stage, read, pause)
 
 

@@ -16,11 +16,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, cast, final, get_args
 
+from widelimit.markup import BLUE, GREY, ORANGE, boxes, facts
 from widelimit.reading import parse_json, refusing
 
 __all__ = [
@@ -39,6 +41,8 @@ Scaling: TypeAlias = Literal["fan_in", "paper"]
 
 _JSON_FORMAT = "widelimit.network/1"
 MAX_LAYERS = 2**15
+_LONG_NUMBER = re.compile(r"\d+\.\d{5,}(e[-+]\d+)?")
+_MOST_BOXES, _LONGEST_UNIT = 24, 4  # of a diagram
 _MAX_JSON_CHARS = 2**22  # as many layers, each with the longest numbers
 
 # Type and range of every number. With these (2 * half_width + 1)**4 fits a signed 64-bit integer,
@@ -332,6 +336,51 @@ class Network:
     def __str__(self) -> str:
         """One line without scales: ``Conv(3) ReLU GlobalAvgPool Dense``."""
         return " ".join(map(str, self.layers))
+
+    def _repr_html_(self) -> str:
+        """Show the layers as boxes in a notebook, what repeats as ``n x``."""
+        entries = [("input", "none", f"scaling: {self.scaling}")]
+        runs = _runs([repr(layer).removesuffix("()") for layer in self.layers])
+        for unit, count in runs[:_MOST_BOXES]:
+            whole = " → ".join(unit)
+            text = _LONG_NUMBER.sub(lambda found: f"{float(found[0]):.4g}", whole)
+            entries.append((text if count == 1 else f"{count} × [ {text} ]", _colour(unit), whole))
+        left = sum(len(unit) * count for unit, count in runs[_MOST_BOXES:])
+        if left:
+            entries.append((f"and {left:,} more layers", "none", ""))
+        about = [
+            ("layers", f"{len(self.layers):,}"),
+            ("convolutions", f"{self.n_conv:,}"),
+            ("scaling", self.scaling),
+            ("fingerprint", self.fingerprint[:16]),
+        ]
+        return boxes(entries) + facts("", about)
+
+
+def _colour(unit: Sequence[str]) -> str:
+    """Return the colour of a box: layers with weights, readouts, and ReLU alone."""
+    names = {name.partition("(")[0] for name in unit} - {"ReLU"}
+    if names & set(_READOUTS):
+        return ORANGE
+    return BLUE if names else GREY
+
+
+def _runs(names: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
+    """Return units of at most `_LONGEST_UNIT` names, and how often each is repeated there."""
+    runs: list[tuple[tuple[str, ...], int]] = []
+    place = 0
+    while place < len(names):
+        best, count = 1, 1
+        for length in range(1, _LONGEST_UNIT + 1):
+            unit = names[place : place + length]
+            times, end = 1, place + length
+            while len(unit) == length and names[end : end + length] == unit:
+                times, end = times + 1, end + length
+            if times > 1 and times * length > best * count:
+                best, count = length, times
+        runs.append((tuple(names[place : place + best]), count))
+        place += best * count
+    return runs
 
 
 def _check_number(n: int) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray, IntArray
+from widelimit.markup import image, table
 
 __all__ = [
     "MAX_VALUES",
@@ -26,6 +28,8 @@ __all__ = [
 
 MAX_VALUES = 2**28
 """Most pixel values that a loader reads: 2 GiB in float64 (CIFAR-10 has 1.8e8)."""
+
+_SHOWN_CLASSES, _SHOWN_IMAGES = 20, 10  # in a notebook
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -104,6 +108,26 @@ class Dataset:
         return (
             f"Dataset({self.name!r}, {len(self.y_train)} + {len(self.y_test)} images of "
             f"{h} x {w} x {c}, {self.n_classes} classes)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook how many images there are of each class, and the first of them."""
+        h, w, c = self.image_shape
+        height = min(max(h, 24), 48)
+        rows: list[list[str]] = []
+        for label, name in enumerate(self.class_names[:_SHOWN_CLASSES]):
+            mine = np.flatnonzero(self.y_train == label)
+            counts = f"{mine.size:,}", f"{int((self.y_test == label).sum()):,}"
+            first = "".join(image(self.x_train[i], height, f"#{i}") for i in mine[:_SHOWN_IMAGES])
+            rows.append([escape(name), *counts, first])
+        left = self.n_classes - _SHOWN_CLASSES
+        about = (
+            f"{self.name}: {len(self.y_train):,} + {len(self.y_test):,} images of {h} × {w} × {c}"
+        )
+        return (
+            table(about, rows, ["class", "training", "test", "the first training images"])
+            + (f"<i>and {left:,} more classes</i>" if left > 0 else "")
+            + f"<p><i>{escape(self.provenance)}</i></p>"
         )
 
 

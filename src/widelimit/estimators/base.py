@@ -84,7 +84,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         store: str | os.PathLike[str] | None = None,
         memory: int | str | None = None,
         executor: Any = None,
-        verbose: bool = False,
+        progress: bool | Callable[[Any], None] = False,
     ) -> None:
         self.net = net
         self.kernel = kernel
@@ -101,7 +101,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         self.store = store
         self.memory = memory
         self.executor = executor
-        self.verbose = verbose
+        self.progress = progress
 
     def __sklearn_tags__(self) -> Any:
         tags = cast("Any", super()).__sklearn_tags__()
@@ -109,14 +109,14 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         return tags
 
     def __sklearn_clone__(self) -> Self:
-        """Copy parameters, but share the executor: it is a connection, and cannot be copied."""
+        """Copy parameters, but share executor and progress: what they lead to is one."""
         parameters = cast("dict[str, Any]", self.get_params(deep=False))
-        executor = parameters.pop("executor")
+        one = {name: parameters.pop(name) for name in ("executor", "progress")}
         copies = {name: _clone(value, safe=False) for name, value in parameters.items()}
-        cloned = type(self)(**copies, executor=executor)
+        cloned = type(self)(**copies, **one)
         for name in ("_metadata_request", "_sklearn_output_config"):
             if name in self.__dict__:
-                shared = {id(executor): executor}
+                shared = {id(value): value for value in one.values()}
                 setattr(cloned, name, copy.deepcopy(self.__dict__[name], shared))
         return cloned
 
@@ -168,7 +168,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                     stores.check_room(kernel, kinds)
                 storage = self._storage(stores.kernel)
                 options = replace(options, store=stores.folder)
-            compute = partial(kernel.gram, kinds, progress=self.verbose, **storage)
+            compute = partial(kernel.gram, kinds, progress=self.progress, **storage)
             matrices = patiently(compute)
         else:
             matrices = [[np.array(rows[np.ix_(counts, counts)])]]
@@ -273,7 +273,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             if factor.location is not None:
                 stores.check_room(kernel, kinds)
             storage = self._storage(stores.kernel) | {"reuse": reuse}
-            compute = partial(kernel.gram, kinds, progress=self.verbose, **storage)
+            compute = partial(kernel.gram, kinds, progress=self.progress, **storage)
             k, *more = (part[0] for part in patiently(compute))
             nngp = more[0] if more else None
         elif factor.location is not None:

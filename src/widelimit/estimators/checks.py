@@ -11,6 +11,7 @@ from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.architectures import cntk_gap, named_network, ntk_dense
 from widelimit.arrays import FloatArray
+from widelimit.display import check_progress
 from widelimit.estimators.regression import Options
 from widelimit.estimators.samples import ImageShape
 from widelimit.machine import parse_memory
@@ -58,6 +59,7 @@ def check_options(model: Any) -> Options:
         )
     if model.kernel == "precomputed" and (model.store is not None or model.executor is not None):
         raise ValueError("store and executor are for kernels of networks: leave them out")
+    check_progress(model.progress)
     if model.memory is not None:
         parse_memory(model.memory)
     if model.executor is not None and model.store is None:

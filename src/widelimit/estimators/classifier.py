@@ -97,8 +97,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         Bytes, or ``"6GB"``: the most that this process takes, as for `widelimit.gram`.
     executor : concurrent.futures.Executor, dask.distributed.Client or None
         Where the tiles of a stored Gram matrix are computed, as for `widelimit.gram`.
-    verbose : bool
-        Whether to show the progress of the kernel of the training samples.
+    progress : bool or callable
+        Of the kernel of the training samples, as for `widelimit.kernel`, or, with `store`, as for
+        `widelimit.gram`.
 
     Attributes
     ----------

@@ -34,7 +34,8 @@ _ESTIMATORS: dict[str, type[NTKEstimator]] = {
     kind.__name__: kind for kind in (NTKClassifier, NTKRegressor)
 }
 # Parameters that mean something on one machine only.
-_LOCAL = ("store", "memory", "executor")
+_LOCAL = ("store", "memory", "executor", "progress")
+_RENAMED = ("verbose",)  # now progress: there in models of before
 
 ARRAYS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "dual_coef": ("f8", ("m", "t")),
@@ -204,7 +205,11 @@ def restore(document: Document, arrays: Arrays) -> NTKEstimator:
     """
     _check_shapes(arrays)
     fitted, kind = document["fitted"], _ESTIMATORS[document["estimator"]]
-    parameters = {name: _parameter(value) for name, value in document["parameters"].items()}
+    parameters = {
+        name: _parameter(value)
+        for name, value in document["parameters"].items()
+        if name not in _RENAMED
+    }
     if places := set(parameters) & set(_LOCAL):  # where a later fit would write
         raise ValueError(f"a model has no parameters {sorted(places)}")
     model = kind(**parameters)

@@ -180,14 +180,18 @@ class FittedKernel:
         return m * m * matrices * np.dtype(self.dtype).itemsize
 
     def gram(
-        self, kinds: Sequence[Kind], *, progress: bool = False, **storage: Any
+        self,
+        kinds: Sequence[Kind],
+        *,
+        progress: bool | Callable[[Any], None] = False,
+        **storage: Any,
     ) -> list[list[Any]]:
         """Return the Gram matrices of the training samples: for each kind those of all choices.
 
         Parameters
         ----------
         kinds : sequence of {"ntk", "nngp"}
-        progress : bool
+        progress : bool or callable
         **storage
             ``store``, and with it ``reuse``, ``memory`` and ``executor``, as for `widelimit.gram`.
 
@@ -199,7 +203,7 @@ class FittedKernel:
         net: Any = list(self.networks)
         if len(net) == 1:
             net = net[0]
-        options: dict[str, Any] = self._how() | ({"progress": True} if progress else {})
+        options: dict[str, Any] = self._how() | ({"progress": progress} if progress else {})
         options["kind"] = tuple(kinds) if len(kinds) > 1 else kinds[0]
         compute: Any = gram if storage else kernel
         made = compute(net, self.samples, **options, **storage)

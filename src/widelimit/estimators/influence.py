@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from widelimit.arrays import FloatArray, IntArray
+from widelimit.markup import bar_of, table
 
 __all__ = ["Influence"]
+
+_SHOWN_ROWS, _SHOWN_COLUMNS = 5, 10  # in a notebook
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,3 +29,25 @@ class Influence:
 
     indices: IntArray
     weights: FloatArray
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook the first samples, a row each, with the places of training samples."""
+        n, m = self.indices.shape
+        rows: list[list[str]] = []
+        for row in range(min(n, _SHOWN_ROWS)):
+            weights = self.weights[row, :_SHOWN_COLUMNS]
+            largest = float(np.abs(weights).max()) or 1.0
+            rows.append(
+                [f"<b>{row}</b>"]
+                + [
+                    f"#{place}<br>{weight:.3g}<br>{bar_of(weight / largest / 2)}"
+                    for place, weight in zip(self.indices[row], weights, strict=False)
+                ]
+            )
+        left = [
+            *([f"{n - _SHOWN_ROWS:,} more samples"] if n > _SHOWN_ROWS else []),
+            *([f"{m - _SHOWN_COLUMNS:,} more of each"] if m > _SHOWN_COLUMNS else []),
+        ]
+        head = ["sample", *(f"{place + 1}." for place in range(min(m, _SHOWN_COLUMNS)))]
+        title = "Influence: places of training samples, and what each adds to the output"
+        return table(title, rows, head) + (f"<i>not shown: {', '.join(left)}</i>" if left else "")

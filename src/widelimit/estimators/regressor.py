@@ -47,7 +47,7 @@ class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
     Parameters
     ----------
     net, kernel, kind, ridge, combine, time, standardise, image_shape, dtype, backend, threads, \
-solver, store, memory, executor, verbose
+solver, store, memory, executor, progress
         As for `NTKClassifier`.
 
     Attributes

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from widelimit.markup import facts
 from widelimit.matrices.manifest import Manifest
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import StoreError, TileStore
@@ -108,6 +109,31 @@ class Gram:
         n, t = min(self.shape), self.tile
         parts = [slice(start, min(n, start + t)) for start in range(0, n, t)]
         return np.concatenate([self[part, part].diagonal() for part in parts])
+
+    def _repr_html_(self) -> str:
+        """Show what the matrix is in a notebook, and how much of it is there now."""
+        n1, n2 = self.shape
+        about = self.manifest
+        networks = len(about.networks) if about.listed else 1
+        place = self._place[0] if about.listed else 0
+        kind = about.kinds[self._place[-1]] if about.kinds_listed else about.kinds[0]
+        try:
+            done, total = len(self._store.finished()), sum(1 for _ in self._store.grid.tiles())
+            state = f"{done:,} of {total:,} tiles of {self.tile} x {self.tile}"
+            state += ", finished" if done == total else ", not finished: make it again"
+        except (OSError, ValueError) as error:
+            state = f"cannot be read: {error}"
+        return facts(
+            f"Gram matrix, {n1:,} × {n2:,}, {self.dtype.name}",
+            [
+                ("kernel", f"{kind} of {about.networks[place]}"),
+                ("inputs", f"{about.x1}" + (f", and {about.x2}" if about.x2 else "")),
+                ("state", state),
+                ("store", self._store.objects.name),
+                ("matrices in it", f"{networks * len(about.kinds)}"),
+                ("made by", "; ".join(map(str, about.makers))),
+            ],
+        )
 
     def __repr__(self) -> str:
         n1, n2 = self.shape

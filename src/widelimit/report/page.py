@@ -17,8 +17,8 @@ from widelimit.display import duration
 from widelimit.experiments.design import shrink_images
 from widelimit.experiments.record import ComputedKernel, HardImage, Point, Record
 from widelimit.experiments.sets import take
+from widelimit.markup import to_data_uri
 from widelimit.report.chart import draw_curves, draw_key, name_size
-from widelimit.report.pictures import to_data_uri
 
 __all__ = ["render"]
 

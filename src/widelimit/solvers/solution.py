@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
+from widelimit.display import duration
+from widelimit.markup import facts
 from widelimit.solvers.matrix import Matrix
 
 __all__ = [
@@ -123,6 +125,22 @@ class Solution:
     statistics: Statistics
     message: str = ""
     factor: Factor | None = field(default=None, repr=False)
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook how far the solution can be trusted."""
+        told = self.statistics
+        return facts(
+            f"Solution: {self.status.name.replace('_', ' ').lower()}",
+            [
+                ("what it means", self.message or self.status.value),
+                ("coefficients", " × ".join(f"{size:,}" for size in np.shape(self.value))),
+                ("ridge", f"{told.ridge:g}, relative; {told.ridge_absolute:.3g}, absolute"),
+                ("residual", f"{told.residual_norm:.1e}, relative"),
+                ("condition", _inverse(told.reciprocal_condition)),
+                ("factor", "" if self.factor is None else self.factor.method),
+                ("time", duration(told.seconds)),
+            ],
+        )
 
     def require(self) -> Solution:
         """Return the solution itself, if it has a value.
@@ -354,6 +372,13 @@ class LeaveOneOut:
         """
         correct = self.predictions.argmax(axis=-1) == np.asarray(labels)
         return np.where(np.isnan(self.errors), np.nan, correct.mean(axis=1))
+
+
+def _inverse(reciprocal: float) -> str:
+    """Write a condition number, as far as it is known."""
+    if np.isnan(reciprocal):
+        return ""
+    return f"{1 / reciprocal:.1e}" if reciprocal > 0 else "infinite, to rounding"
 
 
 def failed(

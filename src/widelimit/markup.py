@@ -1,0 +1,91 @@
+"""Pieces of HTML, as notebooks and the report show them.
+
+Whatever comes in as text is escaped. Colours are those of the page around, or see-through, so that
+all of it can be read on light and dark ones.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widelimit.arrays import FloatArray
+
+__all__ = ["bar_of", "boxes", "facts", "image", "table", "to_data_uri"]
+
+_EDGE = "1px solid rgba(128,128,128,.45)"
+_CELL = "text-align:left;padding:.15em .8em .15em 0;vertical-align:top"
+BLUE, ORANGE, GREY = "rgba(0,114,178,.22)", "rgba(230,159,0,.3)", "rgba(128,128,128,.18)"
+
+
+def table(title: str, rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """Return a table with a title; cells are HTML, the title and the heads are text."""
+    heads = "".join(f'<th style="{_CELL}">{escape(name)}</th>' for name in head)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in row) + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div style="overflow-x:auto"><b>{escape(title)}</b>'
+        f'<table style="border-collapse:collapse;margin:.3em 0">'
+        f"{f'<thead><tr>{heads}</tr></thead>' if head else ''}<tbody>{body}</tbody></table></div>"
+    )
+
+
+def facts(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """Return a table of names and values, both text; those without a value are left out."""
+    return table(title, [(f"<i>{escape(name)}</i>", escape(text)) for name, text in rows if text])
+
+
+def boxes(entries: Sequence[tuple[str, str, str]]) -> str:
+    """Return boxes in a row with arrows between them, of (text, colour, hint) each."""
+    drawn = [
+        f'<span title="{escape(hint)}" style="display:inline-block;border:{_EDGE};'
+        f"border-radius:5px;background:{colour};padding:.15em .55em;margin:.15em 0;"
+        f'white-space:nowrap">{escape(text)}</span>'
+        for text, colour, hint in entries
+    ]
+    return f'<div style="line-height:2;font-size:.92em">{" → ".join(drawn)}</div>'
+
+
+def bar_of(share: float) -> str:
+    """Return a bar with the length of a share, -1 to 1: blue above 0, orange below."""
+    colour = "#0072b2" if share >= 0 else "#e69f00"
+    return (
+        f'<span style="display:inline-block;height:.65em;width:{6 * min(abs(share), 1.0):.2f}em;'
+        f'background:{colour}"></span>'
+    )
+
+
+def image(x: FloatArray, height: int, hint: str = "") -> str:
+    """Return one image, (h, w, c) with pixels in [0, 1], so many pixels high."""
+    return (
+        f'<img src="{to_data_uri(x)}" height="{height}" alt="{escape(hint)}" '
+        f'title="{escape(hint)}" style="image-rendering:pixelated;margin:1px;display:inline-block">'
+    )
+
+
+def to_data_uri(x: NDArray[np.float64]) -> str:
+    """Encode one image as PNG in a data URI.
+
+    Parameters
+    ----------
+    x : ndarray of float64, shape (h, w, c)
+        Pixels in [0, 1]. Three channels are shown as red, green and blue; of any other number
+        the mean is shown in grey.
+
+    Returns
+    -------
+    str
+    """
+    from PIL import Image
+
+    pixels = np.rint(255 * (x if x.shape[2] == 3 else x.mean(axis=2))).astype(np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")
