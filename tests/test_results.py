@@ -50,6 +50,22 @@ def test_the_official_kernels_on_a_card() -> None:
     assert load_benchmark("gpu_peers").table(record) in (ROOT / "docs" / "gpu.md").read_text()
 
 
+def test_speeds_of_the_readme_are_those_of_the_record() -> None:
+    record = json.loads((ROOT / "docs" / "records" / "bench-peers.json").read_text())
+    page = (ROOT / "README.md").read_text()
+    for kind, unit in (("GAP", 1e-3), ("V", 1e-6)):
+        cases = [case for case in record["cases"] if case["kind"] == kind]
+        assert [case["depth"] for case in cases] == [3, 11, 21]
+        ratios = " | ".join(f"{case['ratio']:.0f}" for case in cases)
+        rows = [f"| | ratio | {ratios} |"]
+        for name, key in (("| widelimit", "widelimit"), ("neural-tangents", "neural_tangents")):
+            times = [np.median(case["seconds_per_pair"][key]) / unit for case in cases]
+            cells = [f"{t:,.0f}" if t >= 1000 else f"{t:#.3g}".rstrip(".") for t in times]
+            rows.append(f"{name}, {'ms' if kind == 'GAP' else 'µs'} | {' | '.join(cells)} |")
+        for row in rows:
+            assert row in page
+
+
 def test_small_data() -> None:
     record = json.loads((ROOT / "results" / "small-data.json").read_text())
     benchmark = load_benchmark("small_data")

@@ -203,7 +203,9 @@ class FittedKernel:
         net: Any = list(self.networks)
         if len(net) == 1:
             net = net[0]
-        options: dict[str, Any] = self._how() | ({"progress": progress} if progress else {})
+        options: dict[str, Any] = self._how() | (
+            {"progress": progress} if progress is not False else {}
+        )
         options["kind"] = tuple(kinds) if len(kinds) > 1 else kinds[0]
         compute: Any = gram if storage else kernel
         made = compute(net, self.samples, **options, **storage)
