@@ -391,7 +391,7 @@ class TileStore:
     def keep(self, name: str, content: bytes) -> None:
         """Keep something else beside the tiles, for this store alone."""
         self._check_current()
-        self._write(f"{KEPT}/{self.identity}/{name}", self._sealed(name, content), name)
+        self.lay(f"{KEPT}/{self.identity}/{name}", self._sealed(name, content), name)
 
     def kept(self, name: str, at_most: int) -> bytes | None:
         """Return what was kept under a name; None if it is not there, or damaged."""
@@ -401,6 +401,18 @@ class TileStore:
             return None
         content = found[:-_CRC_BYTES]
         return content if found == self._sealed(name, content) else None
+
+    def lay(self, name: str, content: bytes, what: str) -> None:
+        """Write an object of the store; an error of the system says what, and what is not lost."""
+        try:
+            self.objects.write(name, content)
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"{error.strerror or error}, while {what} was written; the finished tiles "
+                "are kept: mend this, and run the same call again",
+                f"{self.objects.name}/{name}",
+            ) from error
 
     # --- seals ------------------------------------------------------------------------------------
 
@@ -415,7 +427,7 @@ class TileStore:
 
     def _seal(self, key: Key, checksums: tuple[int, ...]) -> None:
         content = b"".join(value.to_bytes(_CRC_BYTES, "little") for value in checksums)
-        self._write(self._seal_name(key), self._sealed(str(key), content), f"tile {key}")
+        self.lay(self._seal_name(key), self._sealed(str(key), content), f"tile {key}")
         self._seals[key] = checksums
 
     def _is_sealed(self, key: Key, place: tuple[int, ...], checksum: int) -> bool:
@@ -469,25 +481,20 @@ class TileStore:
         )
 
     def _put(self, key: Key, place: tuple[int, ...], content: bytes) -> None:
-        self._write(_name(key, place), content, f"tile {key}")
-
-    def _write(self, name: str, content: bytes, what: str) -> None:
-        try:
-            self.objects.write(name, content)
-        except OSError as error:
-            raise type(error)(
-                error.errno,
-                f"{error.strerror or error}, while {what} was written; the finished tiles "
-                "are kept: mend this, and run the same call again",
-                f"{self.objects.name}/{name}",
-            ) from error
+        self.lay(_name(key, place), content, f"tile {key}")
 
 
 def is_finished(objects: Objects) -> bool:
-    """Return whether a whole matrix lies there, which can be read where nothing can be written."""
+    """Return whether a whole matrix lies there, which can be read where nothing can be written.
+
+    Raises
+    ------
+    StoreError
+        If something else does, before anything is written beside it.
+    """
     try:
         return not TileStore.open(objects).missing()
-    except (FileNotFoundError, StoreError):
+    except FileNotFoundError:
         return False
 
 
