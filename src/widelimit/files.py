@@ -323,7 +323,9 @@ class HeldByAnother(BlockingIOError):
 
 
 @contextlib.contextmanager
-def own_folder(path: Path, names: Collection[str], what: str) -> Generator[None]:
+def own_folder(
+    path: Path, names: Collection[str], what: str, marks: Collection[str] = ()
+) -> Generator[None]:
     """Be the only process that writes to a folder, in which nothing lies but what is ours.
 
     Parameters
@@ -335,6 +337,8 @@ def own_folder(path: Path, names: Collection[str], what: str) -> Generator[None]
         Of all that may lie there.
     what : str
         What the folder is for, in the message.
+    marks : collection of str
+        Those of `names` that only we give. Where anything lies, one of them does, or our lock.
 
     Raises
     ------
@@ -346,10 +350,11 @@ def own_folder(path: Path, names: Collection[str], what: str) -> Generator[None]
         If nothing can be written there.
     """
     try:
-        there = os.listdir(path)
+        there = {name for name in os.listdir(path) if not is_partial(name)}
     except FileNotFoundError:
-        there = []
-    other = sorted(name for name in {*there} - {LOCK, *names} if not is_partial(name))
+        there = set[str]()
+    is_ours = bool(there & {LOCK, *(marks or names)})
+    other = sorted(there - {LOCK, *names} if is_ours else there)
     if other:
         raise FileExistsError(
             errno.EEXIST,

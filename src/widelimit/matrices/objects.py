@@ -121,7 +121,7 @@ class _Folder:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        with own_folder(self._path, (METADATA, *_FOLDERS), "a store"):
+        with own_folder(self._path, (METADATA, *_FOLDERS), "a store", (METADATA, SEALS)):
             self._clean()
             try:
                 yield

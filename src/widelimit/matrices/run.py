@@ -170,7 +170,7 @@ def gram(
     display = shown(progress, "", lambda state: (state.share, str(state)))
 
     objects = open_objects(store)
-    with nullcontext() if not verify and is_finished(objects) else objects.locked():
+    with nullcontext() if is_finished(objects) and not verify else objects.locked():
         import_module("zarr")  # before memory is looked at: its modules take some, too
         budget = remaining(memory)
         manifest = Manifest(
@@ -210,7 +210,7 @@ def gram(
                 if pool is None:
                     run.here(report, run.keys)
                 else:
-                    put_inputs(objects, values1, values2)
+                    put_inputs(tiles, values1, values2)
                     run.on(pool, report, name, None if allow_mixed else maker, timeout)
         tiles = TileStore.open(objects)
     return arrange(tiles, read_manifest(tiles))

@@ -130,8 +130,8 @@ class TileStore:
         try:
             objects.read(METADATA, _MAX_METADATA)
         except FileNotFoundError:
-            made._write(made._seal_name("store"), made._sealed("store", b""), METADATA)
-            made._write(METADATA, content, METADATA)
+            made.lay(made._seal_name("store"), made._sealed("store", b""), METADATA)
+            made.lay(METADATA, content, METADATA)
             return made
         raise FileExistsError(errno.EEXIST, "there is a Zarr array already", objects.name)
 
@@ -140,7 +140,7 @@ class TileStore:
         metadata = parse_json(self.objects.read(METADATA, _MAX_METADATA), self.objects.name)
         content = _describe(metadata, manifest, self.region, self.identity)
         made = TileStore._parse(self.objects, content)
-        made._write(METADATA, content, METADATA)
+        made.lay(METADATA, content, METADATA)
         return made
 
     @classmethod
@@ -411,6 +411,21 @@ class TileStore:
         content = found[:-_CRC_BYTES]
         return content if found == self._sealed(name, content) else None
 
+    def lay(self, name: str, content: bytes, what: str) -> None:
+        """Write an object of the store; an error of the system says what, and what is not lost."""
+        try:
+            self.objects.write(name, content)
+        except OSError as error:
+            more = (
+                f", while {what} was written; the finished tiles are kept: mend this, and run "
+                "the same call again"
+            )
+            if has_no_room(error):
+                needed = max(len(content), self.room(self.missing()))
+                raise no_room(self.objects.name, needed, more, error.errno) from error
+            place = f"{self.objects.name}/{name}"
+            raise type(error)(error.errno, f"{error.strerror or error}{more}", place) from error
+
     # --- seals ------------------------------------------------------------------------------------
 
     def _seal_name(self, what: Key | str) -> str:
@@ -424,7 +439,7 @@ class TileStore:
 
     def _seal(self, key: Key, checksums: tuple[int, ...]) -> None:
         content = b"".join(value.to_bytes(_CRC_BYTES, "little") for value in checksums)
-        self._write(self._seal_name(key), self._sealed(str(key), content), f"tile {key}")
+        self.lay(self._seal_name(key), self._sealed(str(key), content), f"tile {key}")
         self._seals[key] = checksums
 
     def _is_sealed(self, key: Key, place: tuple[int, ...], checksum: int) -> bool:
@@ -478,21 +493,7 @@ class TileStore:
         )
 
     def _put(self, key: Key, place: tuple[int, ...], content: bytes) -> None:
-        self._write(_name(key, place), content, f"tile {key}")
-
-    def _write(self, name: str, content: bytes, what: str) -> None:
-        try:
-            self.objects.write(name, content)
-        except OSError as error:
-            more = (
-                f", while {what} was written; the finished tiles are kept: mend this, and run "
-                "the same call again"
-            )
-            if has_no_room(error):
-                needed = max(len(content), self.room(self.missing()))
-                raise no_room(self.objects.name, needed, more, error.errno) from error
-            place = f"{self.objects.name}/{name}"
-            raise type(error)(error.errno, f"{error.strerror or error}{more}", place) from error
+        self.lay(_name(key, place), content, f"tile {key}")
 
 
 def room_of(tiles: int, side: int, entry: int, matrices: int = 1) -> int:
@@ -512,10 +513,16 @@ def room_of(tiles: int, side: int, entry: int, matrices: int = 1) -> int:
 
 
 def is_finished(objects: Objects) -> bool:
-    """Return whether a whole matrix lies there, which can be read where nothing can be written."""
+    """Return whether a whole matrix lies there, which can be read where nothing can be written.
+
+    Raises
+    ------
+    StoreError
+        If something else does, before anything is written beside it.
+    """
     try:
         return not TileStore.open(objects).missing()
-    except (OSError, StoreError):
+    except OSError:
         return False
 
 

@@ -220,7 +220,7 @@ def factorise(
     mean = float(diagonal(matrix).mean())
     absolute = check_absolute(relative, mean, dtype=dtype)
     objects = open_objects(store)
-    with nullcontext() if not verify and is_finished(objects) else objects.locked():
+    with nullcontext() if is_finished(objects) and not verify else objects.locked():
         found, old = _find_factor(store), None
         if reuse is not None:
             if found is None or found.missing():
