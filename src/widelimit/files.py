@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Generator
@@ -19,6 +20,7 @@ __all__ = [
     "PARTIAL_SUFFIX",
     "atomic_file",
     "atomic_folder",
+    "check_place",
     "locked_file",
     "make_folder",
     "write_atomically",
@@ -26,6 +28,8 @@ __all__ = [
 
 PARTIAL_SUFFIX = ".partial"
 """Ending of the names of files that are not complete: after a crash they may be deleted."""
+
+_OWNER = "process "  # what a lock begins with
 
 # What a file system answers that cannot sync a folder.
 _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
@@ -46,7 +50,9 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
     OSError
         If the file cannot be written; what was there before is still there. Or if the folder
         cannot be synced: then the new file is there, but may be gone after a power cut.
+        As for `check_place`, too.
     """
+    check_place(path)
     temporary = _beside(path)
     try:
         with temporary.open("xb") as file:
@@ -59,6 +65,29 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
             temporary.unlink()
         raise
     _sync_folder(path.parent)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path that no file can be put at, before the work for it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder is not there.
+    IsADirectoryError, FileExistsError
+        If there is a folder; or a pipe, a device or a socket, which a rename would replace.
+    """
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, "No such folder: make it, or give another path", str(path.parent)
+        )
+    mode = path.stat().st_mode if path.exists() else stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "There is a folder: give another path", str(path))
+    if not stat.S_ISREG(mode):
+        raise FileExistsError(
+            errno.EEXIST, "There is a pipe, device or socket: give another path", str(path)
+        )
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -110,26 +139,43 @@ def locked_file(path: Path) -> Generator[TextIO]:
     ------
     BlockingIOError
         If another process holds it, with what that one has written.
+    ValueError
+        If it is something else than a lock, which is not written over.
     """
-    with path.open("a+", encoding="utf-8") as file:
+    with _open_lock(path) as file:
         _locked.add(file)
         try:
-            if not _lock_alone(file):
-                file.seek(0)
-                owner = file.read(200).strip() or "unknown"
+            alone = _lock_alone(file)
+            held = file.read(200).strip()
+            if not alone:
                 raise BlockingIOError(
                     errno.EAGAIN,
-                    f"another process is writing there ({owner}): wait until it has finished, or "
-                    "stop it",
+                    f"another process is writing there ({held or 'unknown'}): wait until it has "
+                    "finished, or stop it",
                     str(path.parent),
                 )
+            if held and not held.startswith(_OWNER):
+                raise ValueError(f"{path} must be a lock, it holds something else: delete it")
             file.seek(0)
             file.truncate()
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.write(f"{_OWNER}{os.getpid()} on {socket.gethostname()}\n")
             file.flush()
             yield file
         finally:
             _locked.discard(file)
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Open the file of a lock at its beginning, or make it; none that a link or a pipe is."""
+    if path.is_symlink():
+        raise ValueError(f"{path} must be a lock, it is a link to {os.readlink(path)}: delete it")
+    # Both as if it had become a link or a pipe since.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    handle = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError(f"{path} must be a lock, it is no regular file: delete it")
+    return os.fdopen(handle, "r+", encoding="utf-8", errors="replace")
 
 
 def _lock_alone(file: TextIO) -> bool:

@@ -32,6 +32,7 @@ from widelimit.machine import ALWAYS_FITS, available_memory
 __all__ = [
     "MAX_HEADER",
     "StoredArray",
+    "check_inside",
     "open_array",
     "open_arrays",
     "open_regular",
@@ -106,18 +107,31 @@ def open_regular(path: Path, folder: Path | None = None) -> Generator[BinaryIO]:
     ValueError
         If it is a folder, a pipe, a device or a socket, or a link leads out of the folder.
     """
-    if folder is not None and _has_links(path, folder):
-        real = Path(os.path.realpath(path))
-        if not real.is_relative_to(os.path.realpath(folder)):
-            raise ValueError(
-                f"{path} must be a file in {folder}, it leads to {real}: copy that file there"
-            )
+    if folder is not None:
+        check_inside(path, folder)
     # Before it is opened: a device may act on that.
     _check_regular(path, os.stat(path))
     # A pipe that came there since would wait for a writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         _check_regular(path, os.fstat(file.fileno()))
         yield file
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a path below a folder from which symbolic links lead out of it.
+
+    Raises
+    ------
+    ValueError
+        With where it leads.
+    """
+    if not _has_links(path, folder):
+        return
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(os.path.realpath(folder)):
+        raise ValueError(
+            f"{path} must lie in {folder}, it leads to {real}: put a copy in the place of the link"
+        )
 
 
 def _has_links(path: Path, folder: Path) -> bool:

@@ -207,7 +207,7 @@ def factorise(
     with nullcontext() if not verify and is_finished(objects) else objects.locked():
         found, old = _find_factor(store), None
         if reuse is not None:
-            if found is None or found.missing():
+            if found is None or not found.is_finished:
                 side = asked if found is None else found.tile
                 old = same_ridge = _find_reused(reuse, n, dtype, side)
             else:
