@@ -40,6 +40,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
+    # Names of files need not be UTF-8, nor the terminal.
+    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
+        reconfigure(errors="backslashreplace")
     app()
 
 
@@ -81,11 +84,13 @@ def _show_warning(message: Warning | str, *rest: object, **more: object) -> None
 def _one_line(error: OSError | ValueError) -> str:
     if isinstance(error, OSError) and error.strerror is not None:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
+    return str(error)
 
 
 def _complain(message: str) -> None:
-    typer.echo(f"widelimit: {message}", err=True)
+    # One line, whatever the names in it, and nothing that a terminal acts on.
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    typer.echo(f"widelimit: {line}", err=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -357,14 +362,18 @@ def predict(
         typer.Option(help="The table, a CSV file.", show_default="printed"),
     ] = None,
 ) -> None:
-    """Classify images: a table of classes and probabilities."""
+    """Classify images: a table of classes and probabilities, one row for each image.
+
+    It is CSV in UTF-8. A cell that begins with ' holds text that a spreadsheet would run, or that
+    is not UTF-8, with the escapes of a Python string.
+    """
     with exits(), user_input():
         from widelimit.classify import Prediction
 
-        job = Prediction.prepare(model, images)
+        job = Prediction.prepare(model, images, out)
         text = job.run(_complain)
         if out is None:
-            typer.echo(text, nl=False)
+            typer.echo(text.encode(), nl=False)
         else:
             job.write(text, out)
             typer.echo(f"{out}: {len(job.files):,} images")

@@ -79,7 +79,7 @@ def check_place(path: Path) -> None:
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(
-            errno.ENOENT, "No such folder: make it, or give another path", str(path.parent)
+            errno.ENOENT, "No such file or folder: make it, or give another", str(path.parent)
         )
     mode = path.stat().st_mode if path.exists() else stat.S_IFREG
     if stat.S_ISDIR(mode):
@@ -91,9 +91,14 @@ def check_place(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write bytes, or text as UTF-8, by `atomic_file`."""
+    """Write bytes, or text as UTF-8, by `atomic_file`.
+
+    Half surrogates, which stand for bytes in names of files that are not UTF-8, become escapes of
+    Python, which JSON reads, too.
+    """
     with atomic_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        text = isinstance(content, str)
+        file.write(content.encode("utf-8", "backslashreplace") if text else content)
 
 
 @contextlib.contextmanager

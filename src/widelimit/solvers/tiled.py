@@ -34,7 +34,7 @@ from widelimit.matrices.store import StoreError, TileStore, is_finished
 from widelimit.matrices.tiles import Grid, Key
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, epsilon
-from widelimit.solvers.factor import Reader, TiledFactor, fitting_width
+from widelimit.solvers.factor import Reader, TiledFactor, fitting_width, read_ridges
 from widelimit.solvers.matrix import (
     Leading,
     Matrix,
@@ -331,7 +331,7 @@ class _Factorisation:
         self._report = report
         self._arithmetic = Arithmetic(np.dtype(store.dtype.name))
         self._finished = store.finished()
-        self._ridge = float(store.manifest["ridge_absolute"])
+        _, self._ridge = read_ridges(store)
         self._n = store.shape[0]
         self._work = sum(j + 1 for _, j in store.grid.tiles())
         self._done = sum(j + 1 for _, j in self._finished)
