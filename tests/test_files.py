@@ -1,6 +1,7 @@
 """What a power cut would leave: files and names count only when they were synced, in that order."""
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import widelimit as wl
-from widelimit.files import atomic_file, atomic_folder, make_folder, write_atomically
+from widelimit.files import atomic_file, atomic_folder, check_place, make_folder, write_atomically
 from widelimit.job import Job
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import TileStore
@@ -204,3 +205,27 @@ def test_all_that_is_written_is_on_the_disk(disk: Disk, write: Callable[[Path], 
     write(disk.root)
     assert [path.suffix for path in disk.root.rglob("*") if path.is_file()]
     assert disk.lost() == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "no folder"])
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/null")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = path / "y"
+    before = list(tmp_path.iterdir())
+    for call in (check_place, lambda path: write_atomically(path, "")):
+        with pytest.raises(OSError, match=r"another( path)?: '.*/x'$"):
+            call(path)
+    assert list(tmp_path.iterdir()) == before
+    check_place(tmp_path / "new")
+
+
+def test_names_that_are_no_utf_8_cost_no_report(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a.json", json.dumps(["\udcff", "é"], ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == ["\udcff", "é"]

@@ -31,11 +31,11 @@ def join_labels(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     ValueError
         If some are text and others numbers, or no dtype holds all exactly.
     """
-    filled = [part for part in parts if part.size]
+    filled = [part for part in parts if part.size] or list(parts)
     kinds = {part.dtype.kind for part in filled}
     if kinds & set("biuf") and kinds & set("US"):
         raise ValueError("labels must be of one kind, got numbers and text: write all as text")
-    joined = np.concatenate(parts)
+    joined = np.concatenate(filled)
     if joined.dtype.kind != "f" or not kinds & set("iu"):
         return joined
     whole = [part for part in filled if part.dtype.kind in "iu"]
@@ -44,9 +44,9 @@ def join_labels(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         if max(-low, high) <= _EXACT:
             return joined
     elif low >= 0:
-        return np.concatenate([part.astype(np.uint64) for part in parts])
+        return np.concatenate([part.astype(np.uint64) for part in filled])
     elif high < 2**63:
-        return np.concatenate([part.astype(np.int64) for part in parts])
+        return np.concatenate([part.astype(np.int64) for part in filled])
     raise ValueError(
         f"labels must fit into one dtype, got integers from {low} to {high}"
         f"{' and floats' if 'f' in kinds else ''}: write all as text"
