@@ -5,6 +5,7 @@ What single files may do to their reader is in `test_reading`.
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -320,6 +321,38 @@ def test_the_file_of_an_image_is_bounded(tmp_path: Path, suffix: str) -> None:
     os.truncate(path, 2**34)
     with pytest.raises(ValueError, match=r"its file has 17,179,869,184 bytes, at most 268,435,456"):
         read_image(path, tmp_path, images.safe_formats())
+
+
+def test_entries_that_are_all_the_whole_file(tmp_path: Path) -> None:
+    """Five thousand tags, each of all bytes: new releases of Pillow refuse them, too."""
+    tags = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8)]
+    size = 10**5
+    tags += [(278, 4, 1, 1), (279, 4, 1, 1), *((t, 7, size - 1, 0) for t in range(1000, 6000))]
+    content = b"II*\0" + struct.pack("<I", 16) + bytes(8) + struct.pack("<H", len(tags))
+    content += b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    path = tmp_path / "a.tiff"
+    path.write_bytes(content.ljust(size, b"\0"))
+    tracemalloc.start()
+    with suppress(ValueError):
+        read_image(path, tmp_path, ["TIFF"])
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    with path.open("rb") as file:
+        metered = io.BufferedReader(images._Metered(file.fileno(), 3 * size))
+        for _ in range(3):
+            metered.seek(0)
+            assert len(metered.read(size)) == size
+        metered.seek(0)
+        with pytest.raises(ValueError, match="the same bytes again and again"):
+            metered.read(size)
+    exif = Image.Exif()
+    for length, shape in ((60_000, (2, 3, 1)), (100_000, None)):
+        exif[0x0112], exif[0x010E] = 6, "a" * length  # turned, and a description
+        Image.new("L", (2, 3)).save(tmp_path / "a.png", exif=exif)
+        if shape is not None:
+            assert read_image(tmp_path / "a.png", tmp_path, ["PNG"]).shape == shape
+    with pytest.raises(ValueError, match=r"its EXIF data have 100,\d+ bytes, at most 98,304"):
+        read_image(tmp_path / "a.png", tmp_path, ["PNG"])
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tiff", "webp", "png"])

@@ -6,6 +6,7 @@ another program, as PostScript does.
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ MAX_PIXELS = 2**26
 """Most pixels of one image: 12 bytes each while it is decoded and resized, 0.75 GiB."""
 
 _MAX_BYTES = 2**28  # of a file: some formats are read whole, in others much can be skipped
+_TIMES, _SPARE = 4, 2**26  # how often a file may be read, and bytes beyond that
+_MAX_EXIF = 3 * 2**15  # bytes; a JPEG file has 2^16. Tags may all be the whole: 0.75 GiB
 _RUN_PROGRAMS = ("EPS", "WMF")
 _ONE_PICTURE = ("MPO", "PSD")  # formats whose further frames are previews or layers
 _LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue, as Pillow's
@@ -149,7 +152,8 @@ def _decode(path: Path, formats: Sequence[str]) -> Image.Image:
         size = os.fstat(file.fileno()).st_size
         if size > _MAX_BYTES:
             raise ValueError(f"its file has {size:,} bytes, at most {_MAX_BYTES:,}")
-        image = Image.open(file, formats=list(formats))
+        metered = io.BufferedReader(_Metered(file.fileno(), _TIMES * size + _SPARE))
+        image = Image.open(metered, formats=list(formats))
         _check_header(image)
         image.load()
         _check_header(image)
@@ -157,8 +161,25 @@ def _decode(path: Path, formats: Sequence[str]) -> Image.Image:
         return image
 
 
+class _Metered(io.FileIO):
+    """A file that may be read so many bytes: entries of a directory may all be the whole of it."""
+
+    def __init__(self, handle: int, left: int) -> None:
+        super().__init__(handle, closefd=False)
+        self._left = left
+
+    def readinto(self, buffer: Any) -> int:
+        got = super().readinto(buffer)
+        self._left -= got
+        if self._left < 0:
+            raise ValueError("it refers to the same bytes again and again")
+        return got
+
+
 def _check_header(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,}")
+    if (size := len(image.info.get("exif", b""))) > _MAX_EXIF:
+        raise ValueError(f"its EXIF data have {size:,} bytes, at most {_MAX_EXIF:,}")
     if getattr(image, "is_animated", False) and image.format not in _ONE_PICTURE:
         raise ValueError("it holds several images: save the one that is meant")
