@@ -242,7 +242,7 @@ class _Run:
         self._wholly = set[Key]() if old is None else missing & tiles.grid.common(old.grid)
         self.keys = list(tiles.grid.order(missing - self._wholly, plan.group))
         self._weights = [max(1, f.program.element_layers) for f in computation.families]
-        total = sum(1 for _ in tiles.grid.tiles())
+        total = len(tiles.grid)
         pairs = sum(map(self._pairs, self.keys))
         self._tracker = Tracker(total, total - len(missing), pairs, sizes.element_layers)
 
@@ -329,7 +329,7 @@ def _room(
 ) -> int:
     """Return the bytes of disk that a run takes: missing tiles, and inputs laid for workers."""
     if there is None:
-        tiles = sum(1 for _ in sizes.grid(plan.tile).tiles())
+        tiles = len(sizes.grid(plan.tile))
         needed = room_of(tiles, plan.tile, sizes.entry, sizes.matrices)
     elif there.missing:
         needed = there.tiles.room(there.missing)
