@@ -704,7 +704,7 @@ def follow(trial: Trial, error: Exception) -> bytes:
     if "verify=True" in text and job.verifies:
         offers.append(lambda: job.run(trial.folder, 0, True))
     named = re.findall(rf"{re.escape(str(trial.folder))}/[^\s:;,'\"()]+", text)
-    if "Is a directory" in text and "mend this" in text:
+    if "this is a folder" in text and "mend this" in text:
         offers.append(lambda: remove(Path(named[-1])) or job.run(trial.folder, 0, False))
     if "delete" in text and named:
         offers.append(lambda: remove(Path(named[-1])) or job.run(trial.folder, 0, False))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import subprocess
 import sys
 
@@ -183,6 +184,117 @@ def test_bad_predict(images, model, tmp_path):
     assert "reads rows of 4" in widelimit("predict", tmp_path / "rows", images / "new")[2]
     wl.save_model(wl.NTKRegressor(ridge=1).fit(rows, [0, 1, 0]), tmp_path / "numbers")
     assert "must hold a classifier" in widelimit("predict", tmp_path / "numbers", broken)[2]
+
+
+ODD = [
+    *(b"a\rb.png", b"a\nb.png", b"a\r\n.png", b'q".png', b"c,d.png", b"e;=f.png", b" b.png"),
+    *(b"=cmd|' C'!A0.png", b"-1.png", b"@x.png", b"+1+1.png", b"\t=1.png", b"'x.png", b"-"),
+    *(b"\xff\xfe.png", b"\x1b]0;x\x07.png", b"\\udcff.png", "\u202f\u00e9.png".encode()),
+]
+
+
+@pytest.fixture(scope="module")
+def odd(images, tmp_path_factory):
+    """Images with names that few programs expect, in the folder that they are asked for from."""
+    folder = tmp_path_factory.mktemp("odd")
+    content = (images / "new" / "a.png").read_bytes()
+    for name in ODD:
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            file.write(content)
+    return folder
+
+
+def name_of(cell):
+    """Return the name of a file, as the tutorial says."""
+    if cell.startswith("'"):
+        cell = cell[1:].encode("ascii", "backslashreplace").decode("unicode_escape")
+    return os.fsencode(cell)
+
+
+def test_one_image_is_one_row_and_no_name_is_lost(model, odd, monkeypatch):
+    monkeypatch.chdir(odd)
+    names = list(map(os.fsdecode, ODD))
+    code, text, _ = widelimit("predict", model, "--out", odd / "p.csv", "--", *names)
+    assert (code, text) == (0, f"{odd}/p.csv: {len(ODD)} images\n")
+    with (odd / "p.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["image", "class", "across, flat", "down"]
+    assert [name_of(row[0]) for row in rows[1:]] == ODD
+    assert {len(row) for row in rows} == {4}
+    written = dict(zip(ODD, rows[1:], strict=True))
+    for name in (b"a\rb.png", b"a\r\n.png", b'q".png', b"e;=f.png", b"\\udcff.png"):
+        assert written[name][0] == name.decode()  # as it is, but for what CSV cannot hold
+    # A folder is found, whatever is in it; and printed, it is the same, whatever the terminal.
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "widelimit", "predict", str(model), "."]
+    run = subprocess.run(command, capture_output=True, env=environment)
+    assert (run.returncode, run.stderr) == (0, b"")
+    rows = list(csv.reader(io.StringIO(run.stdout.decode(), newline="")))
+    found = {name_of(row[0]) for row in rows[1:]}
+    assert (found ^ set(ODD), len(rows) - 1) == ({b"-"}, len(found))
+
+
+def test_names_of_classes_come_back(images, tmp_path):
+    """Those of folders, of which a spreadsheet would run one and UTF-8 has no other."""
+    classes = [b"=1+1", b"\xff\n"]
+    for name, old in zip(classes, ("across, flat", "down"), strict=True):
+        os.symlink(images / "train" / old, os.path.join(os.fsencode(tmp_path), name))
+    words = ["fit", tmp_path, "--net", "cntk-gap-3", "--out", tmp_path / ".m"]
+    assert widelimit(*words)[0] == 0
+    code, text, _ = widelimit("predict", tmp_path / ".m", images / "new" / "a.png")
+    assert code == 0
+    head, row = csv.reader(io.StringIO(text, newline=""))
+    assert [name_of(cell) for cell in head[2:]] == classes
+    assert name_of(row[1]) == classes[0]
+
+
+def test_labels_are_exact(tmp_path, images):
+    x = np.random.default_rng(0).random((8, 6, 5, 1))
+    labels = np.array([2**64 - 1, 2**64 - 2] * 4, np.uint64)
+    wl.save_model(wl.NTKClassifier("cntk-gap-3", ridge=1).fit(x, labels), tmp_path / "m")
+    _, text, _ = widelimit("predict", tmp_path / "m", images / "new" / "a.png")
+    head, row = csv.reader(io.StringIO(text))
+    assert head[2:] == ["18446744073709551614", "18446744073709551615"]
+    assert row[1] in head[2:]
+
+
+def test_what_cannot_be_read_or_written_is_told_before_the_work(
+    images, model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(classify, "read_image", lambda *_: pytest.fail("an image is read"))
+    good = images / "new" / "a.png"
+    (tmp_path / "sub" / "deep").mkdir(parents=True)
+    os.mkfifo(tmp_path / "sub" / "deep" / "x.png")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for words, message in [
+        ((good, tmp_path / "pipe"), "pipe must be a regular file, it is a pipe"),
+        ((good, "/dev/zero"), "/dev/zero must be a regular file"),
+        ((good, tmp_path / "sub"), "deep/x.png must be a regular file"),
+        ((good, tmp_path), "gone.png: No such file"),
+        ((good, "--out", tmp_path / "pipe"), "this is no file: give the path of a file"),
+        ((good, "--out", tmp_path / "null"), "this is no file: give the path of a file"),
+        ((good, "--out", tmp_path), "this is a folder: give the path of a file"),
+        ((good, "--out", tmp_path / "none" / "p.csv"), "there is no folder"),
+    ]:
+        code, _, error = widelimit("predict", model, *words)
+        assert (code, error.count("\n")) == (2, 1)
+        assert message in error
+    (tmp_path / "a\n\x1b[1m").mkdir()
+    error = widelimit("predict", model, tmp_path / "a\n\x1b[1m")[2]
+    assert (error.count("\n"), "\x1b" in error, r"a \x1b[1m must hold" in error) == (1, False, True)
+
+
+def test_classifiers_that_have_no_table(tmp_path, images):
+    x = np.random.default_rng(0).random((8, 6, 5, 1))
+    good = images / "new" / "a.png"
+    iterated = wl.NTKClassifier("cntk-gap-3", ridge=1, solver="cg").fit(x, [0, 1] * 4)
+    wl.save_model(iterated, tmp_path / "cg")
+    assert "without probabilities, of a fit with" in widelimit("predict", tmp_path / "cg", good)[2]
+    named = wl.NTKClassifier("cntk-gap-3", ridge=1).fit(x, ["a" * 40_000, "b"] * 4)
+    wl.save_model(named, tmp_path / "long")
+    assert "more than 32,767 characters" in widelimit("predict", tmp_path / "long", good)[2]
 
 
 def test_batches_change_nothing(images, model, monkeypatch):

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import resource
 import shutil
@@ -475,3 +476,30 @@ def test_all_that_is_written_is_on_the_disk(disk: Disk, write: Callable[[Path], 
     write(disk.root)
     assert [path.suffix for path in disk.root.rglob("*") if path.is_file()]
     assert disk.lost() == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "no folder"])
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/null")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = path / "y"
+    before = list(tmp_path.iterdir())
+    for call in (check_file, lambda path: write_atomically(path, "")):
+        with pytest.raises(
+            OSError, match=r"give (the path of a file|another path)|No such"
+        ) as told:
+            call(path)
+        assert told.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == before
+    check_file(tmp_path / "new")
+
+
+def test_names_that_are_no_utf_8_cost_no_report(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a.json", json.dumps(["\udcff", "é"], ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == ["\udcff", "é"]

@@ -449,6 +449,7 @@ def test_what_a_killed_process_left_is_cleaned_away(store: TileStore) -> None:
     assert not left[1].exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("ends", ["finishes", "is killed"])
 def test_what_another_process_is_writing_is_not_cleaned_away(store: TileStore, ends: str) -> None:
     """A worker of an earlier run lives on, while another run has the lock."""
@@ -569,3 +570,24 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
     assert sorted(p for p in folder.rglob("*") if p.is_file()) == sorted(files)
     with pytest.raises(FileExistsError, match="there are other files in this folder"):
         wl.gram(wl.cntk_vanilla(2), np.ones((3, 2, 2, 1)), store=folder)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_what_only_has_the_names_of_a_store_is_not_touched(verify: bool, tmp_path: Path) -> None:
+    """An array of somebody else, and a folder of inputs."""
+    zarr.create_array(store=str(tmp_path / "a"), shape=(4, 4), dtype="float32")[...] = 1
+    (tmp_path / "b" / "inputs").mkdir(parents=True)
+    (tmp_path / "b" / "inputs" / "x1.npy").write_bytes(b"mine")
+    left = tmp_path / "a" / "c" / HALF
+    left.write_bytes(b"mine")
+
+    def state() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")}
+
+    before = state()
+    for name, error in (("a", StoreError), ("b", FileExistsError)):
+        with pytest.raises(
+            error, match=r"other files in this folder \(inputs\)|that widelimit wrote"
+        ):
+            wl.gram(wl.ntk_dense(2), np.ones((3, 2)), store=tmp_path / name, verify=verify)
+    assert state() == before

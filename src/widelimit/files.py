@@ -50,6 +50,8 @@ LOCK = ".lock"
 # Of what is not complete; `remove_abandoned` deletes it after a crash.
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{32}\.partial")
 
+_OWNER = "process "  # what a lock begins with
+
 # What a file system answers that cannot sync a folder.
 _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
 _NO_ROOM = {
@@ -80,12 +82,7 @@ def check_file(path: Path, needed: int = 0) -> None:
         that is no file has this name, or the disk has too little room.
     """
     _check_place(path, path.parent, [path, _beside(path)])
-    with contextlib.suppress(FileNotFoundError):
-        kind = os.stat(path).st_mode
-        if stat.S_ISDIR(kind):
-            raise _refusal(errno.EISDIR, "this is a folder: give the path of a file", path)
-        if not stat.S_ISREG(kind):
-            raise _refusal(errno.EEXIST, "this is no file: give the path of a file", path)
+    _check_replaced(path)
     check_room(path, needed)
 
 
@@ -165,6 +162,16 @@ def _check_place(path: Path, folder: Path, names: list[Path]) -> None:
         if number == errno.ENAMETOOLONG:
             reason = "this name is too long: give a shorter one"
         raise _refusal(number, reason, path) from error
+
+
+def _check_replaced(path: Path) -> None:
+    """Refuse to put a file in the place of what is none; a rename would."""
+    with contextlib.suppress(FileNotFoundError):
+        kind = os.stat(path).st_mode
+        if stat.S_ISDIR(kind):
+            raise _refusal(errno.EISDIR, "this is a folder: give the path of a file", path)
+        if not stat.S_ISREG(kind):
+            raise _refusal(errno.EEXIST, "this is no file: give the path of a file", path)
 
 
 def _refusal(number: int, reason: str, path: Path) -> OSError:
@@ -258,10 +265,11 @@ def atomic_file(path: Path, needed: int = 0) -> Generator[BinaryIO]:
     ------
     OSError
         If the file cannot be written; what was there before is still there. Or if the folder
-        cannot be synced: then the new file is there, but may be gone after a power cut. It names
-        the path, not the temporary one.
+        cannot be synced: then the new file is there, but may be gone after a power cut. Or if
+        something is there that is no file. It names the path, not the temporary one.
     """
     with naming(path, needed):
+        _check_replaced(path)
         temporary, file = _open_beside(path)
         try:
             with file:
@@ -277,8 +285,13 @@ def atomic_file(path: Path, needed: int = 0) -> Generator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write bytes, or text as UTF-8, by `atomic_file`."""
-    encoded = content.encode() if isinstance(content, str) else content
+    """Write bytes, or text as UTF-8, by `atomic_file`.
+
+    Half surrogates, which stand for bytes in names of files that are not UTF-8, become escapes of
+    Python, which JSON reads, too.
+    """
+    text = isinstance(content, str)
+    encoded = content.encode("utf-8", "backslashreplace") if text else content
     with atomic_file(path, len(encoded)) as file:
         file.write(encoded)
 
@@ -323,7 +336,9 @@ class HeldByAnother(BlockingIOError):
 
 
 @contextlib.contextmanager
-def own_folder(path: Path, names: Collection[str], what: str) -> Generator[None]:
+def own_folder(
+    path: Path, names: Collection[str], what: str, marks: Collection[str] = ()
+) -> Generator[None]:
     """Be the only process that writes to a folder, in which nothing lies but what is ours.
 
     Parameters
@@ -335,6 +350,8 @@ def own_folder(path: Path, names: Collection[str], what: str) -> Generator[None]
         Of all that may lie there.
     what : str
         What the folder is for, in the message.
+    marks : collection of str
+        Those of `names` that only we give. Where anything lies, one of them does, or our lock.
 
     Raises
     ------
@@ -342,14 +359,17 @@ def own_folder(path: Path, names: Collection[str], what: str) -> Generator[None]
         If something else lies there; nothing is touched.
     HeldByAnother
         If another process holds it.
+    ValueError
+        As for `locked_file`.
     OSError
         If nothing can be written there.
     """
     try:
-        there = os.listdir(path)
+        there = {name for name in os.listdir(path) if not is_partial(name)}
     except FileNotFoundError:
-        there = []
-    other = sorted(name for name in {*there} - {LOCK, *names} if not is_partial(name))
+        there = set[str]()
+    is_ours = bool(there & {LOCK, *(marks or names)})
+    other = sorted(there - {LOCK, *names} if is_ours else there)
     if other:
         raise FileExistsError(
             errno.EEXIST,
@@ -415,30 +435,54 @@ def locked_file(path: Path) -> Generator[TextIO]:
     ------
     HeldByAnother
         If another process holds it, with what that one has written.
+    ValueError
+        If it is something else than a lock, which is not written over.
     OSError
         If nothing can be written there; it names the folder.
     """
     with naming(path.parent):
-        opened = path.open("a+", encoding="utf-8")
+        opened = _open_lock(path)
     with opened as file:
         _locked.add(file)
         try:
             with naming(path.parent):
-                if not _lock_alone(file):
-                    file.seek(0)
-                    owner = file.read(200).strip() or "unknown"
+                alone = _lock_alone(file)
+                held = file.read(200).strip()
+                if not alone:
                     raise HeldByAnother(
                         errno.EAGAIN,
-                        f"another process is writing there ({owner}): wait until it has finished, "
-                        "or stop it",
+                        f"another process is writing there ({held or 'unknown'}): wait until it "
+                        "has finished, or stop it",
                         str(path.parent),
                     )
+                if held and not held.startswith(_OWNER):
+                    raise ValueError(f"{path} must be a lock, it holds something else: delete it")
                 os.ftruncate(file.fileno(), 0)
-                owner = f"process {os.getpid()} on {socket.gethostname()}\n"
-                os.write(file.fileno(), owner.encode())
+                owner = f"{_OWNER}{os.getpid()} on {socket.gethostname()}\n"
+                os.pwrite(file.fileno(), owner.encode(), 0)
             yield file
         finally:
             _locked.discard(file)
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Open the file of a lock at its beginning, or make it; none that a link or a pipe is."""
+    with contextlib.suppress(FileNotFoundError):
+        _check_lock(path, os.lstat(path))
+    # As if it had become a link or a pipe since.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = os.fdopen(os.open(path, flags, 0o666), "r+", encoding="utf-8", errors="replace")
+    try:
+        _check_lock(path, os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_lock(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} must be a lock, it is a link or no regular file: delete it")
 
 
 def _lock_alone(file: TextIO) -> bool:

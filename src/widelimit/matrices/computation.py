@@ -81,13 +81,13 @@ class Computation:
 # ---------------------------------------------------------------- inputs on their way to workers
 
 
-def put_inputs(objects: Objects, x1: NDArray[Any], x2: NDArray[Any] | None) -> None:
+def put_inputs(tiles: TileStore, x1: NDArray[Any], x2: NDArray[Any] | None) -> None:
     """Lay inputs beside the tiles, for workers."""
     for name, values in (("x1", x1), ("x2", x2)):
         if values is not None:
             content = io.BytesIO()
             np.lib.format.write_array(content, np.asarray(values), allow_pickle=False)
-            objects.write(f"inputs/{name}.npy", content.getvalue())
+            tiles.lay(f"inputs/{name}.npy", content.getvalue(), name)
 
 
 def _get_inputs(objects: Objects, name: str, described: Inputs) -> NDArray[Any]:

@@ -170,7 +170,7 @@ def gram(
     display = shown(progress, "", lambda state: (state.share, str(state)))
 
     objects = open_objects(store)
-    with nullcontext() if not verify and is_finished(objects) else objects.locked():
+    with nullcontext() if is_finished(objects) and not verify else objects.locked():
         import_module("zarr")  # before memory is looked at: its modules take some, too
         budget = remaining(memory)
         manifest = Manifest(
@@ -210,7 +210,7 @@ def gram(
                 if pool is None:
                     run.here(report, run.keys)
                 else:
-                    put_inputs(objects, values1, values2)
+                    put_inputs(tiles, values1, values2)
                     run.on(pool, report, name, None if allow_mixed else maker, timeout)
         tiles = TileStore.open(objects)
     return arrange(tiles, read_manifest(tiles))
@@ -242,7 +242,7 @@ class _Run:
         self._wholly = set[Key]() if old is None else missing & tiles.grid.common(old.grid)
         self.keys = list(tiles.grid.order(missing - self._wholly, plan.group))
         self._weights = [max(1, f.program.element_layers) for f in computation.families]
-        total = sum(1 for _ in tiles.grid.tiles())
+        total = len(tiles.grid)
         pairs = sum(map(self._pairs, self.keys))
         self._tracker = Tracker(total, total - len(missing), pairs, sizes.element_layers)
 
@@ -329,7 +329,7 @@ def _room(
 ) -> int:
     """Return the bytes of disk that a run takes: missing tiles, and inputs laid for workers."""
     if there is None:
-        tiles = sum(1 for _ in sizes.grid(plan.tile).tiles())
+        tiles = len(sizes.grid(plan.tile))
         needed = room_of(tiles, plan.tile, sizes.entry, sizes.matrices)
     elif there.missing:
         needed = there.tiles.room(there.missing)

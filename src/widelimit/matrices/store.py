@@ -36,6 +36,7 @@ from widelimit.reading import parse_json, refusing
 __all__ = ["StoreError", "TileStore", "is_finished", "room_of"]
 
 _IDENTITY = re.compile("[0-9a-f]{32}")
+_SEAL = re.compile("/(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,9})$")  # the name of that of a tile
 _MAX_METADATA = 2**24  # bytes: a manifest with thousands of networks
 _MAX_TILES = 2**24
 _BLOCK = 2**12  # bytes: of the file systems that are in use
@@ -130,8 +131,8 @@ class TileStore:
         try:
             objects.read(METADATA, _MAX_METADATA)
         except FileNotFoundError:
-            made._write(made._seal_name("store"), made._sealed("store", b""), METADATA)
-            made._write(METADATA, content, METADATA)
+            made.lay(made._seal_name("store"), made._sealed("store", b""), METADATA)
+            made.lay(METADATA, content, METADATA)
             return made
         raise FileExistsError(errno.EEXIST, "there is a Zarr array already", objects.name)
 
@@ -140,7 +141,7 @@ class TileStore:
         metadata = parse_json(self.objects.read(METADATA, _MAX_METADATA), self.objects.name)
         content = _describe(metadata, manifest, self.region, self.identity)
         made = TileStore._parse(self.objects, content)
-        made._write(METADATA, content, METADATA)
+        made.lay(METADATA, content, METADATA)
         return made
 
     @classmethod
@@ -228,17 +229,19 @@ class TileStore:
         A tile appears only when all its bytes are on the disk. One that is shorter was damaged
         since: it counts as not there. So does one that was not written for this store.
         """
-        sizes = self.objects.sizes("c")
+        sizes, grid = self.objects.sizes("c"), self.grid
         seals = self.objects.sizes(f"{SEALS}/{self.identity}")
+        # What lies there is counted, not what metadata announce, which may be anything.
+        found = [tuple(map(int, match.groups())) for match in map(_SEAL.search, seals) if match]
         return {
             key
-            for key in self.grid.tiles()
-            if self._seal_name(key) in seals
+            for key in cast("list[Key]", found)
+            if key in grid
             and all(sizes.get(name) == self._chunk_bytes for name in self._names(key))
         }
 
     def missing(self) -> set[Key]:
-        """Return the keys of the other tiles."""
+        """Return the keys of the other tiles: takes memory for each."""
         return set(self.grid.tiles()) - self.finished()
 
     def room(self, keys: Collection[Key]) -> int:
@@ -248,6 +251,11 @@ class TileStore:
         whole = room_of(len(keys), self.tile, entry, matrices)
         return whole - sum(there.get(name, 0) for key in keys for name in self._names(key))
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all tiles are there."""
+        return len(self.finished()) == len(self.grid)
+
     def check_finished(self) -> None:
         """Refuse a store that lacks tiles.
 
@@ -256,7 +264,7 @@ class TileStore:
         StoreError
             With how many.
         """
-        missing = len(self.missing())
+        missing = len(self.grid) - len(self.finished())
         if missing:
             raise StoreError(
                 f"{self.objects.name} lacks {missing} of its tiles: run the call that makes it "
@@ -411,6 +419,21 @@ class TileStore:
         content = found[:-_CRC_BYTES]
         return content if found == self._sealed(name, content) else None
 
+    def lay(self, name: str, content: bytes, what: str) -> None:
+        """Write an object of the store; an error of the system says what, and what is not lost."""
+        try:
+            self.objects.write(name, content)
+        except OSError as error:
+            more = (
+                f", while {what} was written; the finished tiles are kept: mend this, and run "
+                "the same call again"
+            )
+            if has_no_room(error):
+                needed = max(len(content), self.room(self.missing()))
+                raise no_room(self.objects.name, needed, more, error.errno) from error
+            place = f"{self.objects.name}/{name}"
+            raise type(error)(error.errno, f"{error.strerror or error}{more}", place) from error
+
     # --- seals ------------------------------------------------------------------------------------
 
     def _seal_name(self, what: Key | str) -> str:
@@ -424,7 +447,7 @@ class TileStore:
 
     def _seal(self, key: Key, checksums: tuple[int, ...]) -> None:
         content = b"".join(value.to_bytes(_CRC_BYTES, "little") for value in checksums)
-        self._write(self._seal_name(key), self._sealed(str(key), content), f"tile {key}")
+        self.lay(self._seal_name(key), self._sealed(str(key), content), f"tile {key}")
         self._seals[key] = checksums
 
     def _is_sealed(self, key: Key, place: tuple[int, ...], checksum: int) -> bool:
@@ -478,21 +501,7 @@ class TileStore:
         )
 
     def _put(self, key: Key, place: tuple[int, ...], content: bytes) -> None:
-        self._write(_name(key, place), content, f"tile {key}")
-
-    def _write(self, name: str, content: bytes, what: str) -> None:
-        try:
-            self.objects.write(name, content)
-        except OSError as error:
-            more = (
-                f", while {what} was written; the finished tiles are kept: mend this, and run "
-                "the same call again"
-            )
-            if has_no_room(error):
-                needed = max(len(content), self.room(self.missing()))
-                raise no_room(self.objects.name, needed, more, error.errno) from error
-            place = f"{self.objects.name}/{name}"
-            raise type(error)(error.errno, f"{error.strerror or error}{more}", place) from error
+        self.lay(_name(key, place), content, f"tile {key}")
 
 
 def room_of(tiles: int, side: int, entry: int, matrices: int = 1) -> int:
@@ -512,10 +521,16 @@ def room_of(tiles: int, side: int, entry: int, matrices: int = 1) -> int:
 
 
 def is_finished(objects: Objects) -> bool:
-    """Return whether a whole matrix lies there, which can be read where nothing can be written."""
+    """Return whether a whole matrix lies there, which can be read where nothing can be written.
+
+    Raises
+    ------
+    StoreError
+        If something else does, before anything is written beside it.
+    """
     try:
-        return not TileStore.open(objects).missing()
-    except (OSError, StoreError):
+        return TileStore.open(objects).is_finished
+    except OSError:
         return False
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.files import check_room, own_folder, said, write_atomically
+from widelimit.files import LOCK, check_room, own_folder, said, write_atomically
 from widelimit.reading import StoredArray, open_arrays, refusing
 
 __all__ = ["Checkpoint", "Preconditioner", "seal"]
@@ -94,6 +94,9 @@ class Checkpoint:
         """Be the only process that writes there: see `own_folder`."""
         if self._folder is None:
             return nullcontext()
+        if not (self._folder / LOCK).exists():  # a stranger's files are refused, and not touched
+            self.state()
+            self.preconditioner(lambda _: None)
         return own_folder(self._folder, (_STATE, _PRECONDITIONER), "a checkpoint")
 
     def check_room(self, rank: int) -> None:
