@@ -360,7 +360,7 @@ def test_what_was_finished_is_there_after_a_card_is_lost(
     with pytest.raises(LostCard, match="start again"):
         wl.gram(net, x, store=where, backend="cuda", tile=64, threads=1)
     finished = len([*where.glob("**/c/*/*")])
-    monkeypatch.setattr(backends, "_cuda", backend)
+    monkeypatch.setattr(backends, "_cuda", lambda worker: backend())
     resumed = wl.gram(net, x, store=where, backend="cuda", tile=64, threads=1)
     assert 0 < finished < 16
     assert_close(resumed[:, :], whole, rtol=5e-6)
@@ -370,7 +370,7 @@ def test_a_store_of_the_processor_is_not_continued_on_a_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, net = images((3, 3, 1), 8), wl.cntk_vanilla(2)
-    monkeypatch.setattr(backends, "_cuda", backend)
+    monkeypatch.setattr(backends, "_cuda", lambda worker: backend())
     where = tmp_path / "k.zarr"
     wl.gram(net, x, store=where, backend="cpu")
     next(where.glob("**/c/0/0")).unlink()

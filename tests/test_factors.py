@@ -286,7 +286,8 @@ NAMED = {
 
 @pytest.fixture
 def _numpy_for_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = card.Device(np, scipy.linalg.solve_triangular, np.asarray, lambda: 2**40)
+    arithmetic = np.linalg.cholesky, scipy.linalg.solve_triangular
+    device = card.Device(np, *arithmetic, np.asarray, lambda: 2**40)
     monkeypatch.setattr(card, "card_device", lambda: device)
 
 

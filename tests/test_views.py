@@ -937,7 +937,7 @@ def test_a_ridge_that_cholesky_does_not_take_keeps_the_kernel(monkeypatch):
     x, y, new = regression(30)
     expected = wl.NTKRegressor(NET, ridge="loo").fit(x, y)
 
-    def refuse(k, y, ridge, *, weights, overwrite_k=False):
+    def refuse(k, y, ridge, *, method, weights, overwrite_k=False):
         if overwrite_k:
             k[...] = np.nan
         return failed(y, ridge, 0.0, "refused", 0.0)

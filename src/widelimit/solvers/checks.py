@@ -49,7 +49,8 @@ def check_ridge(ridge: object) -> float:
     """
     if isinstance(ridge, bool) or not isinstance(ridge, Real):
         raise TypeError(f"ridge must be a number, got {ridge!r} ({type(ridge).__name__})")
-    given: Any = ridge  # an integer may be none that a float holds
+    # An integer may be none that a float holds, and a float of 32 bits holds no large limit.
+    given: Any = ridge if isinstance(ridge, int) else float(ridge)
     if not 0 <= given < math.inf:  # also false for nan
         raise ValueError(
             f"ridge must be finite and >= 0, got {ridge!r}: it is relative, it multiplies "
