@@ -441,13 +441,15 @@ def test_what_another_process_is_writing_is_not_cleaned_away(store: TileStore, e
             os._exit(0)
         finally:
             os._exit(1)
-    assert os.read(told, 4) == b"half"
-    with store.objects.locked():
-        pass
-    assert len(list(path.parent.glob(".0.*.partial"))) == 1
-    if ends == "is killed":
-        os.kill(worker, signal.SIGKILL)
-    os.write(go_on, b"!")
+    try:
+        assert os.read(told, 4) == b"half"
+        with store.objects.locked():
+            pass
+        assert len(list(path.parent.glob(".0.*.partial"))) == 1
+        if ends == "is killed":
+            os.kill(worker, signal.SIGKILL)
+    finally:
+        os.write(go_on, b"!")
     status = os.waitpid(worker, 0)[1]
     assert (status == 0) == (ends == "finishes")
     with store.objects.locked():
