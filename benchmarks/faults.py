@@ -19,341 +19,33 @@ import argparse
 import errno
 import fcntl
 import os
-import pathlib
 import random
 import re
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor, Future
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
+from fault_disk import WRITES, Disk, apart, die, raising
+from fault_jobs import JOBS, KERNEL, Job, Workers, iterate, make_on_workers
 
-import widelimit as wl
 from widelimit.bench.record import write_json
 from widelimit.experiments.environment import describe_environment
 from widelimit.files import atomic_file, partial_of
 from widelimit.machine import blas_on_one_thread
-from widelimit.matrices import computation
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import StoreError, TileStore
-from widelimit.solvers import TiledFactor, conjugate, solve_conjugate, solve_tiled
-
-N, TILE = 36, 16  # three tiles on a side, the last one narrow
-NET = wl.ntk_dense(2)
-KERNEL, FACTOR = "kernel.zarr", "factor.zarr"
-
-
-# ---------------------------------------------------------------- jobs
-
-
-@dataclass(frozen=True)
-class Job:
-    """Something small that is made in a folder; `variant` says of which data."""
-
-    name: str
-    # Begin, or go on, and return the bits of the result; verify, if there is such an option.
-    run: Callable[[Path, int, bool], bytes]
-    # Return the bits of what is there.
-    read: Callable[[Path, int], bytes]
-    verifies: bool = False
-    tiles: str | None = None  # name of its store of tiles
-    before: Callable[[Path], None] | None = None  # what is in the folder at first
-    travels: bool = False
-
-
-def samples(variant: int) -> np.ndarray:
-    return np.random.default_rng(variant).normal(size=(N, 5))
-
-
-def targets(variant: int) -> np.ndarray:
-    return np.random.default_rng(variant + 10).normal(size=(N, 2))
-
-
-_matrices: dict[int, np.ndarray] = {}
-
-
-def matrix(variant: int) -> np.ndarray:
-    if variant not in _matrices:
-        _matrices[variant] = wl.kernel(NET, samples(variant), dtype="float64")
-    return _matrices[variant]
-
-
-def make_kernel(folder: Path, variant: int, verify: bool) -> bytes:
-    k = wl.gram(NET, samples(variant), store=folder / KERNEL, tile=TILE, threads=1, verify=verify)
-    return np.asarray(k).tobytes()
-
-
-def read_kernel(folder: Path, variant: int) -> bytes:
-    return np.asarray(wl.open_gram(folder / KERNEL)).tobytes()
-
-
-class Workers(Executor):
-    """Runs each task at once, as a process that has just begun would."""
-
-    def __init__(self, before: Callable[[int], None] = lambda number: None) -> None:
-        self._before, self._number = before, 0
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future = Future[Any]()
-        computation._kept = computation._Kept()
-        computation._thread = computation._Thread()
-        self._number += 1
-        try:
-            self._before(self._number - 1)
-            future.set_result(fn(*args, **kwargs))
-        except (Exception, CancelledError) as error:
-            future.set_exception(error)
-        return future
-
-
-def make_on_workers(
-    folder: Path, variant: int, verify: bool, executor: Executor | None = None
-) -> bytes:
-    k = wl.gram(
-        NET,
-        samples(variant),
-        store=folder / KERNEL,
-        tile=TILE,
-        verify=verify,
-        executor=Workers() if executor is None else executor,
-    )
-    return np.asarray(k).tobytes()
-
-
-def make_factor(folder: Path, variant: int, verify: bool) -> bytes:
-    solution = solve_tiled(
-        matrix(variant),
-        targets(variant),
-        0.1,
-        store=folder / FACTOR,
-        tile=TILE,
-        threads=1,
-        verify=verify,
-    )
-    assert solution.factor is not None
-    return solution.value.tobytes() + solution.factor.inverse_diagonal().tobytes()
-
-
-def read_factor(folder: Path, variant: int) -> bytes:
-    factor = TiledFactor(TileStore.open(open_objects(folder / FACTOR)), None, 1)
-    return factor.solve(targets(variant)).tobytes() + factor.inverse_diagonal().tobytes()
-
-
-def iterate(folder: Path, variant: int, verify: bool = False) -> bytes:
-    solution = solve_conjugate(
-        matrix(variant), targets(variant), 1e-3, tolerance=1e-10, checkpoint=folder / "checkpoint"
-    )
-    return solution.require().value.tobytes()
-
-
-def fitted(variant: int) -> Any:
-    if variant not in _models:
-        model = wl.NTKRegressor(NET, ridge=0.1, standardise=False, threads=1)
-        _models[variant] = model.fit(samples(variant), targets(variant))
-    return _models[variant]
-
-
-_models: dict[int, Any] = {}
-EARLIER = 7  # variant of the model that is replaced
-
-
-def save(folder: Path, variant: int, verify: bool = False) -> bytes:
-    wl.save_model(fitted(variant), folder / "model", overwrite=True)
-    return load(folder, variant)
-
-
-def load(folder: Path, variant: int) -> bytes:
-    return wl.load_model(folder / "model").predict(samples(3)).tobytes()
-
-
-def fit(folder: Path, variant: int, verify: bool = False) -> bytes:
-    model = wl.NTKRegressor(
-        NET, ridge=0.1, standardise=False, threads=1, store=folder / "fits", memory="64GB"
-    )
-    return model.fit(samples(variant), targets(variant)).dual_coef_.tobytes()
-
-
-JOBS = [
-    Job("kernel", make_kernel, read_kernel, True, KERNEL),
-    Job("kernel on workers", make_on_workers, read_kernel, True, KERNEL, travels=True),
-    Job("factor", make_factor, read_factor, True, FACTOR),
-    Job("checkpoint", iterate, iterate),
-    Job("model", save, load, before=lambda folder: None),
-    Job("model replaced", save, load, before=lambda folder: void(save(folder, EARLIER))),
-    Job("fit", fit, fit),
-]
-
-
-def void(_: object) -> None:
-    """Return nothing."""
-
-
-# ---------------------------------------------------------------- disks
-
-
-WRITES = {"write", "sync", "create", "mkdir", "rename"}
-# What a handle does: such errors of the system name no file.
-NAMELESS = {"write", "sync", "lock", "read"}
-
-
-class Disk:
-    """The file operations below a folder, counted; at one of them something happens.
-
-    Parameters
-    ----------
-    folder : Path
-    at : int or None
-        Which one.
-    act : callable
-        What happens: it may raise, or end the process.
-    half : bool
-        Whether, of what is written then, one half is.
-    lasting : bool
-        Whether it happens to whatever is written from then on, too.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        at: int | None = None,
-        act: Callable[[str, str], None] = lambda what, path: None,
-        *,
-        half: bool = False,
-        lasting: bool = False,
-    ) -> None:
-        self._folder, self._at, self._act = str(folder), at, act
-        self._half, self._lasting = half, lasting
-        self._lock = threading.Lock()
-        self.seen: list[str] = []
-
-    def _happens(self, what: str) -> bool:
-        with self._lock:
-            number = len(self.seen)
-            self.seen.append(what)
-        later = self._lasting and self._at is not None and number > self._at and what in WRITES
-        return number == self._at or later
-
-    def _step(self, what: str, place: Any) -> None:
-        if isinstance(place, int):
-            with suppress(OSError):
-                place = os.readlink(f"/proc/self/fd/{place}")
-        inside = isinstance(place, str | Path) and str(place).startswith(self._folder)
-        if inside and self._happens(what):
-            self._act(what, str(place))
-
-    def write(self, file: Any, name: str, content: Any) -> int:
-        if self._happens("write"):
-            if self._half:
-                file.write(content[: len(content) // 2])
-                file.flush()
-            self._act("write", name)
-        return file.write(content)
-
-    @contextmanager
-    def patched(self) -> Iterator[Disk]:
-        """Put it in the place of the functions of the system."""
-        step, real_open, fdopen = self._step, Path.open, os.fdopen
-
-        def wrapped(function: Callable[..., Any], what: str) -> Callable[..., Any]:
-            def call(place: Any, *rest: Any, **options: Any) -> Any:
-                handle = place.fileno() if hasattr(place, "fileno") else place
-                step(what, handle)
-                return function(place, *rest, **options)
-
-            return call
-
-        def opened(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
-            writes = set(mode) & set("wxa")
-            step("create" if writes else "open", path)
-            file = real_open(path, mode, *rest, **options)
-            if writes and str(path).startswith(self._folder):
-                return _File(file, self, str(path))
-            return file
-
-        def from_handle(handle: int, *rest: Any, **options: Any) -> Any:
-            step("read", handle)
-            return fdopen(handle, *rest, **options)
-
-        functions = {
-            "open": "open",
-            "fsync": "sync",
-            "replace": "rename",
-            "rename": "rename",
-            "mkdir": "mkdir",
-            "unlink": "delete",
-            "scandir": "list",
-            "listdir": "list",
-        }
-        with (
-            mock.patch.multiple(
-                os,
-                fdopen=from_handle,
-                **{name: wrapped(getattr(os, name), what) for name, what in functions.items()},
-            ),
-            mock.patch.object(pathlib.Path, "open", opened),
-            mock.patch.object(fcntl, "flock", wrapped(fcntl.flock, "lock")),
-        ):
-            yield self
-
-
-class _File:
-    """A file that is written to, by way of a disk."""
-
-    def __init__(self, file: Any, disk: Disk, name: str) -> None:
-        self._file, self._disk, self._name = file, disk, name
-
-    def write(self, content: Any) -> int:
-        return self._disk.write(self._file, self._name, content)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def __enter__(self) -> _File:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-
-def raising(number: int) -> Callable[[str, str], None]:
-    """Return what fails as the system does."""
-
-    def act(what: str, path: str) -> None:
-        if what in NAMELESS:
-            raise OSError(number, os.strerror(number))
-        raise OSError(number, os.strerror(number), path)
-
-    return act
-
-
-def die(what: str, path: str) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def apart(call: Callable[[], object]) -> bool:
-    """Call in a process of its own, and return whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        try:
-            with suppress(Exception):
-                call()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
+from widelimit.solvers import conjugate
 
 # ---------------------------------------------------------------- faults
 
@@ -472,7 +164,7 @@ def during(trial: Trial, what: str) -> bool:
 def kill_a_worker(trial: Trial) -> bool:
     """One of those to whom tasks are handed out is killed, the others go on."""
     restore(trial, "new")
-    at, task = trial.rng.randrange(40), trial.rng.randrange(6)
+    at, task = trial.rng.randrange(15), trial.rng.randrange(6)
     half = trial.rng.random() < 0.5
     killed: list[bool] = []
 

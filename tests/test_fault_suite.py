@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,14 @@ from widelimit import files
 from widelimit.matrices import objects
 from widelimit.matrices.store import TileStore
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "faults.py"
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
 def suite() -> Any:
-    spec = importlib.util.spec_from_file_location("fault_suite", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["fault_suite"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+        return importlib.import_module("faults")
 
 
 def test_faults_at_random(suite: Any) -> None:
