@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
+from widelimit.estimators.judge import Judge
 from widelimit.estimators.samples import Training
 from widelimit.machine import remaining
 from widelimit.solvers import Factor, Method, Solution, Spectrum, Status, Unavailable, solve
@@ -55,6 +56,8 @@ class Options:
         A folder for what does not fit into memory.
     memory : int, str or None
     threads : int or None
+    judge : Judge
+        Of predictions of left-out samples.
     """
 
     ridge: float | Literal["loo"]
@@ -63,6 +66,7 @@ class Options:
     store: str | os.PathLike[str] | None
     memory: int | str | None
     threads: int | None
+    judge: Judge = field(default_factory=lambda: Judge("squared"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +79,8 @@ class Regression:
     left_out : ndarray of float64, shape (m, t), or None
         Prediction at each row of `Training` by a regression without it.
     grid, curve : ndarray of float64, shape (g,)
-        Ridges or times that were tried, and minus the mean squares of the residuals of leaving
-        one out, over all samples; NaN where there are none.
+        Ridges or times that were tried, and how the judge scores leaving one out; NaN where it
+        cannot.
     """
 
     solution: Solution
@@ -236,13 +240,14 @@ def regress(
         threads=options.threads,
         overwrite_k=not singular,
     )
-    return _concluded(solution, k if singular else None, training, options.ridge)
+    return _concluded(solution, k if singular else None, training, options.ridge, options.judge)
 
 
 def grow(
     factor: Factor,
     k: Bordered | NDArray[Any] | Matrix,
     training: Training,
+    judge: Judge,
     *,
     store: str | None = None,
     memory: int | str | None = None,
@@ -258,6 +263,7 @@ def grow(
         Of all distinct samples.
     training : Training
         All samples.
+    judge : Judge
     store : path, URL or None
         Of the new factor, if the old one lies in a store.
     memory, threads
@@ -279,10 +285,12 @@ def grow(
     )
     singular = factor.location is None and factor.ridge_absolute == 0
     ridge = solution.statistics.ridge / training.share
-    return _concluded(solution, k if singular else None, training, ridge)
+    return _concluded(solution, k if singular else None, training, ridge, judge)
 
 
-def _concluded(solution: Solution, k: Any, training: Training, ridge: float) -> Regression:
+def _concluded(
+    solution: Solution, k: Any, training: Training, ridge: float, judge: Judge
+) -> Regression:
     """Leave one out; if there is no solution, for a k that was kept take the limit of training.
 
     The solution is that of rows; the ridge is relative to samples.
@@ -299,7 +307,7 @@ def _concluded(solution: Solution, k: Any, training: Training, ridge: float) -> 
     if np.isfinite(factor.time):
         grid = np.array([factor.time])
     left_out = factor.left_out(training.means, solution.value)
-    return Regression(solution, left_out, grid, np.array([-training.error(left_out)]))
+    return Regression(solution, left_out, grid, np.array([judge(training, left_out)]))
 
 
 def _with_ridge(solution: Solution, ridge: float) -> Solution:
@@ -309,7 +317,7 @@ def _with_ridge(solution: Solution, ridge: float) -> Solution:
 def _choose(
     k: NDArray[Any] | Matrix, training: Training, options: Options, method: Method
 ) -> Regression:
-    """Take the ridge, or the time, with the smallest error of leaving one out."""
+    """Take the ridge, or the time, with which left-out samples are predicted best."""
     means, share = training.means, training.share
     found = card_device().eigenvectors if method == "card" else None
     spectrum = Spectrum.of(k, training.weights, found)
@@ -320,8 +328,8 @@ def _choose(
         grid = spectrum.times()
         tried = spectrum.leave_one_out_at(means, list(grid), share * options.ridge)
     _ = tried.best  # raises if there is none
-    best = int(np.nanargmin(tried.errors))
-    curve = -(share * tried.errors + training.spread)
+    curve = np.array([options.judge(training, left_out) for left_out in tried.predictions])
+    best = int(np.nanargmax(curve))
     solution = None
     if options.ridge == "loo":
         # From here on as for a ridge that was given: the factor can grow, the spectrum cannot.
