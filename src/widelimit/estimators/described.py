@@ -321,9 +321,11 @@ def _restore_labels(model: NTKClassifier, fitted: Document, arrays: Arrays) -> N
 
 
 def _restore_units(model: NTKRegressor, arrays: Arrays) -> None:
-    t = arrays["targets"].shape[1]
-    model.target_mean_ = arrays.get("target_mean", np.zeros(t))
-    model.target_scale_ = arrays.get("target_scale", np.ones(t))
+    t: int = arrays["targets"].shape[1]
+    zeros: NDArray[Any] = np.zeros(t)
+    ones: NDArray[Any] = np.ones(t)
+    model.target_mean_ = arrays.get("target_mean", zeros)
+    model.target_scale_ = arrays.get("target_scale", ones)
     if not np.all(np.isfinite(model.target_mean_) & (model.target_scale_ > 0)):
         raise ValueError("target_mean must be finite, and target_scale above 0")
 

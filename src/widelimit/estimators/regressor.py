@@ -172,8 +172,9 @@ standardisation_, n_features_in_, feature_names_in_
         scipy.linalg.LinAlgWarning
             As for `NTKClassifier.fit`.
         """
-        if not isinstance(self.normalize_y, bool):
-            raise TypeError(f"normalize_y must be True or False, got {self.normalize_y!r}")
+        normalize_y: object = self.normalize_y
+        if not isinstance(normalize_y, bool):
+            raise TypeError(f"normalize_y must be True or False, got {normalize_y!r}")
         with self._all_or_nothing():
             rows, targets, shape = self._checked(X, y, reset=True)
             columns = targets.reshape(len(targets), -1)
