@@ -246,7 +246,7 @@ def test_npz_with_test_set_names_and_column_labels(tmp_path: Path) -> None:
 def test_npz_compressed_bytes_and_whole_floats(tmp_path: Path) -> None:
     path = tmp_path / "z.npz"
     np.savez_compressed(path, x=IMAGES / 255.0, y=np.array([b"b", b"a", b"\xff"])[LABELS])
-    assert load_dataset(path).class_names == ("a", "b", "\ufffd")
+    assert load_dataset(path).class_names == ("a", "b", "\udcff")
     assert load_dataset(save(path, x=IMAGES, y=LABELS + 0.0)).class_names == ("0", "1", "2")
 
 
@@ -744,7 +744,7 @@ def test_size_of_an_image_is_checked_before_it_is_decoded(
     folder = write_folder(tmp_path / "pets")
     (folder / "cat" / "0.png").write_bytes(png_of_size(9_460, 9_460))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # an application may have lifted it
-    with pytest.raises(ValueError, match=r"0\.png \(9460 x 9460 pixels, at most 89,478,485\)"):
+    with pytest.raises(ValueError, match=r"0\.png \(9460 x 9460 pixels, at most 67,108,864\)"):
         load_dataset(folder)
 
 

@@ -329,7 +329,7 @@ def shorten(path, document):
         (replace_array("x_fit", np.ones((65, 64), complex)), r"numbers or text, got dtype complex"),
         (replace_array("x_fit", np.array([print]), pickled=True), r"must hold a model"),
         (replace_array("classes", np.arange(3)), r"one column of targets for each class"),
-        (link, r"x_fit.npy must be a file in .*leads to .*elsewhere.npy"),
+        (link, r"x_fit.npy must lie in .*leads to .*elsewhere.npy"),
         (shorten, r"must hold a model"),
     ],
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,15 @@ from widelimit.files import check_file, check_room, write_atomically
 from widelimit.keeping import keep
 from widelimit.machine import remaining
 from widelimit.matrices.inputs import number_samples
+from widelimit.reading import check_regular
+from widelimit.report.table import to_cell, to_csv
 
 __all__ = ["Fit", "Prediction", "read_choice"]
 
 _BATCH = 256  # images that are read and predicted at a time
+_MAX_CELL = (
+    2**15 - 1
+)  # characters that a spreadsheet reads; the module csv reads four times as many
 
 
 def read_choice(name: str, text: str | None) -> Any:
@@ -183,14 +187,15 @@ class Prediction:
 
     @classmethod
     def prepare(cls, folder: Path, images: Sequence[Path], out: Path | None = None) -> Prediction:
-        """Load the model and find the images.
+        """Load the model and find the images, and check what can be checked before the work.
 
         Parameters
         ----------
         folder : Path
             Of a model.
         images : sequence of Path
-            Files, and folders that are searched for files with names like those of images.
+            Files, and folders that are searched for files with names like those of images; links
+            to other folders are not followed.
         out : Path or None
             Where the table will be written.
 
@@ -199,7 +204,8 @@ class Prediction:
         OSError
             If a file or folder is not there, or nothing can be written to `out`.
         ValueError
-            If the model is no classifier of images, or a folder has none.
+            If the model is no classifier of images with probabilities, a folder has no images, or
+            one is no regular file.
         """
         if out is not None:
             check_file(out)
@@ -212,24 +218,32 @@ class Prediction:
             raise ValueError(
                 f"{folder} must hold a model of grey or colour images, it reads {reads}"
             )
+        if not hasattr(model, "predict_proba"):
+            raise ValueError(
+                f"{folder} holds a classifier without probabilities, of a fit with solver='cg': "
+                "fit one with another solver"
+            )
+        if any(len(to_cell(str(label))) > _MAX_CELL for label in model.classes_):
+            raise ValueError(f"{folder} has a label of more than {_MAX_CELL:,} characters")
         files: list[Path] = []
         for path in images:
             if not path.exists():
                 raise FileNotFoundError(f"there is no file or folder {path}")
             files += _search(path) if path.is_dir() else [path]
+        for path in files:
+            check_regular(path)
         return cls(model, shape, files)
 
     def run(self, warn: Callable[[str], None]) -> str:
-        """Classify all images; return the table as CSV, and warn of what was changed in them.
+        """Classify all images; return the table as `to_csv` has it, and warn of changes to them.
 
         Raises
         ------
         OSError, ValueError
             If an image cannot be read.
         """
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["image", "class", *self.model.classes_])
+        classes: list[Any] = self.model.classes_.tolist()
+        rows: list[list[Any]] = [["image", "class", *classes]]
         changed: Counter[str] = Counter()
         first: dict[str, str] = {}
         for start in range(0, len(self.files), _BATCH):
@@ -238,16 +252,16 @@ class Prediction:
             for index, path in enumerate(part):
                 x[index] = self._read(path, changed, first)
             chances: FloatArray = self.model.predict_proba(x)
-            labels = self.model.classes_[chances.argmax(axis=1)]
-            for path, label, row in zip(part, labels, chances, strict=True):
-                table.writerow([path, label, *(f"{chance:.6g}" for chance in row)])
+            for path, row in zip(part, chances, strict=True):
+                shown = [f"{chance:.6g}" for chance in row]
+                rows.append([str(path), classes[int(row.argmax())], *shown])
         for change, count in changed.items():
             many = "image was" if count == 1 else "images were"
             warn(
                 f"warning: {count:,} {many} {change} to {_shape(self.shape)}, as those the model "
                 f"was fitted to, the first is {first[change]}"
             )
-        return text.getvalue()
+        return to_csv(rows)
 
     def _read(self, path: Path, changed: Counter[str], first: dict[str, str]) -> FloatArray:
         image = read_image(path, path.parent, safe_formats())
@@ -265,16 +279,20 @@ class Prediction:
 
 def _search(folder: Path) -> list[Path]:
     suffixes = image_suffixes()
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    found: list[Path] = []
+    folders = [folder]
+    while folders:
+        for entry in os.scandir(folders.pop()):
+            path = Path(entry.path)
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+            elif path.suffix.lower() in suffixes:
+                found.append(path)
     if not found:
         raise ValueError(f"{folder} must hold images, found no file with a name like one")
-    return found
+    return sorted(found)
 
 
 def _shape(shape: Sequence[int]) -> str:

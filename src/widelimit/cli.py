@@ -46,6 +46,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
+    # Names of files need not be UTF-8, nor the terminal.
+    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
+        reconfigure(errors="backslashreplace")
     app()
 
 
@@ -101,7 +104,9 @@ def _one_line(error: OSError | ValueError) -> str:
 
 
 def _complain(message: str) -> None:
-    typer.echo(f"widelimit: {message}", err=True)
+    # One line, whatever the names in it, and nothing that a terminal acts on.
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    typer.echo(f"widelimit: {line}", err=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -381,7 +386,11 @@ def predict(
         typer.Option(help="auto, cpu, cuda or reference.", show_default="that of the model"),
     ] = None,
 ) -> None:
-    """Classify images: a table of classes and probabilities."""
+    """Classify images: a table of classes and probabilities, one row for each image.
+
+    It is CSV in UTF-8. A cell that begins with ' holds text that a spreadsheet would run, or that
+    is not UTF-8, with the escapes of a Python string.
+    """
     with exits(), user_input():
         from widelimit.classify import Prediction
         from widelimit.job import check_backend
@@ -390,7 +399,7 @@ def predict(
         job.model.backend = check_backend(backend or job.model.backend)
         text = job.run(_complain)
         if out is None:
-            typer.echo(text, nl=False)
+            typer.echo(text.encode(), nl=False)
         else:
             place = job.write(text, out)
             typer.echo(f"{place}: {len(job.files):,} images")

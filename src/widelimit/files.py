@@ -41,6 +41,8 @@ __all__ = [
 PARTIAL_SUFFIX = ".partial"
 """Ending of the names of files that are not complete: after a crash they may be deleted."""
 
+_OWNER = "process "  # what a lock begins with
+
 # What a file system answers that cannot sync a folder.
 _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
 _NO_ROOM = {
@@ -71,12 +73,7 @@ def check_file(path: Path, needed: int = 0) -> None:
         that is no file has this name, or the disk has too little room.
     """
     _check_place(path, path.parent, [path, _beside(path)])
-    with contextlib.suppress(FileNotFoundError):
-        kind = os.stat(path).st_mode
-        if stat.S_ISDIR(kind):
-            raise _refusal(errno.EISDIR, "this is a folder: give the path of a file", path)
-        if not stat.S_ISREG(kind):
-            raise _refusal(errno.EEXIST, "this is no file: give the path of a file", path)
+    _check_kind(path)
     check_room(path, needed)
 
 
@@ -130,6 +127,16 @@ def check_room(path: Path, needed: int) -> None:
     if disk.total and needed > disk.free:
         free = _megabytes(disk.free, math.floor)
         raise no_room(path, needed, f", {free} are free: make room, or give another path")
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse the path of a folder, or of a pipe, a device or a socket, which a rename replaces."""
+    with contextlib.suppress(FileNotFoundError):
+        kind = os.stat(path).st_mode
+        if stat.S_ISDIR(kind):
+            raise _refusal(errno.EISDIR, "this is a folder: give the path of a file", path)
+        if not stat.S_ISREG(kind):
+            raise _refusal(errno.EEXIST, "this is no file: give the path of a file", path)
 
 
 def _check_place(path: Path, folder: Path, names: list[Path]) -> None:
@@ -248,8 +255,9 @@ def atomic_file(path: Path, needed: int = 0) -> Generator[BinaryIO]:
     OSError
         If the file cannot be written; what was there before is still there. Or if the folder
         cannot be synced: then the new file is there, but may be gone after a power cut. It names
-        the path, not the temporary one.
+        the path, not the temporary one. Or if a folder, a pipe, a device or a socket is there.
     """
+    _check_kind(path)
     temporary = _beside(path)
     with naming(path, needed, temporary):
         try:
@@ -268,8 +276,13 @@ def atomic_file(path: Path, needed: int = 0) -> Generator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write bytes, or text as UTF-8, by `atomic_file`."""
-    encoded = content.encode() if isinstance(content, str) else content
+    """Write bytes, or text as UTF-8, by `atomic_file`.
+
+    Half surrogates, which stand for bytes in names of files that are not UTF-8, become escapes of
+    Python, which JSON reads, too.
+    """
+    text = isinstance(content, str)
+    encoded = content.encode("utf-8", "backslashreplace") if text else content
     with atomic_file(path, len(encoded)) as file:
         file.write(encoded)
 
@@ -322,29 +335,45 @@ def locked_file(path: Path) -> Generator[TextIO]:
         If another process holds it, with what that one has written.
     OSError
         If nothing can be written there; it names the folder.
+    ValueError
+        If it is something else than a lock, which is not written over.
     """
     with naming(path.parent, hidden=path):
-        opened = path.open("a+", encoding="utf-8")
+        opened = _open_lock(path)
     with opened as file:
         _locked.add(file)
         try:
-            if not _lock_alone(file):
-                file.seek(0)
-                owner = file.read(200).strip() or "unknown"
+            alone = _lock_alone(file)
+            held = file.read(200).strip()
+            if not alone:
                 raise BlockingIOError(
                     errno.EAGAIN,
-                    f"another process is writing there ({owner}): wait until it has finished, or "
-                    "stop it",
+                    f"another process is writing there ({held or 'unknown'}): wait until it has "
+                    "finished, or stop it",
                     str(path.parent),
                 )
+            if held and not held.startswith(_OWNER):
+                raise ValueError(f"{path} must be a lock, it holds something else: delete it")
             with naming(path.parent):
                 os.ftruncate(file.fileno(), 0)
-                os.write(
-                    file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode()
-                )
+                owner = f"{_OWNER}{os.getpid()} on {socket.gethostname()}\n"
+                os.pwrite(file.fileno(), owner.encode(), 0)
             yield file
         finally:
             _locked.discard(file)
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Open the file of a lock at its beginning, or make it; none that a link or a pipe is."""
+    if path.is_symlink():
+        raise ValueError(f"{path} must be a lock, it is a link to {os.readlink(path)}: delete it")
+    # Both as if it had become a link or a pipe since.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    handle = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError(f"{path} must be a lock, it is no regular file: delete it")
+    return os.fdopen(handle, "r+", encoding="utf-8", errors="replace")
 
 
 def _lock_alone(file: TextIO) -> bool:

@@ -190,7 +190,7 @@ def describe_store(store: str) -> str:
     """
     tiles = TileStore.open(open_objects(store))
     manifest = read_manifest(tiles)
-    done, total = len(tiles.finished()), sum(1 for _ in tiles.grid.tiles())
+    done, total = len(tiles.finished()), len(tiles.grid)
     sizes = tiles.objects.sizes("c")
     if tiles.objects.in_use():
         state = "a process is writing to it"

@@ -32,6 +32,8 @@ from widelimit.machine import ALWAYS_FITS, available_memory
 __all__ = [
     "MAX_HEADER",
     "StoredArray",
+    "check_inside",
+    "check_regular",
     "open_array",
     "open_arrays",
     "open_regular",
@@ -52,6 +54,7 @@ _MAX_RATIO = 100  # of what an array unpacks to and the size of its archive ...
 _FREELY_UNPACKED = 2**28  # ... where it is more bytes than these
 _MAX_COUNT, _MAX_RANK = 2**48, 32  # bytes and axes of an array of numpy
 _MAX_DEPTH = 64  # of lists and objects in one another
+_MAX_INNER = 2**20  # lists and objects in a document: "{}" takes 30 times its bytes
 _MAX_REASON = 400  # characters
 
 
@@ -106,18 +109,31 @@ def open_regular(path: Path, folder: Path | None = None) -> Generator[BinaryIO]:
     ValueError
         If it is a folder, a pipe, a device or a socket, or a link leads out of the folder.
     """
-    if folder is not None and _has_links(path, folder):
-        real = Path(os.path.realpath(path))
-        if not real.is_relative_to(os.path.realpath(folder)):
-            raise ValueError(
-                f"{path} must be a file in {folder}, it leads to {real}: copy that file there"
-            )
+    if folder is not None:
+        check_inside(path, folder)
     # Before it is opened: a device may act on that.
-    _check_regular(path, os.stat(path))
+    check_regular(path)
     # A pipe that came there since would wait for a writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        _check_regular(path, os.fstat(file.fileno()))
+        check_regular(path, os.fstat(file.fileno()))
         yield file
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a path below a folder from which symbolic links lead out of it.
+
+    Raises
+    ------
+    ValueError
+        With where it leads.
+    """
+    if not _has_links(path, folder):
+        return
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(os.path.realpath(folder)):
+        raise ValueError(
+            f"{path} must lie in {folder}, it leads to {real}: put a copy in the place of the link"
+        )
 
 
 def _has_links(path: Path, folder: Path) -> bool:
@@ -132,7 +148,17 @@ def _has_links(path: Path, folder: Path) -> bool:
     return False
 
 
-def _check_regular(path: Path, found: os.stat_result) -> None:
+def check_regular(path: Path, found: os.stat_result | None = None) -> None:
+    """Refuse what is no regular file: an open one that was found there, or that of a path.
+
+    Raises
+    ------
+    OSError
+        If it is not there.
+    ValueError
+        If it is a folder, a pipe, a device or a socket.
+    """
+    found = os.stat(path) if found is None else found
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, device or socket"
         raise ValueError(f"{path} must be a regular file, it is {kind}: give another path")
@@ -211,11 +237,14 @@ def parse_json(text: str | bytes, name: str) -> dict[str, Any]:
     ------
     ValueError
         If it is no JSON object, a key occurs twice in one of its objects, a number is none that a
-        float64 holds, or lists and objects lie more than 64 deep in one another.
+        float64 holds, lists and objects lie more than 64 deep in one another, or are millions.
     """
     with refusing(f"{name} must be a JSON object, it is not", "is it the right file?"):
+        plain = text.decode("utf-8") if isinstance(text, bytes) else text
+        if plain.count("[") + plain.count("{") > _MAX_INNER:
+            raise ValueError(f"it has more than {_MAX_INNER:,} lists and objects")
         content: Any = json.loads(
-            text.decode("utf-8") if isinstance(text, bytes) else text,
+            plain,
             object_pairs_hook=_unique,
             parse_float=_finite,
             parse_constant=_finite,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.data.dataset import Dataset, to_unit_interval
+from widelimit.reading import open_regular
 
 __all__ = ["is_cifar10_folder", "load_cifar10_folder"]
 
@@ -78,14 +80,15 @@ def load_cifar10_folder(folder: Path) -> Dataset:
 
 
 def _read(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    size = path.stat().st_size
-    records, rest = divmod(size, _RECORD)
-    if rest or not 1 <= records <= _MAX_RECORDS:
-        raise ValueError(
-            f"{path} must hold 1 to {_MAX_RECORDS:,} records of {_RECORD:,} bytes, got {size:,} "
-            "bytes: unpack cifar-10-binary.tar.gz again"
-        )
-    content = np.fromfile(path, dtype=np.uint8, count=records * _RECORD).reshape(records, _RECORD)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        records, rest = divmod(size, _RECORD)
+        if rest or not 1 <= records <= _MAX_RECORDS:
+            raise ValueError(
+                f"{path} must hold 1 to {_MAX_RECORDS:,} records of {_RECORD:,} bytes, got "
+                f"{size:,} bytes: unpack cifar-10-binary.tar.gz again"
+            )
+        content = np.frombuffer(file.read(size), np.uint8).reshape(-1, _RECORD)
     labels = content[:, 0]
     if int(labels.max()) >= len(CLASSES):
         bad = int(np.argmax(labels >= len(CLASSES)))

@@ -17,6 +17,7 @@ __all__ = [
     "FloatArray",
     "IntArray",
     "check_size",
+    "check_unpacked",
     "draw_training_sets",
     "split_by_class",
     "standardise",
@@ -26,6 +27,9 @@ __all__ = [
 
 MAX_VALUES = 2**28
 """Most pixel values that a loader reads: 2 GiB in float64 (CIFAR-10 has 1.8e8)."""
+
+_MAX_RATIO = 100  # of what images take in float64 and the size of their file ...
+_FREELY_UNPACKED = 2**29  # ... where it is more bytes than these
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -283,6 +287,30 @@ def check_size(shape: Sequence[int], name: str) -> None:
             f"{name} must hold at most {MAX_VALUES:,} pixel values ({MAX_VALUES * 8 / 2**30:g} GiB "
             f"in float64), got {' x '.join(map(str, shape))} = {values:,}: use fewer or smaller "
             "images"
+        )
+
+
+def check_unpacked(values: int, size: int, name: str) -> None:
+    """Refuse a file so well compressed that little of it would take much memory.
+
+    Parameters
+    ----------
+    values : int
+        Pixel values in the file.
+    size : int
+        Bytes of the file.
+    name : str
+        Of the file.
+
+    Raises
+    ------
+    ValueError
+        If the values take more than 512 MiB as float64, and more than 100 times its size.
+    """
+    if 8 * values > max(_FREELY_UNPACKED, _MAX_RATIO * size):
+        raise ValueError(
+            f"{name} has {size:,} bytes, but at least {values:,} pixel values, which take "
+            f"{8 * values / 2**30:.1f} GiB: save it without compression if that is meant"
         )
 
 

@@ -101,7 +101,7 @@ def _list_classes(folder: Path) -> dict[str, list[Path]]:
             f"images of each class to a folder of its own, as in {folder.name}/cat/1.png"
         )
     classes = {
-        entry.name: [p for p in _visible(entry) if p.suffix.lower() in _SUFFIXES and p.is_file()]
+        entry.name: [p for p in _visible(entry) if p.suffix.lower() in _SUFFIXES]
         for entry in folders
     }
     if empty := [name for name, files in classes.items() if not files]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.data.dataset import MAX_VALUES, Dataset, to_unit_interval
+from widelimit.data.dataset import MAX_VALUES, Dataset, check_unpacked, to_unit_interval
 from widelimit.reading import open_regular, refusing
 
 __all__ = ["find_idx_files", "load_idx_folder", "read_idx"]
@@ -118,7 +119,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     OSError
         If the file cannot be opened.
     ValueError
-        If it is damaged, or no IDX file of at most `MAX_VALUES` unsigned bytes.
+        If it is damaged, no IDX file of at most `MAX_VALUES` unsigned bytes, or compressed so well
+        that little of it would take much memory (`check_unpacked`).
 
     Notes
     -----
@@ -131,10 +133,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             with refusing(f"{path} is damaged", "download it again"):
                 return stream.read(n)
 
-        return _read(take, path)
+        return _read(take, path, os.fstat(file.fileno()).st_size)
 
 
-def _read(take: Callable[[int], bytes], path: Path) -> NDArray[np.uint8]:
+def _read(take: Callable[[int], bytes], path: Path, size: int) -> NDArray[np.uint8]:
     head = take(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] != _UNSIGNED_BYTE or head[3] not in (1, 3):
         raise ValueError(
@@ -155,6 +157,7 @@ def _read(take: Callable[[int], bytes], path: Path) -> NDArray[np.uint8]:
     content = bytearray()  # which grows: the header may promise more than there is
     while len(content) < expected and (part := take(min(_CHUNK, expected - len(content)))):
         content += part
+        check_unpacked(len(content), size, str(path))
     if len(content) < expected:
         raise ValueError(
             f"{path} must hold {expected:,} bytes after its header, got {len(content):,}: it was "

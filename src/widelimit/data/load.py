@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,13 @@ from widelimit.data.dataset import Dataset, split_by_class
 from widelimit.data.folder import load_image_folder
 from widelimit.data.idx import find_idx_files, load_idx_folder
 from widelimit.data.npz import load_npz
+from widelimit.reading import check_regular
 
 __all__ = ["load_dataset"]
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")
 _DATA_FOLDER = "WIDELIMIT_DATA"  # environment variable
+_MAX_SIBLINGS = 1000  # that are looked through for a similar name
 _DIGITS_TRAIN_PER_CLASS = 128
 
 # Where the files of a named data set are looked for, and how to get them.
@@ -83,7 +86,8 @@ def load_dataset(source: str | os.PathLike[str], *, seed: int = 0) -> Dataset:
     path = Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, path.resolve().name, seed)
-    if path.is_file():
+    if path.exists():
+        check_regular(path)
         if path.suffix.lower() != ".npz":
             raise ValueError(
                 f"{path} must be an .npz file or a folder, got a file of type "
@@ -148,7 +152,7 @@ def _explain_missing(name: str, path: Path) -> str:
         return f"{message}: did you mean {similar[0]}?"
     if path.parent.is_dir():
         try:
-            siblings = [entry.name for entry in path.parent.iterdir()]
+            siblings = [entry.name for entry in islice(path.parent.iterdir(), _MAX_SIBLINGS)]
         except OSError:
             siblings = []
         if similar := difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6):

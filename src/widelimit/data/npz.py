@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.data.dataset import MAX_VALUES, Dataset, check_size, split_by_class, to_unit_interval
+from widelimit.data.dataset import (
+    MAX_VALUES,
+    Dataset,
+    check_size,
+    check_unpacked,
+    split_by_class,
+    to_unit_interval,
+)
 from widelimit.reading import StoredArray, open_arrays
 
 __all__ = ["load_npz"]
@@ -60,7 +68,9 @@ def load_npz(path: Path, *, seed: int = 0) -> Dataset:
     x_train = _images(arrays[_IMAGES, "train"], path, "training images")
     labels = _labels(arrays[_LABELS, "train"], len(x_train), path, "training labels")
     classes = np.unique(labels)
-    names = tuple(str(name)[:_MAX_NAME] for name in classes)
+    names = tuple(map(str, classes))
+    if max(map(len, names)) > _MAX_NAME:
+        raise ValueError(f"{path}: labels must have at most {_MAX_NAME} characters: shorten them")
     y_train = np.searchsorted(classes, labels).astype(np.int64)
     title = path.stem
     if (_IMAGES, "test") not in arrays:
@@ -77,7 +87,7 @@ def load_npz(path: Path, *, seed: int = 0) -> Dataset:
         )
     x_test = _images(arrays[_IMAGES, "test"], path, "test images")
     test_labels = _labels(arrays[_LABELS, "test"], len(x_test), path, "test labels")
-    if test_labels.dtype.kind != labels.dtype.kind:
+    if (test_labels.dtype.kind == "U") != (labels.dtype.kind == "U"):
         raise ValueError(f"{path}: training and test labels must be of one kind, numbers or text")
     if unknown := sorted(set(test_labels.tolist()) - set(classes.tolist()))[:5]:
         raise ValueError(
@@ -89,7 +99,7 @@ def load_npz(path: Path, *, seed: int = 0) -> Dataset:
         x_train=x_train,
         y_train=y_train,
         x_test=x_test,
-        y_test=np.searchsorted(classes, test_labels).astype(np.int64),
+        y_test=np.searchsorted(classes, test_labels.astype(classes.dtype)).astype(np.int64),
         class_names=names,
         provenance=f"{path.name}, a file with a test set.",
     )
@@ -117,6 +127,8 @@ def _find(stored: dict[str, StoredArray], path: Path) -> dict[tuple[str, str], S
             f"{path} must unpack to at most {_MAX_BYTES:,} bytes, got {total:,}: use fewer or "
             "smaller images, or save them as uint8"
         )
+    values = sum(math.prod(array.shape) for (what, _), array in wanted.items() if what == _IMAGES)
+    check_unpacked(values, path.stat().st_size, str(path))
     return wanted
 
 
@@ -154,7 +166,7 @@ def _labels(array: NDArray[Any], n: int, path: Path, what: str) -> NDArray[Any]:
         )
     kind = array.dtype.kind
     if kind == "S":
-        return np.char.decode(array, "utf-8", "replace")
+        return np.char.decode(array, "utf-8", "surrogateescape")  # as Python reads names of files
     if kind == "f":
         whole = np.isfinite(array) & (array == np.round(array)) & (np.abs(array) < 2**53)
         if not np.all(whole):
@@ -162,4 +174,6 @@ def _labels(array: NDArray[Any], n: int, path: Path, what: str) -> NDArray[Any]:
                 f"{name} must be whole numbers or text, got {array[np.argmin(whole)]}: this is "
                 "classification"
             )
-    return array if kind == "U" else array.astype(np.int64)
+    if kind == "U" or (kind == "u" and array.dtype.itemsize == 8):
+        return array  # what fits no int64 has no other label than its own
+    return array.astype(np.int64)

@@ -22,7 +22,7 @@ from widelimit.estimators.base import (
 from widelimit.estimators.calibration import fit_temperature, log_softmax
 from widelimit.estimators.influence import Influence
 from widelimit.estimators.samples import split_shape
-from widelimit.solvers.labels import encode_labels
+from widelimit.solvers.labels import encode_labels, join_labels
 
 __all__ = ["NTKClassifier"]
 
@@ -269,11 +269,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         names: list[NDArray[Any]] = []
 
         def encode(counts: NDArray[np.bool_]) -> FloatArray:
-            known = np.unique(np.concatenate([self.classes_, labels[counts], *announced]))
+            known = np.unique(join_labels([self.classes_, labels[counts], *announced]))
             names.append(known)
-            return encode_labels(
-                np.concatenate([self.classes_[self._labels], labels[counts]]), known
-            )
+            return encode_labels(join_labels([self.classes_[self._labels], labels[counts]]), known)
 
         with self._all_or_nothing():
             self._partial_fit(rows, encode, sample_weight, shape)

@@ -19,6 +19,7 @@ from widelimit.estimators.classifier import NTKClassifier
 from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel
 from widelimit.estimators.regressor import NTKRegressor
 from widelimit.estimators.samples import Training, check_image_shape
+from widelimit.matrices.inputs import check_threads
 from widelimit.network import Network
 from widelimit.program import Kind
 from widelimit.solvers import Factor, Solution, Statistics, Status, Unavailable, restore_factor
@@ -62,6 +63,8 @@ ARRAYS: dict[str, tuple[str, tuple[str, ...] | None]] = {
 }
 """What may be in each array: kinds of dtypes, and how its shape follows from n samples, m rows of
 the Gram matrix and t targets; None: in another way."""
+
+_FINITE = {"dual_coef", "targets", "sample_weight", "x_fit", "mean", "scale", "nngp"}
 
 Arrays = dict[str, NDArray[Any]]
 Document = dict[str, Any]
@@ -203,11 +206,15 @@ def restore(document: Document, arrays: Arrays) -> NTKEstimator:
         If something is missing, or does not fit the rest.
     """
     _check_shapes(arrays)
+    for name in _FINITE & arrays.keys():
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} must be finite")
     fitted, kind = document["fitted"], _ESTIMATORS[document["estimator"]]
     parameters = {name: _parameter(value) for name, value in document["parameters"].items()}
     if places := set(parameters) & set(_LOCAL):  # where a later fit would write
         raise ValueError(f"a model has no parameters {sorted(places)}")
     model = kind(**parameters)
+    check_threads(model.threads)
     state: Any = model
     _restore_features(model, fitted)
     training = _restore_training(arrays)
@@ -309,6 +316,10 @@ def _restore_labels(model: NTKClassifier, fitted: Document, arrays: Arrays) -> N
     model.classes_ = classes.astype(object) if fitted["object_labels"] else classes
     temperature = fitted["temperature"]
     model.temperature_ = None if temperature is None else float(temperature)
+    if model.temperature_ is not None and not 0 < model.temperature_ < math.inf:
+        raise ValueError(f"temperature must be above 0, got {model.temperature_}")
+    if (temperature is None) != ("loo_predictions" not in arrays):
+        raise ValueError("there must be a temperature where there are loo_predictions")
     cast("Any", model)._labels = targets.argmax(axis=1)
 
 

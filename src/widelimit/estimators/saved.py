@@ -41,7 +41,8 @@ __all__ = ["check_model_folder", "load_model", "save_model"]
 _DOCUMENT = "model.json"
 _LOCK = ".lock"
 _FILE = re.compile(r"([a-z0-9_]+?)(?:-[0-9a-f]{16})?\.npy")  # of an array, by its name
-_MAX_DOCUMENT = 2**26  # bytes; the names of a million features
+_MAX_DOCUMENT = 2**25  # bytes; the names of a million features
+_LIST = 2**14  # bytes of it that list the arrays
 _CHUNK = 2**24  # bytes
 _CRC: Callable[[int, bytes], int] = cast("Any", google_crc32c).extend
 
@@ -73,6 +74,9 @@ def save_model(
         If it cannot be written, or will not fit; what was there is still there.
     TypeError
         If labels are neither numbers nor strings.
+    ValueError
+        If names of features take more than 32 MB together, which could not be read again; or the
+        lock of the folder is none.
 
     Notes
     -----
@@ -84,6 +88,11 @@ def save_model(
     target = Path(folder)
     check_model_folder(target, overwrite=overwrite)
     document, arrays = describe(model)
+    if (size := len(json.dumps(document, indent=1))) > _MAX_DOCUMENT - _LIST:
+        raise ValueError(
+            f"names and parameters of a model must take at most {_MAX_DOCUMENT:,} bytes, got "
+            f"{size:,}: fit it to an array, or to a frame with shorter names of columns"
+        )
     needed = sum(values.nbytes + MAX_HEADER for values in arrays.values()) + 2 * MAX_HEADER
     check_room(target, needed)
     if not os.path.exists(target):

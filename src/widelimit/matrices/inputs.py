@@ -29,6 +29,7 @@ __all__ = [
     "number_samples",
 ]
 
+_MOST_THREADS = 1024  # that a system surely starts, on however few processors
 _SMALLEST_TILE, _LARGEST_TILE = 16, 2**14
 _SMALLEST, _LARGEST = 1e-120, 1e120  # of an input: its fourth power is a float64
 _CHUNK_SAMPLES, _CHUNK_BYTES = 512, 2**22  # that are looked at together, at most
@@ -73,9 +74,14 @@ def check_threads(threads: Any) -> int:
         return default_threads()
     if isinstance(threads, bool) or not isinstance(threads, Integral):
         raise TypeError(f"threads must be an integer or None, got {threads!r}")
-    if threads < 1:
+    count, most = int(threads), max(_MOST_THREADS, default_threads())
+    if count < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    return int(threads)
+    if count > most:
+        raise ValueError(
+            f"threads must be at most {most:,}, got {count!r:.20}: None is one for each processor"
+        )
+    return count
 
 
 def check_inputs(

@@ -17,7 +17,7 @@ from widelimit.files import (
     make_folder,
     write_atomically,
 )
-from widelimit.reading import open_regular, read_bytes
+from widelimit.reading import check_inside, open_regular, read_bytes
 
 __all__ = ["KEPT", "METADATA", "SEALS", "Objects", "check_stores", "open_objects"]
 
@@ -46,7 +46,10 @@ class Objects(Protocol):
         ...
 
     def write(self, key: str, content: bytes) -> None:
-        """Write an object: readers see the old one or the whole new one."""
+        """Write an object: readers see the old one or the whole new one.
+
+        ValueError if its place is not among the others, but where a link leads.
+        """
         ...
 
     def delete(self, key: str) -> None:
@@ -67,7 +70,10 @@ class Objects(Protocol):
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Be the only writer within the block; BlockingIOError if another process is."""
+        """Be the only writer within the block.
+
+        BlockingIOError if another process is; ValueError if links lead out of the folder.
+        """
         ...
 
     def in_use(self) -> bool:
@@ -76,7 +82,10 @@ class Objects(Protocol):
 
 
 class _Folder:
-    """Objects in a folder of this machine's file system."""
+    """Objects in a folder of this machine's file system.
+
+    The folder may be anybody's: nothing is read, written or deleted where links lead out of it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -91,14 +100,21 @@ class _Folder:
             return file.read()
 
     def write(self, key: str, content: bytes) -> None:
-        path = self._path / key
+        path = self._place(key)
         make_folder(path.parent)
         write_atomically(path, content)
 
     def delete(self, key: str) -> None:
-        (self._path / key).unlink(missing_ok=True)
+        self._place(key).unlink(missing_ok=True)
+
+    def _place(self, key: str) -> Path:
+        """Return the path of an object; one that is itself a link is replaced, or deleted."""
+        path = self._path / key
+        check_inside(path.parent, self._path)
+        return path
 
     def sizes(self, prefix: str) -> dict[str, int]:
+        check_inside(self._path / prefix, self._path)
         found: dict[str, int] = {}
         folders = [prefix]
         while folders:
@@ -116,7 +132,7 @@ class _Folder:
         return found
 
     def exists(self, key: str) -> bool:
-        return (self._path / key).is_file()
+        return self._place(key).is_file()
 
     def check_room(self, needed: int) -> None:
         check_room(self._path, needed)
@@ -157,6 +173,7 @@ class _Folder:
     def _clean(self) -> None:
         """Delete what a process that was killed left half-written."""
         for place in (self._path, *(self._path / name for name in _FOLDERS)):
+            check_inside(place, self._path)
             for folder, inside, files in os.walk(place):
                 if place == self._path:
                     inside.clear()

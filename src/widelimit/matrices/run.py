@@ -239,7 +239,7 @@ class _Run:
         self._wholly = set[Key]() if old is None else missing & tiles.grid.common(old.grid)
         self.keys = list(tiles.grid.order(missing - self._wholly, plan.group))
         self._weights = [max(1, f.program.element_layers) for f in computation.families]
-        total = sum(1 for _ in tiles.grid.tiles())
+        total = len(tiles.grid)
         pairs = sum(map(self._pairs, self.keys))
         self._tracker = Tracker(total, total - len(missing), pairs, sizes.element_layers)
 

@@ -35,6 +35,7 @@ from widelimit.reading import parse_json, refusing
 __all__ = ["StoreError", "TileStore", "is_finished", "room_of"]
 
 _IDENTITY = re.compile("[0-9a-f]{32}")
+_SEAL = re.compile("/(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,9})$")  # the name of that of a tile
 _MAX_METADATA = 2**24  # bytes: a manifest with thousands of networks
 _MAX_TILES = 2**24
 _BLOCK = 2**12  # bytes: of the file systems that are in use
@@ -227,17 +228,19 @@ class TileStore:
         A tile appears only when all its bytes are on the disk. One that is shorter was damaged
         since: it counts as not there. So does one that was not written for this store.
         """
-        sizes = self.objects.sizes("c")
+        sizes, grid = self.objects.sizes("c"), self.grid
         seals = self.objects.sizes(f"{SEALS}/{self.identity}")
+        # What lies there is counted, not what metadata announce, which may be anything.
+        found = [tuple(map(int, match.groups())) for match in map(_SEAL.search, seals) if match]
         return {
             key
-            for key in self.grid.tiles()
-            if self._seal_name(key) in seals
+            for key in cast("list[Key]", found)
+            if key in grid
             and all(sizes.get(name) == self._chunk_bytes for name in self._names(key))
         }
 
     def missing(self) -> set[Key]:
-        """Return the keys of the other tiles."""
+        """Return the keys of the other tiles: takes memory for each."""
         return set(self.grid.tiles()) - self.finished()
 
     def room(self, keys: Collection[Key]) -> int:
@@ -247,6 +250,11 @@ class TileStore:
         whole = room_of(len(keys), self.tile, entry, matrices)
         return whole - sum(there.get(name, 0) for key in keys for name in self._names(key))
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all tiles are there."""
+        return len(self.finished()) == len(self.grid)
+
     def check_finished(self) -> None:
         """Refuse a store that lacks tiles.
 
@@ -255,7 +263,7 @@ class TileStore:
         StoreError
             With how many.
         """
-        missing = len(self.missing())
+        missing = len(self.grid) - len(self.finished())
         if missing:
             raise StoreError(
                 f"{self.objects.name} lacks {missing} of its tiles: run the call that makes it "
@@ -508,7 +516,7 @@ def room_of(tiles: int, side: int, entry: int, matrices: int = 1) -> int:
 def is_finished(objects: Objects) -> bool:
     """Return whether a whole matrix lies there, which can be read where nothing can be written."""
     try:
-        return not TileStore.open(objects).missing()
+        return TileStore.open(objects).is_finished
     except (OSError, StoreError):
         return False
 

@@ -50,6 +50,17 @@ class Grid:
             for j in range(first, last):
                 yield i, j
 
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        rows, columns = self.shape
+        return rows * columns if self.region == "full" else rows * (rows + 1) // 2
+
+    def __contains__(self, key: Key) -> bool:
+        """Return whether there is such a tile."""
+        (i, j), (rows, columns) = key, self.shape
+        inside = 0 <= i < rows and 0 <= j < columns
+        return inside and (self.region == "full" or (i <= j if self.region == "upper" else i >= j))
+
     def extent(self, key: Key) -> tuple[slice, slice]:
         """Return the rows and columns of the matrix that a tile covers."""
         i, j = (index * self.tile for index in key)

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.machine import blas_on_one_thread, default_threads
+from widelimit.machine import blas_on_one_thread
+from widelimit.matrices.inputs import check_threads
 
 __all__ = ["Arithmetic", "Crew", "factor_in_place", "run_interruptibly"]
 
@@ -308,7 +309,7 @@ class Crew:
     """Threads that each run BLAS on one thread of its own: no bit depends on how many there are."""
 
     def __init__(self, threads: int | None) -> None:
-        self.size = default_threads() if threads is None else threads
+        self.size = check_threads(threads)
         self._pool = ThreadPoolExecutor(self.size, thread_name_prefix="widelimit")
         self._alone = blas_on_one_thread()
 

@@ -49,12 +49,13 @@ def check_ridge(ridge: object) -> float:
     """
     if isinstance(ridge, bool) or not isinstance(ridge, Real):
         raise TypeError(f"ridge must be a number, got {ridge!r} ({type(ridge).__name__})")
-    if not 0 <= float(ridge) < math.inf:  # also false for nan
+    given: Any = ridge  # an integer may be none that a float holds
+    if not 0 <= given < math.inf:  # also false for nan
         raise ValueError(
             f"ridge must be finite and >= 0, got {ridge!r}: it is relative, it multiplies "
             "trace(k)/n; use 0 for none, or a small number such as 1e-6"
         )
-    if float(ridge) > _LARGEST_RIDGE:
+    if given > _LARGEST_RIDGE:
         raise ValueError(
             f"ridge must be at most {_LARGEST_RIDGE:g}, got {ridge!r}: it is relative, it "
             "multiplies trace(k)/n; ridge=1e6 leaves next to nothing to learn already"

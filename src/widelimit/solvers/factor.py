@@ -17,9 +17,9 @@ from widelimit.arrays import FloatArray
 from widelimit.display import share_alone, shown
 from widelimit.files import said
 from widelimit.machine import remaining
-from widelimit.matrices.store import TileStore
+from widelimit.matrices.store import StoreError, TileStore
 from widelimit.matrices.tiles import Key
-from widelimit.reading import MAX_HEADER, open_array
+from widelimit.reading import MAX_HEADER, open_array, refusing
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_targets, epsilon, relative_norm
 from widelimit.solvers.matrix import Matrix, diagonal, multiply
@@ -33,7 +33,7 @@ from widelimit.solvers.solution import (
     Unavailable,
 )
 
-__all__ = ["Reader", "TiledFactor", "fitting_width"]
+__all__ = ["Reader", "TiledFactor", "fitting_width", "read_ridges"]
 
 _INVERSE = "inverse_diagonal.npy"
 _WIDEST_PANEL = 8  # tiles: what a kill can cost, and what a progress bar has to wait for
@@ -87,8 +87,7 @@ class TiledFactor:
     ) -> None:
         self.store, self._memory, self._threads = store, memory, threads
         self.n = store.shape[0]
-        self.ridge = float(store.manifest["ridge"])
-        self.ridge_absolute = float(store.manifest["ridge_absolute"])
+        self.ridge, self.ridge_absolute = read_ridges(store)
 
     @property
     def method(self) -> Method:
@@ -321,6 +320,19 @@ class TiledFactor:
             crew.run(partial(step, r, m, c, tile) for c in range(first, min(r + 1, last)))
         for c, values in sums.items():
             result[self._part(c)] = values
+
+
+def read_ridges(store: TileStore) -> tuple[float, float]:
+    """Return the ridge of a stored factor, relative and absolute.
+
+    Raises
+    ------
+    StoreError
+        If there is none.
+    """
+    expected = f"{store.objects.name} must hold a factor, it does not"
+    with refusing(expected, "give another path", StoreError):
+        return float(store.manifest["ridge"]), float(store.manifest["ridge_absolute"])
 
 
 def _inverse_name(dtype: np.dtype[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,47 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
 
-__all__ = ["encode_labels"]
+__all__ = ["encode_labels", "join_labels"]
+
+_EXACT = 2**53  # integers up to this are exact in float64
+
+
+def join_labels(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Concatenate labels, none of which changes: NumPy has float64 for int64 beside uint64.
+
+    Parameters
+    ----------
+    parts : sequence of ndarray of shape (n,)
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    ValueError
+        If some are text and others numbers, or no dtype holds all exactly.
+    """
+    filled = [part for part in parts if part.size]
+    kinds = {part.dtype.kind for part in filled}
+    if kinds & set("biuf") and kinds & set("US"):
+        raise ValueError("labels must be of one kind, got numbers and text: write all as text")
+    joined = np.concatenate(parts)
+    if joined.dtype.kind != "f" or not kinds & set("iu"):
+        return joined
+    whole = [part for part in filled if part.dtype.kind in "iu"]
+    low, high = min(int(part.min()) for part in whole), max(int(part.max()) for part in whole)
+    if "f" in kinds:
+        if max(-low, high) <= _EXACT:
+            return joined
+    elif low >= 0:
+        return np.concatenate([part.astype(np.uint64) for part in parts])
+    elif high < 2**63:
+        return np.concatenate([part.astype(np.int64) for part in parts])
+    raise ValueError(
+        f"labels must fit into one dtype, got integers from {low} to {high}"
+        f"{' and floats' if 'f' in kinds else ''}: write all as text"
+    )
 
 
 def encode_labels(y: ArrayLike, classes: ArrayLike) -> FloatArray:
@@ -33,7 +74,7 @@ def encode_labels(y: ArrayLike, classes: ArrayLike) -> FloatArray:
     ------
     ValueError
         If y or classes is not one-dimensional, there are fewer than two classes, a class occurs
-        twice, or y holds a label that is not in classes.
+        twice, or y holds a label that is not in classes; as for `join_labels`.
 
     Examples
     --------
@@ -53,6 +94,8 @@ def encode_labels(y: ArrayLike, classes: ArrayLike) -> FloatArray:
             f"classes must be a list of at least 2 labels, got shape {names.shape}: "
             "use numpy.unique(y) on labels of at least 2 classes"
         )
+    both = join_labels([names, labels])
+    names, labels = both[: names.size], both[names.size :]
     order = np.argsort(names, kind="stable")
     ranked = names[order]
     if np.any(ranked[1:] == ranked[:-1]):

@@ -34,7 +34,7 @@ from widelimit.matrices.store import StoreError, TileStore, is_finished, room_of
 from widelimit.matrices.tiles import Grid, Key
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, epsilon
-from widelimit.solvers.factor import Reader, TiledFactor, fitting_width
+from widelimit.solvers.factor import Reader, TiledFactor, fitting_width, read_ridges
 from widelimit.solvers.matrix import (
     Leading,
     Matrix,
@@ -207,7 +207,7 @@ def factorise(
     with nullcontext() if not verify and is_finished(objects) else objects.locked():
         found, old = _find_factor(store), None
         if reuse is not None:
-            if found is None or found.missing():
+            if found is None or not found.is_finished:
                 side = asked if found is None else found.tile
                 old = same_ridge = _find_reused(reuse, n, dtype, side)
             else:
@@ -333,7 +333,7 @@ class _Factorisation:
         self._report = report
         self._arithmetic = Arithmetic(np.dtype(store.dtype.name))
         self._finished = store.finished()
-        self._ridge = float(store.manifest["ridge_absolute"])
+        _, self._ridge = read_ridges(store)
         self._n = store.shape[0]
         self._work = sum(j + 1 for _, j in store.grid.tiles())
         self._done = sum(j + 1 for _, j in self._finished)

@@ -16,11 +16,13 @@ from pathlib import Path
 from widelimit.backends.cuda.device import Device
 from widelimit.files import atomic_file
 from widelimit.machine import default_threads
+from widelimit.reading import read_bytes
 
 __all__ = ["CACHE_VARIABLE", "compiled"]
 
 CACHE_VARIABLE = "WIDELIMIT_CACHE"  # a folder for compiled kernels
 _KEPT = 2000  # files: older ones make room
+_MAX_CODE, _DIGEST = 2**28, 64  # bytes
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -95,8 +97,9 @@ def _write(path: Path, code: bytes) -> None:
 
 def _whole(path: Path) -> bool:
     try:
-        code, checksum = path.read_bytes(), path.with_suffix(".sum").read_bytes()
-    except OSError:
+        code = read_bytes(path, _MAX_CODE)
+        checksum = read_bytes(path.with_suffix(".sum"), _DIGEST)
+    except (OSError, ValueError):
         return False
     return hashlib.sha256(code).hexdigest().encode() == checksum
 
