@@ -18,6 +18,7 @@ from widelimit.files import atomic_file, check_file, check_folder
 from widelimit.keeping import keep
 from widelimit.machine import parse_memory
 from widelimit.matrices import gram, kernel
+from widelimit.matrices.inputs import Channels, check_channels, check_not_first
 from widelimit.matrices.matrix import read_manifest
 from widelimit.matrices.objects import METADATA, open_objects
 from widelimit.matrices.store import TileStore
@@ -28,12 +29,14 @@ from widelimit.reading import open_arrays, read_bytes
 __all__ = [
     "Job",
     "check_backend",
+    "check_channels_word",
     "describe_store",
     "explain_networks",
     "read_array",
     "read_inputs",
     "read_network",
     "read_shape",
+    "read_size",
 ]
 
 _MAX_NETWORK = 2**22  # bytes of a file; `Network.from_json` counts the characters
@@ -73,12 +76,32 @@ def read_shape(text: str) -> tuple[int, ...]:
     Raises
     ------
     ValueError
-        If it is not made of one number or three.
+        If it is not made of one number or three, or looks as if channels came first.
     """
     parts = text.split("x")
     if len(parts) not in (1, 3) or not all(p.isascii() and p.isdigit() for p in parts):
         raise ValueError(f"shape must be height x width x channels, as in 32x32x3, got {text!r}")
-    return tuple(map(int, parts))
+    shape = tuple(map(int, parts))
+    if len(shape) == 3:
+        c, h, w = shape
+        check_not_first("--shape", shape, f"{h}x{w}x{c}")
+    return shape
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """Return ``(32, 48)``, height and width, for ``32x48``; None for None.
+
+    Raises
+    ------
+    ValueError
+        If it is not made of two numbers above 0.
+    """
+    if text is None:
+        return None
+    parts = text.split("x")
+    if len(parts) != 2 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
+        raise ValueError(f"--size must be height x width, as in 32x48, got {text!r}")
+    return int(parts[0]), int(parts[1])
 
 
 def explain_networks(
@@ -149,16 +172,33 @@ def check_backend(name: str) -> BackendName:
     return chosen
 
 
-def read_inputs(text: str, array: str | None = None) -> NDArray[Any]:
+def check_channels_word(channels: str | None) -> Channels:
+    """Return "first", "last" or None; ValueError if it is another word."""
+    if channels is not None:
+        _check("channels", channels, ("first", "last"))
+    return cast("Channels", channels)
+
+
+def read_inputs(
+    text: str,
+    array: str | None = None,
+    *,
+    channels: Channels = None,
+    size: tuple[int, int] | None = None,
+    skip_bad: bool = False,
+) -> NDArray[Any]:
     """Return the inputs that a word names.
 
     Parameters
     ----------
     text : str
-        A file of `read_array`, or what `load_dataset` takes, whose training images are meant;
-        ``:test`` behind it, as in ``fashion-mnist:test``, means its test images.
+        A file of `read_array`, or what `load_dataset` takes, of which all images are meant but
+        those of a test set of its own; ``:train`` or ``:test`` behind it, as in
+        ``fashion-mnist:test``, means those of `load_dataset`.
     array : str or None
         Of an array of an ``.npz`` file.
+    channels, size, skip_bad
+        As for `load_dataset`.
 
     Raises
     ------
@@ -168,16 +208,19 @@ def read_inputs(text: str, array: str | None = None) -> NDArray[Any]:
         If it is none of these.
     """
     if Path(text).suffix in (".npy", ".npz"):
-        return read_array(Path(text), array)
+        if size is not None or skip_bad:
+            raise ValueError(f"--size and --skip-bad are for data sets and folders, got {text}")
+        return check_channels(Path(text).name, read_array(Path(text), array), channels)
     if array is not None:
         raise ValueError(f"--array is for .npz files, got {text}")
-    from widelimit.data import load_dataset
+    from widelimit.data.load import load_dataset, read_dataset
 
+    reading: Any = {"channels": channels, "size": size, "skip_bad": skip_bad}
     name, colon, part = text.rpartition(":")
     if colon and part in ("train", "test"):
-        data = load_dataset(name)
+        data = load_dataset(name, **reading)
         return data.x_test if part == "test" else data.x_train
-    return load_dataset(text).x_train
+    return read_dataset(text, **reading).x_train
 
 
 def describe_store(store: str) -> str:
@@ -252,6 +295,9 @@ class Job:
         dtype: str = "float32",
         backend: str = "auto",
         threads: int | None = None,
+        channels: Channels = None,
+        size: tuple[int, int] | None = None,
+        skip_bad: bool = False,
         memory: str | None = None,
         verify: bool = False,
         allow_mixed: bool = False,
@@ -267,8 +313,10 @@ class Job:
         networks : sequence of Network
         array : str or None
             Name of the array in ``.npz`` files.
-        kind, dtype, backend, threads, memory, verify, allow_mixed
+        kind, dtype, backend, threads, channels, memory, verify, allow_mixed
             As for `gram`.
+        size, skip_bad
+            As for `load_dataset`.
 
         Raises
         ------
@@ -293,8 +341,9 @@ class Job:
         if memory is not None:
             parse_memory(memory)
         _check_out(out)
-        x1 = read_inputs(inputs, array)
-        x2 = None if columns is None else read_inputs(columns, array)
+        reading: Any = {"channels": channels, "size": size, "skip_bad": skip_bad}
+        x1 = read_inputs(inputs, array, **reading)
+        x2 = None if columns is None else read_inputs(columns, array, **reading)
         job = cls(
             list(networks),
             x1,
@@ -348,6 +397,7 @@ class Job:
                     dtype=self.dtype,
                     backend=self.backend,
                     threads=self.threads,
+                    channels="last",
                     memory=self.memory,
                     progress=progress,
                     verify=self.verify,
@@ -359,6 +409,7 @@ class Job:
                 dtype=self.dtype,
                 backend=self.backend,
                 threads=self.threads,
+                channels="last",
                 progress=progress,
             )
         except (TypeError, OverflowError) as error:
