@@ -363,3 +363,21 @@ def test_a_table_of_nothing_but_bad_files(
     code, text, _ = widelimit("predict", tmp_path / "m", photos / "dark" / "1.png")
     assert code == 0
     assert "cannot read 1.png" in text
+
+
+def test_the_order_of_rows_is_written_beside_a_kernel(photos: Path, tmp_path: Path) -> None:
+    words = ["kernel", photos, "--net", "cntk-gap-3", "--columns", photos, "--out"]
+    for out in ("k.npy", "s.zarr"):
+        code, _, error = widelimit(*words, tmp_path / out)
+        assert code == 0, error
+        for end in ("rows", "columns"):
+            table = (tmp_path / out).with_suffix(f".{end}.csv")
+            rows = list(csv.DictReader(io.StringIO(table.read_text())))
+            assert [row["image"] for row in rows[:5]] == [
+                *(f"dark/{k}.png" for k in range(4)),
+                "light/2024/may 0/0.jpg",
+            ]
+            assert [row["label"] for row in rows] == ["dark"] * 4 + ["light"] * 4
+    np.save(tmp_path / "x.npy", np.ones((3, 4)))
+    widelimit("kernel", tmp_path / "x.npy", "--net", "ntk-dense-2", "--out", tmp_path / "n.npy")
+    assert not (tmp_path / "n.rows.csv").exists()

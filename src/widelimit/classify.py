@@ -19,14 +19,15 @@ from widelimit.data.search import find_images
 from widelimit.estimators import NTKClassifier, load_model, save_model
 from widelimit.estimators.directions import find_directions
 from widelimit.estimators.saved import check_model_folder
-from widelimit.files import check_file, check_room, said, write_atomically
+from widelimit.files import check_file, check_room, make_folder, said, write_atomically
 from widelimit.keeping import keep
 from widelimit.machine import remaining
 from widelimit.matrices.inputs import Channels, number_samples
 from widelimit.reading import check_regular
+from widelimit.report.suspects import Suspect, find_suspects, render_sheet, to_table
 from widelimit.report.table import to_cell, to_csv
 
-__all__ = ["Fit", "Prediction", "read_choice"]
+__all__ = ["Fit", "Prediction", "Suspicion", "read_choice"]
 
 _BATCH = 256  # images that are read and predicted at a time
 _MAX_CELL = (
@@ -362,6 +363,83 @@ class Prediction:
     def write(text: str, out: Path) -> Path:
         """Write the table to a file, or where it can be kept: `keep`."""
         return keep(out, lambda path: write_atomically(path, text))
+
+
+@dataclass(frozen=True, eq=False)
+class Suspicion:
+    """A search for images with wrong labels, by leave-one-out; all that can be checked has been."""
+
+    data: Dataset
+    model: NTKClassifier
+    folder: Path
+
+    @classmethod
+    def prepare(
+        cls,
+        source: str,
+        folder: Path,
+        *,
+        channels: Channels = None,
+        size: Size | None = None,
+        skip_bad: bool = False,
+        **parameters: Any,
+    ) -> Suspicion:
+        """Load the data and make sure that the result can be written.
+
+        Parameters
+        ----------
+        source, channels, size, skip_bad
+            As for `load_dataset`; all images but those of a test set of the data's own.
+        folder : Path
+            For table and sheet; is made if it does not exist.
+        **parameters
+            Of `NTKClassifier`.
+
+        Raises
+        ------
+        OSError, ValueError
+            If the data cannot be read, or nothing can be written to the folder.
+        """
+        data = read_dataset(source, channels=channels, size=size, skip_bad=skip_bad)
+        make_folder(folder)
+        for path in _sheet_files(folder):
+            check_file(path)
+        return cls(data, NTKClassifier(**parameters), folder)
+
+    def run(self) -> tuple[list[Suspect], Path]:
+        """Fit, find the suspects, and write table and sheet; return them and where the sheet is.
+
+        Raises
+        ------
+        OSError
+            If they cannot be written. They are then kept elsewhere: `keep`.
+        ValueError
+            If the kernel is not positive definite, or conjugate gradients, which leave no sample
+            out, would be needed.
+        """
+        data, model = self.data, self.model
+        try:
+            model.fit(data.x_train, data.y_train)
+        except (np.linalg.LinAlgError, TypeError, OverflowError) as error:
+            raise ValueError(str(error)) from error
+        if model.loo_predictions_ is None or model.temperature_ is None:
+            raise ValueError(
+                "the kernel does not fit into memory, and conjugate gradients leave no image out: "
+                "give fewer images"
+            )
+        found = find_suspects(data, model.loo_predictions_, model.temperature_)
+
+        def write(folder: Path) -> None:
+            make_folder(folder)
+            table, sheet = _sheet_files(folder)
+            write_atomically(table, to_table(found))
+            write_atomically(sheet, render_sheet(data, found))
+
+        return found, _sheet_files(keep(self.folder, write))[1]
+
+
+def _sheet_files(folder: Path) -> tuple[Path, Path]:
+    return folder / "suspects.csv", folder / "suspects.html"
 
 
 def _shape(shape: Sequence[int]) -> str:

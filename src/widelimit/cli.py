@@ -453,6 +453,49 @@ def predict(
 
 
 @app.command()
+def suspects(
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    out: Annotated[Path, typer.Option(help="Folder for table and sheet.")] = Path("suspects"),
+    net: Annotated[str | None, typer.Option(help=NETWORK_HELP, show_default="cntk-gap-11")] = None,
+    ridge: Annotated[
+        str, typer.Option(help="Relative ridge, or loo: chosen by leave-one-out.")
+    ] = "loo",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    channels: ChannelsOption = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Name the images whose labels are likely wrong: those that all others label otherwise.
+
+    Writes a table, suspects.csv, and a sheet of thumbnails, suspects.html.
+    """
+    with exits(), user_input(), _warnings():
+        from widelimit.classify import Suspicion, read_choice
+        from widelimit.job import check_backend, check_channels_word, read_network, read_size
+
+        job = Suspicion.prepare(
+            data,
+            out,
+            channels=check_channels_word(channels),
+            size=read_size(size),
+            skip_bad=skip_bad,
+            net=None if net is None else read_network(net),
+            ridge=read_choice("ridge", ridge),
+            backend=check_backend(backend),
+            threads=threads,
+            verbose=sys.stderr.isatty(),
+        )
+        found, sheet = job.run()
+    for entry in found[:10]:
+        typer.echo(
+            f"{entry.file}: {entry.label} ({entry.p_label:.1%}), rather {entry.suggested} "
+            f"({entry.p_suggested:.1%})"
+        )
+    typer.echo(f"{len(found):,} of {len(job.data.y_train):,} images are suspects: {sheet}")
+
+
+@app.command()
 def bench(
     only: Annotated[
         list[str] | None,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from widelimit.architectures import named_network
 from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
-from widelimit.files import atomic_file, check_file, check_folder
+from widelimit.data.dataset import Dataset
+from widelimit.files import atomic_file, check_file, check_folder, write_atomically
 from widelimit.keeping import keep
 from widelimit.machine import parse_memory
 from widelimit.matrices import gram, kernel
@@ -25,6 +26,7 @@ from widelimit.matrices.store import TileStore
 from widelimit.network import Network
 from widelimit.program import Kind, compile_networks
 from widelimit.reading import open_arrays, read_bytes
+from widelimit.report.table import to_csv
 
 __all__ = [
     "Job",
@@ -35,9 +37,13 @@ __all__ = [
     "read_array",
     "read_inputs",
     "read_network",
+    "read_rows",
     "read_shape",
     "read_size",
 ]
+
+Rows: TypeAlias = list[tuple[str, str]]
+"""File and class of each image."""
 
 _MAX_NETWORK = 2**22  # bytes of a file; `Network.from_json` counts the characters
 
@@ -179,15 +185,15 @@ def check_channels_word(channels: str | None) -> Channels:
     return cast("Channels", channels)
 
 
-def read_inputs(
+def read_rows(
     text: str,
     array: str | None = None,
     *,
     channels: Channels = None,
     size: tuple[int, int] | None = None,
     skip_bad: bool = False,
-) -> NDArray[Any]:
-    """Return the inputs that a word names.
+) -> tuple[NDArray[Any], Rows | None]:
+    """Return the inputs that a word names, and where they come from a folder of images their order.
 
     Parameters
     ----------
@@ -210,7 +216,7 @@ def read_inputs(
     if Path(text).suffix in (".npy", ".npz"):
         if size is not None or skip_bad:
             raise ValueError(f"--size and --skip-bad are for data sets and folders, got {text}")
-        return check_channels(Path(text).name, read_array(Path(text), array), channels)
+        return check_channels(Path(text).name, read_array(Path(text), array), channels), None
     if array is not None:
         raise ValueError(f"--array is for .npz files, got {text}")
     from widelimit.data.load import load_dataset, read_dataset
@@ -219,8 +225,22 @@ def read_inputs(
     name, colon, part = text.rpartition(":")
     if colon and part in ("train", "test"):
         data = load_dataset(name, **reading)
-        return data.x_test if part == "test" else data.x_train
-    return read_dataset(text, **reading).x_train
+        if part == "test":
+            return data.x_test, _rows(data, data.files_test, data.y_test)
+        return data.x_train, _rows(data, data.files_train, data.y_train)
+    data = read_dataset(text, **reading)
+    return data.x_train, _rows(data, data.files_train, data.y_train)
+
+
+def _rows(data: Dataset, files: tuple[str, ...] | None, labels: NDArray[Any]) -> Rows | None:
+    if files is None:
+        return None
+    return [(file, data.class_names[k]) for file, k in zip(files, labels, strict=True)]
+
+
+def read_inputs(text: str, array: str | None = None, **reading: Any) -> NDArray[Any]:
+    """Return the inputs of `read_rows` alone."""
+    return read_rows(text, array, **reading)[0]
 
 
 def describe_store(store: str) -> str:
@@ -266,6 +286,8 @@ class Job:
     x2 : ndarray or None
     out : str
         An ``.npy`` file, or a store of `gram`: a path or URL that ends with ``.zarr``.
+    rows : dict of list
+        File and class of each input, by the path of a table that will say so.
     kind, dtype, backend, threads, memory, verify, allow_mixed
         As for `gram`; the last three are for stores.
     """
@@ -274,6 +296,7 @@ class Job:
     x1: NDArray[Any]
     x2: NDArray[Any] | None
     out: str
+    rows: dict[Path, Rows]
     kind: Kind = "ntk"
     dtype: Dtype = "float32"
     backend: BackendName = "auto"
@@ -342,13 +365,21 @@ class Job:
             parse_memory(memory)
         _check_out(out)
         reading: Any = {"channels": channels, "size": size, "skip_bad": skip_bad}
-        x1 = read_inputs(inputs, array, **reading)
-        x2 = None if columns is None else read_inputs(columns, array, **reading)
+        x1, rows1 = read_rows(inputs, array, **reading)
+        x2, rows2 = (None, None) if columns is None else read_rows(columns, array, **reading)
+        rows = {
+            Path(out).with_suffix(end): order
+            for end, order in ((".rows.csv", rows1), (".columns.csv", rows2))
+            if order is not None and "://" not in out
+        }
+        for path in rows:
+            check_file(path)
         job = cls(
             list(networks),
             x1,
             x2,
             out,
+            rows,
             cast("Kind", kind),
             cast("Dtype", dtype),
             chosen,
@@ -403,6 +434,7 @@ class Job:
                     verify=self.verify,
                     allow_mixed=self.allow_mixed,
                 )
+                self._write_rows()
                 return self.out
             values = kernel(
                 *arguments,
@@ -419,7 +451,15 @@ class Job:
             with atomic_file(path, values.nbytes) as file:
                 np.save(file, values)
 
-        return str(keep(Path(self.out), write, values.nbytes))
+        place = str(keep(Path(self.out), write, values.nbytes))
+        self._write_rows()
+        return place
+
+    def _write_rows(self) -> None:
+        """Say beside the matrix which image each of its rows, and columns, is."""
+        for path, order in self.rows.items():
+            numbered = [(number, *row) for number, row in enumerate(order)]
+            write_atomically(path, to_csv([("row", "image", "label"), *numbered]))
 
 
 def _check_out(out: str) -> None:
