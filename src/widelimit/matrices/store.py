@@ -17,9 +17,10 @@ import hashlib
 import itertools
 import json
 import math
+import operator
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.matrices.objects import KEPT, METADATA, SEALS, Objects
-from widelimit.matrices.tiles import Grid, Key, Region
+from widelimit.matrices.tiles import Grid, Key, KeySet, Region
 from widelimit.reading import parse_json, refusing
 
 __all__ = ["StoreError", "TileStore", "is_finished"]
@@ -73,10 +74,12 @@ class TileStore:
     region: Region
     manifest: dict[str, Any]
     identity: str
-    # As they were read last.
-    _seals: dict[Key, tuple[int, ...]] = field(
-        default_factory=dict[Key, tuple[int, ...]], repr=False
-    )
+    # Checksums of seals as they were read or written last, (*leading, rows, columns); 0: not yet.
+    _seals: NDArray[np.uint32] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        seals = np.zeros((*self.shape[:-2], *self.grid.shape), np.uint32)
+        object.__setattr__(self, "_seals", seals)
 
     @classmethod
     def create(
@@ -219,24 +222,34 @@ class TileStore:
         n1, n2 = self.shape[-2:]
         return Grid(n1, n2, self.tile, self.region)
 
-    def finished(self) -> set[Key]:
+    def finished(self) -> KeySet:
         """Return the keys of the tiles that are there for every matrix, in full length, and sealed.
 
         A tile appears only when all its bytes are on the disk. One that is shorter was damaged
         since: it counts as not there. So does one that was not written for this store.
         """
-        sizes = self.objects.sizes("c")
-        seals = self.objects.sizes(f"{SEALS}/{self.identity}")
-        return {
-            key
-            for key in self.grid.tiles()
-            if self._seal_name(key) in seals
-            and all(sizes.get(name) == self._chunk_bytes for name in self._names(key))
-        }
+        leading, grid = self.shape[:-2], self.grid
+        whole = np.zeros(grid.shape, np.int32)  # matrices that have a tile
+        for place, key, size in self._listed("c", len(leading)):
+            if all(map(operator.lt, place, leading)) and key in grid and size == self._chunk_bytes:
+                whole[key] += 1
+        found = KeySet(grid)
+        for _, key, _ in self._listed(f"{SEALS}/{self.identity}", 0):
+            if key in grid and whole[key] == math.prod(leading):
+                found.add(key)
+        return found
 
-    def missing(self) -> set[Key]:
+    def _listed(self, prefix: str, axes: int) -> Iterator[tuple[tuple[int, ...], Key, int]]:
+        """Yield place, key and size of objects below a prefix that are named by numbers."""
+        names = re.compile("/".join([re.escape(prefix), *["(0|[1-9][0-9]{0,8})"] * (axes + 2)]))
+        for name, size in self.objects.sizes(prefix):
+            if match := names.fullmatch(name):
+                *place, i, j = map(int, match.groups())
+                yield tuple(place), (i, j), size
+
+    def missing(self) -> KeySet:
         """Return the keys of the other tiles."""
-        return set(self.grid.tiles()) - self.finished()
+        return self.finished().others()
 
     def check_finished(self) -> None:
         """Refuse a store that lacks tiles.
@@ -271,7 +284,7 @@ class TileStore:
             If there is no room, or no permission; the tile is then not there.
         """
         rows, columns = values.shape[-2:]
-        if np.isnan(values).any():
+        if any(np.isnan(values[place]).any() for place in self.places):
             raise ValueError(f"tile {key} has entries that are no numbers: it is not stored")
         self._check_current()
         checksums: list[int] = []
@@ -330,11 +343,15 @@ class TileStore:
 
     def delete(self, key: Key) -> None:
         """Delete a tile of every matrix."""
-        self._seals.pop(key, None)
+        self._seals[..., *key] = 0
         for name in (self._seal_name(key), *self._names(key)):
             self.objects.delete(name)
 
-    def damaged(self, keys: Sequence[Key]) -> list[Key]:
+    def sealed(self, key: Key) -> tuple[int, ...]:
+        """Return the checksums of a tile that this object has written."""
+        return tuple(self._seals[..., *key].ravel().tolist())
+
+    def damaged(self, keys: Iterable[Key]) -> list[Key]:
         """Return those of finished tiles that do not have their checksum. Reads them all."""
         bad: list[Key] = []
         for key in keys:
@@ -411,13 +428,11 @@ class TileStore:
     def _seal(self, key: Key, checksums: tuple[int, ...]) -> None:
         content = b"".join(value.to_bytes(_CRC_BYTES, "little") for value in checksums)
         self._write(self._seal_name(key), _sealed(str(key), content), f"tile {key}")
-        self._seals[key] = checksums
+        self._seals[..., *key] = np.reshape(checksums, self.shape[:-2])
 
     def _is_sealed(self, key: Key, place: tuple[int, ...], checksum: int) -> bool:
         """Return whether a tile has the checksum of its seal; one that changed is read again."""
-        index = self.places.index(place)
-        known = self._seals.get(key)
-        if known is not None and known[index] == checksum:
+        if checksum and checksum == self._seals[*place, *key]:
             return True
         length = len(self.places) * _CRC_BYTES
         try:
@@ -426,11 +441,8 @@ class TileStore:
             return False
         if len(content) != length + _CRC_BYTES or content != _sealed(str(key), content[:length]):
             return False
-        parts = range(0, length, _CRC_BYTES)
-        self._seals[key] = tuple(
-            int.from_bytes(content[at : at + _CRC_BYTES], "little") for at in parts
-        )
-        return self._seals[key][index] == checksum
+        self._seals[..., *key] = np.frombuffer(content[:length], "<u4").reshape(self.shape[:-2])
+        return checksum == self._seals[*place, *key]
 
     def _check_current(self) -> None:
         """Refuse to write where another store, or none, has taken the place of this one."""
