@@ -21,6 +21,7 @@ __all__ = [
     "blas_on_one_thread",
     "default_threads",
     "held_memory",
+    "no_room",
     "parse_memory",
     "peak_memory",
     "remaining",
@@ -275,3 +276,19 @@ def remaining(memory: int | str | None) -> int:
         return parse_memory(memory) - held_memory()
     available = available_memory()
     return 2**30 if available is None else int(available * _DEFAULT_SHARE)
+
+
+def no_room(need: float, left: float, remedy: str) -> MemoryError:
+    """Return the error of work that takes more bytes than are left, as `remaining` says.
+
+    Parameters
+    ----------
+    need, left : float
+        Bytes.
+    remedy : str
+        What to do: the end of the message.
+    """
+    return MemoryError(
+        f"this takes {math.ceil(need / 2**20)} MiB at least beside what the process holds, and "
+        f"{math.floor(max(0.0, left) / 2**20)} MiB are left of memory: {remedy}"
+    )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from widelimit.machine import no_room
 from widelimit.matrices.tiles import Grid, Key
 
 __all__ = ["Plan", "Sizes", "batches", "columns_in_use", "most_open", "solve", "tasks_in_flight"]
@@ -174,10 +175,7 @@ def solve(sizes: Sizes, budget: float, threads: int, tile: int | None) -> Plan:
     if tile is not None:
         other = "larger" if sizes.bookkeeping(side) > least / 2 else "smaller"
         remedy = f", or use a {other} tile for a new store"
-    raise MemoryError(
-        f"this takes {least / 2**20:.0f} MiB at least beside what the process holds, and "
-        f"{max(0.0, budget) / 2**20:.0f} MiB are left of memory: raise memory{remedy}"
-    )
+    raise no_room(least, budget, f"raise memory{remedy}")
 
 
 def preferred_sides(sizes: Sizes) -> Sequence[int]:

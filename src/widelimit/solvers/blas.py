@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from widelimit.machine import blas_on_one_thread, default_threads
 
-__all__ = ["Arithmetic", "Crew", "factor_in_place", "run_interruptibly"]
+__all__ = ["Arithmetic", "Crew", "factor_in_place", "load_routines", "run_interruptibly"]
 
 _BLOCK = 1024
 _PATIENCE = 0.1  # seconds after which Ctrl-C is looked for, at the latest
@@ -72,6 +72,12 @@ def _routine(name: str) -> Callable[..., None]:
             prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * count)
             return prototype(get_pointer(table[name], signature))
     raise RuntimeError(f"SciPy has no routine {name}")
+
+
+def load_routines() -> None:
+    """Load what would be loaded at first use, and takes memory: before that is looked at."""
+    _routine("dgemm")
+    import_module("threadpoolctl")
 
 
 def _int(value: int) -> Any:
@@ -192,7 +198,8 @@ class Arithmetic:
         pointer = self._pointer(a)
         self._call("potrf", _char(b"U"), _int(len(a)), pointer, _pitch(a), ctypes.byref(info))
         if clean:
-            a[np.triu_indices(len(a), 1)] = 0
+            for row, values in enumerate(a):
+                values[row + 1 :] = 0
         return info.value
 
     # What follows may take long: it lets KeyboardInterrupt through.

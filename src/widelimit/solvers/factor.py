@@ -14,13 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
 from widelimit.display import share_alone, shown
-from widelimit.machine import remaining
+from widelimit.machine import no_room, remaining
 from widelimit.matrices.store import TileStore
 from widelimit.matrices.tiles import Key
 from widelimit.reading import MAX_HEADER, open_array
-from widelimit.solvers.blas import Arithmetic, Crew
+from widelimit.solvers.blas import Arithmetic, Crew, load_routines
 from widelimit.solvers.checks import check_targets, epsilon, relative_norm
 from widelimit.solvers.matrix import Matrix, diagonal, multiply
+from widelimit.solvers.room import AHEAD, fitting_width, packed
 from widelimit.solvers.solution import (
     Eigenvectors,
     Factor,
@@ -31,11 +32,10 @@ from widelimit.solvers.solution import (
     Unavailable,
 )
 
-__all__ = ["Reader", "TiledFactor", "fitting_width"]
+__all__ = ["Reader", "TiledFactor"]
 
 _INVERSE = "inverse_diagonal.npy"
 _WIDEST_PANEL = 8  # tiles: what a kill can cost, and what a progress bar has to wait for
-_AHEAD = 2  # tiles that are read before they are wanted
 
 
 class Reader:
@@ -62,7 +62,7 @@ class Reader:
         pending: list[tuple[Key, Future[NDArray[Any]]]] = []
         for key in keys:
             pending.append((key, self._pool.submit(self.read, key)))
-            if len(pending) > _AHEAD:
+            if len(pending) > AHEAD:
                 first, future = pending.pop(0)
                 yield first, future.result()
         for key, future in pending:
@@ -129,7 +129,9 @@ class TiledFactor:
         begun = perf_counter() if start is None else start
         targets = check_targets(y, self.n)
         value = self.solve(targets)
-        residual = targets - multiply(k, value) - self.ridge_absolute * value
+        residual = multiply(k, value)
+        np.subtract(targets, residual, out=residual)
+        residual -= self.ridge_absolute * value
         smallest = float(self.pivots().min())
         noise = self.n**0.5 * epsilon(k.dtype) * float(diagonal(k).mean())
         return Solution(
@@ -234,6 +236,11 @@ class TiledFactor:
         progress : bool or callable
             True shows it on standard error; a callable is given the finished share, 0 to 1.
 
+        Raises
+        ------
+        MemoryError
+            If not even one column of tiles fits into the memory that the factor was made with.
+
         Notes
         -----
         Cost: ``n^3/3`` flops, as much as the factor, and ``n^3/(6 p)`` entries read, for p columns
@@ -252,9 +259,13 @@ class TiledFactor:
             Crew(self._threads if threads is None else threads) as crew,
             shown(progress, "inverse", share_alone) as report,
         ):
-            spare = 2 * _AHEAD + 2
-            budget = remaining(self._memory) / (t * t * arithmetic.dtype.itemsize) - spare
+            load_routines()
             first = next((c for c in range(done) if np.isnan(result[c * t])), done)
+            size, left = arithmetic.dtype.itemsize, remaining(self._memory)
+            other = (2 * AHEAD + 2) * t * t * size + crew.size * packed(t, size)
+            need, budget = (done - first) * t * t * size + other, (left - other) / (t * t * size)
+            if need > left:
+                raise no_room(need, left, "raise memory, or take fewer threads")
             finished = sum((done - c) ** 2 for c in range(first))
             while first < done:
                 most = min(_WIDEST_PANEL, done - first)
@@ -313,11 +324,3 @@ class TiledFactor:
 
 def _inverse_name(dtype: np.dtype[Any]) -> str:
     return f"{dtype.name}-{_INVERSE}"
-
-
-def fitting_width(tiles: Callable[[int], float], budget: float, most: int) -> int:
-    """Return the largest number of columns of tiles that fits, at least 1."""
-    width = 1
-    while width < most and tiles(width + 1) <= budget:
-        width += 1
-    return width

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -27,14 +28,14 @@ from numpy.typing import ArrayLike, NDArray
 from widelimit._version import __version__
 from widelimit.arrays import FloatArray
 from widelimit.display import share_alone, shown
-from widelimit.machine import remaining
+from widelimit.machine import default_threads, no_room, parse_memory, remaining
 from widelimit.matrices.inputs import check_tile
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import StoreError, TileStore, is_finished
 from widelimit.matrices.tiles import Grid, Key, KeySet
-from widelimit.solvers.blas import Arithmetic, Crew
+from widelimit.solvers.blas import Arithmetic, Crew, load_routines
 from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, epsilon
-from widelimit.solvers.factor import Reader, TiledFactor, fitting_width
+from widelimit.solvers.factor import Reader, TiledFactor
 from widelimit.solvers.matrix import (
     Leading,
     Matrix,
@@ -44,6 +45,7 @@ from widelimit.solvers.matrix import (
     multiply,
     tile_side,
 )
+from widelimit.solvers.room import AHEAD, Room, fitting_width, panel_room, panel_tiles, pass_bytes
 from widelimit.solvers.solution import Solution, failed
 
 __all__ = ["NotPositiveDefinite", "factorise", "solve_tiled"]
@@ -54,7 +56,7 @@ _EPSILON = 2.0**-52  # of the arithmetic of `solve_tiled`
 _MAX_ROUNDINGS = 100  # that a negative pivot of a Gram matrix may be
 _REUSE_ROUNDINGS = 2  # times n that a factor may differ from its matrix: `_check_factor_of`
 _WIDEST_PANEL = 6  # tiles: wider ones leave less to do side by side
-_AHEAD = 2  # tiles that wait to be written
+_BLOCKS = 5  # of targets: they, the value, its product with k, what is left, and one more
 
 _Item = TypeVar("_Item")
 
@@ -95,7 +97,7 @@ class _Writer:
     def write(self, key: Key, values: NDArray[Any]) -> None:
         """Write a tile soon; an error of an earlier one is raised here."""
         with self._lock:
-            while len(self._pending) >= _AHEAD:
+            while len(self._pending) >= AHEAD:
                 self._pending.pop(0).result()
             self._pending.append(self._pool.submit(self._store.write, key, values))
 
@@ -104,11 +106,6 @@ class _Writer:
         with self._lock:
             while self._pending:
                 self._pending.pop(0).result()
-
-
-def _panel_tiles(first: int, rows: int, width: int) -> float:
-    """Return the tiles that a panel holds: rows above, its triangle, sums of rows and the next."""
-    return width * first + width * (width + 1) / 2 + 2 * rows * width
 
 
 def _grouped(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
@@ -174,7 +171,7 @@ def factorise(
         If k, ridge or memory are not as described, the store holds another factor, or `reuse` is no
         factor of the beginning of k.
     MemoryError
-        If not even one column of tiles fits into memory.
+        Before the work starts, if not even one column of tiles fits into memory.
     BlockingIOError, OSError, FileNotFoundError, StoreError
         As for `gram`; nothing is copied of a `reuse` that is damaged.
 
@@ -223,7 +220,7 @@ def factorise(
         }
         if found is not None:
             _check_same(found, manifest, n, dtype)
-            for key in found.damaged(sorted(found.finished())) if verify else ():
+            for key in found.damaged(found.finished()) if verify else ():
                 found.delete(key)
         copied: list[Key] = []
         if old is not None:
@@ -232,15 +229,28 @@ def factorise(
             copied = [key for key in there.others() if grid.has_in_common(key, old.grid)]
             if copied or found is None:
                 _check_factor_of(matrix, TiledFactor(old, memory))
-        if found is None:
-            side = asked or (tile_side(matrix) if old is None else old.tile)
-            found = TileStore.create(objects, (n, n), side, dtype, "lower", manifest)
+        room = None
+        if found is None or found.missing():
+            wanted = asked or (tile_side(matrix) if old is None else old.tile)
+            side = wanted if found is None else found.tile
+            crew = default_threads() if threads is None else threads
+            _load()
+            itemsize = np.dtype(dtype).itemsize
+            room = panel_room(-(-n // side), side, itemsize, crew, remaining(memory))
+            found = found or TileStore.create(objects, (n, n), side, dtype, "lower", manifest)
         if old is not None:
             for key in copied:
                 found.copy(key, old)
         with display as report:
-            _Factorisation(matrix, found, memory, report).run(threads)
+            if room is not None:
+                _Factorisation(matrix, found, room, report).run(threads)
     return TiledFactor(found, memory, threads)
+
+
+def _load() -> None:
+    """Load what takes memory before that is looked at: the BLAS, and what makes a store."""
+    load_routines()
+    import_module("zarr")
 
 
 def _open_factor(store: str | os.PathLike[str]) -> TileStore:
@@ -325,10 +335,10 @@ class _Factorisation:
         self,
         matrix: Matrix,
         store: TileStore,
-        memory: int | str | None,
+        room: Room,
         report: Callable[[float], None],
     ) -> None:
-        self._matrix, self._store, self._memory = matrix, store, memory
+        self._matrix, self._store, self._room = matrix, store, room
         self._report = report
         self._arithmetic = Arithmetic(np.dtype(store.dtype.name))
         self._finished = store.finished()
@@ -343,8 +353,7 @@ class _Factorisation:
 
     def run(self, threads: int | None) -> None:
         """Compute what is missing."""
-        rows, t = self._store.grid.shape[0], self._store.tile
-        entry = self._arithmetic.dtype.itemsize
+        rows = self._store.grid.shape[0]
         first = 0
         with (
             Reader(self._store, self._arithmetic.dtype) as reader,
@@ -354,18 +363,9 @@ class _Factorisation:
         ):
             self._writer, self._starter, self._crew = writer, starter, crew
             while first < rows:
-                # Besides what is held: tiles read ahead, one of k, and what is being written.
-                spare = _AHEAD * (1 + crew.size) + 8
-                budget = remaining(self._memory) / (t * t * entry) - spare
-                # Rows above, the triangle of the panel, the sums of some rows and the next ones.
-                need = partial(_panel_tiles, first, crew.size)
-                if budget < need(1):
-                    raise MemoryError(
-                        f"this takes {(need(1) + spare) * t * t * entry / 2**20:.0f} MiB at least "
-                        "beside what the process holds: raise memory, or use a smaller tile for a "
-                        "new factor"
-                    )
-                width = fitting_width(need, budget, min(_WIDEST_PANEL, rows - first))
+                tiles = partial(panel_tiles, first, self._room.group)
+                most = min(_WIDEST_PANEL, rows - first)
+                width = fitting_width(tiles, self._room.tiles, most)
                 self._panel(first, first + width, reader)
                 writer.wait()
                 first += width
@@ -385,7 +385,8 @@ class _Factorisation:
         # The rows of the panel depend on one another; those below do not.
         groups = [[i] for i in range(first, last)]
         below = [i for i in open_rows if i >= last]
-        groups += [below[s : s + self._crew.size] for s in range(0, len(below), self._crew.size)]
+        size = self._room.group
+        groups += [below[start : start + size] for start in range(0, len(below), size)]
         ahead = self._begin(groups[0], first, last)
         for group, following in zip(groups, [*groups[1:], []], strict=True):
             sums = {key: start.result() for key, start in ahead.items()}
@@ -592,13 +593,17 @@ def solve_tiled(
     """
     start = time.perf_counter()
     matrix = as_matrix(k)
-    check_targets(y, matrix.shape[0])
+    targets = check_targets(y, matrix.shape[0]).shape
+    _load()
+    beside, left = pass_bytes(*targets, _BLOCKS, tile_side(matrix)), remaining(memory)
+    if beside > left:
+        raise no_room(beside, left, "raise memory, or solve for fewer targets at a time")
     try:
         factor = factorise(
             matrix,
             ridge,
             store=store,
-            memory=memory,
+            memory=None if memory is None else parse_memory(memory) - beside,
             threads=threads,
             tile=tile,
             reuse=reuse,
