@@ -126,7 +126,7 @@ def test_the_bits_are_those_of_scipy(n: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_factors_of_rows_that_lie_apart(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blas_module, "_BLOCK", 16)
+    monkeypatch.setattr(blas_module, "BLOCK", 16)
     a, lower, _ = problem(131)
     out = apart(a)
     assert factor_in_place(out, threads) == 0

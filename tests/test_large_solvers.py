@@ -88,7 +88,7 @@ def test_factor_in_place(n: int, block: int, dtype: str, threads: int) -> None:
     k = with_ridge(gram(n, n), 1e-3).astype(dtype)
     work = k.copy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blas_module, "_BLOCK", block)
+        patch.setattr(blas_module, "BLOCK", block)
         assert blas_module.factor_in_place(work, threads) == 0
     expected = np.linalg.cholesky(k.astype(np.float64))
     rtol = 1e-3 if dtype == "float32" else 1e-10
@@ -98,14 +98,14 @@ def test_factor_in_place(n: int, block: int, dtype: str, threads: int) -> None:
 
 @pytest.mark.parametrize("place", [0, 15, 16, 40, 89])
 def test_factor_in_place_says_which_pivot(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blas_module, "_BLOCK", 16)
+    monkeypatch.setattr(blas_module, "BLOCK", 16)
     k = with_ridge(gram(90), 1e-3)
     k[place, place] = -1.0
     assert blas_module.factor_in_place(k) == place + 1
 
 
 def test_solvers_of_matrices_of_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blas_module, "_BLOCK", 16)
+    monkeypatch.setattr(blas_module, "BLOCK", 16)
     k, y = gram(90), np.random.default_rng(0).normal(size=(90, 2))
     expected = np.linalg.solve(with_ridge(k, 1e-3), y)
     for solution in (solve_cholesky(k, y, 1e-3), solve_refined(k, y, 1e-3)):

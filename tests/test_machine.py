@@ -300,7 +300,7 @@ def test_solvers_that_overlap_leave_the_blas_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One begins first and ends first: it must not take the limit from the other, nor leave it."""
-    monkeypatch.setattr(blas, "_BLOCK", 16)
+    monkeypatch.setattr(blas, "BLOCK", 16)
     rng = np.random.default_rng(0)
     factor = rng.standard_normal((90, 90))
     k, y = factor @ factor.T + np.eye(90), rng.standard_normal(90)

@@ -34,6 +34,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Any:
     def let(number: int) -> None:
         for module in (regression_module, conjugate_module):
             monkeypatch.setattr(module, "remaining", lambda memory: number)
+        monkeypatch.setattr(conjugate_module, "default_threads", lambda: 1)
 
     return let
 
@@ -81,7 +82,7 @@ WEIGHTS = {"weights": np.arange(1.0, N + 1)}
         ({}, {"several": True}, FACTOR - 1, MemoryError, "give store, .* or one network"),
         ({"store": "s"}, WEIGHTS, 0, ValueError, "weights .* need the kernel in memory"),
         ({"solver": "cg"}, WEIGHTS | {"stored": True}, 10**12, ValueError, "need the kernel in"),
-        ({"solver": "cg"}, {"targets": 9}, 8 * N * (8 * 9 + 3), MemoryError, "rank 1 does not fit"),
+        ({"solver": "cg"}, {"targets": 99}, 8 * N * 13 * 99, MemoryError, "rank 1 does not fit"),
         ({"solver": "cg"}, {"held": 10**12}, 10**12, MemoryError, "rank 1 does not fit"),
         ({}, {}, 0, MemoryError, "rank 1 does not fit"),
     ],

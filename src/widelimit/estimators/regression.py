@@ -13,7 +13,7 @@ from widelimit.arrays import FloatArray
 from widelimit.estimators.samples import Training
 from widelimit.machine import remaining
 from widelimit.solvers import Factor, Method, Solution, Spectrum, Status, Unavailable, solve
-from widelimit.solvers.checks import refuse_weights
+from widelimit.solvers.checks import are_weights, refuse_weights
 from widelimit.solvers.conjugate import preconditioner_rank
 from widelimit.solvers.matrix import Bordered, Matrix, as_matrix, diagonal
 
@@ -153,7 +153,7 @@ def solver_for(
                 "a choice among networks needs leave-one-out, which solver='cg' has not: give one "
                 "network, combine='mean', or solver='cholesky'"
             )
-        return _conjugate(n, options, targets, weights if stored else None, held)
+        return _conjugate(n, options, targets, weights, held, stored=stored)
     # The factor; and a copy of it, for the diagonal of its inverse or while eigenvectors are found.
     need, have = 8 * n * n * (3 if choices else 2), remaining(options.memory) - held
     if need <= have:
@@ -169,7 +169,7 @@ def solver_for(
         refuse_weights(weights, options.ridge)
         return "tiled"
     if options.solver == "auto" and not several:
-        return _conjugate(n, options, targets, weights if stored else None, held)
+        return _conjugate(n, options, targets, weights, held, stored=stored)
     raise MemoryError(
         f"a factor for {n} samples takes {need / 2**30:.1f} GiB, and {have / 2**30:.1f} GiB are "
         "free for it: give store, a folder for it, or "
@@ -178,11 +178,20 @@ def solver_for(
 
 
 def _conjugate(
-    n: int, options: Options, targets: int, weights: FloatArray | None, held: int
+    n: int,
+    options: Options,
+    targets: int,
+    weights: FloatArray | None,
+    held: int,
+    *,
+    stored: bool,
 ) -> Method:
     """Refuse what conjugate gradients cannot do either."""
     assert options.ridge != "loo"
-    refuse_weights(weights, options.ridge)
+    if stored:
+        refuse_weights(weights, options.ridge)
+    elif are_weights(weights, options.ridge):
+        held += 8 * n * n  # a copy that is weighed
     preconditioner_rank(n, targets, None, options.memory, held)
     return "conjugate"
 

@@ -233,14 +233,14 @@ class _Run:
         self._tiles, self._computation, self._plan, self._sizes = tiles, computation, plan, sizes
         self._missing, self._old = missing, old
         self._weights = [max(1, f.program.element_layers) for f in computation.families]
-        pairs, found = sum(map(self._pairs, self._keys())), len(tiles.grid) - len(missing)
+        pairs, found = missing.pairs(), len(tiles.grid) - len(missing)
+        if old is not None:
+            pairs -= sum(old.grid.pairs(key) for key in missing if key in old.grid)
         self._tracker = Tracker(len(tiles.grid), found, pairs, sizes.element_layers)
 
     def _keys(self) -> Iterator[Key]:
-        """Yield the tiles that have to be computed, in order."""
-        for key in self._tiles.grid.order(self._missing, self._plan.group):
-            if self._old is None or not self._tiles.grid.has_in_common(key, self._old.grid):
-                yield key
+        """Yield the tiles that have to be computed, in order; `copy` has been called."""
+        return self._tiles.grid.order(self._missing, self._plan.group)
 
     def _pairs(self, key: Key) -> int:
         """Return how many pairs of a tile are computed."""
@@ -254,6 +254,7 @@ class _Run:
         for key in self._missing:
             if self._tiles.grid.has_in_common(key, self._old.grid):
                 self._tiles.copy(key, self._old)
+                self._missing.discard(key)
                 report(self._tracker.add(0, 1))
             elif key in self._old.grid:
                 for place in self._old.places:
@@ -282,7 +283,7 @@ class _Run:
         `task` is what tasks are like, but for their tiles.
         """
         cost = self._plan.tile**2 * max(1, self._sizes.element_layers)
-        share = sum(1 for _ in self._keys()) // _FEWEST_TASKS
+        share = len(self._missing) // _FEWEST_TASKS
         size = max(1, min(round(_BATCH_PAIRS / cost), share, _MOST_KEYS))
         tasks = (replace(task, keys=keys) for keys in batches(self._keys(), size))
 

@@ -89,9 +89,12 @@ class Grid:
         """
         rows, columns = self.shape
         for start in range(0, rows, group):
-            for j in range(start if self.region == "upper" else 0, columns):
-                for i in range(start, min(start + group, rows)):
-                    if (i, j) in self and (i, j) in keys:
+            stop = min(start + group, rows)
+            for j in range(columns):
+                first = max(start, j) if self.region == "lower" else start
+                last = min(stop, j + 1) if self.region == "upper" else stop
+                for i in range(first, last):
+                    if (i, j) in keys:
                         yield i, j
 
 
@@ -101,6 +104,18 @@ class KeySet(MutableSet[Key]):
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._there = np.zeros(grid.shape, np.bool_)
+
+    def pairs(self) -> int:
+        """Return the number of entries of all these tiles, as `Grid.pairs` counts them."""
+        grid, total = self._grid, 0
+        heights, widths = (
+            np.minimum(grid.tile, n - np.arange(0, n, grid.tile)) for n in (grid.n1, grid.n2)
+        )
+        for i, (height, row) in enumerate(zip(heights.tolist(), self._there, strict=True)):
+            total += height * int(widths[row].sum())
+            if grid.region != "full" and row[i]:
+                total -= height * (height - 1) // 2
+        return total
 
     def others(self) -> KeySet:
         """Return the other keys of the grid."""

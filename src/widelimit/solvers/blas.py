@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from widelimit.machine import blas_on_one_thread, default_threads
 
-__all__ = ["Arithmetic", "Crew", "factor_in_place", "load_routines", "run_interruptibly"]
+__all__ = ["BLOCK", "Arithmetic", "Crew", "factor_in_place", "load_routines", "run_interruptibly"]
 
-_BLOCK = 1024
+BLOCK = 1024
+"""Side of the blocks of a matrix that is factored in place."""
 _PATIENCE = 0.1  # seconds after which Ctrl-C is looked for, at the latest
 
 _Array = NDArray[Any]
@@ -354,9 +355,9 @@ def factor_in_place(a: _Array, threads: int | None = None) -> int:
         0, or i if the pivot i - 1 is not positive; what comes before it is then factored.
     """
     n, arithmetic = len(a), Arithmetic(a.dtype)
-    if n <= 2 * _BLOCK:
+    if n <= 2 * BLOCK:
         return arithmetic.factor(a, clean=False)
-    parts = [slice(start, min(n, start + _BLOCK)) for start in range(0, n, _BLOCK)]
+    parts = [slice(start, min(n, start + BLOCK)) for start in range(0, n, BLOCK)]
     with Crew(threads) as crew:
         for j, columns in enumerate(parts):
             left = slice(0, columns.start)

@@ -14,6 +14,7 @@ from widelimit.solvers.matrix import as_matrix
 from widelimit.solvers.solution import Unavailable
 
 __all__ = [
+    "are_weights",
     "check_absolute",
     "check_gram",
     "check_ridge",
@@ -151,6 +152,11 @@ def relative_norm(residual: FloatArray, targets: FloatArray) -> float:
     return float(np.linalg.norm(residual)) / size if size else 0.0
 
 
+def are_weights(weights: FloatArray | None, ridge: float) -> bool:
+    """Return whether weights of samples make a difference: with a ridge, if one is not 1."""
+    return ridge != 0 and weights is not None and not np.all(np.asarray(weights) == 1)
+
+
 def refuse_weights(weights: FloatArray | None, ridge: float) -> None:
     """Refuse weights of a matrix that is not in memory; without a ridge they make no difference.
 
@@ -159,7 +165,7 @@ def refuse_weights(weights: FloatArray | None, ridge: float) -> None:
     Unavailable
         If there is a ridge, and a weight that is not 1.
     """
-    if ridge != 0 and weights is not None and not np.all(weights == 1):
+    if are_weights(weights, ridge):
         raise Unavailable(
             "sample weights (and samples that occur more than once, which weigh more) need the "
             "kernel in memory: remove repeated samples and weights, use ridge=0, or raise memory"

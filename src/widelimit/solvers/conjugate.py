@@ -10,7 +10,6 @@ conjugate gradients*, ETNA 12, 2001: BCGrQ), so that dependent targets do no har
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 import time
@@ -25,10 +24,11 @@ from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
 from widelimit.display import shown
-from widelimit.files import make_folder, write_atomically
-from widelimit.machine import remaining
+from widelimit.files import atomic_file, make_folder
+from widelimit.machine import default_threads, remaining
 from widelimit.reading import open_arrays, refusing
 from widelimit.solvers.checks import (
+    are_weights,
     check_absolute,
     check_ridge,
     check_targets,
@@ -43,13 +43,21 @@ from widelimit.solvers.matrix import (
     diagonal,
     fingerprint,
     multiply,
+    residual,
+    tile_side,
+    usual_side,
 )
+from widelimit.solvers.room import packed, pass_bytes
 from widelimit.solvers.solution import Solution, Statistics, Status, failed
 
 __all__ = ["Convergence", "preconditioner_rank", "solve_conjugate"]
 
 _PASSES = 4  # over k, for the preconditioner: its pivots are drawn in so many blocks
 _CHECKPOINT_SECONDS = 30.0
+_BLOCKS = 13  # of targets: those of an iteration, and what a step takes
+_FACTORS = 2.2  # of the preconditioner: F, and the product of its orthonormal basis
+_SQUARES = 9  # of its rank: singular vectors, and what it takes to find them
+_PACKED_ROWS = 64  # of a product that a BLAS copies, for each thread
 _STATE, _PRECONDITIONER = "state.npz", "preconditioner.npz"
 
 _linalg = cast("Any", linalg)  # scipy has no type stubs
@@ -158,7 +166,10 @@ def solve_conjugate(
     relative = check_ridge(ridge)
     if not 1e-14 <= tolerance <= 1:
         raise ValueError(f"tolerance must be from 1e-14 to 1, got {tolerance!r}")
-    chosen = preconditioner_rank(len(targets), targets.shape[1], rank, memory)
+    n, columns = targets.shape
+    copied = not hasattr(matrix, "tile") and are_weights(weights, relative)
+    held = 8 * n * n * copied
+    chosen = preconditioner_rank(n, columns, rank, memory, held, tile_side(matrix))
     system = _system(matrix, targets, relative, weights)
     folder = None if checkpoint is None else Path(checkpoint)
     kept = _Checkpoint(folder, system.digest(chosen, seed), targets.shape)
@@ -242,7 +253,7 @@ class _System:
 
     def residual(self, b: FloatArray) -> FloatArray:
         """Return what b leaves of the targets, from a pass over k."""
-        return self.targets - multiply(self.matrix, b) - self.absolute * b
+        return residual(self.matrix, self.absolute, b, self.targets)
 
     def digest(self, rank: int, seed: int) -> str:
         """Return what tells this system, and how it is solved, from others."""
@@ -257,11 +268,13 @@ def _system(k: Matrix, targets: FloatArray, ridge: float, weights: FloatArray | 
         refuse_weights(weights, ridge)
     elif weights is not None and ridge != 0:
         shares = check_weights(weights, len(targets))
-        if not np.all(shares == 1):
+        if are_weights(shares, ridge):
             column = np.sqrt(shares)
-            before = np.asarray(k, np.float64)
-            unit = float(np.average(before.diagonal(), weights=shares))
-            matrix = before * (column[:, None] * column)
+            weighed = np.array(k, np.float64, order="C")
+            unit = float(np.average(weighed.diagonal(), weights=shares))
+            for row, root in zip(weighed, column, strict=True):
+                row *= root * column
+            matrix = weighed
             ridge *= unit / float(matrix.diagonal().mean()) if unit else 1.0
             roots = column[:, None]
             targets = roots * targets
@@ -327,7 +340,12 @@ class _Iteration:
 
 
 def preconditioner_rank(
-    n: int, targets: int, rank: int | None, memory: int | str | None, held: int = 0
+    n: int,
+    targets: int,
+    rank: int | None,
+    memory: int | str | None,
+    held: int = 0,
+    side: int | None = None,
 ) -> int:
     """Return the rank of the preconditioner: the one asked for, or what is worth it and fits.
 
@@ -338,6 +356,8 @@ def preconditioner_rank(
         As for `solve_conjugate`.
     held : int
         Bytes that will be taken by then.
+    side : int or None
+        Of the pieces that k is read in. None: as usual.
 
     Raises
     ------
@@ -346,12 +366,17 @@ def preconditioner_rank(
     """
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
-    # F, its orthonormal basis, and the product of the two; and eight blocks of the iteration.
-    fits = ((remaining(memory) - held) / (8 * n) - 8 * targets) / 3.5
+    other = held + pass_bytes(n, targets, _BLOCKS, side or usual_side(n))
+    other += default_threads() * packed(_PACKED_ROWS, 8)
+    left = remaining(memory) - other
+    square, linear = 8.0 * _SQUARES, 8.0 * _FACTORS * n  # bytes: square r^2 + linear r <= left
+    fits = (math.sqrt(linear**2 + 4 * square * max(left, 0.0)) - linear) / (2 * square)
     if fits < (rank or 1):
+        asked = rank or 1
+        more = math.ceil((square * asked**2 + linear * asked - left) / 2**20)
         raise MemoryError(
-            f"a preconditioner of rank {rank or 1} does not fit into memory, where "
-            f"{max(0, int(fits))} would: raise memory, or lower rank"
+            f"a preconditioner of rank {asked} does not fit into memory, where {int(fits)} would: "
+            f"raise memory by {more} MiB" + (", or lower rank" if asked > 1 else "")
         )
     return min(n, rank or min(int(fits), max(1, int(4 * n**0.5))))
 
@@ -363,7 +388,7 @@ def _precondition(
     rng = np.random.default_rng(seed)
     n = len(entries)
     left = entries.copy()
-    factor = np.zeros((n, rank))
+    factor = np.zeros((n, rank), order="F")
     done, block = 0, -(-rank // _PASSES)
     while done < rank:
         weights = np.clip(left, 0, None)
@@ -373,7 +398,8 @@ def _precondition(
             break
         count = min(block, rank - done, candidates)
         chosen = np.sort(rng.choice(n, count, replace=False, p=weights / weights.sum()))
-        columns = columns_of(matrix, chosen) - factor[:, :done] @ factor[chosen, :done].T
+        columns = columns_of(matrix, chosen)
+        columns -= factor[:, :done] @ factor[chosen, :done].T
         core = columns[chosen]
         # Within the block the pivots may depend on one another: keep the directions that count.
         values, vectors = np.linalg.eigh((core + core.T) / 2)
@@ -384,7 +410,8 @@ def _precondition(
         factor[:, done : done + width] = columns @ (vectors[:, good] / np.sqrt(values[good]))
         left -= np.einsum("ij,ij->i", *[factor[:, done : done + width]] * 2)
         done += width
-    u, r = np.linalg.qr(factor[:, :done])
+    whole = {"overwrite_a": True, "mode": "economic", "check_finite": False}
+    u, r = _linalg.qr(factor[:, :done], **whole)  # in place
     inner, singular, _ = np.linalg.svd(r)
     mu = absolute + max(float(np.clip(left, 0, None).mean()), 1e-14 * float(entries.mean()))
     return _Preconditioner(u @ inner, singular**2, mu)
@@ -428,9 +455,8 @@ class _Checkpoint:
 
     def _write(self, name: str, **content: Any) -> None:
         if self._folder is not None:
-            file = io.BytesIO()
-            np.savez(file, digest=np.array(self._digest), **content)
-            write_atomically(self._folder / name, file.getvalue())
+            with atomic_file(self._folder / name) as file:
+                np.savez(file, digest=np.array(self._digest), **content)
 
     def preconditioner(self) -> _Preconditioner | None:
         """Return the one that was saved."""

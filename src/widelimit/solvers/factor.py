@@ -20,7 +20,7 @@ from widelimit.matrices.tiles import Key
 from widelimit.reading import MAX_HEADER, open_array
 from widelimit.solvers.blas import Arithmetic, Crew, load_routines
 from widelimit.solvers.checks import check_targets, epsilon, relative_norm
-from widelimit.solvers.matrix import Matrix, diagonal, multiply
+from widelimit.solvers.matrix import Matrix, diagonal, residual
 from widelimit.solvers.room import AHEAD, fitting_width, packed
 from widelimit.solvers.solution import (
     Eigenvectors,
@@ -129,9 +129,7 @@ class TiledFactor:
         begun = perf_counter() if start is None else start
         targets = check_targets(y, self.n)
         value = self.solve(targets)
-        residual = multiply(k, value)
-        np.subtract(targets, residual, out=residual)
-        residual -= self.ridge_absolute * value
+        left = residual(k, self.ridge_absolute, value, targets)
         smallest = float(self.pivots().min())
         noise = self.n**0.5 * epsilon(k.dtype) * float(diagonal(k).mean())
         return Solution(
@@ -141,7 +139,7 @@ class TiledFactor:
                 n=self.n,
                 ridge=self.ridge,
                 ridge_absolute=self.ridge_absolute,
-                residual_norm=relative_norm(residual, targets),
+                residual_norm=relative_norm(left, targets),
                 reciprocal_condition=np.nan,
                 seconds=perf_counter() - begun,
             ),

@@ -23,7 +23,9 @@ __all__ = [
     "load",
     "multiply",
     "pieces",
+    "residual",
     "tile_side",
+    "usual_side",
 ]
 
 _SMALLEST_TILE, _LARGEST_TILE = 64, 1024
@@ -73,11 +75,13 @@ def as_matrix(k: ArrayLike | Matrix) -> Matrix:
 
 def tile_side(k: Matrix) -> int:
     """Return the side of the pieces that a matrix is read in: its own, if it has one."""
-    own = int(getattr(k, "tile", 0))
-    if own:
-        return own
+    return int(getattr(k, "tile", 0)) or usual_side(k.shape[0])
+
+
+def usual_side(n: int) -> int:
+    """Return the side of the pieces of a matrix (n, n) that has none of its own."""
     side = _LARGEST_TILE
-    while side > _SMALLEST_TILE and side * _TILES_A_SIDE > k.shape[0]:
+    while side > _SMALLEST_TILE and side * _TILES_A_SIDE > n:
         side //= 2
     return side
 
@@ -219,3 +223,11 @@ def multiply(k: Matrix, v: FloatArray, *, absolute: bool = False) -> FloatArray:
         if rows != columns:
             out[columns] += block.T @ v[rows]
     return out
+
+
+def residual(k: Matrix, ridge: float, value: FloatArray, targets: FloatArray) -> FloatArray:
+    """Return ``targets - k value - ridge value``, from a pass over k, for an absolute ridge."""
+    left = multiply(k, value)
+    np.subtract(targets, left, out=left)
+    left -= ridge * value
+    return left

@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from widelimit.arrays import FloatArray
-from widelimit.solvers.blas import Arithmetic, factor_in_place
+from widelimit.machine import default_threads, no_room, parse_memory, remaining
+from widelimit.solvers.blas import BLOCK, Arithmetic, factor_in_place, load_routines
 from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, relative_norm
-from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load, multiply
+from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load, multiply, tile_side
+from widelimit.solvers.matrix import residual as residual_of
+from widelimit.solvers.room import packed, pass_bytes
 from widelimit.solvers.solution import Solution, Statistics, Status
 from widelimit.solvers.tiled import NotPositiveDefinite, factorise
 
@@ -20,6 +23,7 @@ __all__ = ["solve_refined"]
 
 _MAX_STEPS = 40
 _LEAST_PROGRESS = 0.5  # of the residual, in one step
+_BLOCKS = 10  # of targets: two values and what they leave, and what a step takes
 
 
 def solve_refined(
@@ -42,7 +46,9 @@ def solve_refined(
         As for `solve_cholesky`.
     store : path, fsspec URL or None
         Where the factor lies, as for `factorise`. None: in memory.
-    memory, progress
+    memory
+        As for `factorise`; None without a store: what is available.
+    progress
         As for `factorise`, with a store.
 
     Returns
@@ -68,6 +74,9 @@ def solve_refined(
     n = matrix.shape[0]
     targets = check_targets(y, n)
     relative = check_ridge(ridge)
+    beside = pass_bytes(n, targets.shape[1], _BLOCKS, tile_side(matrix))
+    if memory is not None:
+        memory = _room(n, beside, memory, stored=store is not None)
     absolute = check_absolute(relative, float(diagonal(matrix).mean()), dtype="float32")
     value = np.zeros_like(targets)
     residual = targets
@@ -96,7 +105,7 @@ def solve_refined(
     before = np.inf
     for _ in range(_MAX_STEPS):
         refined = value + solve(residual)
-        left = targets - multiply(matrix, refined) - absolute * refined
+        left = residual_of(matrix, absolute, refined, targets)
         now = float(np.linalg.norm(left))
         if not now < before:
             break
@@ -114,6 +123,18 @@ def solve_refined(
         f"ridge={max(10 * relative, n**0.5 * 1e-6):.0e}"
     )
     return finish(Status.NOT_CONVERGED, condition, message)
+
+
+def _room(n: int, beside: int, memory: int | str, *, stored: bool) -> int:
+    """Return the memory for the factor: refuse too little of it, if the factor is not stored."""
+    load_routines()
+    need, left = beside, remaining(memory)
+    if not stored:
+        need += 4 * n * n + default_threads() * packed(BLOCK, 4)
+    if need > left:
+        remedy = "" if stored else ", or give store, a path for the factor"
+        raise no_room(need, left, f"raise memory{remedy}")
+    return parse_memory(memory) - beside
 
 
 def _factor(

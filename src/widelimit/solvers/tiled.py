@@ -593,9 +593,9 @@ def solve_tiled(
     """
     start = time.perf_counter()
     matrix = as_matrix(k)
-    targets = check_targets(y, matrix.shape[0]).shape
+    n, columns = check_targets(y, matrix.shape[0]).shape
     _load()
-    beside, left = pass_bytes(*targets, _BLOCKS, tile_side(matrix)), remaining(memory)
+    beside, left = pass_bytes(n, columns, _BLOCKS, tile_side(matrix)), remaining(memory)
     if beside > left:
         raise no_room(beside, left, "raise memory, or solve for fewer targets at a time")
     try:
