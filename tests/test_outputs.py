@@ -179,7 +179,7 @@ def looked_at(name: str, kept: Path) -> None:
     elif name == "fit":
         assert len(wl.load_model(kept).x_fit_) == 27
     elif name == "predict":
-        assert kept.read_text().startswith("image,class,0,1,2\ni.png,")
+        assert kept.read_text().startswith("image,class,0,1,2,problem\ni.png,")
     elif name == "bench":
         assert kept.read_text() == '{\n "speed": 1\n}\n'
     else:

@@ -33,6 +33,7 @@ from widelimit.estimators.regression import (
     solver_for,
 )
 from widelimit.estimators.samples import ImageShape, Training, split_shape
+from widelimit.matrices.inputs import Channels
 from widelimit.program import Kind
 from widelimit.solvers import Bordered, Method, Unavailable
 from widelimit.solvers.checks import check_targets
@@ -77,6 +78,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         time: float | Literal["loo"] | None = None,
         standardise: bool | None = None,
         image_shape: Sequence[int] | None = None,
+        channels: Channels = None,
         dtype: Dtype | None = None,
         backend: BackendName = "auto",
         threads: int | None = None,
@@ -94,6 +96,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         self.time = time
         self.standardise = standardise
         self.image_shape = image_shape
+        self.channels: Channels = channels
         self.dtype: Dtype | None = dtype
         self.backend: BackendName = backend
         self.threads = threads
@@ -314,7 +317,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
     def _read(self, X: Any) -> NDArray[Any]:
         """Return new samples as the kernel takes them, checked against those of fit."""
         check_is_fitted(self, "dual_coef_")
-        rows, found = split_shape(X)
+        rows, found = split_shape(X, self.channels)
         self._check_shape(found)
         rows = validate_data(self, rows, reset=False, dtype=SAMPLE_DTYPES)
         return self._fitted.read(rows)

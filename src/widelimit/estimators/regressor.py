@@ -46,8 +46,8 @@ class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
 
     Parameters
     ----------
-    net, kernel, kind, ridge, combine, time, standardise, image_shape, dtype, backend, threads, \
-solver, store, memory, executor, progress
+    net, kernel, kind, ridge, combine, time, standardise, image_shape, channels, dtype, backend, \
+threads, solver, store, memory, executor, progress
         As for `NTKClassifier`.
 
     Attributes
@@ -151,7 +151,7 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
         return self
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any, Any]:
-        rows, shape = split_shape(X)
+        rows, shape = split_shape(X, self.channels)
         rows, targets = validate_data(
             self, rows, y, dtype=SAMPLE_DTYPES, multi_output=True, y_numeric=True, reset=reset
         )
