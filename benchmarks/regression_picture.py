@@ -16,9 +16,13 @@ from widelimit import plot
 
 NET = wl.Network([wl.Dense(1.5, 0.5), wl.ReLU(), wl.Dense(1.5, 0.5), wl.ReLU(), wl.Dense(1.0)])
 T = np.array([-2.0, -1.5, -0.2, 0.1, 0.3, 1.8])[:, None]
+AS_GIVEN = {"normalize_y": False, "standardise": False}
 PANELS = (
-    ("networks trained to the end", wl.NTKRegressor(NET)),
-    ("posterior of the Gaussian process", wl.NTKRegressor(NET, kind="nngp", ridge=1e-6)),
+    ("networks trained to the end", wl.NTKRegressor(NET, **AS_GIVEN)),
+    (
+        "posterior of the Gaussian process",
+        wl.NTKRegressor(NET, kind="nngp", ridge=1e-6, **AS_GIVEN),
+    ),
 )
 
 

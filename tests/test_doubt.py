@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 
 import mpmath
 import numpy as np
@@ -15,6 +16,10 @@ from widelimit.estimators.directions import Directions
 from widelimit.estimators.doubt import Errors, Nearest, doubted, find_nearest
 from widelimit.estimators.samples import Training
 from widelimit.solvers import Solution, Statistics, Status
+
+# The regressions of the paper, on samples and targets as they are.
+Regressor = partial(wl.NTKRegressor, normalize_y=False, standardise=False)
+Classifier = partial(wl.NTKClassifier, standardise=False)
 
 WRONG = 0.01  # error of outputs, over the largest target or output
 
@@ -70,7 +75,7 @@ def test_nothing_wrong_is_silent_for_rows(dtype):
         x = np.r_[x, size * x[of] * (1 + gap * rng.normal(size=(p, d)))]
         y, new = rng.normal(size=n + p), rng.normal(size=(5, d))
         depth, ridge = int(rng.integers(1, 4)), rng.choice([0.0, 10 ** rng.uniform(-13, -6)])
-        model, warned = fit(wl.NTKRegressor(wl.ntk_dense(depth), ridge=ridge, dtype=dtype), x, y)
+        model, warned = fit(Regressor(wl.ntk_dense(depth), ridge=ridge, dtype=dtype), x, y)
         error = relative_error(model.predict(new), exact_outputs(depth, x, y, new, ridge), y)
         assert warned or error < WRONG
         wrong += error > WRONG
@@ -103,8 +108,8 @@ def test_nothing_wrong_is_silent_for_images(net):
             gap = 10 ** rng.uniform(-6, -1)
             x = np.concatenate([x, copies * (1 + gap * rng.normal(size=copies.shape))])
         y, new = rng.normal(size=n + p), x.max() * rng.random((5, 6, 5, 2))
-        single, warned = fit(wl.NTKRegressor(net, dtype="float32"), x, y)
-        double, _ = fit(wl.NTKRegressor(net, dtype="float64"), x, y)
+        single, warned = fit(Regressor(net, dtype="float32"), x, y)
+        double, _ = fit(Regressor(net, dtype="float64"), x, y)
         error = relative_error(single.predict(new), double.predict(new), y)
         assert warned or error < WRONG
         wrong += error > WRONG
@@ -139,12 +144,12 @@ def test_ordinary_problems_are_silent(name, dtype, monkeypatch):
     noise = np.random.default_rng(2).normal(size=len(x))
     for net in networks:
         for model in (
-            wl.NTKClassifier(net, dtype=dtype).fit(x, y),
-            wl.NTKRegressor(net, dtype=dtype).fit(x, noise),
+            Classifier(net, dtype=dtype).fit(x, y),
+            Regressor(net, dtype=dtype).fit(x, noise),
         ):
             assert model.solution_.status is Status.SOLVED
         k = wl.kernel(net, x, dtype=dtype)
-        assert wl.NTKClassifier(kernel="precomputed").fit(k, y).solution_.status is Status.SOLVED
+        assert Classifier(kernel="precomputed").fit(k, y).solution_.status is Status.SOLVED
 
 
 ROWS = np.random.default_rng(3).normal(size=(9, 4))
@@ -155,37 +160,37 @@ NEAR = np.concatenate([ROWS[:8], 1.7 * ROWS[2:3] * (1 + 4e-7 * ROWS[8:])])
 def test_what_is_said():
     match = r"outputs by \S+ of the largest target: the angle between samples 2 and 8"
     with pytest.warns(LinAlgWarning, match=match) as caught:
-        model = wl.NTKRegressor(wl.ntk_dense(3)).fit(NEAR, TARGETS)
+        model = Regressor(wl.ntk_dense(3)).fit(NEAR, TARGETS)
     assert caught[0].filename == __file__
     assert model.solution_.status is Status.ILL_CONDITIONED
     for options in ({"ridge": 1e-4}, {"time": 10.0}):
-        wl.NTKRegressor(wl.ntk_dense(3), **options).fit(NEAR, TARGETS)
-    wl.NTKRegressor(wl.ntk_dense(3)).fit(NEAR, np.r_[TARGETS[:8], 1.7 * TARGETS[2]])  # they agree
-    wl.NTKRegressor(wl.ntk_dense(3)).fit(NEAR, 0 * TARGETS)
-    wl.NTKRegressor(wl.ntk_dense(3, b_std=0.5)).fit(NEAR, TARGETS)  # 1.7 times is another sample
+        Regressor(wl.ntk_dense(3), **options).fit(NEAR, TARGETS)
+    Regressor(wl.ntk_dense(3)).fit(NEAR, np.r_[TARGETS[:8], 1.7 * TARGETS[2]])  # they agree
+    Regressor(wl.ntk_dense(3)).fit(NEAR, 0 * TARGETS)
+    Regressor(wl.ntk_dense(3, b_std=0.5)).fit(NEAR, TARGETS)  # 1.7 times is another sample
     near = np.concatenate([ROWS[:8], ROWS[2:3] * (1 + 4e-7 * ROWS[8:])])
     with pytest.warns(LinAlgWarning, match="the angle between samples"):
-        wl.NTKRegressor(wl.ntk_dense(3, b_std=0.5)).fit(near, TARGETS)
+        Regressor(wl.ntk_dense(3, b_std=0.5)).fit(near, TARGETS)
 
 
 @pytest.mark.parametrize("options", [{}, {"ridge": 1e-12}, {"time": 1e12}])
 def test_every_way_to_solve_is_judged(options):
     with pytest.warns(LinAlgWarning, match="outputs by"):
-        wl.NTKRegressor(wl.ntk_dense(3), **options).fit(NEAR, TARGETS)
+        Regressor(wl.ntk_dense(3), **options).fit(NEAR, TARGETS)
 
 
 def test_samples_that_are_added_are_judged():
-    model = wl.NTKRegressor(wl.ntk_dense(3)).partial_fit(NEAR[:8], TARGETS[:8])
+    model = Regressor(wl.ntk_dense(3)).partial_fit(NEAR[:8], TARGETS[:8])
     with pytest.warns(LinAlgWarning, match="samples 2 and 8"):
         model.partial_fit(NEAR[8:], TARGETS[8:])
 
 
 def test_the_network_that_is_chosen_is_judged():
     with pytest.warns(LinAlgWarning, match="outputs by"):
-        wl.NTKRegressor([wl.ntk_dense(3), wl.ntk_dense(2)]).fit(NEAR, TARGETS)
+        Regressor([wl.ntk_dense(3), wl.ntk_dense(2)]).fit(NEAR, TARGETS)
     nets = [wl.ntk_dense(3), wl.ntk_dense(3, b_std=1.0)]
     with pytest.warns(LinAlgWarning, match="outputs by"):
-        wl.NTKRegressor(nets, combine="mean").fit(
+        Regressor(nets, combine="mean").fit(
             np.concatenate([ROWS[:8], ROWS[2:3] * (1 + 4e-7 * ROWS[8:])]), TARGETS
         )
 
@@ -198,7 +203,7 @@ def test_a_kernel_that_is_given_is_judged(factor):
         wl.kernel(wl.ntk_dense(3), x, dtype="float64"),
         wl.kernel(wl.cntk_vanilla(3), x.reshape(9, 2, 2, 1), dtype="float32"),
     ):
-        model, warned = fit(wl.NTKRegressor(kernel="precomputed"), matrix, TARGETS)
+        model, warned = fit(Regressor(kernel="precomputed"), matrix, TARGETS)
         assert warned
     assert model.solution_.status is not Status.SOLVED
 
@@ -278,7 +283,7 @@ def test_angles():
         # With a bias as large as the entries, 1 and 3 times a direction are pi/4 and pi/10 from it.
         (wl.Network([wl.Dense(1, 1), wl.ReLU(), wl.Dense()], scaling="paper"), 0.4636),
     ):
-        model, _ = fit(wl.NTKRegressor(net), turned, np.arange(3.0))
+        model, _ = fit(Regressor(net), turned, np.arange(3.0))
         angles = model._fitted._angles(np.array([1, 0, 2]))
         np.testing.assert_allclose(angles[:2], expected, rtol=0.02)
         assert angles[2] == 0

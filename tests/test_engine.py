@@ -27,7 +27,7 @@ from widelimit.matrices.profiles import Samples, Side, make_sides
 from widelimit.matrices.sinks import InMemory
 from widelimit.matrices.threads import Threads
 from widelimit.matrices.tiles import Grid
-from widelimit.program import compile_family
+from widelimit.program import Readout, compile_family
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((131, 4, 5, 2))
@@ -169,6 +169,22 @@ def test_the_diagonal_costs_one_square(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DenseBackend, "sums", count)
     kernel_diagonal(wl.Network([wl.Dense()]), X)
     assert shapes == [(128, 128), (3, 3)]
+
+
+def test_the_head_of_a_dense_network_is_for_the_diagonal_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And in blocks of many squares: 50,000 samples cost a few passes of NumPy."""
+    sizes: list[int] = []
+    apply, make = Readout.apply, Side._make
+    monkeypatch.setattr(Readout, "apply", lambda *a: sizes.append(a[1].size) or apply(*a))
+    blocks: list[int] = []
+    monkeypatch.setattr(Side, "_make", lambda *a: blocks.append(len(a[2])) or make(*a))
+    x = np.random.default_rng(0).normal(size=(1100, 3))
+    found = kernel_diagonal(DENSE, x, dtype="float64")
+    assert sum(sizes) == 1100
+    assert blocks == [1024, 76]
+    assert np.array_equal(found, wl.kernel(DENSE, x, dtype="float64").diagonal())
 
 
 # ---------------------------------------------------------------- profiles

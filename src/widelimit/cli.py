@@ -484,7 +484,7 @@ def suspects(
             ridge=read_choice("ridge", ridge),
             backend=check_backend(backend),
             threads=threads,
-            verbose=sys.stderr.isatty(),
+            progress=sys.stderr.isatty(),
         )
         found, sheet = job.run()
     for entry in found[:10]:

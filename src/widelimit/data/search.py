@@ -94,7 +94,9 @@ def find_images(folder: Path, found: Found | None = None) -> Found:
     suffixes = image_suffixes()
     folders, images = [folder], list[Path]()
     while folders:
-        for entry in os.scandir(folders.pop()):
+        with os.scandir(folders.pop()) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+        for entry in entries:
             path = Path(entry.path)
             reason = ""
             if is_hidden(entry.name):
@@ -102,10 +104,10 @@ def find_images(folder: Path, found: Found | None = None) -> Found:
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(path)
                 continue
-            elif entry.is_dir():
+            elif path.is_dir():
                 reason = "links to folders"
-            elif not entry.is_file():
-                reason = "no regular files"
+            elif not path.is_file():  # of entries, links in a circle raise
+                reason = "not regular files, or links to none"
             elif (end := path.suffix.lower()) not in suffixes and not can_open(path):
                 reason = "of no format that is read here"
                 if end in _HEIC:

@@ -106,12 +106,20 @@ class FittedAttributes:
         that the others contradict, such as mislabelled ones.
         """
         check_is_fitted(self, "dual_coef_")
-        left_out = self._left_out("self_influence_")
         training = self._training
+        left_out = self._left_out("self_influence_").reshape(training.targets.shape)
         fitted = training.at_samples(training.means - self._penalty())
         before = ((training.targets - fitted) ** 2).sum(axis=1)
-        after = ((training.targets - left_out.reshape(training.targets.shape)) ** 2).sum(axis=1)
+        after = ((training.targets - self._normalised(left_out)) ** 2).sum(axis=1)
         return after - before
+
+    def _in_units(self, outputs: FloatArray) -> FloatArray:
+        """Return outputs (n, t) of the regression in units of what users gave."""
+        return outputs
+
+    def _normalised(self, targets: FloatArray) -> FloatArray:
+        """Return what users gave, (n, t), as the regression has it."""
+        return targets
 
     def _left_out(self, what: str) -> FloatArray:
         if self.loo_predictions_ is None:

@@ -22,7 +22,8 @@ from widelimit.estimators.attributes import FittedAttributes, check_is_fitted
 from widelimit.estimators.checks import Net, check_options, check_weights
 from widelimit.estimators.doubt import doubted, find_nearest, warn
 from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, Stores, patiently
-from widelimit.estimators.influence import Influence
+from widelimit.estimators.influence import Influence, Measure
+from widelimit.estimators.judge import Judge, edge
 from widelimit.estimators.prepare import prepare
 from widelimit.estimators.regression import (
     Options,
@@ -33,6 +34,7 @@ from widelimit.estimators.regression import (
     solver_for,
 )
 from widelimit.estimators.samples import ImageShape, Training, split_shape
+from widelimit.estimators.warned import warn_caller
 from widelimit.matrices.inputs import Channels
 from widelimit.program import Kind
 from widelimit.solvers import Bordered, Method, Unavailable
@@ -139,7 +141,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
     def _fit(
         self,
         rows: NDArray[Any],
-        encode: Callable[[NDArray[np.bool_]], FloatArray],
+        encode: Callable[[NDArray[np.bool_], FloatArray], FloatArray],
         sample_weight: ArrayLike | None,
         found: ImageShape | None,
         *,
@@ -147,20 +149,24 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
     ) -> None:
         """Fit checked rows (n, d) to the targets (n, t) that `encode` makes of those that count.
 
-        If they are flat, t = 1, users see (n,).
+        It is given which do, and the weights of these. If targets are flat, t = 1, users see (n,).
         """
         options = check_options(self)
         weight, counts = check_weights(sample_weight, rows)
-        targets = encode(counts)
+        targets = encode(counts, weight)
         check_targets(targets, len(targets))
         kinds: tuple[Kind, ...] = tuple(dict.fromkeys((self.kind, *self._extra_kinds)))
         kernel, directions = prepare(self, rows, counts, weight, found)
         try:
             training = Training.of(directions, targets, weight)
+            judge = self._judge(training)
+            options = self._seen(options, judge)
             method = self._method(options, training, kernel, kinds)
         except Unavailable:  # with a ridge multiples may be rows of their own, without weights
             kernel, directions = prepare(self, rows, counts, weight, found, multiples=False)
             training = Training.of(directions, targets, weight)
+            judge = self._judge(training)
+            options = self._seen(options, judge)
             method = self._method(options, training, kernel, kinds)
         stores = None
         if isinstance(kernel, FittedKernel):
@@ -188,6 +194,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 best, chosen = index, replace(tried, solution=solution)
         assert chosen is not None
         warn(chosen.solution)
+        self._warn_of_choice(options, chosen)
         # What the kernel of new samples depends on is kept, so that set_params cannot change it
         # without a new fit.
         nngp = matrices[1][best] if len(matrices) > 1 else None
@@ -196,6 +203,30 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             self.loo_curve_ = np.stack(curves)
             if self.time == "loo":  # each network has times of its own
                 self.loo_grid_ = np.stack(grids)
+
+    def _judge(self, training: Training) -> Judge:
+        """Return how predictions of left-out samples are scored."""
+        return Judge("squared")
+
+    def _seen(self, options: Options, judge: Judge) -> Options:
+        """Return options without a choice that nothing could be judged by."""
+        ridge: Any = 0.0 if judge.blind and options.ridge == "loo" else options.ridge
+        time: Any = np.inf if judge.blind and options.time == "loo" else options.time
+        return replace(options, ridge=ridge, time=time, judge=judge)
+
+    def _warn_of_choice(self, options: Options, chosen: Regression) -> None:
+        name = "ridge" if options.ridge == "loo" else "time"
+        if getattr(options, name) != "loo":
+            return
+        grid, curve = chosen.grid, chosen.curve
+        if name == "time":  # the longest shrinks least
+            grid, curve = grid[::-1], curve[::-1]
+        if message := edge(grid, curve):
+            value = grid[np.nanargmax(curve)]
+            warn_caller(
+                f"{name}='loo' chose {value:.1e}, on the edge of the grid from {grid.min():.1e} to "
+                f"{grid.max():.1e}: {message}. Look at loo_curve_, or give {name} a number"
+            )
 
     def _storage(self, path: str) -> dict[str, Any]:
         return {"store": path, "memory": self.memory, "executor": self.executor}
@@ -238,7 +269,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         self.loo_grid_, self.loo_curve_ = regression.grid, regression.curve
         left_out = regression.left_out
         if left_out is not None:
-            left_out = self._shaped(training.at_samples(left_out))
+            left_out = self._shaped(self._in_units(training.at_samples(left_out)))
         self.loo_predictions_ = left_out
 
     # --- more samples -----------------------------------------------------------------------------
@@ -295,6 +326,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 factor,
                 k,
                 training,
+                self._judge(training),
                 store=None if stores is None else stores.folder,
                 memory=self.memory,
                 threads=self.threads,
@@ -372,9 +404,23 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         for index in range(len(grid)):
             yield self._shaped(outputs[:, index * width : (index + 1) * width])
 
-    def _influence(self, X: Any, columns: Callable[[FloatArray], Any], n_largest: int) -> Influence:
-        """Return the largest ``alpha_j k(x, x_j)``; `columns` picks an output for each sample."""
+    def _influence(
+        self,
+        X: Any,
+        columns: Callable[[FloatArray], Any],
+        n_largest: int,
+        measure: Measure,
+    ) -> Influence:
+        """Return the largest weights, or terms; `columns` picks an output for each sample."""
+        if measure not in ("weights", "terms"):
+            raise ValueError(f'measure must be "weights" or "terms", got {measure!r}: choose one')
         samples = self._read(X)
+        factor = self._factor
+        if measure == "weights" and factor is None:
+            raise ValueError(
+                "weights of training samples need a factor, which is not there after solver='cg' "
+                "or in a saved model whose factor stays in the store: use measure='terms'"
+            )
         m = self._training.first.size
         if not n_largest >= 1:
             raise ValueError(f"n_largest must be at least 1, got {n_largest}")
@@ -384,7 +430,10 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         weights = np.empty((len(samples), top))
         for block, part in self._crossed(samples):
             k = np.asarray(part, np.float64)
-            share = k * alpha.T[columns(k @ alpha)]
+            if measure == "terms" or factor is None:
+                share = k * alpha.T[columns(k @ alpha)]
+            else:
+                share = factor.solve(k.T).T
             order = np.argsort(-np.abs(share), axis=1, kind="stable")[:, :top]
             indices[block] = self._training.first[order]
             weights[block] = np.take_along_axis(share, order, axis=1)

@@ -7,7 +7,10 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
 
-__all__ = ["fit_temperature", "log_softmax"]
+__all__ = ["TYPICAL_TEMPERATURE", "fit_temperature", "log_softmax"]
+
+TYPICAL_TEMPERATURE = 0.1
+"""Where none can be found: of images it is about this (docs/results.md)."""
 
 _STEPS = 200
 _SMALLEST, _LARGEST = 1e-3, 1e6  # inverse temperatures: outputs are about 1 apart

@@ -108,7 +108,7 @@ def resolve_networks(net: Net, shape: ImageShape | None, n_features: int) -> tup
         If one is none, or reads images where there are rows.
     """
     if net is None:
-        return (ntk_dense(3) if shape is None else cntk_gap(depth=11),)
+        return (ntk_dense(3, b_std=1.0) if shape is None else cntk_gap(depth=11),)
     listed = isinstance(net, Sequence) and not isinstance(net, str)
     entries: list[Any] = list(cast("Any", net)) if listed else [net]
     networks = [named_network(entry) if isinstance(entry, str) else entry for entry in entries]

@@ -19,13 +19,20 @@ from widelimit.estimators.base import (
     only_if,
     validate_data,
 )
-from widelimit.estimators.calibration import fit_temperature, log_softmax
-from widelimit.estimators.influence import Influence
-from widelimit.estimators.samples import split_shape
+from widelimit.estimators.calibration import (
+    TYPICAL_TEMPERATURE,
+    fit_temperature,
+    log_softmax,
+)
+from widelimit.estimators.influence import Influence, Measure
+from widelimit.estimators.judge import Judge, alone_in_class
+from widelimit.estimators.samples import Training, split_shape
+from widelimit.estimators.warned import warn_caller
 from widelimit.solvers.labels import encode_labels, join_labels
 
 __all__ = ["NTKClassifier"]
 
+_SHOWN = 10  # classes that a warning names
 # scikit-learn has no types.
 _check_class_labels: Callable[[NDArray[Any]], None]
 _check_class_labels = cast("Any", multiclass).check_classification_targets
@@ -47,10 +54,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     net : Network, str, list of these, or None
         The network: a `Network`, a preset by name (``"cntk-gap-11"``, ``"cntk-vanilla-11"``,
         ``"ntk-dense-3"``), or the JSON of a network. None stands for ``cntk_gap(depth=11)`` if the
-        samples are images (X is (n, h, w, c), or image_shape is set), and for ``ntk_dense(3)`` on
-        standardised features if they are rows (n, d); on few features ``ntk_dense(3, b_std=1.0)``,
-        which has biases, is often better. Of a list all kernels are computed in one pass, and
-        `combine` says what becomes of them.
+        samples are images (X is (n, h, w, c), or image_shape is set), and for
+        ``ntk_dense(3, b_std=1.0)``, which has biases, if they are rows (n, d). Of a list all
+        kernels are computed in one pass, and `combine` says what becomes of them.
     kernel : {"network", "precomputed"}
         "precomputed": X is the Gram matrix of the training samples, (n, n), in `fit`, and the
         kernel between new and training samples, (m, n), in `predict`.
@@ -60,7 +66,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         Relative ridge, >= 0: it multiplies ``trace(k)/n``, so that it has the same meaning for
         every network and scale of the input. "loo": of 1e-8 to 1e2, two in each decade, the one
         with which each sample is best predicted from the others, in mean square; exact, from one
-        eigendecomposition.
+        eigendecomposition. A sample that is alone in its class takes no part, and is warned of; so
+        is a choice on the edge of the grid. If all are alone it is 0.
     combine : {"best", "mean"}
         Of several networks take the one with the best `loo_score_`, or the mean of their kernels as
         they are, scale included.
@@ -71,7 +78,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         left-out samples are best predicted; exact for every time, too.
     standardise : bool or None
         Whether each feature is shifted and scaled to mean 0 and variance 1 on the training samples.
-        None: for rows without a `net`.
+        None: rows are, images are not, whatever the network.
     image_shape : (h, w, c) or (h, w) or None
         Shape of the image in a row of X, in pixels, channels last; (h, w) means one channel.
         None: a row is a vector. Not needed if X is (n, h, w, c).
@@ -297,7 +304,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
             rows, labels, shape = self._checked(X, y, reset=True)
             names: list[NDArray[Any]] = []
 
-            def encode(counts: NDArray[np.bool_]) -> FloatArray:
+            def encode(counts: NDArray[np.bool_], weight: FloatArray) -> FloatArray:
                 known = np.unique(labels[counts] if classes is None else np.asarray(classes))
                 if len(known) < 2:
                     raise ValueError(
@@ -316,9 +323,36 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         self._labels = training.targets.argmax(axis=1)
         self.temperature_ = None
         if self.loo_predictions_ is not None:
-            self.temperature_ = fit_temperature(
-                self.loo_predictions_, self._labels, training.sample_weight
-            )
+            some = ~alone_in_class(training)
+            self.temperature_ = TYPICAL_TEMPERATURE
+            if some.any():
+                self.temperature_ = fit_temperature(
+                    self.loo_predictions_[some], self._labels[some], training.sample_weight[some]
+                )
+        self._warn_of_lonely()
+
+    def _judge(self, training: Training) -> Judge:
+        alone = alone_in_class(training)
+        return Judge("squared", ~alone if alone.any() else None)
+
+    def _warn_of_lonely(self) -> None:
+        """Warn of a choice by left-out samples whose class is then unknown."""
+        alone = alone_in_class(self._training)
+        loo = "loo" in (self.ridge, self.time)
+        if not alone.any() or not (loo or self._fitted.choices > 1):
+            return
+        names = np.unique(self.classes_[self._labels[alone]]).tolist()
+        shown = ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+        does = (
+            "no choice can be judged: this is ridge 0 and the end of training, and probabilities "
+            f"have the temperature {TYPICAL_TEMPERATURE}"
+            if alone.all()
+            else "they take no part in the choice"
+        )
+        warn_caller(
+            f"{len(names)} of {len(self.classes_)} classes have one distinct sample, {shown}: "
+            f"without it there is no example of its class, so that {does}. Add samples"
+        )
 
     @property
     def loo_accuracy_(self) -> float:
@@ -379,7 +413,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         """Return probabilities of the classes: softmax of the outputs over ``temperature_``.
 
         The temperature is the one with which leave-one-out predictions make the training labels
-        most likely. docs/results.md shows how well calibrated the probabilities are.
+        most likely, those of samples that are alone in their class left out; 0.1 if all are.
+        docs/results.md shows how well calibrated the probabilities are.
 
         Parameters
         ----------
@@ -434,7 +469,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         for outputs in self._staged(X, times):
             yield self._decide(outputs)
 
-    def influence(self, X: Any, n_largest: int = 10) -> Influence:
+    def influence(self, X: Any, n_largest: int = 10, measure: Measure = "weights") -> Influence:
         """Return the training samples that each predicted label owes most to.
 
         Parameters
@@ -443,11 +478,17 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
             As for `decision_function`, with the same errors.
         n_largest : int
             How many, at least 1.
+        measure : {"weights", "terms"}
+            "weights": those with which the prediction is a sum of the training targets. "terms":
+            ``alpha_j k(x, x_j)`` in the output of the predicted class, which sum to that output;
+            without a ridge they nearly cancel, and are large.
 
         Returns
         -------
         Influence
-            ``alpha_j k(x, x_j)`` in the output of the predicted class; their sum over all j is
-            that output.
+
+        Notes
+        -----
+        "weights" take ``2 m^2`` flops for each sample, m the number of training samples.
         """
-        return self._influence(X, lambda outputs: outputs.argmax(axis=1), n_largest)
+        return self._influence(X, lambda outputs: outputs.argmax(axis=1), n_largest, measure)

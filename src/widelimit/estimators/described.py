@@ -26,10 +26,13 @@ from widelimit.solvers import Factor, Solution, Statistics, Status, Unavailable,
 
 __all__ = ["ARRAYS", "FORMAT", "FORMATS", "describe", "restore"]
 
-FORMAT = "widelimit.model/2"
-"""What is written; the first had no `multiples`, but two arrays that follow from others."""
-FORMATS = ("widelimit.model/1", FORMAT)
+FORMAT = "widelimit.model/3"
+"""What is written; the second had no `target_mean` and `target_scale`, the first no `multiples`,
+but two arrays that follow from others."""
+FORMATS = ("widelimit.model/1", "widelimit.model/2", FORMAT)
 """What is read."""
+# Parameters that were not there, with what was done then, where that is not their default.
+_BEFORE: dict[str, dict[str, Any]] = {"NTKRegressor": {"normalize_y": False}}
 
 _ESTIMATORS: dict[str, type[NTKEstimator]] = {
     kind.__name__: kind for kind in (NTKClassifier, NTKRegressor)
@@ -45,6 +48,8 @@ ARRAYS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "place": ("i8", ("n",)),
     "first": ("i8", ("m",)),
     "multiples": ("f8", ("n",)),
+    "target_mean": ("f8", ("t",)),
+    "target_scale": ("f8", ("t",)),
     "x_fit": ("f8 f4 u1", None),
     "columns": ("i8", ("m",)),
     "mean": ("f8", None),
@@ -104,6 +109,8 @@ def describe(model: NTKEstimator) -> tuple[Document, Arrays]:
     }
     if model.loo_predictions_ is not None:
         arrays["loo_predictions"] = model.loo_predictions_.reshape(training.targets.shape)
+    if isinstance(model, NTKRegressor):
+        arrays |= {"target_mean": model.target_mean_, "target_scale": model.target_scale_}
     nngp: Any = state._nngp_fit
     if nngp is not None and not hasattr(nngp, "tile"):  # a stored one stays where it is
         arrays["nngp"] = nngp
@@ -218,7 +225,7 @@ def restore(document: Document, arrays: Arrays) -> NTKEstimator:
     }
     if places := set(parameters) & set(_LOCAL):  # where a later fit would write
         raise ValueError(f"a model has no parameters {sorted(places)}")
-    model = kind(**parameters)
+    model = kind(**_BEFORE.get(kind.__name__, {}) | parameters)
     check_threads(model.threads)
     state: Any = model
     _restore_features(model, fitted)
@@ -230,6 +237,7 @@ def restore(document: Document, arrays: Arrays) -> NTKEstimator:
         _restore_labels(model, fitted, arrays)
     else:
         state._flat = bool(fitted["flat"]) and training.targets.shape[1] == 1
+        _restore_units(cast("NTKRegressor", model), arrays)
     shaped: Callable[[NDArray[Any]], NDArray[Any]] = state._shaped
     # In the order that they have after a fit: products then have the same bits.
     model.dual_coef_ = shaped(np.asfortranarray(arrays["dual_coef"]))
@@ -326,6 +334,16 @@ def _restore_labels(model: NTKClassifier, fitted: Document, arrays: Arrays) -> N
     if (temperature is None) != ("loo_predictions" not in arrays):
         raise ValueError("there must be a temperature where there are loo_predictions")
     cast("Any", model)._labels = targets.argmax(axis=1)
+
+
+def _restore_units(model: NTKRegressor, arrays: Arrays) -> None:
+    t: int = arrays["targets"].shape[1]
+    zeros: NDArray[Any] = np.zeros(t)
+    ones: NDArray[Any] = np.ones(t)
+    model.target_mean_ = arrays.get("target_mean", zeros)
+    model.target_scale_ = arrays.get("target_scale", ones)
+    if not np.all(np.isfinite(model.target_mean_) & (model.target_scale_ > 0)):
+        raise ValueError("target_mean must be finite, and target_scale above 0")
 
 
 def _restore_solution(

@@ -20,8 +20,6 @@ are then about the gap of their targets over ``t``. Of each sample the nearest o
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -33,6 +31,7 @@ from scipy.linalg import LinAlgWarning  # pyright: ignore[reportMissingTypeStubs
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.estimators.regression import explain
 from widelimit.estimators.samples import Training
+from widelimit.estimators.warned import warn_caller
 from widelimit.solvers import Solution, Status
 from widelimit.solvers.checks import epsilon
 from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, pieces
@@ -187,10 +186,5 @@ def doubted(solution: Solution, nearest: Nearest, kernel: _Kernel, training: Tra
 
 def warn(solution: Solution) -> None:
     """Warn of coefficients that are not to be trusted, as from the line that called the package."""
-    message = explain(solution)
-    if not message:
-        return
-    frame, level = inspect.currentframe(), 1
-    while frame is not None and frame.f_globals["__name__"].startswith("widelimit."):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, LinAlgWarning, stacklevel=level)
+    if message := explain(solution):
+        warn_caller(message, LinAlgWarning)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.markup import bar_of, table
 
-__all__ = ["Influence"]
+__all__ = ["Influence", "Measure"]
+
+Measure = Literal["weights", "terms"]
+"""What influence is measured by."""
 
 _SHOWN_ROWS, _SHOWN_COLUMNS = 5, 10  # in a notebook
 
@@ -24,7 +28,11 @@ class Influence:
         Places of training samples in the X of `fit`, those of largest ``|weight|`` first. Of equal
         samples, and without biases of multiples of one another, the first.
     weights : ndarray of float64, shape (n, m)
-        ``alpha_j k(x, x_j)``: what training sample j adds to the output. All of them sum to it.
+        measure="weights": ``(A^-1 k(X, x))_j``, A the kernel of the training samples with its
+        ridge: the prediction is the sum of the training targets, each times its weight. Two copies
+        of one sample are one with the mean of their targets. measure="terms": what training sample
+        j adds to the output, ``alpha_j k(x, x_j)``; all of them sum to it. As they nearly cancel,
+        single terms may be hundreds of times the output.
     """
 
     indices: IntArray

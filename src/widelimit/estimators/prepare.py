@@ -72,7 +72,7 @@ def prepare(
         "float64" if all(net.is_dense for net in networks) else "float32"
     )
     x, standardisation = rows[counts], None
-    if check_standardise(model.standardise, default=model.net is None and shape is None):
+    if check_standardise(model.standardise, default=shape is None):
         scaler = _StandardScaler().fit(x, sample_weight=weight)
         standardisation = scaler.mean_, scaler.scale_
     return FittedKernel(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from widelimit._version import __version__
 from widelimit.arrays import FloatArray
+from widelimit.estimators.judge import Judge
 from widelimit.estimators.samples import Training
 from widelimit.machine import remaining
 from widelimit.solvers import Factor, Method, Solution, Spectrum, Status, Unavailable, solve
@@ -54,6 +55,8 @@ class Options:
         its kernel and ridge, a checkpoint of its targets and weights, too.
     memory : int, str or None
     threads : int or None
+    judge : Judge
+        Of predictions of left-out samples.
     """
 
     ridge: float | Literal["loo"]
@@ -62,6 +65,7 @@ class Options:
     store: str | os.PathLike[str] | None
     memory: int | str | None
     threads: int | None
+    judge: Judge = field(default_factory=lambda: Judge("squared"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,8 +78,8 @@ class Regression:
     left_out : ndarray of float64, shape (m, t), or None
         Prediction at each row of `Training` by a regression without it.
     grid, curve : ndarray of float64, shape (g,)
-        Ridges or times that were tried, and minus the mean squares of the residuals of leaving
-        one out, over all samples; NaN where there are none.
+        Ridges or times that were tried, and how the judge scores leaving one out; NaN where it
+        cannot.
     """
 
     solution: Solution
@@ -238,13 +242,14 @@ def regress(
         threads=options.threads,
         overwrite_k=not singular,
     )
-    return _concluded(solution, k if singular else None, training, options.ridge)
+    return _concluded(solution, k if singular else None, training, options.ridge, options.judge)
 
 
 def grow(
     factor: Factor,
     k: Bordered | NDArray[Any] | Matrix,
     training: Training,
+    judge: Judge,
     *,
     store: str | None = None,
     memory: int | str | None = None,
@@ -260,6 +265,7 @@ def grow(
         Of all distinct samples.
     training : Training
         All samples.
+    judge : Judge
     store : path, URL or None
         A folder for the new factor, if the old one lies in a store.
     memory, threads
@@ -284,7 +290,7 @@ def grow(
     )
     singular = factor.location is None and factor.ridge_absolute == 0
     ridge = solution.statistics.ridge / training.share
-    return _concluded(solution, k if singular else None, training, ridge)
+    return _concluded(solution, k if singular else None, training, ridge, judge)
 
 
 def _factor_place(folder: str | os.PathLike[str], k: Any, ridge: float) -> str:
@@ -299,7 +305,9 @@ def _name(k: Any, ridge: float, training: Training | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _concluded(solution: Solution, k: Any, training: Training, ridge: float) -> Regression:
+def _concluded(
+    solution: Solution, k: Any, training: Training, ridge: float, judge: Judge
+) -> Regression:
     """Leave one out; if there is no solution, for a k that was kept take the limit of training.
 
     The solution is that of rows; the ridge is relative to samples.
@@ -316,7 +324,7 @@ def _concluded(solution: Solution, k: Any, training: Training, ridge: float) -> 
     if np.isfinite(factor.time):
         grid = np.array([factor.time])
     left_out = factor.left_out(training.means, solution.value)
-    return Regression(solution, left_out, grid, np.array([-training.error(left_out)]))
+    return Regression(solution, left_out, grid, np.array([judge(training, left_out)]))
 
 
 def _with_ridge(solution: Solution, ridge: float) -> Solution:
@@ -326,7 +334,7 @@ def _with_ridge(solution: Solution, ridge: float) -> Solution:
 def _choose(
     k: NDArray[Any] | Matrix, training: Training, options: Options, method: Method
 ) -> Regression:
-    """Take the ridge, or the time, with the smallest error of leaving one out."""
+    """Take the ridge, or the time, with which left-out samples are predicted best."""
     means, share = training.means, training.share
     found = card_device().eigenvectors if method == "card" else None
     spectrum = Spectrum.of(k, training.weights, found)
@@ -337,8 +345,8 @@ def _choose(
         grid = spectrum.times()
         tried = spectrum.leave_one_out_at(means, list(grid), share * options.ridge)
     _ = tried.best  # raises if there is none
-    best = int(np.nanargmin(tried.errors))
-    curve = -(share * tried.errors + training.spread)
+    curve = np.array([options.judge(training, left_out) for left_out in tried.predictions])
+    best = int(np.nanargmax(curve))
     solution = None
     if options.ridge == "loo":
         # From here on as for a ridge that was given: the factor can grow, the spectrum cannot.

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import Any, Self, cast
+import os
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn import base, utils  # pyright: ignore[reportMissingTypeStubs]
+from sklearn import base, preprocessing, utils  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
+from widelimit.backends import BackendName
+from widelimit.backends.base import Dtype
 from widelimit.estimators.base import (
     SAMPLE_DTYPES,
     NTKEstimator,
     can_grow,
+    check_is_fitted,
     only_if,
     validate_data,
 )
-from widelimit.estimators.fitted import FittedKernel
-from widelimit.estimators.influence import Influence
+from widelimit.estimators.checks import Net
+from widelimit.estimators.influence import Influence, Measure
+from widelimit.estimators.regression import Solver
 from widelimit.estimators.samples import split_shape
+from widelimit.estimators.spread import Spread
 from widelimit.program import Kind
 from widelimit.solvers.blas import run_interruptibly
-from widelimit.solvers.matrix import multiply
+from widelimit.solvers.checks import check_targets
 
 __all__ = ["NTKRegressor"]
 
+# scikit-learn has no types.
 _check_random_state: Callable[[Any], Any] = cast("Any", utils).check_random_state
+_StandardScaler: Callable[[], Any] = cast("Any", preprocessing).StandardScaler
 
 
 class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
@@ -36,10 +45,10 @@ class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
 
         ``f(z) = k(z, x) (k(x, x) + ridge trace(k(x, x))/n I)^-1 y``
 
-    (Section 3, Eq. 5, of the paper; its ridge is 0). As in the paper there is no intercept and
-    the targets are not centred: far from the data a prediction is not drawn to their mean, and
-    ``y + constant`` is a different problem. To centre, use
-    `sklearn.compose.TransformedTargetRegressor` with a `StandardScaler`.
+    (Section 3, Eq. 5, of the paper; its ridge is 0), for targets that are shifted and scaled to
+    mean 0 and variance 1; results are in units of y again. The paper's regression is on targets as
+    they are, normalize_y=False: far from the data predictions are then drawn to 0, not to the mean
+    of the targets, and ``y + constant`` is a different problem.
 
     `predict` also tells how far predictions spread: over networks from other initial weights, or,
     with kind="nngp", over functions of a Gaussian process.
@@ -49,15 +58,29 @@ class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
     net, kernel, kind, ridge, combine, time, standardise, image_shape, channels, dtype, backend, \
 threads, solver, store, memory, executor, progress
         As for `NTKClassifier`.
+    normalize_y : bool
+        Whether each target is shifted and scaled to mean 0 and variance 1 on the training samples,
+        by their weights. `partial_fit` keeps mean and scale.
 
     Attributes
     ----------
+    target_mean_, target_scale_ : ndarray of float64, shape (targets,)
+        Of y; 0 and 1 with normalize_y=False. ``f(z) = target_mean_ + target_scale_ k(z, x_fit_)
+        dual_coef_``.
     dual_coef_ : ndarray of float64, shape (m,) or (m, targets)
-        The coefficients of the samples of `x_fit_`.
+        The coefficients of the samples of `x_fit_`, for targets of mean 0 and variance 1.
     loo_predictions_ : ndarray of float64, shape (n,) or (n, targets)
-        Prediction of each training sample by a regression without it.
-    x_fit_, solution_, ridge_, time_, net_, loo_score_, loo_grid_, loo_curve_, self_influence_, \
-kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_names_in_
+        Prediction of each training sample by a regression without it, in units of y. Mean and scale
+        of y are those of all samples.
+    loo_score_, loo_curve_, self_influence_
+        As for `NTKClassifier`, for targets of variance 1: ``1 + loo_score_`` is R² of leaving one
+        out.
+    noise_variance_ : ndarray of float64, shape (targets,)
+        Of y around the outputs of networks: mean square of the errors of `loo_predictions_`, less
+        the variance that networks have there. Computed when it is first asked for, in ``4 n^3``
+        flops. For a finite time, or a kernel that is singular, nothing is taken off.
+    x_fit_, solution_, ridge_, time_, net_, loo_grid_, kind_, dtype_, image_shape_, \
+standardisation_, store_, n_features_in_, feature_names_in_
         As for `NTKClassifier`.
 
     See Also
@@ -80,6 +103,49 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
     """
 
     _extra_kinds: tuple[Kind, ...] = ("nngp",)
+    target_mean_: FloatArray
+    target_scale_: FloatArray
+
+    def __init__(
+        self,
+        net: Net = None,
+        *,
+        kernel: Literal["network", "precomputed"] = "network",
+        kind: Kind = "ntk",
+        ridge: float | Literal["loo"] = 0.0,
+        combine: Literal["best", "mean"] = "best",
+        time: float | Literal["loo"] | None = None,
+        normalize_y: bool = True,
+        standardise: bool | None = None,
+        image_shape: Sequence[int] | None = None,
+        dtype: Dtype | None = None,
+        backend: BackendName = "auto",
+        threads: int | None = None,
+        solver: Solver = "auto",
+        store: str | os.PathLike[str] | None = None,
+        memory: int | str | None = None,
+        executor: Any = None,
+        progress: bool = False,
+    ) -> None:
+        super().__init__(
+            net,
+            kernel=kernel,
+            kind=kind,
+            ridge=ridge,
+            combine=combine,
+            time=time,
+            standardise=standardise,
+            image_shape=image_shape,
+            dtype=dtype,
+            backend=backend,
+            threads=threads,
+            solver=solver,
+            store=store,
+            memory=memory,
+            executor=executor,
+            progress=progress,
+        )
+        self.normalize_y = normalize_y
 
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the regression of the targets on the samples.
@@ -106,11 +172,23 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
         scipy.linalg.LinAlgWarning
             As for `NTKClassifier.fit`.
         """
+        if self.normalize_y not in (True, False):
+            raise TypeError(f"normalize_y must be True or False, got {self.normalize_y!r}")
         with self._all_or_nothing():
             rows, targets, shape = self._checked(X, y, reset=True)
             columns = targets.reshape(len(targets), -1)
-            flat = targets.ndim == 1
-            self._fit(rows, lambda counts: columns[counts], sample_weight, shape, flat=flat)
+
+            def encode(counts: NDArray[np.bool_], weight: FloatArray) -> FloatArray:
+                given = columns[counts]
+                check_targets(given, len(given))
+                t = given.shape[1]
+                self.target_mean_, self.target_scale_ = np.zeros(t), np.ones(t)
+                if self.normalize_y:
+                    found = _StandardScaler().fit(given, sample_weight=weight)
+                    self.target_mean_, self.target_scale_ = found.mean_, found.scale_
+                return self._normalised(given)
+
+            self._fit(rows, encode, sample_weight, shape, flat=targets.ndim == 1)
         return self
 
     @only_if(can_grow)
@@ -145,9 +223,11 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
             raise ValueError(
                 f"y must have {old.shape[1]} target(s) as in the first fit, got {new.shape[1]}"
             )
-        self._partial_fit(
-            rows, lambda counts: np.concatenate([old, new[counts]]), sample_weight, shape
-        )
+
+        def encode(counts: NDArray[np.bool_]) -> FloatArray:
+            return np.concatenate([old, self._normalised(new[counts])])
+
+        self._partial_fit(rows, encode, sample_weight, shape)
         return self
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any, Any]:
@@ -157,7 +237,23 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
         )
         return rows, np.asarray(targets, np.float64), shape
 
-    def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:
+    def _normalised(self, targets: FloatArray) -> FloatArray:
+        return (targets - self.target_mean_) / self.target_scale_
+
+    def _in_units(self, outputs: FloatArray) -> FloatArray:
+        return outputs * self.target_scale_ + self.target_mean_
+
+    def _keep(self, *fitted: Any, **options: Any) -> None:
+        super()._keep(*fitted, **options)
+        self.__dict__.pop("_noise", None)
+
+    def predict(
+        self,
+        X: Any,
+        return_std: bool = False,
+        return_cov: bool = False,
+        noise: bool = False,
+    ) -> Any:
         """Return predictions, and how far networks, or functions, would spread around them.
 
         Parameters
@@ -169,14 +265,17 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
             Whether to return standard deviations, too.
         return_cov : bool
             Whether to return the covariance of all predictions, too. Not both.
+        noise : bool
+            Whether these are of new targets, not of outputs: `noise_variance_` is added. A band of
+            1.96 std on either side then holds about 95 % of the targets.
 
         Returns
         -------
         mean : ndarray of float64, shape (n,) or (n, targets)
         std : ndarray of float64, shape (n,) or (n, targets)
-            If return_std. The same for all targets.
+            If return_std. In units of y.
         cov : ndarray of float64, shape (n, n) or (n, n, targets)
-            If return_cov. In either case without the noise of y that a ridge stands for.
+            If return_cov. In units of y squared.
 
         Raises
         ------
@@ -184,12 +283,14 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
             Before `fit`.
         ValueError
             If the samples do not have the shape of those of `fit`, or are not finite; if both
-            are asked for; or for a covariance where the kernel is precomputed, or solver="cg".
+            are asked for, or noise without either; or for a covariance where the kernel is
+            precomputed, or solver="cg".
 
         Notes
         -----
         In either case the distribution of the outputs of infinitely many networks, each from its
-        own random initial weights, trained by gradient flow. K is the NNGP kernel, the covariance
+        own random initial weights, trained by gradient flow on the targets of variance 1, and
+        ``target_scale_`` squared times what follows. K is the NNGP kernel, the covariance
         of their outputs before training, A the matrix that takes targets to coefficients: at time
         0 it is 0, at the end of training ``(k + r I)^-1``, k the kernel and r the absolute ridge.
 
@@ -223,8 +324,38 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
         if return_std and return_cov:
             raise ValueError("return_std and return_cov must not both be True: ask for one")
         if not (return_std or return_cov):
-            return self._outputs(X)
+            if noise:
+                raise ValueError("noise is for return_std or return_cov: ask for one of them")
+            return self._shaped(self._in_units(self._columns(self._outputs(X))))
         samples = self._read(X)
+        spread = self._spread()
+        outputs = np.empty((len(samples), self._training.targets.shape[1]))
+        alpha = self._columns(self.dual_coef_)
+        scale = self.target_scale_
+        if return_cov:
+            k, explained = spread.explained(samples, diagonal=False)
+            np.matmul(k, alpha, out=outputs)
+            cov = spread.kernel.prior(samples, diagonal=False) - explained
+            cov = ((cov + cov.T) / 2)[..., None] * scale**2
+            if noise:
+                cov += np.eye(len(samples))[..., None] * self.noise_variance_
+            return self._shaped(self._in_units(outputs)), cov[..., 0] if self._flat else cov
+        variance = spread.kernel.prior(samples, diagonal=True)
+        for block, part in self._blocks(samples):
+            k, explained = spread.explained(part, diagonal=True)
+            np.matmul(k, alpha, out=outputs[block])
+            variance[block] -= explained
+        # Rounding may leave less than nothing where all is known.
+        variances = np.maximum(variance, 0.0)[:, None] * scale**2
+        if noise:
+            variances += self.noise_variance_
+        return self._shaped(self._in_units(outputs)), self._shaped(np.sqrt(variances))
+
+    def _columns(self, values: FloatArray) -> FloatArray:
+        """Return (n, targets), whatever users see."""
+        return values.reshape(len(values), -1)
+
+    def _spread(self) -> Spread:
         if self.net_ is None or self._factor is None:
             raise ValueError(
                 "a covariance needs the kernel of new samples with themselves, and a factor: it is "
@@ -236,51 +367,22 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
                 "a covariance needs the NNGP kernel of the training samples, which is not in this "
                 "model: it stays in the store of the fit"
             )
-        kernel = self._kernel
-        mean = np.empty((len(samples), *self.dual_coef_.shape[1:]))
-        targets = self._training.targets.shape[1]
-        if return_cov:
-            k, explained = self._explained(kernel, samples, diagonal=False)
-            mean[...] = k @ self.dual_coef_
-            cov = kernel.prior(samples, diagonal=False) - explained
-            cov = (cov + cov.T) / 2
-            return mean, cov if self._flat else np.repeat(cov[..., None], targets, axis=2)
-        variance = kernel.prior(samples, diagonal=True)
-        for block, part in self._blocks(samples):
-            k, explained = self._explained(kernel, part, diagonal=True)
-            mean[block] = k @ self.dual_coef_
-            variance[block] -= explained
-        # Rounding may leave less than nothing where all is known.
-        std = np.sqrt(np.maximum(variance, 0.0))
-        return mean, std if self._flat else np.repeat(std[:, None], targets, axis=1)
+        return Spread(self._kernel, self._factor, self._nngp_fit)
 
-    def _explained(
-        self, kernel: FittedKernel, samples: NDArray[Any], *, diagonal: bool
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return the kernel to training samples, and what training takes from the covariance.
-
-        Of that only the symmetric part is meant.
-        """
-        factor = self._factor
-        assert factor is not None
-        product = "ij,ji->i" if diagonal else "ij,jk->ik"
-        if kernel.kind == "nngp" and np.isinf(factor.time):
-            k = np.asarray(kernel.cross(samples)[0], np.float64)
-            return k, np.einsum(product, k, factor.solve(k.T), optimize=True)
-        k, nngp = kernel.both(samples)
-        w = factor.solve(k.T)
-        inner = np.einsum(product, nngp, w, optimize=True)
-        spread = np.einsum(product, w.T, self._spread_at_training(w), optimize=True)
-        return k, 2 * inner - spread
-
-    def _spread_at_training(self, v: FloatArray) -> FloatArray:
-        """Return the covariance of what networks are short of their targets at first, times v."""
-        if self.kind_ == "nngp":  # that of outputs, and of the noise of targets
-            assert self._factor is not None
-            return self._factor.multiply(v)
-        if hasattr(self._nngp_fit, "tile"):
-            return multiply(self._nngp_fit, v)
-        return np.asarray(self._nngp_fit, np.float64) @ v
+    @property
+    def noise_variance_(self) -> FloatArray:
+        """Variance of targets around the outputs of networks, (targets,), in units of y squared."""
+        check_is_fitted(self, "dual_coef_")
+        if "_noise" not in self.__dict__:
+            training, spread = self._training, self._spread()
+            left_out = self._columns(self._left_out("noise_variance_"))
+            squares = (training.targets - self._normalised(left_out)) ** 2
+            networks = spread.left_out(training)
+            if networks is not None:
+                squares -= networks[:, None]
+            means = np.average(squares, axis=0, weights=training.sample_weight)
+            self._noise = self.target_scale_**2 * np.maximum(means, 0.0)
+        return self._noise
 
     def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> FloatArray:
         """Draw outputs from the distribution of `predict`.
@@ -299,10 +401,12 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
         """
         mean, cov = self.predict(X, return_cov=True)
         random = _check_random_state(random_state)
-        first = cov if self._flat else cov[..., 0]
+        # The same for all targets, but for their scale.
+        first = (cov if self._flat else cov[..., 0]) / self.target_scale_[0] ** 2
         values, vectors = run_interruptibly(lambda: np.linalg.eigh(first))
         roots = vectors * np.sqrt(np.maximum(values, 0.0))  # no less than nothing, but for rounding
         drawn = random.standard_normal((mean[0].size, n_samples, len(mean)))
+        drawn *= self.target_scale_[:, None, None]
         spread = np.moveaxis(drawn @ roots.T, -1, 0)  # (n, targets, n_samples)
         return spread[:, 0] + mean[:, None] if self._flat else spread + mean[..., None]
 
@@ -312,7 +416,8 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
         That of a Gaussian process with the kernel (NNGP or, with kind="ntk", the tangent kernel) as
         covariance, and noise of variance r/w_i with r the absolute ridge and w_i the weight of a
         sample: ``-1/2 y^T A^-1 y - 1/2 log det A - n/2 log 2 pi``. A criterion to compare networks
-        and ridges by, as `loo_score_` is; it depends on the scale of the kernel.
+        and ridges by, as `loo_score_` is; it depends on the scale of the kernel. With normalize_y
+        the process is that of the targets of variance 1, and the density that of y.
 
         Raises
         ------
@@ -338,6 +443,7 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
         value = self.dual_coef_.reshape(m, t)
         quadratic = float((training.means * value).sum())
         density = -0.5 * (quadratic + t * determinant + t * m * np.log(2 * np.pi))
+        density -= n * float(np.log(self.target_scale_).sum())
         if m == n and np.all(training.sample_weight == 1):
             return density
         # Copies of a sample differ by noise alone, of which their mean has the rest.
@@ -364,9 +470,12 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
         ndarray of float64, shape (n,) or (n, targets)
             For each time in turn.
         """
-        yield from self._staged(X, times)
+        for outputs in self._staged(X, times):
+            yield self._shaped(self._in_units(self._columns(outputs)))
 
-    def influence(self, X: Any, n_largest: int = 10, target: int = 0) -> Influence:
+    def influence(
+        self, X: Any, n_largest: int = 10, target: int = 0, measure: Measure = "weights"
+    ) -> Influence:
         """Return the training samples that each prediction owes most to.
 
         Parameters
@@ -376,14 +485,21 @@ kind_, dtype_, image_shape_, standardisation_, store_, n_features_in_, feature_n
         n_largest : int
             How many, at least 1.
         target : int
-            Which target, if there are several.
+            Which target, if there are several; weights are the same for all.
+        measure : {"weights", "terms"}
+            As for `NTKClassifier.influence`. Terms are in units of y, and sum to the prediction
+            less `target_mean_`.
 
         Returns
         -------
         Influence
-            ``alpha_j k(x, x_j)``; their sum over all j is the prediction.
         """
         targets = self._training.targets.shape[1] if hasattr(self, "_training") else 1
         if not 0 <= target < targets:
             raise ValueError(f"target must be from 0 to {targets - 1}, got {target}")
-        return self._influence(X, lambda outputs: np.full(len(outputs), target), n_largest)
+        found = self._influence(
+            X, lambda outputs: np.full(len(outputs), target), n_largest, measure
+        )
+        if measure == "weights":
+            return found
+        return replace(found, weights=found.weights * self.target_scale_[target])

@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _SIDE = 512  # of a tile of a matrix in memory
+_DENSE_SQUARES = 8  # of a block of a diagonal
 _BLAS_ALONE = 2**16  # entries; of fewer it takes longer to set the BLAS than to compute them
 
 
@@ -195,6 +196,8 @@ def fill_diagonal(
     """Compute ``k(x, x)`` of all kernels into an array (n_networks, n_kinds, n)."""
     for family in families:  # each in blocks of its own
         size = family.backend.lanes(dtype)
+        if not family.program.steps:  # dense: a block is little work, and little memory
+            size *= _DENSE_SQUARES
         grid = Grid(len(samples), len(samples), size, "upper")
         sides = make_sides(samples, None, [family], dtype, size, 3)
         engine = Engine([family], *sides, grid, dtype, threads, only_diagonal=True)

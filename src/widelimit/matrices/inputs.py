@@ -20,6 +20,7 @@ __all__ = [
     "Numbering",
     "check_channels",
     "check_dtype",
+    "check_entries",
     "check_inputs",
     "check_kinds",
     "check_networks",
@@ -222,6 +223,12 @@ def check_tile(tile: Any) -> int | None:
             f"tile must be from {_SMALLEST_TILE} to {_LARGEST_TILE} samples, got {side}"
         )
     return side
+
+
+def check_entries(name: str, values: NDArray[Any]) -> None:
+    """Refuse samples that cannot be computed with."""
+    for start, part in chunks(values):
+        _check_entries(name, part.reshape(len(part), -1), start)
 
 
 def number_samples(x1: NDArray[Any], x2: NDArray[Any] | None) -> tuple[IntArray, IntArray | None]:

@@ -25,6 +25,7 @@ from widelimit.matrices.families import (
 from widelimit.matrices.inputs import (
     Channels,
     check_dtype,
+    check_entries,
     check_inputs,
     check_kinds,
     check_networks,
@@ -188,7 +189,8 @@ def kernel_diagonal(
     values, _ = check_inputs(networks, x, None, "last")
     chosen = get_backend(choose_backend(backend, networks, values.shape[1:], 1, len(values)))
     families = find_families(networks, values.shape[1:], kinds, chosen)
-    samples = Samples(values, number_samples(values, None)[0])
+    check_entries("x1", values)
+    samples = Samples(values, np.arange(len(values)))  # each is itself, and no other is asked for
     out = np.empty((len(networks), 1, len(values)), dtype)
     fill_diagonal(families, samples, out, dtype, workers)
     return out[0, 0] if isinstance(net, Network) else out[:, 0]

@@ -46,11 +46,11 @@ class Pass:
 
     def tasks(self, entries: Entries) -> Iterator[Callable[[], int]]:
         """Yield functions that each compute some entries and return how many."""
-        family = self.family
+        family, diagonal = self.family, entries.part == "diagonal"
         for pairs, swapped in family.backend.cut(family.program, self.dtype, entries):
-            yield lambda pairs=pairs, swapped=swapped: self._compute(pairs, swapped)
+            yield lambda pairs=pairs, swapped=swapped: self._compute(pairs, swapped, diagonal)
 
-    def _compute(self, pairs: Pairs, swapped: bool) -> int:
+    def _compute(self, pairs: Pairs, swapped: bool, diagonal: bool) -> int:
         program, backend = self.family.program, self.family.backend
         first, second = self.left.profile, self.right.profile
         if swapped:
@@ -60,6 +60,9 @@ class Pass:
         if swapped:
             pairs = Pairs(pairs.columns, pairs.rows)
             sums = np.ascontiguousarray(sums.swapaxes(-1, -2))
+        if diagonal and not pairs.pairwise:  # of a square the head is for its diagonal alone
+            sums = sums.diagonal(axis1=-2, axis2=-1)
+            pairs = Pairs(pairs.rows, pairs.columns, pairwise=True)
         return self._store(pairs, sums)
 
     def _store(self, pairs: Pairs, sums: FloatArray) -> int:
