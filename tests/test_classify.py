@@ -69,9 +69,10 @@ def test_fit_and_predict(images, model, tmp_path):
     assert (code, text) == (0, f"{out}: 5 images\n")
     assert "2 images were made grey to 6 x 5 grey" in error
     assert "1 image was resized to 6 x 5 grey" in error
-    assert f"{images / 'new' / 'b.jpg'} (60 x 50 colour)" in error
+    assert f"{images / 'new' / 'b.jpg'}, 60 x 50 colour" in error
+    assert "passed over 1 of no format that is read here (notes.txt)" in error
     rows = list(csv.reader(io.StringIO(out.read_text())))
-    assert rows[0] == ["image", "class", "across, flat", "down"]
+    assert rows[0] == ["image", "class", "across, flat", "down", "problem"]
     names = {row[0].rpartition("/")[2]: row[1] for row in rows[1:]}
     assert names == {
         "a.png": "across, flat",
@@ -100,15 +101,19 @@ def test_what_fit_says(images, tmp_path):
         "--net",
         "cntk-gap-3",
         "--test",
+        "0.25",
         "--out",
         tmp_path / "m",
     ]
     code, text, error = widelimit(*words)
     assert (code, error) == (0, "")
-    assert text.startswith("digits: 120 images 8 x 8 grey, 10 classes\nnetwork: Conv(3)")
+    assert text.startswith("digits: 120 images 8 x 8 grey, 10 classes\n")
+    assert "fitted: 12 of each class, of 1,347 images\n" in text
+    assert "held out: 450 of 1,797 images, 25% of each class, drawn with seed 0\n" in text
+    assert "network: Conv(3)" in text
     assert "relative ridge, by leave-one-out: " in text
     assert "leave-one-out accuracy: " in text
-    assert "accuracy on 517 test images: " in text
+    assert "accuracy on 450 test images: " in text
     loaded = wl.load_model(tmp_path / "m")
     assert loaded.classes_.tolist() == [str(digit) for digit in range(10)]
     assert len(loaded.x_fit_) == 120
@@ -147,7 +152,7 @@ def test_as_many_images_as_the_smallest_class_has(tmp_path):
         (["digits", "--net", "resnet"], "cntk-gap-DEPTH"),
         (["digits", "--kind", "cntk"], "kind must be"),
         (["digits", "--combine", "sum"], "combine must be"),
-        (["digits", "--per-class", "500"], "--per-class must be at most 128"),
+        (["digits", "--per-class", "500"], "--per-class must be at most 174"),
         (["digits", "--memory", "much"], "memory"),
     ],
 )
@@ -168,8 +173,6 @@ def test_bad_predict(images, model, tmp_path):
     (tmp_path / "m").mkdir()
     for words, message in [
         ((model, tmp_path / "none.png"), "there is no file or folder"),
-        ((model, broken), f"{tmp_path}: cannot read broken.png"),
-        ((model, program), "cannot read program.png"),
         ((model, tmp_path / "empty"), "must hold images"),
         ((tmp_path / "m", broken), "has no file model.json"),
         ((tmp_path / "none", broken), "there is no folder"),
@@ -218,9 +221,9 @@ def test_one_image_is_one_row_and_no_name_is_lost(model, odd, monkeypatch):
     assert (code, text) == (0, f"{odd}/p.csv: {len(ODD)} images\n")
     with (odd / "p.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["image", "class", "across, flat", "down"]
+    assert rows[0] == ["image", "class", "across, flat", "down", "problem"]
     assert [name_of(row[0]) for row in rows[1:]] == ODD
-    assert {len(row) for row in rows} == {4}
+    assert {len(row) for row in rows} == {5}
     written = dict(zip(ODD, rows[1:], strict=True))
     for name in (b"a\rb.png", b"a\r\n.png", b'q".png', b"e;=f.png", b"\\udcff.png"):
         assert written[name][0] == name.decode()  # as it is, but for what CSV cannot hold
@@ -228,10 +231,11 @@ def test_one_image_is_one_row_and_no_name_is_lost(model, odd, monkeypatch):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     command = [sys.executable, "-m", "widelimit", "predict", str(model), "."]
     run = subprocess.run(command, capture_output=True, env=environment)
-    assert (run.returncode, run.stderr) == (0, b"")
+    said = b"widelimit: warning: .: passed over 1 of no format that is read here (p.csv)\n"
+    assert (run.returncode, run.stderr) == (0, said)
     rows = list(csv.reader(io.StringIO(run.stdout.decode(), newline="")))
     found = {name_of(row[0]) for row in rows[1:]}
-    assert (found ^ set(ODD), len(rows) - 1) == ({b"-"}, len(found))
+    assert (found, len(rows) - 1) == (set(ODD), len(found))
 
 
 def test_names_of_classes_come_back(images, tmp_path):
@@ -244,7 +248,7 @@ def test_names_of_classes_come_back(images, tmp_path):
     code, text, _ = widelimit("predict", tmp_path / ".m", images / "new" / "a.png")
     assert code == 0
     head, row = csv.reader(io.StringIO(text, newline=""))
-    assert [name_of(cell) for cell in head[2:]] == classes
+    assert [name_of(cell) for cell in head[2:-1]] == classes
     assert name_of(row[1]) == classes[0]
 
 
@@ -254,8 +258,8 @@ def test_labels_are_exact(tmp_path, images):
     wl.save_model(wl.NTKClassifier("cntk-gap-3", ridge=1).fit(x, labels), tmp_path / "m")
     _, text, _ = widelimit("predict", tmp_path / "m", images / "new" / "a.png")
     head, row = csv.reader(io.StringIO(text))
-    assert head[2:] == ["18446744073709551614", "18446744073709551615"]
-    assert row[1] in head[2:]
+    assert head[2:-1] == ["18446744073709551614", "18446744073709551615"]
+    assert row[1] in head[2:-1]
 
 
 def test_what_cannot_be_read_or_written_is_told_before_the_work(
@@ -271,8 +275,8 @@ def test_what_cannot_be_read_or_written_is_told_before_the_work(
     for words, message in [
         ((good, tmp_path / "pipe"), "pipe must be a regular file, it is a pipe"),
         ((good, "/dev/zero"), "/dev/zero must be a regular file"),
-        ((good, tmp_path / "sub"), "deep/x.png must be a regular file"),
-        ((good, tmp_path), "gone.png: No such file"),
+        ((good, tmp_path / "sub"), "not regular files, or links to none (deep/x.png)"),
+        ((good, tmp_path / "gone.png"), "there is no file or folder"),
         ((good, "--out", tmp_path / "pipe"), "this is no file: give the path of a file"),
         ((good, "--out", tmp_path / "null"), "this is no file: give the path of a file"),
         ((good, "--out", tmp_path), "this is a folder: give the path of a file"),

@@ -246,8 +246,13 @@ INTERRUPTED = {
     ),
     "fit and test": (
         "widelimit.classify.NTKClassifier.predict",
-        "fit digits --per-class 2 --net cntk-vanilla-3 --out {}/m --test",
+        "fit digits --per-class 2 --net cntk-vanilla-3 --out {}/m --test 0.2",
         "the model is in {}/m",
+    ),
+    "suspects": (
+        "widelimit.classify.NTKClassifier.fit",
+        "suspects digits --out {}/out",
+        "nothing was written",
     ),
     "predict": ("widelimit.classify.load_model", "predict {}/m {}/x.png", "nothing was written"),
     "bench": ("widelimit.bench.choose_groups", "bench --out {}/b.json", "nothing was written"),

@@ -258,7 +258,7 @@ def test_npz_compressed_bytes_and_whole_floats(tmp_path: Path) -> None:
         ({}, "got no arrays"),
         ({"x": IMAGES, "y": LABELS, "x_test": IMAGES}, "must hold y_test"),
         ({"x": IMAGES.reshape(12, -1), "y": LABELS}, r"got \(12, 60\): reshape rows"),
-        ({"x": IMAGES.transpose(0, 3, 1, 2)[..., [0] * 5], "y": LABELS}, "channels last"),
+        ({"x": IMAGES.transpose(0, 3, 1, 2)[..., [0] * 5], "y": LABELS}, r"channels first\), or"),
         ({"x": IMAGES[:0], "y": LABELS[:0]}, r"got \(0, 5, 4, 3\)"),
         ({"x": IMAGES, "y": LABELS[:5]}, r"must have shape \(12,\).*got \(5,\)"),
         ({"x": IMAGES, "y": np.eye(3)[LABELS]}, "argmax"),
@@ -611,7 +611,8 @@ def test_image_folder(tmp_path: Path) -> None:
     (folder / ".hidden").mkdir()
     (folder / "cat" / "notes.txt").write_text("not an image")
     (folder / "cat" / ".DS_Store").write_bytes(b"\0")
-    data = load_dataset(folder)
+    with pytest.warns(UserWarning, match="passed over 2 hidden .*1 of no format"):
+        data = load_dataset(folder)
     assert data.class_names == ("<b>dog<-b>", "cat")
     assert data.image_shape == (4, 6, 3)
     assert data.split == "drawn"
@@ -698,14 +699,6 @@ def postscript(path: Path) -> None:
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EndComments\n")
 
 
-def unusual(path: Path) -> None:
-    Image.new("RGB", (6, 4)).save(path, format="PCX")  # Pillow could, but is not asked to
-
-
-def transparent(path: Path) -> None:
-    Image.new("RGBA", (6, 4), (1, 2, 3, 4)).save(path)
-
-
 def larger(path: Path) -> None:
     Image.new("RGB", (7, 4)).save(path)
 
@@ -718,14 +711,12 @@ def floating(path: Path) -> None:
     ("harm", "match"),
     [
         (truncated, "cannot read cat/3.png"),
-        (unusual, "cannot read cat/3.png"),
         (postscript, "cannot read cat/3.png"),
         (lambda path: path.write_text("hello"), "cannot read cat/3.png"),
         (lambda path: path.write_bytes(b""), "cannot read cat/3.png"),
         (lambda path: path.write_bytes(png_of_size(30_000, 30_000)), "cannot read cat/3.png"),
         (lambda path: path.write_bytes(png_of_size(6, 2**31 - 1)), "cannot read cat/3.png"),
-        (transparent, "must be opaque, got transparent pixels in cat/3.png"),
-        (larger, r"6 x 4 in .*0.png and 7 x 4 in cat/3.png \(width x height\): resize"),
+        (larger, r"4x6 \(9: .*, \.\.\.\), 4x7 \(1: cat/3.png\) .*size=\(4, 6\) \(--size 4x6\)"),
         (floating, "got floats in cat/3.png"),
     ],
 )
@@ -756,6 +747,7 @@ def test_image_folder_refuses(tmp_path: Path) -> None:
     Image.new("L", (3, 3)).save(folder / "1.png")
     with pytest.raises(ValueError, match="got 0 and 1 images beside them"):
         load_dataset(folder)
+    (folder / "1.png").unlink()
     write_folder(folder, count=1)
     with pytest.raises(ValueError, match="pets: class 0 must have at least 2 images"):
         load_dataset(folder)

@@ -12,7 +12,7 @@ import shutil
 import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -233,14 +233,16 @@ def test_arrays_of_a_model_are_finite(folder: Path, tmp_path: Path, name: str) -
         wl.load_model(path)
 
 
-def test_threads_are_bounded_everywhere() -> None:
+def test_threads_are_bounded_everywhere(tmp_path: Path) -> None:
+    many: Any = {"store": tmp_path / "x", "threads": 10**9}
     for call in (
         lambda: wl.kernel(NET, X, threads=100_000),
-        lambda: wl.solvers.solve_tiled(np.eye(20), np.ones(20), 1.0, store="x", threads=10**9),
+        lambda: wl.solvers.solve_tiled(np.eye(20), np.ones(20), 1.0, **many),
         lambda: wl.NTKRegressor(NET, threads=100_000).fit(X, X[:, 0]),
     ):
         with pytest.raises(ValueError, match="threads must be at most 1,024"):
             call()
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_document_of_millions_of_lists(tmp_path: Path) -> None:
@@ -355,14 +357,6 @@ def test_entries_that_are_all_the_whole_file(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png", tmp_path, ["PNG"])
 
 
-@pytest.mark.parametrize("suffix", ["gif", "tiff", "webp", "png"])
-def test_a_file_of_several_images_is_not_one(tmp_path: Path, suffix: str) -> None:
-    other = [Image.new("RGB", (5, 6), colour) for colour in ("red", "blue")]
-    path = saved_image(tmp_path / f"a.{suffix}", save_all=True, append_images=other)
-    with pytest.raises(ValueError, match=r"\(it holds several images: save the one that is meant"):
-        read_image(path, tmp_path, images.safe_formats())
-
-
 def test_a_photograph_with_its_preview_is_one(tmp_path: Path) -> None:
     path = saved_image(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[])
     preview = [Image.new("RGB", (5, 6), "red")]
@@ -385,11 +379,11 @@ def pets(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("pipe", r"cat/x\.png must be a regular file, it is a pipe"),
-        ("folder", r"cat/x\.png must be a regular file, it is a folder"),
-        ("device", r"cat/x\.png must be a regular file, it is a pipe, device"),
-        ("dangling", r"No such file or directory: .*cat/x\.png"),
-        ("loop", r"x\.png"),
+        ("pipe", r"passed over 1 not regular files, or links to none \(cat/x\.png\)"),
+        ("folder", ""),  # like any other
+        ("device", r"passed over 1 not regular files, or links to none \(cat/x\.png\)"),
+        ("dangling", r"passed over 1 not regular files, or links to none \(cat/x\.png\)"),
+        ("loop", r"passed over 1 not regular files, or links to none \(cat/x\.png\)"),
     ],
 )
 def test_what_is_named_like_an_image_is_one(pets: Path, kind: str, message: str) -> None:
@@ -400,8 +394,9 @@ def test_what_is_named_like_an_image_is_one(pets: Path, kind: str, message: str)
         path.mkdir()
     else:
         path.symlink_to({"device": "/dev/zero", "dangling": "nowhere", "loop": "x.png"}[kind])
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        wl.load_dataset(pets)
+    with pytest.warns(UserWarning, match=message) if message else nullcontext():
+        data = wl.load_dataset(pets)
+    assert len(data.x_train) + len(data.x_test) == 6
 
 
 def test_a_data_set_that_is_a_pipe(tmp_path: Path) -> None:

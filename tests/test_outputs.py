@@ -30,6 +30,10 @@ COMMANDS = {
         "widelimit.classify.NTKClassifier.fit",
     ),
     "predict": ("predict model i.png --out {}", "widelimit.classify.Prediction.run"),
+    "suspects": (
+        "suspects d.npz --net cntk-vanilla-2 --out {}",
+        "widelimit.classify.NTKClassifier.fit",
+    ),
     "bench": ("bench --quick --only sizes --out {}", "widelimit.bench.run"),
     "demo": ("demo --data d.npz --draws 1 --threads 1 --out {}", "widelimit.report.demo.Demo.run"),
 }
@@ -89,17 +93,17 @@ def test_what_cannot_be_written_is_refused_before_the_work(
 ) -> None:
     words, work = COMMANDS[name]
     out, message = place / FAULTS[fault][0], FAULTS[fault][1]
-    if fault == "no folder" and name in ("bench", "demo"):
+    if fault == "no folder" and name in ("bench", "demo", "suspects"):
         return
     if fault == "something else":
         suffix = {"kernel": ".npy", "store": ".zarr"}.get(name, "")
         path = out.with_name(out.name + suffix)
-        if name in ("store", "demo"):
+        if name in ("store", "demo", "suspects"):
             path.touch()
         else:
             path.mkdir()
     if fault == "read-only":
-        if name == "demo":  # a folder that it makes
+        if name in ("demo", "suspects"):  # a folder that it makes
             (place / "m").mkdir()
         monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
     if fault == "too small":
@@ -179,9 +183,11 @@ def looked_at(name: str, kept: Path) -> None:
     elif name == "fit":
         assert len(wl.load_model(kept).x_fit_) == 27
     elif name == "predict":
-        assert kept.read_text().startswith("image,class,0,1,2\ni.png,")
+        assert kept.read_text().startswith("image,class,0,1,2,problem\ni.png,")
     elif name == "bench":
         assert kept.read_text() == '{\n "speed": 1\n}\n'
+    elif name == "suspects":
+        assert sorted(os.listdir(kept)) == ["suspects.csv", "suspects.html"]
     else:
         assert sorted(os.listdir(kept)) == ["demo-d.html", "demo-d.json"]
 

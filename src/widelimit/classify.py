@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.data.dataset import Dataset, draw_training_sets
-from widelimit.data.image import fit_image, image_suffixes, read_image, safe_formats
-from widelimit.data.load import load_dataset
+from widelimit.data.dataset import Dataset, Size, draw_test_set, draw_training_sets
+from widelimit.data.image import Changes, fit_image, read_image, safe_formats
+from widelimit.data.load import read_dataset
+from widelimit.data.search import find_images
 from widelimit.estimators import NTKClassifier, load_model, save_model
 from widelimit.estimators.directions import find_directions
 from widelimit.estimators.saved import check_model_folder
-from widelimit.files import check_file, check_room, write_atomically
+from widelimit.files import check_file, check_room, make_folder, said, write_atomically
 from widelimit.keeping import keep
 from widelimit.machine import remaining
-from widelimit.matrices.inputs import number_samples
+from widelimit.matrices.inputs import Channels, number_samples
 from widelimit.reading import check_regular
+from widelimit.report.suspects import Suspect, find_suspects, render_sheet, to_table
 from widelimit.report.table import to_cell, to_csv
 
-__all__ = ["Fit", "Prediction", "read_choice"]
+__all__ = ["Fit", "Prediction", "Suspicion", "read_choice"]
 
 _BATCH = 256  # images that are read and predicted at a time
 _MAX_CELL = 2**15 - 1  # characters that a spreadsheet reads; csv reads four times as many
@@ -55,8 +56,11 @@ class Fit:
     Parameters
     ----------
     data : Dataset
+        Its test set is empty, unless a test is asked for.
     chosen : ndarray of int
         Places of the training images.
+    left : str
+        Which images are not fitted, and why; "" if all are.
     model : NTKClassifier
     out : Path
         A folder.
@@ -66,6 +70,7 @@ class Fit:
 
     data: Dataset
     chosen: NDArray[np.int64]
+    left: str
     model: NTKClassifier
     out: Path
     overwrite: bool
@@ -78,6 +83,10 @@ class Fit:
         *,
         overwrite: bool = False,
         per_class: int | None = None,
+        test: str | None = None,
+        channels: Channels = None,
+        size: Size | None = None,
+        skip_bad: bool = False,
         seed: int = 0,
         **parameters: Any,
     ) -> Fit:
@@ -86,11 +95,17 @@ class Fit:
         Parameters
         ----------
         source : str
-            For `load_dataset`.
+            For `load_dataset`; where no test is asked for, all of its images are fitted but those
+            of a test set of its own.
         out : Path
         overwrite : bool
         per_class, seed : int or None, int
             How many images of each class to draw; None: all.
+        test : str or None
+            What to classify when the model is fitted: a share of each class, as "0.2", which is
+            then not fitted; "given", the test set of the data; or another data set or folder.
+        channels, size, skip_bad
+            As for `load_dataset`.
         **parameters
             Of `NTKClassifier`.
 
@@ -102,20 +117,24 @@ class Fit:
             If the data or a parameter are wrong.
         """
         check_model_folder(out, overwrite=overwrite, option="--overwrite")
-        data = load_dataset(source)
+        reading: Any = {"channels": channels, "size": size, "skip_bad": skip_bad}
+        data, left = _with_test(read_dataset(source, **reading), test, seed, reading)
         chosen = np.arange(len(data.y_train))
         if per_class is not None:
             smallest = int(np.bincount(data.y_train).min())
             if per_class > smallest:
+                held = " that are not held out" if data.split == "drawn" else ""
                 raise ValueError(
                     f"--per-class must be at most {smallest}, the images of the smallest class of "
-                    f"{source}, got {per_class}"
+                    f"{source}{held}, got {per_class}"
                 )
             rng = np.random.default_rng(seed)
             chosen = draw_training_sets(data.y_train, [per_class], rng)[0]
+            drawn = f"fitted: {per_class} of each class, of {len(data.y_train):,} images"
+            left = "\n".join(filter(None, [drawn, left]))
         model = NTKClassifier(**parameters)
         check_room(out, _least_size(model, data.x_train[chosen]))
-        return cls(data, chosen, model, out, overwrite)
+        return cls(data, chosen, left, model, out, overwrite)
 
     def run(self, say: Callable[[str], None]) -> Path:
         """Fit, say what came out, and save.
@@ -135,6 +154,8 @@ class Fit:
         data, model = self.data, self.model
         x, y = data.x_train[self.chosen], self._names(data.y_train[self.chosen])
         say(f"{data.name}: {len(x):,} images {_shape(data.image_shape)}, {data.n_classes} classes")
+        for line in self.left.splitlines():
+            say(line)
         try:
             model.fit(x, y)
         except (np.linalg.LinAlgError, TypeError, OverflowError) as error:
@@ -160,6 +181,60 @@ class Fit:
 
     def _names(self, labels: NDArray[np.int64]) -> NDArray[np.str_]:
         return np.array(self.data.class_names)[labels]
+
+
+def _with_test(
+    data: Dataset, test: str | None, seed: int, reading: dict[str, Any]
+) -> tuple[Dataset, str]:
+    """Return the data with the test set that is asked for, and say what is not fitted for it."""
+    own = len(data.y_test)
+    if test is None:
+        if not own:
+            return data, ""
+        left = f"left out: {own:,} test images of the data (--test given classifies them)"
+        return replace(
+            data, x_test=data.x_test[:0], y_test=data.y_test[:0], split="none", files_test=None
+        ), left
+    if test == "given":
+        if not own:
+            raise ValueError(
+                f"{data.name} has no test set of its own: --test 0.2 holds a fifth out, and a "
+                "folder of other images is taken, too"
+            )
+        return data, f"held out: {own:,} images, the test set of the data"
+    try:
+        share = float(test)
+    except ValueError:
+        other = read_dataset(test, **reading)
+        return _join(data, other, test), f"test: {len(other.y_train):,} images of {test}"
+    data = draw_test_set(data, share=share, seed=seed)
+    total = len(data.y_train) + len(data.y_test)
+    return data, (
+        f"held out: {len(data.y_test):,} of {total:,} images, {share:.0%} of each class, drawn "
+        f"with seed {seed}"
+    )
+
+
+def _join(data: Dataset, other: Dataset, name: str) -> Dataset:
+    """Return the training images of one data set, with those of another as its test set."""
+    places = {label: k for k, label in enumerate(data.class_names)}
+    if unknown := [label for label in other.class_names if label not in places]:
+        raise ValueError(
+            f"{name} must have the classes of {data.name}, got also {', '.join(unknown[:5])}"
+        )
+    if other.image_shape != data.image_shape:
+        raise ValueError(
+            f"{name} must have images like those of {data.name}, {_shape(data.image_shape)}, got "
+            f"{_shape(other.image_shape)}: give --size, or make them grey or coloured alike"
+        )
+    labels = np.array([places[label] for label in other.class_names], np.int64)
+    return replace(
+        data,
+        x_test=other.x_train,
+        y_test=labels[other.y_train],
+        split="given",
+        files_test=other.files_train,
+    )
 
 
 def _least_size(model: NTKClassifier, x: NDArray[Any]) -> int:
@@ -192,8 +267,7 @@ class Prediction:
         folder : Path
             Of a model.
         images : sequence of Path
-            Files, and folders that are searched for files with names like those of images; links
-            to other folders are not followed.
+            Files, and folders that are searched for images: `find_images`.
         out : Path or None
             Where the table will be written.
 
@@ -227,46 +301,60 @@ class Prediction:
         for path in images:
             if not path.exists():
                 raise FileNotFoundError(f"there is no file or folder {path}")
-            files += _search(path) if path.is_dir() else [path]
-        for path in files:
-            check_regular(path)
+            if not path.is_dir():
+                check_regular(path)
+                files.append(path)
+                continue
+            found = find_images(path)
+            if not found.images:
+                passed = f" ({found})" if found.passed else ""
+                raise ValueError(f"{path} must hold images, there are none{passed}")
+            if found.passed:
+                warnings.warn(str(found), stacklevel=2)
+            files += found.images
         return cls(model, shape, files)
 
     def run(self, warn: Callable[[str], None]) -> str:
         """Classify all images; return the table as `to_csv` has it, and warn of changes to them.
 
-        Raises
-        ------
-        OSError, ValueError
-            If an image cannot be read.
+        The row of an image that cannot be read has no class, and its last cell says why.
         """
         classes: list[Any] = self.model.classes_.tolist()
-        rows: list[list[Any]] = [["image", "class", *classes]]
-        changed: Counter[str] = Counter()
-        first: dict[str, str] = {}
+        rows: list[list[Any]] = [["image", "class", *classes, "problem"]]
+        changes, bad = Changes(), 0
         for start in range(0, len(self.files), _BATCH):
             part = self.files[start : start + _BATCH]
-            x = np.empty((len(part), *self.shape))
-            for index, path in enumerate(part):
-                x[index] = self._read(path, changed, first)
-            chances: FloatArray = self.model.predict_proba(x)
-            for path, row in zip(part, chances, strict=True):
+            x: list[FloatArray] = []
+            problems: dict[Path, str] = {}
+            for path in part:
+                try:
+                    x.append(self._read(path, changes))
+                except (OSError, ValueError) as error:
+                    problems[path] = said(error) if isinstance(error, OSError) else str(error)
+            chances = iter(self.model.predict_proba(np.stack(x)) if x else [])
+            for path in part:
+                if path in problems:
+                    rows.append([str(path), "", *[""] * len(classes), problems[path]])
+                    continue
+                row: FloatArray = next(chances)
                 shown = [f"{chance:.6g}" for chance in row]
-                rows.append([str(path), classes[int(row.argmax())], *shown])
-        for change, count in changed.items():
-            many = "image was" if count == 1 else "images were"
+                rows.append([str(path), classes[int(row.argmax())], *shown, ""])
+            bad += len(problems)
+        for line in changes.lines():
+            warn(f"warning: {line}")
+        if bad:
             warn(
-                f"warning: {count:,} {many} {change} to {_shape(self.shape)}, as those the model "
-                f"was fitted to, the first is {first[change]}"
+                f"warning: {bad:,} of {len(self.files):,} images could not be read: the column "
+                "problem says why"
             )
         return to_csv(rows)
 
-    def _read(self, path: Path, changed: Counter[str], first: dict[str, str]) -> FloatArray:
-        image = read_image(path, path.parent, safe_formats())
-        values, changes = fit_image(image, self.shape)
-        for change in changes:
-            changed[change] += 1
-            first.setdefault(change, f"{path} ({_shape(image.shape)})")
+    def _read(self, path: Path, changes: Changes) -> FloatArray:
+        image = read_image(path, path.parent, safe_formats(), changes)
+        values, made = fit_image(image, self.shape)
+        for change in made:
+            wanted = f"{change} to {_shape(self.shape)}, as those the model was fitted to"
+            changes.add(wanted, f"{path}, {_shape(image.shape)}")
         return values
 
     @staticmethod
@@ -275,22 +363,81 @@ class Prediction:
         return keep(out, lambda path: write_atomically(path, text))
 
 
-def _search(folder: Path) -> list[Path]:
-    suffixes = image_suffixes()
-    found: list[Path] = []
-    folders = [folder]
-    while folders:
-        for entry in os.scandir(folders.pop()):
-            path = Path(entry.path)
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(path)
-            elif path.suffix.lower() in suffixes:
-                found.append(path)
-    if not found:
-        raise ValueError(f"{folder} must hold images, found no file with a name like one")
-    return sorted(found)
+@dataclass(frozen=True, eq=False)
+class Suspicion:
+    """A search for images with wrong labels, by leave-one-out; all that can be checked has been."""
+
+    data: Dataset
+    model: NTKClassifier
+    folder: Path
+
+    @classmethod
+    def prepare(
+        cls,
+        source: str,
+        folder: Path,
+        *,
+        channels: Channels = None,
+        size: Size | None = None,
+        skip_bad: bool = False,
+        **parameters: Any,
+    ) -> Suspicion:
+        """Load the data and make sure that the result can be written.
+
+        Parameters
+        ----------
+        source, channels, size, skip_bad
+            As for `load_dataset`; all images but those of a test set of the data's own.
+        folder : Path
+            For table and sheet; is made if it does not exist.
+        **parameters
+            Of `NTKClassifier`.
+
+        Raises
+        ------
+        OSError, ValueError
+            If the data cannot be read, or nothing can be written to the folder.
+        """
+        data = read_dataset(source, channels=channels, size=size, skip_bad=skip_bad)
+        make_folder(folder)
+        for path in _sheet_files(folder):
+            check_file(path)
+        return cls(data, NTKClassifier(**parameters), folder)
+
+    def run(self) -> tuple[list[Suspect], Path]:
+        """Fit, find the suspects, and write table and sheet; return them and where the sheet is.
+
+        Raises
+        ------
+        OSError
+            If they cannot be written. They are then kept elsewhere: `keep`.
+        ValueError
+            If the kernel is not positive definite, or conjugate gradients, which leave no sample
+            out, would be needed.
+        """
+        data, model = self.data, self.model
+        try:
+            model.fit(data.x_train, data.y_train)
+        except (np.linalg.LinAlgError, TypeError, OverflowError) as error:
+            raise ValueError(str(error)) from error
+        if model.loo_predictions_ is None or model.temperature_ is None:
+            raise ValueError(
+                "the kernel does not fit into memory, and conjugate gradients leave no image out: "
+                "give fewer images"
+            )
+        found = find_suspects(data, model.loo_predictions_, model.temperature_)
+
+        def write(folder: Path) -> None:
+            make_folder(folder)
+            table, sheet = _sheet_files(folder)
+            write_atomically(table, to_table(found))
+            write_atomically(sheet, render_sheet(data, found))
+
+        return found, _sheet_files(keep(self.folder, write))[1]
+
+
+def _sheet_files(folder: Path) -> tuple[Path, Path]:
+    return folder / "suspects.csv", folder / "suspects.html"
 
 
 def _shape(shape: Sequence[int]) -> str:

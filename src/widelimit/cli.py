@@ -31,6 +31,26 @@ OneKind = Annotated[str, typer.Option(help="ntk or nngp.")]
 BackendOption = Annotated[
     str, typer.Option("--backend", help="auto, cpu, cuda (an NVIDIA card) or reference.")
 ]
+ChannelsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--channels",
+        help="Where those of images in arrays are: first, as in PyTorch, or last.",
+        show_default="last, unless they look as if they were first",
+    ),
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="HxW",
+        help="Height x width that all images are resized to, as in 32x32.",
+        show_default="as they are",
+    ),
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and name them.")
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
 ]
@@ -91,6 +111,7 @@ def user_input() -> Generator[None]:
 def _warnings() -> Generator[None]:
     """Show warnings as one line each."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("default", category=UserWarning)
         warnings.showwarning = _show_warning
         yield
 
@@ -100,7 +121,7 @@ def _show_warning(message: Warning | str, *rest: object, **more: object) -> None
 
 
 def _one_line(error: OSError | ValueError) -> str:
-    return said(error) if isinstance(error, OSError) else str(error)
+    return said(error) if isinstance(error, OSError) else " ".join(str(error).split())
 
 
 def _complain(message: str) -> None:
@@ -146,6 +167,9 @@ def demo(
         ),
     ] = None,
     threads: Threads = None,
+    channels: ChannelsOption = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer images and draws.")] = False,
 ) -> None:
     """Learn from few images: exact kernels against an SVM and logistic regression.
@@ -155,9 +179,10 @@ def demo(
     with exits():
         from rich.console import Console
 
+        from widelimit.job import check_channels_word, read_size
         from widelimit.report.demo import Demo
 
-        with user_input():
+        with user_input(), _warnings():
             job = Demo.prepare(
                 data,
                 out,
@@ -165,6 +190,9 @@ def demo(
                 seed=seed,
                 minutes=minutes,
                 threads=threads,
+                channels=check_channels_word(channels),
+                size=read_size(size),
+                skip_bad=skip_bad,
                 quick=quick,
             )
         job.run(Console())
@@ -203,7 +231,7 @@ def kernel(
         typer.Argument(
             metavar="DATA",
             help="Images (n, h, w, c) or rows (n, d) in an .npy or .npz file; or a data set: "
-            "digits, fashion-mnist, cifar10, a folder (its training images; NAME:test for others).",
+            "digits, fashion-mnist, cifar10, a folder (NAME:test for the images of its test set).",
             show_default=False,
         ),
     ] = None,
@@ -228,6 +256,9 @@ def kernel(
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     backend: BackendOption = "auto",
     threads: Threads = None,
+    channels: ChannelsOption = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -253,8 +284,8 @@ def kernel(
     """Compute the kernel of a network between all pairs of inputs, into a file or a store."""
     stored = out is not None and out.endswith(".zarr")
     kept = "the finished tiles are kept, the same command goes on" if stored else NOTHING_WRITTEN
-    with exits(kept), user_input():
-        from widelimit.job import Job, describe_store, read_network
+    with exits(kept), user_input(), _warnings():
+        from widelimit.job import Job, check_channels_word, describe_store, read_network, read_size
 
         if status is not None:
             if inputs is not None or out is not None or net:
@@ -276,6 +307,9 @@ def kernel(
             dtype=dtype,
             backend=backend,
             threads=threads,
+            channels=check_channels_word(channels),
+            size=read_size(size),
+            skip_bad=skip_bad,
             memory=memory,
             verify=verify,
             allow_mixed=allow_mixed,
@@ -314,13 +348,22 @@ def fit(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
     test: Annotated[
-        bool, typer.Option("--test", help="Classify the test images of DATA, too.")
-    ] = False,
+        str | None,
+        typer.Option(
+            metavar="SHARE|DATA",
+            help="Classify images that are not fitted: a share of each class, as 0.2, which is "
+            "held out; given, the test set of DATA; or another folder or data set.",
+            show_default="all are fitted, leave-one-out is the test",
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32 or float64.", show_default="float32")
     ] = None,
     backend: BackendOption = "auto",
     threads: Threads = None,
+    channels: ChannelsOption = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
     store: Annotated[
         str | None,
         typer.Option(
@@ -341,7 +384,7 @@ def fit(
     kept = NOTHING_WRITTEN if store is None else "finished tiles are kept, the same command goes on"
     with exits(kept), user_input(), _warnings():
         from widelimit.classify import Fit, read_choice
-        from widelimit.job import check_backend, read_network
+        from widelimit.job import check_backend, check_channels_word, read_network, read_size
 
         networks = [read_network(text) for text in net or []]
         job = Fit.prepare(
@@ -349,6 +392,10 @@ def fit(
             out,
             overwrite=overwrite,
             per_class=per_class,
+            test=test,
+            channels=check_channels_word(channels),
+            size=read_size(size),
+            skip_bad=skip_bad,
             seed=seed,
             net=None if not networks else networks[0] if len(networks) == 1 else networks,
             kind=kind,
@@ -363,7 +410,7 @@ def fit(
             progress=store is not None or sys.stderr.isatty(),
         )
         place = job.run(typer.echo)
-    if test:
+    if test is not None:
         with exits(f"the model is in {place}"), user_input(), _warnings():
             job.test(typer.echo)
 
@@ -391,7 +438,7 @@ def predict(
     It is CSV in UTF-8. A cell that begins with ' holds text that a spreadsheet would run, or that
     is not UTF-8, with the escapes of a Python string.
     """
-    with exits(), user_input():
+    with exits(), user_input(), _warnings():
         from widelimit.classify import Prediction
         from widelimit.job import check_backend
 
@@ -403,6 +450,49 @@ def predict(
         else:
             place = job.write(text, out)
             typer.echo(f"{place}: {len(job.files):,} images")
+
+
+@app.command()
+def suspects(
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    out: Annotated[Path, typer.Option(help="Folder for table and sheet.")] = Path("suspects"),
+    net: Annotated[str | None, typer.Option(help=NETWORK_HELP, show_default="cntk-gap-11")] = None,
+    ridge: Annotated[
+        str, typer.Option(help="Relative ridge, or loo: chosen by leave-one-out.")
+    ] = "loo",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    channels: ChannelsOption = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Name the images whose labels are likely wrong: those that all others label otherwise.
+
+    Writes a table, suspects.csv, and a sheet of thumbnails, suspects.html.
+    """
+    with exits(), user_input(), _warnings():
+        from widelimit.classify import Suspicion, read_choice
+        from widelimit.job import check_backend, check_channels_word, read_network, read_size
+
+        job = Suspicion.prepare(
+            data,
+            out,
+            channels=check_channels_word(channels),
+            size=read_size(size),
+            skip_bad=skip_bad,
+            net=None if net is None else read_network(net),
+            ridge=read_choice("ridge", ridge),
+            backend=check_backend(backend),
+            threads=threads,
+            progress=sys.stderr.isatty(),
+        )
+        found, sheet = job.run()
+    for entry in found[:10]:
+        typer.echo(
+            f"{entry.file}: {entry.label} ({entry.p_label:.1%}), rather {entry.suggested} "
+            f"({entry.p_suggested:.1%})"
+        )
+    typer.echo(f"{len(found):,} of {len(job.data.y_train):,} images are suspects: {sheet}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,27 +14,36 @@ from numpy.typing import NDArray
 from widelimit.architectures import named_network
 from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
-from widelimit.files import atomic_file, check_file, check_folder
+from widelimit.data.dataset import Dataset
+from widelimit.files import atomic_file, check_file, check_folder, write_atomically
 from widelimit.keeping import keep
 from widelimit.machine import parse_memory
 from widelimit.matrices import gram, kernel
+from widelimit.matrices.inputs import Channels, check_channels, check_not_first
 from widelimit.matrices.matrix import read_manifest
 from widelimit.matrices.objects import METADATA, open_objects
 from widelimit.matrices.store import TileStore
 from widelimit.network import Network
 from widelimit.program import Kind, compile_networks
 from widelimit.reading import open_arrays, read_bytes
+from widelimit.report.table import to_csv
 
 __all__ = [
     "Job",
     "check_backend",
+    "check_channels_word",
     "describe_store",
     "explain_networks",
     "read_array",
     "read_inputs",
     "read_network",
+    "read_rows",
     "read_shape",
+    "read_size",
 ]
+
+Rows: TypeAlias = list[tuple[str, str]]
+"""File and class of each image."""
 
 _MAX_NETWORK = 2**22  # bytes of a file; `Network.from_json` counts the characters
 
@@ -73,12 +82,32 @@ def read_shape(text: str) -> tuple[int, ...]:
     Raises
     ------
     ValueError
-        If it is not made of one number or three.
+        If it is not made of one number or three, or looks as if channels came first.
     """
     parts = text.split("x")
     if len(parts) not in (1, 3) or not all(p.isascii() and p.isdigit() for p in parts):
         raise ValueError(f"shape must be height x width x channels, as in 32x32x3, got {text!r}")
-    return tuple(map(int, parts))
+    shape = tuple(map(int, parts))
+    if len(shape) == 3:
+        c, h, w = shape
+        check_not_first("--shape", shape, f"{h}x{w}x{c}")
+    return shape
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """Return ``(32, 48)``, height and width, for ``32x48``; None for None.
+
+    Raises
+    ------
+    ValueError
+        If it is not made of two numbers above 0.
+    """
+    if text is None:
+        return None
+    parts = text.split("x")
+    if len(parts) != 2 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
+        raise ValueError(f"--size must be height x width, as in 32x48, got {text!r}")
+    return int(parts[0]), int(parts[1])
 
 
 def explain_networks(
@@ -149,16 +178,33 @@ def check_backend(name: str) -> BackendName:
     return chosen
 
 
-def read_inputs(text: str, array: str | None = None) -> NDArray[Any]:
-    """Return the inputs that a word names.
+def check_channels_word(channels: str | None) -> Channels:
+    """Return "first", "last" or None; ValueError if it is another word."""
+    if channels is not None:
+        _check("channels", channels, ("first", "last"))
+    return cast("Channels", channels)
+
+
+def read_rows(
+    text: str,
+    array: str | None = None,
+    *,
+    channels: Channels = None,
+    size: tuple[int, int] | None = None,
+    skip_bad: bool = False,
+) -> tuple[NDArray[Any], Rows | None]:
+    """Return the inputs that a word names, and where they come from a folder of images their order.
 
     Parameters
     ----------
     text : str
-        A file of `read_array`, or what `load_dataset` takes, whose training images are meant;
-        ``:test`` behind it, as in ``fashion-mnist:test``, means its test images.
+        A file of `read_array`, or what `load_dataset` takes, of which all images are meant but
+        those of a test set of its own; ``:train`` or ``:test`` behind it, as in
+        ``fashion-mnist:test``, means those of `load_dataset`.
     array : str or None
         Of an array of an ``.npz`` file.
+    channels, size, skip_bad
+        As for `load_dataset`.
 
     Raises
     ------
@@ -168,16 +214,33 @@ def read_inputs(text: str, array: str | None = None) -> NDArray[Any]:
         If it is none of these.
     """
     if Path(text).suffix in (".npy", ".npz"):
-        return read_array(Path(text), array)
+        if size is not None or skip_bad:
+            raise ValueError(f"--size and --skip-bad are for data sets and folders, got {text}")
+        return check_channels(Path(text).name, read_array(Path(text), array), channels), None
     if array is not None:
         raise ValueError(f"--array is for .npz files, got {text}")
-    from widelimit.data import load_dataset
+    from widelimit.data.load import load_dataset, read_dataset
 
+    reading: Any = {"channels": channels, "size": size, "skip_bad": skip_bad}
     name, colon, part = text.rpartition(":")
     if colon and part in ("train", "test"):
-        data = load_dataset(name)
-        return data.x_test if part == "test" else data.x_train
-    return load_dataset(text).x_train
+        data = load_dataset(name, **reading)
+        if part == "test":
+            return data.x_test, _rows(data, data.files_test, data.y_test)
+        return data.x_train, _rows(data, data.files_train, data.y_train)
+    data = read_dataset(text, **reading)
+    return data.x_train, _rows(data, data.files_train, data.y_train)
+
+
+def _rows(data: Dataset, files: tuple[str, ...] | None, labels: NDArray[Any]) -> Rows | None:
+    if files is None:
+        return None
+    return [(file, data.class_names[k]) for file, k in zip(files, labels, strict=True)]
+
+
+def read_inputs(text: str, array: str | None = None, **reading: Any) -> NDArray[Any]:
+    """Return the inputs of `read_rows` alone."""
+    return read_rows(text, array, **reading)[0]
 
 
 def describe_store(store: str) -> str:
@@ -223,6 +286,8 @@ class Job:
     x2 : ndarray or None
     out : str
         An ``.npy`` file, or a store of `gram`: a path or URL that ends with ``.zarr``.
+    rows : dict of list
+        File and class of each input, by the path of a table that will say so.
     kind, dtype, backend, threads, memory, verify, allow_mixed
         As for `gram`; the last three are for stores.
     """
@@ -231,6 +296,7 @@ class Job:
     x1: NDArray[Any]
     x2: NDArray[Any] | None
     out: str
+    rows: dict[Path, Rows]
     kind: Kind = "ntk"
     dtype: Dtype = "float32"
     backend: BackendName = "auto"
@@ -252,6 +318,9 @@ class Job:
         dtype: str = "float32",
         backend: str = "auto",
         threads: int | None = None,
+        channels: Channels = None,
+        size: tuple[int, int] | None = None,
+        skip_bad: bool = False,
         memory: str | None = None,
         verify: bool = False,
         allow_mixed: bool = False,
@@ -267,8 +336,10 @@ class Job:
         networks : sequence of Network
         array : str or None
             Name of the array in ``.npz`` files.
-        kind, dtype, backend, threads, memory, verify, allow_mixed
+        kind, dtype, backend, threads, channels, memory, verify, allow_mixed
             As for `gram`.
+        size, skip_bad
+            As for `load_dataset`.
 
         Raises
         ------
@@ -293,13 +364,22 @@ class Job:
         if memory is not None:
             parse_memory(memory)
         _check_out(out)
-        x1 = read_inputs(inputs, array)
-        x2 = None if columns is None else read_inputs(columns, array)
+        reading: Any = {"channels": channels, "size": size, "skip_bad": skip_bad}
+        x1, rows1 = read_rows(inputs, array, **reading)
+        x2, rows2 = (None, None) if columns is None else read_rows(columns, array, **reading)
+        rows = {
+            Path(out).with_suffix(end): order
+            for end, order in ((".rows.csv", rows1), (".columns.csv", rows2))
+            if order is not None and "://" not in out
+        }
+        for path in rows:
+            check_file(path)
         job = cls(
             list(networks),
             x1,
             x2,
             out,
+            rows,
             cast("Kind", kind),
             cast("Dtype", dtype),
             chosen,
@@ -348,17 +428,20 @@ class Job:
                     dtype=self.dtype,
                     backend=self.backend,
                     threads=self.threads,
+                    channels="last",
                     memory=self.memory,
                     progress=progress,
                     verify=self.verify,
                     allow_mixed=self.allow_mixed,
                 )
+                self._write_rows()
                 return self.out
             values = kernel(
                 *arguments,
                 dtype=self.dtype,
                 backend=self.backend,
                 threads=self.threads,
+                channels="last",
                 progress=progress,
             )
         except (TypeError, OverflowError) as error:
@@ -368,7 +451,15 @@ class Job:
             with atomic_file(path, values.nbytes) as file:
                 np.save(file, values)
 
-        return str(keep(Path(self.out), write, values.nbytes))
+        place = str(keep(Path(self.out), write, values.nbytes))
+        self._write_rows()
+        return place
+
+    def _write_rows(self) -> None:
+        """Say beside the matrix which image each of its rows, and columns, is."""
+        for path, order in self.rows.items():
+            numbered = [(number, *row) for number, row in enumerate(order)]
+            write_atomically(path, to_csv([("row", "image", "label"), *numbered]))
 
 
 def _check_out(out: str) -> None:

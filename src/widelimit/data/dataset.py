@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.markup import image, table
+from widelimit.matrices.inputs import check_not_first
 
 __all__ = [
     "MAX_VALUES",
     "Dataset",
     "FloatArray",
     "IntArray",
+    "Size",
     "check_size",
     "check_unpacked",
+    "draw_test_set",
     "draw_training_sets",
     "split_by_class",
     "standardise",
     "to_unit_interval",
 ]
 
+
+Size: TypeAlias = tuple[int, int]
+"""Height and width of an image, in pixels."""
 
 MAX_VALUES = 2**28
 """Most pixel values that a loader reads: 2 GiB in float64 (CIFAR-10 has 1.8e8)."""
@@ -51,15 +57,18 @@ class Dataset:
         At least two, distinct.
     provenance : str
         Where the data come from: one or two sentences.
-    split : {"given", "drawn"}
+    split : {"given", "drawn", "none"}
         "given": the data came with their test set. "drawn": `load_dataset` drew it, so that
-        another division into training and test images is as good.
+        another division into training and test images is as good. "none": there is none, x_test
+        and y_test are empty.
+    files_train, files_test : tuple of str or None
+        Names of the files that images come from, below the folder that was read.
 
     Raises
     ------
     TypeError, ValueError
         If an array has another type or shape, a pixel is outside [0, 1], a label names no class,
-        a set is empty, or there are fewer than two classes.
+        a set is empty that should not be, or there are fewer than two classes.
     """
 
     name: str
@@ -69,7 +78,9 @@ class Dataset:
     y_test: IntArray
     class_names: tuple[str, ...]
     provenance: str
-    split: Literal["given", "drawn"] = "given"
+    split: Literal["given", "drawn", "none"] = "given"
+    files_train: tuple[str, ...] | None = None
+    files_test: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         n_classes = len(self.class_names)
@@ -78,13 +89,23 @@ class Dataset:
                 f"{self.name}: class_names must be at least 2 distinct names, got "
                 f"{_shortened(self.class_names)}"
             )
-        if self.split not in ("given", "drawn"):
-            raise ValueError(f'{self.name}: split must be "given" or "drawn", got {self.split!r}')
+        if self.split not in ("given", "drawn", "none"):
+            raise ValueError(
+                f'{self.name}: split must be "given", "drawn" or "none", got {self.split!r}'
+            )
+        if self.split == "none" and len(self.x_test):
+            raise ValueError(f'{self.name}: split "none" must have no x_test: leave it empty')
         for part in ("train", "test"):
             x: NDArray[Any] = getattr(self, f"x_{part}")
             y: NDArray[Any] = getattr(self, f"y_{part}")
-            _check_images(f"{self.name}: x_{part}", x)
+            files: tuple[str, ...] | None = getattr(self, f"files_{part}")
+            may_be_empty = part == "test" and self.split == "none"
+            _check_images(f"{self.name}: x_{part}", x, empty=may_be_empty)
             _check_labels(f"{self.name}: y_{part}", y, x.shape[0], n_classes)
+            if files is not None and len(files) != len(x):
+                raise ValueError(
+                    f"{self.name}: files_{part} must name {len(x)} files, got {len(files)}"
+                )
         if self.x_train.shape[1:] != self.x_test.shape[1:]:
             raise ValueError(
                 f"{self.name}: training and test images must have one shape (h, w, c), got "
@@ -214,6 +235,7 @@ def standardise(x_train: ArrayLike, *others: ArrayLike) -> tuple[FloatArray, ...
                 "standardise needs images (n, h, w, c), n >= 1, with the same c, got shapes "
                 f"{', '.join(str(a.shape) for a in arrays)}: a grey image is (h, w, 1)"
             )
+        check_not_first("an array", array.shape, "x.transpose(0, 2, 3, 1)")
     mean = first.mean(axis=(0, 1, 2))
     std = first.std(axis=(0, 1, 2))
     # The mean of equal numbers may be one rounding off, and their deviation then is not 0.
@@ -223,7 +245,11 @@ def standardise(x_train: ArrayLike, *others: ArrayLike) -> tuple[FloatArray, ...
 
 
 def split_by_class(
-    labels: ArrayLike, *, train_per_class: int | None = None, seed: int = 0
+    labels: ArrayLike,
+    *,
+    train_per_class: int | None = None,
+    share: float | None = None,
+    seed: int = 0,
 ) -> tuple[IntArray, IntArray]:
     """Divide images at random, class by class, into a training and a test set.
 
@@ -234,24 +260,34 @@ def split_by_class(
     train_per_class : int, optional
         Training images of every class. By default four fifths of each class, rounded down, and
         at least one.
+    share : float, optional
+        Of the images of each class that are for testing, above 0 and below 1, rounded; a class
+        keeps at least one image for training, and may have none for testing. In place of
+        train_per_class.
     seed : int
         Seed of ``numpy.random.default_rng``.
 
     Returns
     -------
     train, test : ndarray of int64
-        Places in labels, in ascending order. Every class is in both.
+        Places in labels, in ascending order. Every class is in both, unless `share` is given.
 
     Raises
     ------
     ValueError
-        If a class has no image left for the test set.
+        If a class has no image left for the test set; none has, with `share`.
     """
     y = np.asarray(labels)
     rng = np.random.default_rng(seed)
     train = np.zeros(y.size, dtype=np.bool_)
+    if share is not None and not 0 < share < 1:
+        raise ValueError(f"the share for testing must be above 0 and below 1, got {share!r}")
     for label in np.unique(y):
         members = np.flatnonzero(y == label)
+        if share is not None:
+            kept = max(1, members.size - round(share * members.size))
+            train[rng.permutation(members)[:kept]] = True
+            continue
         count = max(1, members.size * 4 // 5) if train_per_class is None else train_per_class
         if count >= members.size:
             raise ValueError(
@@ -260,7 +296,52 @@ def split_by_class(
                 "or leave the class out"
             )
         train[rng.permutation(members)[:count]] = True
+    if train.all():
+        raise ValueError(
+            f"a share of {share:g} for testing leaves no image to test with in {y.size}: give a "
+            "larger one"
+        )
     return np.flatnonzero(train), np.flatnonzero(~train)
+
+
+def draw_test_set(
+    data: Dataset,
+    *,
+    share: float | None = None,
+    train_per_class: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Draw a test set from the training images, class by class: `split_by_class`.
+
+    Parameters
+    ----------
+    data : Dataset
+        Its test set, if there is one, is given up.
+    share, train_per_class, seed
+        As for `split_by_class`.
+
+    Raises
+    ------
+    ValueError
+        As for `split_by_class`, with the name of the data set in front.
+    """
+    try:
+        train, test = split_by_class(
+            data.y_train, share=share, train_per_class=train_per_class, seed=seed
+        )
+    except ValueError as error:
+        raise ValueError(f"{data.name}: {error}") from error
+    files = data.files_train
+    return replace(
+        data,
+        x_train=data.x_train[train],
+        y_train=data.y_train[train],
+        x_test=data.x_train[test],
+        y_test=data.y_train[test],
+        split="drawn",
+        files_train=None if files is None else tuple(files[int(i)] for i in train),
+        files_test=None if files is None else tuple(files[int(i)] for i in test),
+    )
 
 
 def draw_training_sets(
@@ -337,14 +418,17 @@ def check_unpacked(values: int, size: int, name: str) -> None:
         )
 
 
-def _check_images(name: str, x: NDArray[Any]) -> None:
+def _check_images(name: str, x: NDArray[Any], *, empty: bool = False) -> None:
     if not isinstance(x, np.ndarray) or x.dtype != np.float64:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{name} must be an array of float64, got {_kind(x)}: use to_unit_interval")
+    if x.ndim == 4 and empty and len(x) == 0:
+        return
     if x.ndim != 4 or x.size == 0:
         raise ValueError(
             f"{name} must have shape (n, h, w, c), none of them 0, got {x.shape}: a grey image "
             "is (h, w, 1)"
         )
+    check_not_first(name, x.shape, f"{name}.transpose(0, 2, 3, 1)")
     low, high = float(x.min()), float(x.max())
     if not (low >= 0.0 and high <= 1.0):  # refuses nan, too
         raise ValueError(f"{name} must be in [0, 1], got {low:g} to {high:g}: use to_unit_interval")
@@ -355,7 +439,7 @@ def _check_labels(name: str, y: NDArray[Any], n: int, n_classes: int) -> None:
         raise TypeError(f"{name} must be an array of int64, got {_kind(y)}")
     if y.shape != (n,):
         raise ValueError(f"{name} must hold one label for each of {n} images, got shape {y.shape}")
-    if int(y.min()) < 0 or int(y.max()) >= n_classes:
+    if n and (int(y.min()) < 0 or int(y.max()) >= n_classes):
         raise ValueError(
             f"{name} must be from 0 to {n_classes - 1}, places in class_names, got {y.min()} to "
             f"{y.max()}"

@@ -5,20 +5,24 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from widelimit.arrays import FloatArray
 from widelimit.data.cifar10 import is_cifar10_folder, load_cifar10_folder
-from widelimit.data.dataset import Dataset, split_by_class
+from widelimit.data.dataset import Dataset, Size, check_size, draw_test_set
 from widelimit.data.folder import load_image_folder
 from widelimit.data.idx import find_idx_files, load_idx_folder
+from widelimit.data.image import resize
 from widelimit.data.npz import load_npz
+from widelimit.matrices.inputs import Channels
 from widelimit.reading import check_regular
 
-__all__ = ["load_dataset"]
+__all__ = ["load_dataset", "read_dataset"]
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")
 _DATA_FOLDER = "WIDELIMIT_DATA"  # environment variable
@@ -40,7 +44,14 @@ _HOW_TO_GET = {
 }
 
 
-def load_dataset(source: str | os.PathLike[str], *, seed: int = 0) -> Dataset:
+def load_dataset(
+    source: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    channels: Channels = None,
+    size: Size | None = None,
+    skip_bad: bool = False,
+) -> Dataset:
     """Load images and labels by name, or from a folder or file.
 
     Parameters
@@ -55,18 +66,26 @@ def load_dataset(source: str | os.PathLike[str], *, seed: int = 0) -> Dataset:
             names, or in ``/usr/share/datasets``. Nothing is ever downloaded.
         path of a folder
             The IDX files of MNIST or Fashion-MNIST, the binary files of CIFAR-10, or images:
-            ``folder/class_name/*.png`` (`load_image_folder`).
+            ``folder/class_name/image`` (`load_image_folder`).
         path of an ``.npz`` file
             With ``x_train, y_train`` and perhaps ``x_test, y_test`` (`load_npz`).
 
         A file or folder called like a data set is loaded with a slash: ``./digits``.
     seed : int
         Of the test set, where one has to be drawn.
+    channels : {"first", "last"} or None
+        Where those of images in arrays are, as for `widelimit.kernel`.
+    size : (height, width) or None
+        What all images are resized to, each side for itself, with Lanczos' filter. None: as they
+        are; those of a folder must then have one size.
+    skip_bad : bool
+        Of a folder: whether images that cannot be read are left out, with a warning.
 
     Returns
     -------
     Dataset
-        Pixels in [0, 1], not centred.
+        Pixels in [0, 1], not centred. Where the data have no test set, a fifth of each class is
+        drawn for one.
 
     Raises
     ------
@@ -76,16 +95,44 @@ def load_dataset(source: str | os.PathLike[str], *, seed: int = 0) -> Dataset:
     OSError
         If a file cannot be opened.
     ValueError
-        If the content is damaged, too large, or not as described above.
+        If the content is damaged, too large, or not as described above; a class has one image,
+        so that no test set can be drawn.
+
+    Warns
+    -----
+    UserWarning
+        Of files of a folder that were passed over, and of images that were changed.
     """
+    data = read_dataset(source, channels=channels, size=size, skip_bad=skip_bad)
+    if data.split != "none":
+        return data
+    per_class = _DIGITS_TRAIN_PER_CLASS if os.fspath(source) == "digits" else None
+    return draw_test_set(data, train_per_class=per_class, seed=seed)
+
+
+def read_dataset(
+    source: str | os.PathLike[str],
+    *,
+    channels: Channels = None,
+    size: Size | None = None,
+    skip_bad: bool = False,
+) -> Dataset:
+    """Load images and labels as `load_dataset` does, but draw no test set."""
+    data = _read(source, channels, size, skip_bad)
+    return data if size is None or data.image_shape[:2] == size else _resized(data, size)
+
+
+def _read(
+    source: str | os.PathLike[str], channels: Channels, size: Size | None, skip_bad: bool
+) -> Dataset:
     name = os.fspath(source)
     if name == "digits":
-        return _load_digits(seed)
+        return _load_digits()
     if name in _FOLDERS:
-        return _load_folder(_find_folder(name), name, seed)
+        return _load_folder(_find_folder(name), name, size, skip_bad)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _load_folder(path, path.resolve().name, seed)
+        return _load_folder(path, path.resolve().name, size, skip_bad)
     if path.exists():
         check_regular(path)
         if path.suffix.lower() != ".npz":
@@ -94,11 +141,11 @@ def load_dataset(source: str | os.PathLike[str], *, seed: int = 0) -> Dataset:
                 f"{path.suffix or 'unknown'}: save arrays with numpy.savez, or give the folder "
                 "that holds the images"
             )
-        return load_npz(path, seed=seed)
+        return load_npz(path, channels=channels)
     raise FileNotFoundError(_explain_missing(name, path))
 
 
-def _load_digits(seed: int) -> Dataset:
+def _load_digits() -> Dataset:
     from sklearn import datasets  # pyright: ignore[reportMissingTypeStubs]
 
     # scikit-learn has no types.
@@ -106,28 +153,38 @@ def _load_digits(seed: int) -> Dataset:
     bunch = load_digits()
     images = np.asarray(bunch["images"], dtype=np.float64)[..., None] / 16.0
     labels = np.asarray(bunch["target"], dtype=np.int64)
-    train, test = split_by_class(labels, train_per_class=_DIGITS_TRAIN_PER_CLASS, seed=seed)
     return Dataset(
         name="digits",
-        x_train=images[train],
-        y_train=labels[train],
-        x_test=images[test],
-        y_test=labels[test],
+        x_train=images,
+        y_train=labels,
+        x_test=images[:0],
+        y_test=labels[:0],
         class_names=tuple("0123456789"),
         provenance=(
             "Handwritten digits that come with scikit-learn (E. Alpaydin and C. Kaynak, UCI "
             "repository, 1998). No test set of their own."
         ),
-        split="drawn",
+        split="none",
     )
 
 
-def _load_folder(folder: Path, name: str, seed: int) -> Dataset:
+def _load_folder(folder: Path, name: str, size: Size | None, skip_bad: bool) -> Dataset:
     if find_idx_files(folder):
         return load_idx_folder(folder, name)
     if is_cifar10_folder(folder):
         return load_cifar10_folder(folder)
-    return load_image_folder(folder, seed=seed)
+    return load_image_folder(folder, size=size, skip_bad=skip_bad)
+
+
+def _resized(data: Dataset, size: Size) -> Dataset:
+    def made(images: FloatArray) -> FloatArray:
+        check_size((len(images), *size, images.shape[3]), data.name)
+        out = np.empty((len(images), *size, images.shape[3]))
+        for target, image in zip(out, images, strict=True):
+            np.clip(resize(image, 1.0, size), 0.0, 1.0, out=target)
+        return out
+
+    return replace(data, x_train=made(data.x_train), x_test=made(data.x_test))
 
 
 def _find_folder(name: str) -> Path:

@@ -15,9 +15,9 @@ from widelimit.data.dataset import (
     Dataset,
     check_size,
     check_unpacked,
-    split_by_class,
     to_unit_interval,
 )
+from widelimit.matrices.inputs import Channels, check_channels
 from widelimit.reading import StoredArray, open_arrays
 
 __all__ = ["load_npz"]
@@ -34,7 +34,7 @@ _MAX_BYTES = 8 * MAX_VALUES
 _MAX_NAME = 256  # characters of a class name
 
 
-def load_npz(path: Path, *, seed: int = 0) -> Dataset:
+def load_npz(path: Path, *, channels: Channels = None) -> Dataset:
     """Read images and labels from an ``.npz`` file.
 
     Parameters
@@ -44,8 +44,8 @@ def load_npz(path: Path, *, seed: int = 0) -> Dataset:
         letters do not matter, and ``x, y`` and ``images, labels`` are understood, too. Images
         are (n, h, w) or (n, h, w, c), in the ranges of `to_unit_interval`. Labels are (n,), whole
         numbers or strings.
-    seed : int
-        Of the test set that is drawn if the file has none (`split_by_class`).
+    channels : {"first", "last"} or None
+        Where those of images (n, h, w, c) are: `widelimit.kernel`.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def load_npz(path: Path, *, seed: int = 0) -> Dataset:
     with open_arrays(path) as stored:
         arrays = {key: array.read() for key, array in _find(stored, path).items()}
 
-    x_train = _images(arrays[_IMAGES, "train"], path, "training images")
+    x_train = _images(arrays[_IMAGES, "train"], path, "training images", channels)
     labels = _labels(arrays[_LABELS, "train"], len(x_train), path, "training labels")
     classes = np.unique(labels)
     names = tuple(map(str, classes))
@@ -74,18 +74,17 @@ def load_npz(path: Path, *, seed: int = 0) -> Dataset:
     y_train = np.searchsorted(classes, labels).astype(np.int64)
     title = path.stem
     if (_IMAGES, "test") not in arrays:
-        train, test = split_by_class(y_train, seed=seed)
         return Dataset(
             name=title,
-            x_train=x_train[train],
-            y_train=y_train[train],
-            x_test=x_train[test],
-            y_test=y_train[test],
+            x_train=x_train,
+            y_train=y_train,
+            x_test=x_train[:0],
+            y_test=y_train[:0],
             class_names=names,
             provenance=f"{path.name}, a file without a test set of its own.",
-            split="drawn",
+            split="none",
         )
-    x_test = _images(arrays[_IMAGES, "test"], path, "test images")
+    x_test = _images(arrays[_IMAGES, "test"], path, "test images", channels)
     test_labels = _labels(arrays[_LABELS, "test"], len(x_test), path, "test labels")
     if (test_labels.dtype.kind == "U") != (labels.dtype.kind == "U"):
         raise ValueError(f"{path}: training and test labels must be of one kind, numbers or text")
@@ -132,7 +131,7 @@ def _find(stored: dict[str, StoredArray], path: Path) -> dict[tuple[str, str], S
     return wanted
 
 
-def _images(array: NDArray[Any], path: Path, what: str) -> FloatArray:
+def _images(array: NDArray[Any], path: Path, what: str, channels: Channels) -> FloatArray:
     name = f"{path}: {what}"
     if array.ndim == 3:
         array = array[..., None]
@@ -141,11 +140,7 @@ def _images(array: NDArray[Any], path: Path, what: str) -> FloatArray:
             f"{name} must have shape (n, h, w) or (n, h, w, c), got {array.shape}: reshape rows "
             "to images before saving, as in x.reshape(-1, 28, 28)"
         )
-    if array.shape[1] in (1, 3) and array.shape[3] > 4:
-        raise ValueError(
-            f"{name} must have their channels last, (n, h, w, c), got {array.shape}: save "
-            "x.transpose(0, 2, 3, 1)"
-        )
+    array = check_channels(name, array, channels)
     check_size(array.shape, name)
     return to_unit_interval(array, name)
 

@@ -35,6 +35,7 @@ from widelimit.estimators.regression import (
 )
 from widelimit.estimators.samples import ImageShape, Training, split_shape
 from widelimit.estimators.warned import warn_caller
+from widelimit.matrices.inputs import Channels
 from widelimit.program import Kind
 from widelimit.solvers import Bordered, Method, Unavailable
 from widelimit.solvers.checks import check_targets
@@ -79,6 +80,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         time: float | Literal["loo"] | None = None,
         standardise: bool | None = None,
         image_shape: Sequence[int] | None = None,
+        channels: Channels = None,
         dtype: Dtype | None = None,
         backend: BackendName = "auto",
         threads: int | None = None,
@@ -96,6 +98,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         self.time = time
         self.standardise = standardise
         self.image_shape = image_shape
+        self.channels: Channels = channels
         self.dtype: Dtype | None = dtype
         self.backend: BackendName = backend
         self.threads = threads
@@ -346,7 +349,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
     def _read(self, X: Any) -> NDArray[Any]:
         """Return new samples as the kernel takes them, checked against those of fit."""
         check_is_fitted(self, "dual_coef_")
-        rows, found = split_shape(X)
+        rows, found = split_shape(X, self.channels)
         self._check_shape(found)
         rows = validate_data(self, rows, reset=False, dtype=SAMPLE_DTYPES)
         return self._fitted.read(rows)

@@ -203,8 +203,10 @@ class FittedKernel:
         net: Any = list(self.networks)
         if len(net) == 1:
             net = net[0]
-        options: dict[str, Any] = self._how() | (
-            {"progress": progress} if progress is not False else {}
+        options: dict[str, Any] = (
+            self._how()
+            | {"channels": "last"}
+            | ({"progress": progress} if progress is not False else {})
         )
         options["kind"] = tuple(kinds) if len(kinds) > 1 else kinds[0]
         compute: Any = gram if storage else kernel
@@ -238,7 +240,9 @@ class FittedKernel:
 
     def corner(self, new: NDArray[Any], kinds: Sequence[Kind]) -> list[NDArray[Any]]:
         """Return the kernels of new samples with themselves, (n, n), by kind."""
-        made = cast("Any", kernel)(list(self.networks), new, kind=tuple(kinds), **self._how())
+        made = cast("Any", kernel)(
+            list(self.networks), new, kind=tuple(kinds), channels="last", **self._how()
+        )
         return [self._mean(k) for k in made]
 
     def prior(self, new: NDArray[Any], *, diagonal: bool) -> FloatArray:

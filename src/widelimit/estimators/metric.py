@@ -13,6 +13,7 @@ from widelimit.architectures import named_network
 from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
 from widelimit.estimators.samples import resolve_shape, split_shape
+from widelimit.matrices.inputs import Channels
 from widelimit.matrices.kernel import kernel, kernel_diagonal
 from widelimit.network import Network
 from widelimit.program import Kind
@@ -35,8 +36,8 @@ class KernelMetric:
         Whether to divide by ``sqrt(k(x, x) k(z, z))``: a support vector machine has a cost C that
         is absolute, and kernels differ in scale by orders of magnitude. With pooling, kernels of
         different images are nearly alike, and C has to be large, 100 or more.
-    dtype, backend, threads
-        As for `widelimit.kernel`.
+    dtype, backend, threads, channels
+        As for `widelimit.kernel`; channels="first" is for images, not for rows.
 
     Examples
     --------
@@ -55,6 +56,7 @@ class KernelMetric:
     dtype: Dtype = "float64"
     backend: BackendName = "auto"
     threads: int | None = None
+    channels: Channels = None
 
     def __call__(self, x1: Any, x2: Any = None) -> NDArray[Any]:
         """Return the kernel between rows or images, (n1, n2).
@@ -74,7 +76,7 @@ class KernelMetric:
             "dtype": self.dtype,
             "threads": self.threads,
         }
-        k = cast("NDArray[Any]", kernel(net, left, right, **options))
+        k = cast("NDArray[Any]", kernel(net, left, right, channels="last", **options))
         if not self.normalise:
             return k
         if right is None:
@@ -86,7 +88,7 @@ class KernelMetric:
         return k / scale1[:, None] / scale2
 
     def _samples(self, x: Any) -> NDArray[Any]:
-        rows, found = split_shape(x)
+        rows, found = split_shape(x, self.channels)
         rows = np.asarray(rows)
-        shape = resolve_shape(self.image_shape, found, rows.shape[-1])
+        shape = resolve_shape(self.image_shape, found, rows.shape[-1], self.channels)
         return rows if shape is None else rows.reshape(-1, *shape)

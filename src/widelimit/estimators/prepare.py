@@ -66,7 +66,7 @@ def prepare(
         columns = np.flatnonzero(counts)
         given = PrecomputedKernel(model.kind, model.dtype or "float64", columns)
         return given, Directions.of_equal(np.arange(len(columns)))
-    shape = resolve_shape(model.image_shape, found, n_features)
+    shape = resolve_shape(model.image_shape, found, n_features, model.channels)
     networks = resolve_networks(model.net, shape, n_features)
     dtype: Dtype = model.dtype or (
         "float64" if all(net.is_dense for net in networks) else "float32"

@@ -55,8 +55,8 @@ class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
 
     Parameters
     ----------
-    net, kernel, kind, ridge, combine, time, standardise, image_shape, dtype, backend, threads, \
-solver, store, memory, executor, progress
+    net, kernel, kind, ridge, combine, time, standardise, image_shape, channels, dtype, backend, \
+threads, solver, store, memory, executor, progress
         As for `NTKClassifier`.
     normalize_y : bool
         Whether each target is shifted and scaled to mean 0 and variance 1 on the training samples,
@@ -231,7 +231,7 @@ standardisation_, store_, n_features_in_, feature_names_in_
         return self
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any, Any]:
-        rows, shape = split_shape(X)
+        rows, shape = split_shape(X, self.channels)
         rows, targets = validate_data(
             self, rows, y, dtype=SAMPLE_DTYPES, multi_output=True, y_numeric=True, reset=reset
         )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.estimators.directions import Directions
+from widelimit.matrices.inputs import Channels, check_channels, check_not_first
 
 __all__ = [
     "ImageShape",
@@ -53,11 +54,16 @@ def to_host(x: Any) -> Any:
         ) from error
 
 
-def split_shape(x: Any) -> tuple[Any, ImageShape | None]:
-    """Flatten images to rows and return their shape; leave anything else to scikit-learn."""
+def split_shape(x: Any, channels: Channels = None) -> tuple[Any, ImageShape | None]:
+    """Flatten images to rows and return their shape; leave anything else to scikit-learn.
+
+    Images come out with their channels last; `channels` says where they are: `check_channels`.
+    """
     samples: Any = np.asarray(cast("Sequence[Any]", x)) if isinstance(x, list | tuple) else x
     samples = to_host(samples)
     if getattr(samples, "ndim", 2) <= 2:
+        if hasattr(samples, "ndim"):
+            check_channels("X", samples, channels)
         return samples, None
     images: NDArray[Any] = np.asarray(samples)
     if images.ndim != 4:
@@ -65,6 +71,7 @@ def split_shape(x: Any) -> tuple[Any, ImageShape | None]:
             f"X must be rows (n, d) or images (n, h, w, c), got shape {images.shape}: give "
             "X[..., None] for images with one channel, X[None] for a single image"
         )
+    images = check_channels("X", images, channels)
     h, w, c = images.shape[1:]
     return images.reshape(len(images), h * w * c), (h, w, c)
 
@@ -82,19 +89,25 @@ def check_image_shape(shape: object) -> ImageShape:
     return h, w, c
 
 
-def resolve_shape(asked: object, found: ImageShape | None, n_features: int) -> ImageShape | None:
+def resolve_shape(
+    asked: object, found: ImageShape | None, n_features: int, channels: Channels
+) -> ImageShape | None:
     """Return the shape of an image, from image_shape or from X itself, or None for rows."""
     if asked is None:
         return found
     shape = check_image_shape(asked)
+    if channels is None:
+        c, h, w = shape
+        images = f"X.reshape(-1, {c}, {h}, {w})"
+        check_not_first("image_shape", shape, f'X = {images}, channels="first"')
     if found is not None and found != shape:
         raise ValueError(
             f"image_shape is {shape}, but X holds images of shape {found}: leave image_shape "
             "out, it is needed only for rows (n, d)"
         )
     if math.prod(shape) != n_features:
-        channels, rest = divmod(n_features, shape[0] * shape[1])
-        hint = "" if rest else f", for example {(*shape[:2], channels)}"
+        count, rest = divmod(n_features, shape[0] * shape[1])
+        hint = "" if rest else f", for example {(*shape[:2], count)}"
         raise ValueError(
             f"image_shape {shape} holds {math.prod(shape)} values, but a row of X holds "
             f"{n_features}: give (h, w, c) with h * w * c = {n_features}{hint}"

@@ -86,7 +86,7 @@ def make_design(dataset: Dataset, *, draws: int = 5, seed: int = 0, minutes: flo
     Parameters
     ----------
     dataset : Dataset
-        If its split is "drawn", training and test images are divided anew in every draw.
+        If its split is not "given", training and test images are divided anew in every draw.
     draws : int
         Training sets of each size, at least 1.
     seed : int
@@ -157,7 +157,7 @@ def _check(dataset: Dataset, draws: int, seed: int, minutes: float) -> None:
         )
     if not dataset.x_train.any():
         raise ValueError(f"{dataset.name}: all training images are zero, there is nothing to learn")
-    drawn = dataset.split == "drawn"
+    drawn = dataset.split != "given"
     labels = _labels(dataset) if drawn else dataset.y_train
     counts = np.bincount(labels, minlength=dataset.n_classes)
     least = 2 if drawn else 1
@@ -196,7 +196,7 @@ def _choose_images(
 ) -> tuple[IntArray, IntArray | None]:
     """Numbers of the pool and of the test images, as many as make an affordable number of pairs."""
     n_train, n_test = dataset.y_train.size, dataset.y_test.size
-    if dataset.split == "drawn":
+    if dataset.split != "given":
         n = n_train + n_test
         if n <= _MAX_IMAGES and _pairs(n) <= affordable:
             return np.arange(n), None

@@ -142,7 +142,7 @@ def run(
             name=dataset.name,
             provenance=dataset.provenance,
             class_names=dataset.class_names,
-            split=dataset.split,
+            split="given" if dataset.split == "given" else "drawn",
             image_shape=(h, w, c),
             shrink=design.shrink,
             n_pool=design.pool.size,

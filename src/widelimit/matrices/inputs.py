@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from numbers import Integral
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,12 +16,15 @@ from widelimit.network import Network
 from widelimit.program import Kind
 
 __all__ = [
+    "Channels",
     "Numbering",
+    "check_channels",
     "check_dtype",
     "check_entries",
     "check_inputs",
     "check_kinds",
     "check_networks",
+    "check_not_first",
     "check_one_shape",
     "check_samples",
     "check_threads",
@@ -29,6 +32,11 @@ __all__ = [
     "chunks",
     "number_samples",
 ]
+
+Channels: TypeAlias = Literal["first", "last"] | None
+"""Where the channels of images are; None: last, and what looks like another thing is refused."""
+
+_FEW_CHANNELS = (1, 3, 4)  # grey, colours, and colours with transparency
 
 _MOST_THREADS = 1024  # that a system surely starts, on however few processors
 _SMALLEST_TILE, _LARGEST_TILE = 16, 2**14
@@ -86,13 +94,13 @@ def check_threads(threads: Any) -> int:
 
 
 def check_inputs(
-    networks: Sequence[Network], x1: ArrayLike, x2: ArrayLike | None
+    networks: Sequence[Network], x1: ArrayLike, x2: ArrayLike | None, channels: Channels = None
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return both sides as arrays of one shape that the networks can take."""
-    values1 = check_samples(networks, "x1", x1)
+    values1 = check_samples(networks, "x1", x1, channels)
     if x2 is None:
         return values1, None
-    values2 = check_samples(networks, "x2", x2)
+    values2 = check_samples(networks, "x2", x2, channels)
     check_one_shape(values1, values2)
     return values1, values2
 
@@ -106,7 +114,9 @@ def check_one_shape(values1: NDArray[Any], values2: NDArray[Any]) -> None:
         )
 
 
-def check_samples(networks: Sequence[Network], name: str, x: ArrayLike) -> NDArray[Any]:
+def check_samples(
+    networks: Sequence[Network], name: str, x: ArrayLike, channels: Channels = "last"
+) -> NDArray[Any]:
     """Return one side as an array that the networks can take; entries are not looked at."""
     values = np.asarray(x)
     if values.dtype.kind not in "buif":
@@ -126,7 +136,71 @@ def check_samples(networks: Sequence[Network], name: str, x: ArrayLike) -> NDArr
         raise ValueError(f"{name} must have shape {expected}, got {values.shape}: {advice}")
     if 0 in values.shape:
         raise ValueError(f"{name} must not be empty, got shape {values.shape}")
+    return check_channels(name, values, channels)
+
+
+def check_channels(name: str, values: NDArray[Any], channels: Channels) -> NDArray[Any]:
+    """Return images with their channels last; refuse those that may be meant in two ways.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for messages.
+    values : ndarray of any shape
+        Images are those of four axes.
+    channels : {"first", "last"} or None
+        As the user says. None: last, unless the first axis of an image is 1, 3 or 4 and its last
+        one is larger than 4.
+
+    Returns
+    -------
+    ndarray of shape (n, h, w, c)
+        A view. Anything but images comes back as it is.
+
+    Raises
+    ------
+    ValueError
+        If images look as if their channels were first, `channels` is no such word, or is "first"
+        where there are no images.
+    """
+    if channels not in ("first", "last", None):
+        raise ValueError(f'channels must be "first", "last" or None, got {channels!r}')
+    if channels == "first":
+        if values.ndim != 4:
+            raise ValueError(
+                f'channels="first" is for images (n, c, h, w), got {name} of shape '
+                f"{values.shape}: reshape it, or leave channels out"
+            )
+        return values.transpose(0, 2, 3, 1)
+    if channels is None and values.ndim == 4:
+        remedy = f'{name}.transpose(0, 2, 3, 1), or channels="first"'
+        check_not_first(name, values.shape, f'{remedy}; if the second is, channels="last"')
     return values
+
+
+def check_not_first(name: str, shape: Sequence[int], remedy: str) -> None:
+    """Refuse a shape that ends with that of an image whose channels look as if they were first.
+
+    Parameters
+    ----------
+    name : str
+        What has the shape, for the message.
+    shape : sequence of int, (..., h, w, c)
+    remedy : str
+        What to write if they are.
+
+    Raises
+    ------
+    ValueError
+        With both readings.
+    """
+    a, b, c = shape[-3:]
+    if a in _FEW_CHANNELS and c > max(_FEW_CHANNELS):
+        raise ValueError(
+            f"{name} has shape {tuple(shape)}, which is read in two ways, {b} x {c} pixels of {a} "
+            f"channels (channels first), or {a} x {b} pixels of {c} channels (channels last): if "
+            f"the first is meant, write {remedy}"
+        )
 
 
 def chunks(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float64]]]:

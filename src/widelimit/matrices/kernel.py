@@ -23,6 +23,7 @@ from widelimit.matrices.families import (
     scratch_bytes,
 )
 from widelimit.matrices.inputs import (
+    Channels,
     check_dtype,
     check_entries,
     check_inputs,
@@ -45,6 +46,7 @@ def kernel(
     x2: ArrayLike | None = None,
     kind: Kind = "ntk",
     *,
+    channels: Channels = None,
     backend: BackendName = "auto",
     dtype: Dtype = "float32",
     threads: int | None = None,
@@ -59,6 +61,7 @@ def kernel(
     x2: ArrayLike | None = None,
     *,
     kind: list[Kind] | tuple[Kind, ...],
+    channels: Channels = None,
     backend: BackendName = "auto",
     dtype: Dtype = "float32",
     threads: int | None = None,
@@ -72,6 +75,7 @@ def kernel(
     x2: ArrayLike | None = None,
     kind: Kind | list[Kind] | tuple[Kind, ...] = "ntk",
     *,
+    channels: Channels = None,
     backend: BackendName = "auto",
     dtype: Dtype = "float32",
     threads: int | None = None,
@@ -91,6 +95,9 @@ def kernel(
         symmetric Gram matrix of `x1`, bitwise equal to its transpose, at half the cost. A dense
         network flattens images.
     kind : {"ntk", "nngp"} or a sequence of them
+    channels : {"first", "last"} or None
+        "first": images are (n, c, h, w), as those of PyTorch. None: last; images whose first axis
+        is 1, 3 or 4, and whose last one is larger than 4, are then refused.
     backend : {"auto", "cpu", "cuda", "reference"}
         "cuda" is an NVIDIA card, or all of one kind that there are (docs/gpu.md). "auto" is a
         card if there is one and the processors would take longer than it takes to start, about 20
@@ -131,7 +138,7 @@ def kernel(
     kinds = check_kinds(kind)
     check_dtype(dtype)
     workers = check_threads(threads)
-    values1, values2 = check_inputs(networks, x1, x2)
+    values1, values2 = check_inputs(networks, x1, x2, channels)
     n1, n2 = len(values1), None if values2 is None else len(values2)
     chosen = get_backend(choose_backend(backend, networks, values1.shape[1:], n1, n2))
     families = find_families(networks, values1.shape[1:], kinds, chosen)
@@ -163,7 +170,7 @@ def kernel_diagonal(
     Parameters
     ----------
     net, x, kind, backend, dtype, threads
-        As for `kernel`, whose values these are, to the last bit.
+        As for `kernel`, whose values these are, to the last bit; channels are last.
 
     Returns
     -------
@@ -179,7 +186,7 @@ def kernel_diagonal(
     kinds = check_kinds(kind)
     check_dtype(dtype)
     workers = check_threads(threads)
-    values, _ = check_inputs(networks, x, None)
+    values, _ = check_inputs(networks, x, None, "last")
     chosen = get_backend(choose_backend(backend, networks, values.shape[1:], 1, len(values)))
     families = find_families(networks, values.shape[1:], kinds, chosen)
     check_entries("x1", values)

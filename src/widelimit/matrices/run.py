@@ -27,6 +27,7 @@ from widelimit.matrices.families import (
     scratch_bytes,
 )
 from widelimit.matrices.inputs import (
+    Channels,
     check_dtype,
     check_inputs,
     check_kinds,
@@ -59,6 +60,7 @@ def gram(
     kind: Kind | list[Kind] | tuple[Kind, ...] = "ntk",
     *,
     store: str | os.PathLike[str],
+    channels: Channels = None,
     backend: BackendName = "auto",
     dtype: Dtype = "float32",
     threads: int | None = None,
@@ -79,7 +81,7 @@ def gram(
 
     Parameters
     ----------
-    net, x1, x2, kind, backend, dtype
+    net, x1, x2, kind, channels, backend, dtype
         As for `kernel`.
     store : path or fsspec URL
         Where the tiles lie, as one Zarr v3 array (``"k.zarr"``, ``"s3://bucket/k.zarr"``). Of a
@@ -162,7 +164,7 @@ def gram(
     side = check_tile(tile)
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
-    values1, values2 = check_inputs(networks, x1, x2)
+    values1, values2 = check_inputs(networks, x1, x2, channels)
     if reuse is not None and values2 is not None:
         raise ValueError(
             "reuse extends the symmetric matrix of x1, got x2 as well: leave one of them out"

@@ -10,11 +10,13 @@ from pathlib import Path
 from rich.console import Console
 
 from widelimit.data import Dataset, load_dataset
+from widelimit.data.dataset import Size
 from widelimit.display import Display, duration
 from widelimit.experiments import learning_curve
 from widelimit.experiments.learning_curve import CURVE_STAGE, METHODS, Design, KernelFunction
 from widelimit.files import check_file, make_folder, write_atomically
 from widelimit.keeping import keep
+from widelimit.matrices.inputs import Channels
 from widelimit.report.page import render
 from widelimit.report.terminal import make_tables, show_notes
 
@@ -56,6 +58,9 @@ class Demo:
         seed: int = 0,
         minutes: float | None = None,
         threads: int | None = None,
+        channels: Channels = None,
+        size: Size | None = None,
+        skip_bad: bool = False,
         quick: bool = False,
     ) -> Demo:
         """Load the data, design the run and make sure that the result can be written.
@@ -72,6 +77,8 @@ class Demo:
             As for `make_design`.
         threads : int, optional
             None: one for each processor.
+        channels, size, skip_bad
+            As for `load_dataset`.
         quick : bool
             Take fewer images and draws: seconds instead of minutes.
 
@@ -88,7 +95,7 @@ class Demo:
         planned = minutes if minutes is not None else _QUICK_MINUTES if quick else _MINUTES
         count = draws if draws is not None else _QUICK_DRAWS if quick else _DRAWS
         folder = Path(out).expanduser()
-        dataset = load_dataset(data, seed=seed)
+        dataset = load_dataset(data, seed=seed, channels=channels, size=size, skip_bad=skip_bad)
         design = learning_curve.make_design(dataset, draws=count, seed=seed, minutes=planned)
         make_folder(folder)
         for path in _outputs(folder, dataset):

@@ -215,7 +215,7 @@ def factorise(
         )
     if dtype not in ("float32", "float64"):
         raise ValueError(f'dtype must be "float32" or "float64", got {dtype!r}')
-    asked = check_tile(tile)
+    asked, size = check_tile(tile), check_threads(threads)
     n = matrix.shape[0]
     mean = float(diagonal(matrix).mean())
     absolute = check_absolute(relative, mean, dtype=dtype)
@@ -244,7 +244,6 @@ def factorise(
         side = found.tile if found else asked or (tile_side(matrix) if old is None else old.tile)
         grid = Grid(n, n, side, "lower")
         if found is None or found.missing():  # before there is a store of tiles that do not fit
-            size = check_threads(threads)
             _panel_budget(memory, side**2 * np.dtype(dtype).itemsize, -(-n // side) - 1, size)
         whole = room_of(len(grid), side, np.dtype(dtype).itemsize)
         objects.check_room(whole if found is None else found.room(found.missing()))

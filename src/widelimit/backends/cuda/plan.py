@@ -98,9 +98,8 @@ def plan_kernels(layout: Layout, card: Card) -> Kernels:
     finish = finish_source(layout)
     if w > _WARP or h > most_rows(layout.dtype):
         entries = _field_entries(layout)
-        kernels = (_field_kernel(layout, len(entries), card),)
         variants = np.zeros((h + 1, 2), np.int32)
-        return Kernels(kernels, finish, entries, variants)
+        return Kernels((_field_kernel(layout, len(entries), card),), finish, entries, variants)
     entries, variants = _row_entries(layout)
     found: list[Kernel] = []
     for heights in _groups(layout, variants, card):

@@ -1,0 +1,122 @@
+"""Images whose labels are likely wrong: a table and a sheet of thumbnails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+
+import numpy as np
+
+from widelimit.arrays import FloatArray, IntArray
+from widelimit.data.dataset import Dataset
+from widelimit.estimators.calibration import log_softmax
+from widelimit.markup import to_data_uri
+from widelimit.report.table import to_csv
+
+__all__ = ["Suspect", "find_suspects", "render_sheet", "to_table"]
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = """
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem;
+  list-style: none; padding: 0; }
+.sheet img { width: 6rem; image-rendering: pixelated; }
+.sheet li { overflow-wrap: anywhere; font-size: 0.85rem; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A training image that the others label otherwise.
+
+    Parameters
+    ----------
+    image : int
+        Its place among the training images.
+    file : str
+        The name of its file, or "image N" where there is none.
+    label, suggested : str
+        Its class, and the one that is most probable.
+    p_label, p_suggested : float
+        Their probabilities, by a fit to all other images.
+    """
+
+    image: int
+    file: str
+    label: str
+    suggested: str
+    p_label: float
+    p_suggested: float
+
+
+def find_suspects(data: Dataset, outputs: FloatArray, temperature: float) -> list[Suspect]:
+    """Return the training images that leave-one-out labels otherwise, the least probable first.
+
+    Parameters
+    ----------
+    data : Dataset
+    outputs : ndarray of shape (n, classes)
+        Leave-one-out predictions of its training images.
+    temperature : float
+        Of probabilities.
+    """
+    chances = np.exp(log_softmax(outputs, temperature))
+    best: IntArray = outputs.argmax(axis=1)
+    own = chances[np.arange(len(chances)), data.y_train]
+    odd = np.flatnonzero(best != data.y_train)
+    return [
+        Suspect(
+            image=int(i),
+            file=f"image {i}" if data.files_train is None else data.files_train[int(i)],
+            label=data.class_names[data.y_train[i]],
+            suggested=data.class_names[best[i]],
+            p_label=float(own[i]),
+            p_suggested=float(chances[i, best[i]]),
+        )
+        for i in odd[np.argsort(own[odd], kind="stable")]
+    ]
+
+
+def to_table(suspects: Sequence[Suspect]) -> str:
+    """Return the suspects as CSV, one row for each."""
+    head = ["image", "label", "suggested", "probability of label", "probability of suggested"]
+    rows = [
+        [s.file, s.label, s.suggested, f"{s.p_label:.6g}", f"{s.p_suggested:.6g}"] for s in suspects
+    ]
+    return to_csv([head, *rows])
+
+
+def render_sheet(data: Dataset, suspects: Sequence[Suspect]) -> str:
+    """Return the suspects as a page that needs nothing but itself, with a thumbnail of each."""
+    style = resources.files("widelimit.report").joinpath("style.css").read_text("utf-8")
+    title = escape(f"Likely wrong labels: {data.name}")
+    cards = "\n".join(
+        f'<li><img src="{to_data_uri(data.x_train[s.image])}" alt="{escape(s.file)}"><br>'
+        f"<b>{escape(s.label)}</b> ({s.p_label:.1%}), rather <b>{escape(s.suggested)}</b> "
+        f"({s.p_suggested:.1%})<br>{escape(s.file)}</li>"
+        for s in suspects
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+{style}{_STYLE}</style>
+</head>
+<body>
+<section>
+<h1>{title}</h1>
+<p>{len(suspects):,} of {len(data.y_train):,} images, which a fit to all other images labels
+otherwise, those with the least probable labels first. In brackets the probabilities.</p>
+<ul class="sheet">
+{cards}
+</ul>
+</section>
+</body>
+</html>
+"""
