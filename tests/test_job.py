@@ -169,6 +169,7 @@ def test_job_writes_the_kernel(tmp_path: Path) -> None:
         kind="nngp",
         dtype="float64",
         threads=1,
+        overwrite=True,
     )
     job.run()
     want = wl.kernel(wl.cntk_gap(3), X, X[:3] + 0.1, "nngp", dtype="float64")
@@ -222,8 +223,11 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
+    words = (str(tmp_path / "x.npy"), str(out), [wl.cntk_gap(3)])
+    with pytest.raises(FileExistsError, match=r"there is one already: .* or say --overwrite"):
+        Job.prepare(*words)
     with pytest.raises(OSError, match="disk full"):
-        Job.prepare(str(tmp_path / "x.npy"), str(out), [wl.cntk_gap(3)]).run()
+        Job.prepare(*words, overwrite=True).run()
     assert out.read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["k.npy", "x.npy"]
 
@@ -246,7 +250,7 @@ def test_kernel_command_with_a_store(tmp_path: Path) -> None:
     words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--net", "cntk_gap:3"]
     words += ["--columns", tmp_path / "z.npy", "--memory", "2GB", "--out", out]
     code, text, error = widelimit(*words)
-    assert (code, text) == (0, f"{out}: 4 x 3, float32\n")
+    assert (code, text) == (0, f"{out}: 2 x 4 x 3, float32\n")
     assert error.startswith("1 of 1 tiles, ")
     nets = [wl.cntk_vanilla(3), wl.cntk_gap(3)]
     expected = wl.kernel(nets, X, X[:3] + 0.1)
@@ -382,15 +386,39 @@ def test_ctrl_c_keeps_the_finished_tiles(tmp_path: Path) -> None:
     assert np.array_equal(wl.open_gram(out)[:40, 300:], corner)
 
 
-@pytest.mark.parametrize("content", [X[0], np.array(["a", "b"]), np.full((2, 3, 3, 1), np.nan)])
-def test_inputs_that_are_refused(tmp_path: Path, content: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (X[0], r"must hold rows .*: one image is \(1, 8, 8, 1\), series of 8 values in 1 channels"),
+        (np.array(["a", "b"]), "x1 must "),
+        (np.full((2, 3, 3, 1), np.nan), "x1 must "),
+    ],
+)
+def test_inputs_that_are_refused(tmp_path: Path, content: np.ndarray, message: str) -> None:
     np.save(tmp_path / "x.npy", content)
     out = tmp_path / "k.npy"
     code, _, error = widelimit("kernel", tmp_path / "x.npy", "--net", "cntk_gap:3", "--out", out)
     assert code == 2
-    assert error.startswith("widelimit: x1 must ")
+    assert re.search(message, error), error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_grey_images_get_their_axis_and_a_network_its_name(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((3, 6, 7))
+    np.savez(tmp_path / "m.npz", x_train=x, y_train=[0, 1, 0])
+    out = tmp_path / "k.npy"
+    words = ("kernel", tmp_path / "m.npz", "--array", "x_train", "--net", "cntk-gap-3")
+    code, _, error = widelimit(*words, "--out", out)
+    assert code == 0
+    assert "taken for 3 grey images of 6 x 7 pixels" in error
+    np.testing.assert_array_equal(np.load(out), wl.kernel("cntk-gap-3", x[..., None]))
+    nets = wl.kernel(["cntk-gap-3", wl.cntk_vanilla(3)], x[..., None])
+    np.testing.assert_array_equal(
+        nets, wl.kernel([wl.cntk_gap(3), wl.cntk_vanilla(3)], x[..., None])
+    )
+    code, _, error = widelimit(*words, "--out", out)
+    assert (code, "k.npy: there is one already" in error) == (2, True)
 
 
 def test_explain_command() -> None:

@@ -259,7 +259,14 @@ class Prediction:
     files: list[Path]
 
     @classmethod
-    def prepare(cls, folder: Path, images: Sequence[Path], out: Path | None = None) -> Prediction:
+    def prepare(
+        cls,
+        folder: Path,
+        images: Sequence[Path],
+        out: Path | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> Prediction:
         """Load the model and find the images, and check what can be checked before the work.
 
         Parameters
@@ -270,6 +277,8 @@ class Prediction:
             Files, and folders that are searched for images: `find_images`.
         out : Path or None
             Where the table will be written.
+        overwrite : bool
+            Whether a table that is there is replaced.
 
         Raises
         ------
@@ -280,7 +289,7 @@ class Prediction:
             one is no regular file.
         """
         if out is not None:
-            check_file(out)
+            check_file(out, replace=overwrite)
         model = load_model(folder)
         if not isinstance(model, NTKClassifier):
             raise ValueError(f"{folder} must hold a classifier, got a {type(model).__name__}")
@@ -377,6 +386,7 @@ class Suspicion:
         source: str,
         folder: Path,
         *,
+        overwrite: bool = False,
         channels: Channels = None,
         size: Size | None = None,
         skip_bad: bool = False,
@@ -390,6 +400,8 @@ class Suspicion:
             As for `load_dataset`; all images but those of a test set of the data's own.
         folder : Path
             For table and sheet; is made if it does not exist.
+        overwrite : bool
+            Whether those that are there are replaced.
         **parameters
             Of `NTKClassifier`.
 
@@ -401,7 +413,7 @@ class Suspicion:
         data = read_dataset(source, channels=channels, size=size, skip_bad=skip_bad)
         make_folder(folder)
         for path in _sheet_files(folder):
-            check_file(path)
+            check_file(path, replace=overwrite)
         return cls(data, NTKClassifier(**parameters), folder)
 
     def run(self) -> tuple[list[Suspect], Path]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from widelimit.files import check_file, make_folder, said
 from widelimit.keeping import NotWritten, keep
@@ -27,10 +29,34 @@ NETWORK_HELP = (
 )
 DATA_HELP = "digits, fashion-mnist, cifar10, a folder of images by class, or an .npz file."
 
-OneKind = Annotated[str, typer.Option(help="ntk or nngp.")]
+_NAMED = ("digits", "fashion-mnist", "cifar10")
+
+
+def _words(*words: str) -> Callable[[str], list[str]]:
+    """Return what a shell completes an unfinished word to."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+def _networks(incomplete: str) -> list[str]:
+    from widelimit.architectures import EXAMPLES
+
+    return _words(*EXAMPLES)(incomplete)
+
+
+OneKind = Annotated[str, typer.Option(help="ntk or nngp.", autocompletion=_words("ntk", "nngp"))]
 BackendOption = Annotated[
-    str, typer.Option("--backend", help="auto, cpu, cuda (an NVIDIA card) or reference.")
+    str,
+    typer.Option(
+        "--backend",
+        help="auto, cpu, cuda (an NVIDIA card) or reference.",
+        autocompletion=_words("auto", "cpu", "cuda", "reference"),
+    ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 ChannelsOption = Annotated[
     str | None,
     typer.Option(
@@ -55,17 +81,40 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
 ]
 
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+def _plain_flags(params: list[Any]) -> list[Any]:
+    """A flag takes no value: its help names none."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain_flags(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain_flags(super().get_params(ctx))
+
+
 app = typer.Typer(
     name="widelimit",
+    cls=_Group,
+    context_settings=_HELP,
     help="Exact kernels of infinitely wide neural networks.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+command = partial(app.command, cls=_Command, context_settings=_HELP)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line: `widelimit.__main__` is where it starts."""
     # Names of files need not be UTF-8, nor the terminal.
     if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
         reconfigure(errors="backslashreplace")
@@ -148,9 +197,9 @@ def common(
     """Exact kernels of infinitely wide neural networks (NTK, CNTK, NNGP)."""
 
 
-@app.command()
+@command()
 def demo(
-    data: Annotated[str, typer.Option(help=DATA_HELP)] = "digits",
+    data: Annotated[str, typer.Option(help=DATA_HELP, autocompletion=_words(*_NAMED))] = "digits",
     out: Annotated[str, typer.Option(help="Folder for the report.")] = "out",
     draws: Annotated[
         int | None,
@@ -198,7 +247,7 @@ def demo(
         job.run(Console())
 
 
-@app.command()
+@command()
 def doctor() -> None:
     """Show what was found on this machine and what is used of it; test every instruction set."""
     with exits():
@@ -210,9 +259,12 @@ def doctor() -> None:
             raise typer.Exit(1)
 
 
-@app.command()
+@command()
 def explain(
-    networks: Annotated[list[str], typer.Argument(help=NETWORK_HELP, metavar="NETWORK...")],
+    networks: Annotated[
+        list[str],
+        typer.Argument(help=NETWORK_HELP, metavar="NETWORK...", autocompletion=_networks),
+    ],
     shape: Annotated[str, typer.Option(help="Of one input: 32x32x3, or 784.")] = "32x32x3",
     kind: Annotated[list[str] | None, typer.Option(help="ntk or nngp; may be repeated.")] = None,
 ) -> None:
@@ -224,7 +276,7 @@ def explain(
         typer.echo(explain_networks(parsed, read_shape(shape), kind or ["ntk"]))
 
 
-@app.command()
+@command()
 def kernel(
     inputs: Annotated[
         str | None,
@@ -245,7 +297,11 @@ def kernel(
     ] = None,
     net: Annotated[
         list[str] | None,
-        typer.Option(help=f"{NETWORK_HELP} May be repeated: all in one pass.", show_default=False),
+        typer.Option(
+            help=f"{NETWORK_HELP} May be repeated: all in one pass.",
+            show_default=False,
+            autocompletion=_networks,
+        ),
     ] = None,
     columns: Annotated[
         str | None,
@@ -274,6 +330,7 @@ def kernel(
             "--allow-mixed", help="Go on with a store of another instruction set or version."
         ),
     ] = False,
+    overwrite: Overwrite = False,
     status: Annotated[
         str | None,
         typer.Option(
@@ -313,20 +370,24 @@ def kernel(
             memory=memory,
             verify=verify,
             allow_mixed=allow_mixed,
+            overwrite=overwrite,
         )
         place = job.run(progress=stored or sys.stderr.isatty())
-    typer.echo(f"{place}: {job.shape[0]} x {job.shape[1]}, {dtype}")
+    typer.echo(f"{place}: {' x '.join(map(str, job.shape))}, {dtype}")
 
 
-@app.command()
+@command()
 def fit(
-    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help=DATA_HELP, autocompletion=_words(*_NAMED))
+    ],
     out: Annotated[Path, typer.Option(help="A new folder for the model.", show_default=False)],
     net: Annotated[
         list[str] | None,
         typer.Option(
             help=f"{NETWORK_HELP} May be repeated: the best by leave-one-out.",
             show_default="cntk-gap-11",
+            autocompletion=_networks,
         ),
     ] = None,
     kind: OneKind = "ntk",
@@ -376,9 +437,7 @@ def fit(
         str | None,
         typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that is there.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fit a classifier to labelled images, and save it; tells its leave-one-out accuracy."""
     kept = NOTHING_WRITTEN if store is None else "finished tiles are kept, the same command goes on"
@@ -415,7 +474,7 @@ def fit(
             job.test(typer.echo)
 
 
-@app.command()
+@command()
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that fit wrote.")],
     images: Annotated[
@@ -432,6 +491,7 @@ def predict(
         str | None,
         typer.Option(help="auto, cpu, cuda or reference.", show_default="that of the model"),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Classify images: a table of classes and probabilities, one row for each image.
 
@@ -442,7 +502,7 @@ def predict(
         from widelimit.classify import Prediction
         from widelimit.job import check_backend
 
-        job = Prediction.prepare(model, images, out)
+        job = Prediction.prepare(model, images, out, overwrite=overwrite)
         job.model.backend = check_backend(backend or job.model.backend)
         text = job.run(_complain)
         if out is None:
@@ -452,11 +512,16 @@ def predict(
             typer.echo(f"{place}: {len(job.files):,} images")
 
 
-@app.command()
+@command()
 def suspects(
-    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help=DATA_HELP, autocompletion=_words(*_NAMED))
+    ],
     out: Annotated[Path, typer.Option(help="Folder for table and sheet.")] = Path("suspects"),
-    net: Annotated[str | None, typer.Option(help=NETWORK_HELP, show_default="cntk-gap-11")] = None,
+    net: Annotated[
+        str | None,
+        typer.Option(help=NETWORK_HELP, show_default="cntk-gap-11", autocompletion=_networks),
+    ] = None,
     ridge: Annotated[
         str, typer.Option(help="Relative ridge, or loo: chosen by leave-one-out.")
     ] = "loo",
@@ -465,6 +530,7 @@ def suspects(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Name the images whose labels are likely wrong: those that all others label otherwise.
 
@@ -477,6 +543,7 @@ def suspects(
         job = Suspicion.prepare(
             data,
             out,
+            overwrite=overwrite,
             channels=check_channels_word(channels),
             size=read_size(size),
             skip_bad=skip_bad,
@@ -495,7 +562,7 @@ def suspects(
     typer.echo(f"{len(found):,} of {len(job.data.y_train):,} images are suspects: {sheet}")
 
 
-@app.command()
+@command()
 def bench(
     only: Annotated[
         list[str] | None,

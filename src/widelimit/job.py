@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,7 +218,8 @@ def read_rows(
     if Path(text).suffix in (".npy", ".npz"):
         if size is not None or skip_bad:
             raise ValueError(f"--size and --skip-bad are for data sets and folders, got {text}")
-        return check_channels(Path(text).name, read_array(Path(text), array), channels), None
+        values = _with_channel(text, read_array(Path(text), array))
+        return check_channels(Path(text).name, values, channels), None
     if array is not None:
         raise ValueError(f"--array is for .npz files, got {text}")
     from widelimit.data.load import load_dataset, read_dataset
@@ -230,6 +233,21 @@ def read_rows(
         return data.x_train, _rows(data, data.files_train, data.y_train)
     data = read_dataset(text, **reading)
     return data.x_train, _rows(data, data.files_train, data.y_train)
+
+
+def _with_channel(text: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Return images (n, h, w) as (n, h, w, 1), and say so; refuse what may be series."""
+    if values.ndim != 3:
+        return values
+    n, h, w = values.shape
+    if w <= 4:
+        raise ValueError(
+            f"{text} must hold rows (n, d) or images (n, h, w, c), got {values.shape}: one image is "
+            f"(1, {n}, {h}, {w}), series of {h} values in {w} channels are ({n}, 1, {h}, {w}), and "
+            f"grey images of {h} x {w} pixels are ({n}, {h}, {w}, 1)"
+        )
+    warnings.warn(f"{text}: taken for {n:,} grey images of {h} x {w} pixels", stacklevel=3)
+    return values[..., None]
 
 
 def _rows(data: Dataset, files: tuple[str, ...] | None, labels: NDArray[Any]) -> Rows | None:
@@ -324,6 +342,7 @@ class Job:
         memory: str | None = None,
         verify: bool = False,
         allow_mixed: bool = False,
+        overwrite: bool = False,
     ) -> Job:
         """Check the options and read the inputs.
 
@@ -332,7 +351,7 @@ class Job:
         inputs, columns : str, str or None
             Inputs of rows and columns, for `read_inputs`.
         out : str
-            The file or store; a file is replaced if it exists, a store gone on with.
+            The file or store; a store is gone on with.
         networks : sequence of Network
         array : str or None
             Name of the array in ``.npz`` files.
@@ -340,6 +359,8 @@ class Job:
             As for `gram`.
         size, skip_bad
             As for `load_dataset`.
+        overwrite : bool
+            Whether a file that is there is replaced.
 
         Raises
         ------
@@ -363,7 +384,9 @@ class Job:
             )
         if memory is not None:
             parse_memory(memory)
-        _check_out(out)
+        if stored and overwrite:
+            raise ValueError("--overwrite is for files, a store is gone on with: delete it instead")
+        _check_out(out, overwrite)
         reading: Any = {"channels": channels, "size": size, "skip_bad": skip_bad}
         x1, rows1 = read_rows(inputs, array, **reading)
         x2, rows2 = (None, None) if columns is None else read_rows(columns, array, **reading)
@@ -372,8 +395,8 @@ class Job:
             for end, order in ((".rows.csv", rows1), (".columns.csv", rows2))
             if order is not None and "://" not in out
         }
-        for path in rows:
-            check_file(path)
+        for path in rows:  # those of a store may be of the run that is gone on with
+            check_file(path, replace=stored or overwrite)
         job = cls(
             list(networks),
             x1,
@@ -389,19 +412,19 @@ class Job:
             allow_mixed,
         )
         if not stored:
-            check_file(Path(out), job.size)
+            check_file(Path(out), job.size, replace=overwrite)
         return job
 
     @property
     def size(self) -> int:
         """Bytes of the matrices, one for each network."""
-        n1, n2 = self.shape
-        return len(self.networks) * n1 * n2 * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Shape of the matrix."""
-        return len(self.x1), len(self.x1 if self.x2 is None else self.x2)
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result: of several networks, their number comes first."""
+        matrix = (len(self.x1), len(self.x1 if self.x2 is None else self.x2))
+        return matrix if len(self.networks) == 1 else (len(self.networks), *matrix)
 
     def run(self, *, progress: bool = False) -> str:
         """Compute the kernel and write it: a file when it is complete, a store tile by tile.
@@ -462,10 +485,10 @@ class Job:
             write_atomically(path, to_csv([("row", "image", "label"), *numbered]))
 
 
-def _check_out(out: str) -> None:
+def _check_out(out: str, overwrite: bool) -> None:
     """Refuse a place in which no result can be written; whether there is room is asked later."""
     if out.endswith(".npy"):
-        check_file(Path(out))
+        check_file(Path(out), replace=overwrite)
     elif "://" not in out:
         path = Path(out).expanduser()
         if not os.path.exists(path / METADATA):  # what is finished is read from any disk

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from widelimit.architectures import named_network
 from widelimit.arrays import IntArray
 from widelimit.backends.base import Dtype
 from widelimit.machine import default_threads
@@ -52,19 +53,24 @@ def check_dtype(dtype: Any) -> Dtype:
 
 
 def check_networks(net: Any) -> list[Network]:
-    """Return one network or a sequence of them as a list."""
-    networks: list[Any] = [net] if isinstance(net, Network) else _listed(net)
+    """Return one network or a sequence of them as a list; a word is that of `named_network`."""
+    given: list[Any] = [net] if isinstance(net, Network | str) else _listed(net)
+    networks = [named_network(entry) if isinstance(entry, str) else entry for entry in given]
     if not networks:
         raise ValueError("net must be a Network or a non-empty list of them, got an empty list")
     for entry in networks:
         if not isinstance(entry, Network):
-            raise TypeError(f"net must be a Network or a list of them, got {entry!r}")
+            raise TypeError(
+                f'net must be a Network, a preset like "cntk-gap-11" or a list of them, got {entry!r}'
+            )
     return networks
 
 
 def _listed(net: Any) -> list[Any]:
     if not isinstance(net, Sequence):
-        raise TypeError(f"net must be a Network or a list of them, got {net!r}")
+        raise TypeError(
+            f'net must be a Network, a preset like "cntk-gap-11" or a list of them, got {net!r}'
+        )
     return list(net)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 

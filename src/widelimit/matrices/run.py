@@ -54,7 +54,7 @@ _FEWEST_TASKS = 64  # so that workers finish together
 
 
 def gram(
-    net: Network | Sequence[Network],
+    net: Network | str | Sequence[Network | str],
     x1: ArrayLike,
     x2: ArrayLike | None = None,
     kind: Kind | list[Kind] | tuple[Kind, ...] = "ntk",
@@ -177,7 +177,7 @@ def gram(
         budget = remaining(memory)
         manifest = Manifest(
             tuple(networks),
-            not isinstance(net, Network),
+            not isinstance(net, Network | str),
             kinds,
             not isinstance(kind, str),
             dtype,
