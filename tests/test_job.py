@@ -389,7 +389,7 @@ def test_ctrl_c_keeps_the_finished_tiles(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (X[0], r"must hold rows .*: one image is \(1, 8, 8, 1\), series of 8 values in 1 channels"),
+        (X[0], r"must hold rows .*: one image is \(1, 6, 5, 2\), series of 5 values in 2 channels"),
         (np.array(["a", "b"]), "x1 must "),
         (np.full((2, 3, 3, 1), np.nan), "x1 must "),
     ],
@@ -413,10 +413,8 @@ def test_grey_images_get_their_axis_and_a_network_its_name(tmp_path: Path) -> No
     assert code == 0
     assert "taken for 3 grey images of 6 x 7 pixels" in error
     np.testing.assert_array_equal(np.load(out), wl.kernel("cntk-gap-3", x[..., None]))
-    nets = wl.kernel(["cntk-gap-3", wl.cntk_vanilla(3)], x[..., None])
-    np.testing.assert_array_equal(
-        nets, wl.kernel([wl.cntk_gap(3), wl.cntk_vanilla(3)], x[..., None])
-    )
+    named, made = ["cntk-gap-3", wl.cntk_vanilla(3)], [wl.cntk_gap(3), wl.cntk_vanilla(3)]
+    np.testing.assert_array_equal(wl.kernel(named, x[..., None]), wl.kernel(made, x[..., None]))
     code, _, error = widelimit(*words, "--out", out)
     assert (code, "k.npy: there is one already" in error) == (2, True)
 

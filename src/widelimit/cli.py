@@ -56,6 +56,9 @@ BackendOption = Annotated[
         autocompletion=_words("auto", "cpu", "cuda", "reference"),
     ),
 ]
+DataArgument = Annotated[
+    str, typer.Argument(metavar="DATA", help=DATA_HELP, autocompletion=_words(*_NAMED))
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 ChannelsOption = Annotated[
     str | None,
@@ -378,9 +381,7 @@ def kernel(
 
 @command()
 def fit(
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help=DATA_HELP, autocompletion=_words(*_NAMED))
-    ],
+    data: DataArgument,
     out: Annotated[Path, typer.Option(help="A new folder for the model.", show_default=False)],
     net: Annotated[
         list[str] | None,
@@ -514,9 +515,7 @@ def predict(
 
 @command()
 def suspects(
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help=DATA_HELP, autocompletion=_words(*_NAMED))
-    ],
+    data: DataArgument,
     out: Annotated[Path, typer.Option(help="Folder for table and sheet.")] = Path("suspects"),
     net: Annotated[
         str | None,

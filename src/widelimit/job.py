@@ -242,9 +242,9 @@ def _with_channel(text: str, values: NDArray[Any]) -> NDArray[Any]:
     n, h, w = values.shape
     if w <= 4:
         raise ValueError(
-            f"{text} must hold rows (n, d) or images (n, h, w, c), got {values.shape}: one image is "
-            f"(1, {n}, {h}, {w}), series of {h} values in {w} channels are ({n}, 1, {h}, {w}), and "
-            f"grey images of {h} x {w} pixels are ({n}, {h}, {w}, 1)"
+            f"{text} must hold rows (n, d) or images (n, h, w, c), got {values.shape}: one image "
+            f"is (1, {n}, {h}, {w}), series of {h} values in {w} channels are ({n}, 1, {h}, {w}), "
+            f"and grey images of {h} x {w} pixels are ({n}, {h}, {w}, 1)"
         )
     warnings.warn(f"{text}: taken for {n:,} grey images of {h} x {w} pixels", stacklevel=3)
     return values[..., None]

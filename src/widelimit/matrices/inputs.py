@@ -52,6 +52,9 @@ def check_dtype(dtype: Any) -> Dtype:
     return dtype
 
 
+_NETWORKS = 'net must be a Network, a preset like "cntk-gap-11" or a list of them'
+
+
 def check_networks(net: Any) -> list[Network]:
     """Return one network or a sequence of them as a list; a word is that of `named_network`."""
     given: list[Any] = [net] if isinstance(net, Network | str) else _listed(net)
@@ -60,17 +63,13 @@ def check_networks(net: Any) -> list[Network]:
         raise ValueError("net must be a Network or a non-empty list of them, got an empty list")
     for entry in networks:
         if not isinstance(entry, Network):
-            raise TypeError(
-                f'net must be a Network, a preset like "cntk-gap-11" or a list of them, got {entry!r}'
-            )
+            raise TypeError(f"{_NETWORKS}, got {entry!r}")
     return networks
 
 
 def _listed(net: Any) -> list[Any]:
     if not isinstance(net, Sequence):
-        raise TypeError(
-            f'net must be a Network, a preset like "cntk-gap-11" or a list of them, got {net!r}'
-        )
+        raise TypeError(f"{_NETWORKS}, got {net!r}")
     return list(net)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
