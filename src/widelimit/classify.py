@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
+from widelimit.costs import Forecast, forecast
 from widelimit.data.dataset import Dataset, Size, draw_test_set, draw_training_sets
 from widelimit.data.image import Changes, fit_image, read_image, safe_formats
 from widelimit.data.load import read_dataset
 from widelimit.data.search import find_images
 from widelimit.estimators import NTKClassifier, load_model, save_model
+from widelimit.estimators.checks import check_options, resolve_networks
 from widelimit.estimators.directions import find_directions
 from widelimit.estimators.saved import check_model_folder
 from widelimit.files import check_file, check_room, make_folder, said, write_atomically
@@ -136,6 +138,10 @@ class Fit:
         check_room(out, _least_size(model, data.x_train[chosen]))
         return cls(data, chosen, left, model, out, overwrite)
 
+    def forecast(self) -> Forecast:
+        """Return what the fit costs on this machine."""
+        return _forecast(self.model, self.data.x_train[self.chosen])
+
     def run(self, say: Callable[[str], None]) -> Path:
         """Fit, say what came out, and save.
 
@@ -234,6 +240,24 @@ def _join(data: Dataset, other: Dataset, name: str) -> Dataset:
         y_test=labels[other.y_train],
         split="given",
         files_test=other.files_train,
+    )
+
+
+def _forecast(model: NTKClassifier, x: NDArray[Any]) -> Forecast:
+    try:
+        check_options(model)
+        networks = resolve_networks(model.net, x.shape[1:], x[0].size)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    return forecast(
+        networks,
+        x.shape[1:],
+        len(x),
+        kinds=(model.kind,),
+        dtype=model.dtype or "float32",
+        backend=model.backend,
+        threads=model.threads,
+        solve="eigenvectors" if "loo" in (model.ridge, model.time) else "factor",
     )
 
 
@@ -415,6 +439,10 @@ class Suspicion:
         for path in _sheet_files(folder):
             check_file(path, replace=overwrite)
         return cls(data, NTKClassifier(**parameters), folder)
+
+    def forecast(self) -> Forecast:
+        """Return what the fit costs on this machine."""
+        return _forecast(self.model, self.data.x_train)
 
     def run(self) -> tuple[list[Suspect], Path]:
         """Fit, find the suspects, and write table and sheet; return them and where the sheet is.

@@ -11,13 +11,16 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from widelimit.files import check_file, make_folder, said
 from widelimit.keeping import NotWritten, keep
+
+if TYPE_CHECKING:
+    from widelimit.costs import Forecast
 
 __all__ = ["app", "main"]
 
@@ -58,6 +61,9 @@ BackendOption = Annotated[
 ]
 DataArgument = Annotated[
     str, typer.Argument(metavar="DATA", help=DATA_HELP, autocompletion=_words(*_NAMED))
+]
+Yes = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do not ask before work of more than ten minutes.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 ChannelsOption = Annotated[
@@ -182,6 +188,20 @@ def _complain(message: str) -> None:
     typer.echo(f"widelimit: {line}", err=True)
 
 
+def _tell(forecast: Forecast, yes: bool) -> None:
+    """Say what a command will take; ask a user at a terminal whether that is meant, if it is long.
+
+    Elsewhere nobody can answer: the work begins.
+    """
+    for line in forecast.lines():
+        _complain(line)
+    if forecast.is_long and not yes and sys.stdin.isatty() and sys.stderr.isatty():
+        try:
+            typer.confirm("go on?", default=True, abort=True, err=True)
+        except typer.Abort:
+            raise KeyboardInterrupt from None
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         from widelimit._version import __version__
@@ -270,13 +290,18 @@ def explain(
     ],
     shape: Annotated[str, typer.Option(help="Of one input: 32x32x3, or 784.")] = "32x32x3",
     kind: Annotated[list[str] | None, typer.Option(help="ntk or nngp; may be repeated.")] = None,
+    inputs: Annotated[
+        int, typer.Option(min=1, help="How many inputs to tell the cost of, on this machine.")
+    ] = 1000,
+    backend: BackendOption = "auto",
 ) -> None:
     """Say what would be computed for a network, or for several in one pass, and at what cost."""
     with exits(), user_input():
-        from widelimit.job import explain_networks, read_network, read_shape
+        from widelimit.job import check_backend, explain_networks, read_network, read_shape
 
         parsed = [read_network(text) for text in networks]
-        typer.echo(explain_networks(parsed, read_shape(shape), kind or ["ntk"]))
+        chosen = check_backend(backend)
+        typer.echo(explain_networks(parsed, read_shape(shape), kind or ["ntk"], inputs, chosen))
 
 
 @command()
@@ -334,6 +359,7 @@ def kernel(
         ),
     ] = False,
     overwrite: Overwrite = False,
+    yes: Yes = False,
     status: Annotated[
         str | None,
         typer.Option(
@@ -375,6 +401,7 @@ def kernel(
             allow_mixed=allow_mixed,
             overwrite=overwrite,
         )
+        _tell(job.forecast(), yes)
         place = job.run(progress=stored or sys.stderr.isatty())
     typer.echo(f"{place}: {' x '.join(map(str, job.shape))}, {dtype}")
 
@@ -439,6 +466,7 @@ def fit(
         typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
     ] = None,
     overwrite: Overwrite = False,
+    yes: Yes = False,
 ) -> None:
     """Fit a classifier to labelled images, and save it; tells its leave-one-out accuracy."""
     kept = NOTHING_WRITTEN if store is None else "finished tiles are kept, the same command goes on"
@@ -469,6 +497,7 @@ def fit(
             memory=memory,
             progress=store is not None or sys.stderr.isatty(),
         )
+        _tell(job.forecast(), yes)
         place = job.run(typer.echo)
     if test is not None:
         with exits(f"the model is in {place}"), user_input(), _warnings():
@@ -530,6 +559,7 @@ def suspects(
     size: SizeOption = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    yes: Yes = False,
 ) -> None:
     """Name the images whose labels are likely wrong: those that all others label otherwise.
 
@@ -552,6 +582,7 @@ def suspects(
             threads=threads,
             progress=sys.stderr.isatty(),
         )
+        _tell(job.forecast(), yes)
         found, sheet = job.run()
     for entry in found[:10]:
         typer.echo(

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from widelimit.architectures import named_network
 from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
+from widelimit.costs import Forecast, cheaper, estimate, forecast, to_size
 from widelimit.data.dataset import Dataset
+from widelimit.display import duration
 from widelimit.files import atomic_file, check_file, check_folder, write_atomically
 from widelimit.keeping import keep
 from widelimit.machine import parse_memory
 from widelimit.matrices import gram, kernel
-from widelimit.matrices.inputs import Channels, check_channels, check_not_first
+from widelimit.matrices.inputs import Channels, check_channels, check_inputs, check_not_first
 from widelimit.matrices.matrix import read_manifest
 from widelimit.matrices.objects import METADATA, open_objects
 from widelimit.matrices.store import TileStore
@@ -113,9 +115,13 @@ def read_size(text: str | None) -> tuple[int, int] | None:
 
 
 def explain_networks(
-    networks: Sequence[Network], shape: tuple[int, ...], kinds: Sequence[str]
+    networks: Sequence[Network],
+    shape: tuple[int, ...],
+    kinds: Sequence[str],
+    inputs: int = 1000,
+    backend: BackendName = "auto",
 ) -> str:
-    """Describe the programs that networks compile to.
+    """Describe the programs that networks compile to, and what some inputs cost on this machine.
 
     Raises
     ------
@@ -126,7 +132,19 @@ def explain_networks(
         _check("kind", kind, get_args(Kind))
     unique = cast("list[Kind]", list(dict.fromkeys(kinds)))
     programs = compile_networks(networks, shape, unique)
-    return "\n\n".join(program.explain() for program, _ in programs)
+    told = "\n\n".join(program.explain() for program, _ in programs)
+    how: Any = {"kinds": unique, "backend": backend}
+    cost = estimate(networks, shape, inputs, **how)
+    matrices = f"{cost.matrices} matrices" if cost.matrices > 1 else "one matrix"
+    lines = [
+        f"{inputs:,} inputs, float32: {cost}",
+        f"{matrices} of {inputs:,} x {inputs:,}: {to_size(cost.result)} in an .npy file, "
+        f"{to_size(cost.stored)} in a store",
+    ]
+    others = [f"{words} {duration(s)}" for words, s in cheaper(networks, shape, inputs, **how)]
+    if others:
+        lines.append(f"cheaper: {', '.join(others)}")
+    return told + "\n\n" + "\n".join(lines)
 
 
 def read_array(path: Path, name: str | None = None) -> NDArray[Any]:
@@ -425,6 +443,18 @@ class Job:
         """Shape of the result: of several networks, their number comes first."""
         matrix = (len(self.x1), len(self.x1 if self.x2 is None else self.x2))
         return matrix if len(self.networks) == 1 else (len(self.networks), *matrix)
+
+    def forecast(self) -> Forecast:
+        """Return what it costs on this machine."""
+        first = None if self.x2 is None else self.x2[:1]
+        try:
+            check_inputs(self.networks, self.x1[:1], first, "last")
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        n2 = None if self.x2 is None else len(self.x2)
+        how: Any = {"dtype": self.dtype, "backend": self.backend, "threads": self.threads}
+        shape = self.x1.shape[1:]
+        return forecast(self.networks, shape, len(self.x1), n2, kinds=(self.kind,), **how)
 
     def run(self, *, progress: bool = False) -> str:
         """Compute the kernel and write it: a file when it is complete, a store tile by tile.

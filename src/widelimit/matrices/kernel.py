@@ -36,7 +36,7 @@ from widelimit.matrices.profiles import Samples
 from widelimit.network import Network
 from widelimit.program import Kind
 
-__all__ = ["check_memory", "kernel", "kernel_diagonal"]
+__all__ = ["check_memory", "kernel", "kernel_diagonal", "needed_memory"]
 
 
 @overload
@@ -197,6 +197,37 @@ def kernel_diagonal(
     return out[0, 0] if isinstance(net, Network | str) else out[:, 0]
 
 
+def needed_memory(
+    networks: Sequence[Network],
+    image: Sequence[int],
+    shape: tuple[int, int, int, int],
+    kinds: Sequence[Kind],
+    dtype: Dtype,
+    backend: BackendName,
+    threads: int,
+    *,
+    symmetric: bool,
+) -> tuple[int, int]:
+    """Return the bytes of the result of `kernel`, (networks, kinds, n1, n2), and of work space."""
+    families = find_families(networks, image, kinds, get_backend(backend))
+    return _needed(shape, dtype, families, threads, symmetric=symmetric)
+
+
+def _needed(
+    shape: tuple[int, int, int, int],
+    dtype: Dtype,
+    families: Sequence[Family],
+    threads: int,
+    *,
+    symmetric: bool,
+) -> tuple[int, int]:
+    result = math.prod(shape) * np.dtype(dtype).itemsize
+    grid = memory_grid(shape[2], None if symmetric else shape[3])
+    samples = held_blocks(families, dtype, grid) * min(grid.tile, max(shape[2:]))
+    work = samples * profile_bytes(families, dtype) + threads * scratch_bytes(families, dtype)
+    return result, work
+
+
 def check_memory(
     shape: tuple[int, int, int, int],
     dtype: Dtype,
@@ -206,10 +237,7 @@ def check_memory(
     symmetric: bool,
 ) -> None:
     """Refuse what will not fit, before any work is done."""
-    result = math.prod(shape) * np.dtype(dtype).itemsize
-    grid = memory_grid(shape[2], None if symmetric else shape[3])
-    samples = held_blocks(families, dtype, grid) * min(grid.tile, max(shape[2:]))
-    work = samples * profile_bytes(families, dtype) + threads * scratch_bytes(families, dtype)
+    result, work = _needed(shape, dtype, families, threads, symmetric=symmetric)
     free = available_memory() if result + work > ALWAYS_FITS else None
     if free is not None and result + work > free:
         raise MemoryError(
