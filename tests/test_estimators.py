@@ -345,7 +345,13 @@ def test_what_the_kernel_is_asked_for(monkeypatch):
     monkeypatch.setattr(fitted, "kernel", spy)
     monkeypatch.setattr(fitted, "PreparedKernel", Spies)
     net = wl.cntk_vanilla(3)
-    options = {"kind": "nngp", "backend": "cpu", "dtype": "float64", "threads": 3}
+    options = {
+        "kind": "nngp",
+        "channels": "last",
+        "backend": "cpu",
+        "dtype": "float64",
+        "threads": 3,
+    }
     x = np.random.default_rng(0).normal(size=(5, 4, 3, 2))
     model = wl.NTKRegressor(net, ridge=1.0, **options).fit(x, np.arange(5))
     # Where to compute may change after fit; what was fitted may not.
