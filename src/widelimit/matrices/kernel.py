@@ -198,7 +198,8 @@ def check_memory(
     """Refuse what will not fit, before any work is done."""
     result = math.prod(shape) * np.dtype(dtype).itemsize
     grid = memory_grid(shape[2], None if symmetric else shape[3])
-    samples = held_blocks(families, dtype, grid) * min(grid.tile, max(shape[2:]))
+    blocks = sum(held_blocks(families, dtype, grid, threads))
+    samples = blocks * min(grid.tile, max(shape[2:]))
     work = samples * profile_bytes(families, dtype) + threads * scratch_bytes(families, dtype)
     free = available_memory() if result + work > ALWAYS_FITS else None
     if free is not None and result + work > free:

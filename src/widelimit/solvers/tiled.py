@@ -31,7 +31,7 @@ from widelimit.machine import remaining
 from widelimit.matrices.inputs import check_threads, check_tile
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import StoreError, TileStore, is_finished, room_of
-from widelimit.matrices.tiles import Grid, Key
+from widelimit.matrices.tiles import Grid, Key, KeySet
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, epsilon
 from widelimit.solvers.factor import Reader, TiledFactor, fitting_width, read_ridges
@@ -250,7 +250,8 @@ def factorise(
         objects.check_room(whole if found is None else found.room(found.missing()))
         copied: list[Key] = []
         if old is not None:
-            copied = sorted(grid.common(old.grid) - (found.finished() if found else set()))
+            there = found.finished() if found else KeySet(grid)
+            copied = [key for key in there.others() if grid.has_in_common(key, old.grid)]
             if copied or found is None:
                 _check_factor_of(matrix, TiledFactor(old, memory))
         if found is None:
