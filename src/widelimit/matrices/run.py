@@ -97,9 +97,9 @@ def gram(
         store is finished: then it may be deleted. If it is lost before, the call without it
         computes what is missing; no bit depends on it.
     executor : concurrent.futures.Executor, dask.distributed.Client or None
-        Where tiles are computed. Workers read the inputs from the store, once, and write their
-        tiles there: all have to see its path. Tasks that fail, or whose worker is lost, are handed
-        out again, up to three times. None: threads of this process.
+        Where tiles are computed. Workers read the inputs from the store, as they need them, and
+        write their tiles there: all have to see its path. Tasks that fail, or whose worker is lost,
+        are handed out again, up to three times. None: threads of this process.
     timeout : float or None
         With an executor: seconds in which no task has finished, after which workers count as
         hanging and their tiles are handed out again. None: ten minutes, or 20 times the longest
