@@ -11,6 +11,8 @@ import pytest
 
 import widelimit as wl
 from widelimit.machine import held_memory
+from widelimit.solvers import solve_tiled
+from widelimit.solvers import tiled as tiled_module
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="peaks are those of /proc")
 
@@ -145,3 +147,41 @@ def test_too_small_tiles_are_told_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(MemoryError, match="raise memory, or use a larger tile for a new store"):
         wl.gram(wl.ntk_dense(2), x, store=tmp_path / "k", tile=16, memory=held_memory() + 2**25)
     assert not (tmp_path / "k" / "zarr.json").exists()
+
+
+@linux
+def test_targets_of_a_factor_count(tmp_path: Path) -> None:
+    """A block of them is 16 MB: they, their solution and what is left of them, besides tiles."""
+    peak, memory, told, begun = measured(
+        tmp_path,
+        """
+from widelimit.solvers import solve_tiled
+
+x = np.random.default_rng(0).normal(size=(2000, 40))
+k, y = x @ x.T / 40 + np.eye(2000), np.random.default_rng(1).normal(size=(2000, 1000))
+given = {"tile": 128, "threads": 2}
+try:
+    solve_tiled(k, y, store=folder / "little", memory=promise(75_000_000), **given)
+except MemoryError as error:
+    told = str(error)
+begun = (folder / "little").exists()
+memory = promise(110_000_000)
+solve_tiled(k, y, store=folder / "f", memory=memory, **given)
+print(json.dumps((peak_memory(), memory, told, begun)))
+""",
+    )
+    assert "raise memory, or solve for fewer targets at a time" in told
+    assert not begun
+    assert peak <= memory
+
+
+def test_targets_leave_the_rest_to_the_factor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles that would fit without them are refused before there is a store."""
+    monkeypatch.setattr(tiled_module, "remaining", lambda memory: memory)
+    given: dict[str, Any] = {"tile": 64, "threads": 1, "memory": 10**6}
+    with pytest.raises(MemoryError, match="raise memory, or use a smaller tile for a new factor"):
+        solve_tiled(np.eye(256), np.ones((256, 50)), store=tmp_path / "f", **given)
+    assert not (tmp_path / "f" / "zarr.json").exists()
+    assert solve_tiled(np.eye(256), np.ones(256), store=tmp_path / "f", **given)
