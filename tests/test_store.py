@@ -268,12 +268,15 @@ def test_a_tile_needs_all_matrices(tmp_path: Path) -> None:
         {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2**20, 2**20]}}},
         {"chunk_grid": 5},
         {"attributes": {}},
-        {"attributes": {"widelimit": {"region": "left"}}},
+        {"attributes": {"widelimit": {"region": "upper"}}},
+        {"region": "left"},
     ],
 )
 def test_foreign_metadata_are_refused(store: TileStore, change: dict[str, Any]) -> None:
     path = Path(store.objects.name)
-    if "attributes" in change:
+    if "region" in change:
+        change_metadata(path, lambda metadata: metadata["attributes"]["widelimit"].update(change))
+    elif "attributes" in change:
         metadata = json.loads((path / "zarr.json").read_text()) | change
         (path / "zarr.json").write_text(json.dumps(metadata))
     else:
