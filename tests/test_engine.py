@@ -230,6 +230,18 @@ def test_no_profile_is_made_twice_in_a_sweep(square: bool) -> None:
     assert np.array_equal(out[0, 0], wl.kernel(GAP, X[:50], None if square else X[:70]))
 
 
+def test_a_block_in_use_counts_though_it_is_not_held() -> None:
+    """Tasks of tiles that came before may still need it: no other takes its room."""
+    side = Side(samples(40), families(), "float32", 10, 2)
+    with Threads(1) as threads:
+        first, second = side.block(0, threads), side.block(1, threads)
+        assert side.has_room(1)
+        assert not side.has_room(2)
+        del first
+        assert side.has_room(2)
+        del second
+
+
 def test_a_kernel_in_memory_is_swept_by_the_blocks_that_it_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
