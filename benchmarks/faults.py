@@ -108,8 +108,7 @@ class Workers(Executor):
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = Future[Any]()
-        computation._kept = computation._Kept()
-        computation._thread = computation._Thread()
+        computation.kept.forget()
         self._number += 1
         try:
             self._before(self._number - 1)

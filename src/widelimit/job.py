@@ -290,7 +290,7 @@ def describe_store(store: str) -> str:
     tiles = TileStore.open(open_objects(store))
     manifest = read_manifest(tiles)
     done, total = len(tiles.finished()), len(tiles.grid)
-    sizes = tiles.objects.sizes("c")
+    size = sum(size for _, size in tiles.objects.sizes("c"))
     if tiles.objects.in_use():
         state = "a process is writing to it"
     elif done == total:
@@ -305,7 +305,7 @@ def describe_store(store: str) -> str:
         f"  inputs: {manifest.x1}" + (f", and {manifest.x2}" if manifest.x2 else ""),
         f"  made by: {'; '.join(map(str, manifest.makers))}",
         f"  tiles: {done:,} of {total:,} ({done / total:.1%}), {tiles.tile} x {tiles.tile}, "
-        f"{sum(sizes.values()) / 1e9:.2f} GB",
+        f"{size / 1e9:.2f} GB",
         f"  {state}",
     ]
     return "\n".join(lines)

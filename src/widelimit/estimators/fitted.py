@@ -360,7 +360,7 @@ class Stores:
         entries = m * (m + 1) // 2
         matrices = len(kernel.networks) * len(kinds)
         missing = entries * matrices * np.dtype(kernel.dtype).itemsize
-        missing -= sum(open_objects(self.kernel).sizes("c").values())
+        missing -= sum(size for _, size in open_objects(self.kernel).sizes("c"))
         if missing > 0:
             open_objects(self.root).check_room(missing + entries * 8 * kernel.choices)
 

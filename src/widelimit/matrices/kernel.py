@@ -223,7 +223,8 @@ def _needed(
 ) -> tuple[int, int]:
     result = math.prod(shape) * np.dtype(dtype).itemsize
     grid = memory_grid(shape[2], None if symmetric else shape[3])
-    samples = held_blocks(families, dtype, grid) * min(grid.tile, max(shape[2:]))
+    blocks = sum(held_blocks(families, dtype, grid, threads))
+    samples = blocks * min(grid.tile, max(shape[2:]))
     work = samples * profile_bytes(families, dtype) + threads * scratch_bytes(families, dtype)
     return result, work
 
