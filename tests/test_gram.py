@@ -825,6 +825,7 @@ import sys
 import numpy as np
 import zarr
 import widelimit as wl
+import widelimit.matrices  # which is imported when it is first used
 from widelimit.machine import held_memory, peak_memory
 
 rows = np.random.default_rng(0).random((800, 32, 32, 3), dtype=np.float32)

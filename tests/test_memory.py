@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import numpy as np
 import widelimit as wl
+import widelimit.matrices  # which is imported when it is first used
 from widelimit.machine import held_memory, peak_memory
 
 def promise(beside):  # what is held now, and so much beside it; the peak begins anew
