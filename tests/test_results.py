@@ -75,6 +75,15 @@ def test_small_data() -> None:
     assert table in (ROOT / "docs" / "results.md").read_text()
 
 
+def test_tabular() -> None:
+    record = json.loads((ROOT / "results" / "tabular.json").read_text())
+    benchmark = load_benchmark("tabular")
+    table = benchmark.table(record).rstrip()
+    assert benchmark.REPEATS == 10
+    assert table.count("\n") == 1 + len(benchmark.LABELS)
+    assert table in (ROOT / "docs" / "results.md").read_text()
+
+
 def test_calibration() -> None:
     path = ROOT / "results" / "calibration.json"
     benchmark = load_benchmark("calibration")
