@@ -25,7 +25,10 @@ NOTHING_WRITTEN = "nothing was written"
 NETWORK_HELP = (
     "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, or a file with the JSON of a network."
 )
-DATA_HELP = "digits, fashion-mnist, cifar10, a folder of images by class, or an .npz file."
+DATA_HELP = (
+    "digits, fashion-mnist, cifar10, cifar100, a folder of images by class, or a file: .npz, .mat, "
+    ".h5, .csv, an archive of CIFAR, IDX."
+)
 
 OneKind = Annotated[str, typer.Option(help="ntk or nngp.")]
 BackendOption = Annotated[
@@ -50,6 +53,24 @@ SizeOption = Annotated[
 ]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and name them.")
+]
+LabelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--label",
+        metavar="NAME",
+        help="The column or array of labels, by name; or the place of the column, as -1.",
+        show_default="told by its name",
+    ),
+]
+ImageShapeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image-shape",
+        metavar="HxWxC",
+        help="Of the image that a row of a table or array is, as in 28x28.",
+        show_default="rows stay rows",
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
@@ -170,6 +191,8 @@ def demo(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    label: LabelOption = None,
+    image_shape: ImageShapeOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer images and draws.")] = False,
 ) -> None:
     """Learn from few images: exact kernels against an SVM and logistic regression.
@@ -179,7 +202,7 @@ def demo(
     with exits():
         from rich.console import Console
 
-        from widelimit.job import check_channels_word, read_size
+        from widelimit.job import check_channels_word, read_image_shape, read_size
         from widelimit.report.demo import Demo
 
         with user_input(), _warnings():
@@ -193,6 +216,8 @@ def demo(
                 channels=check_channels_word(channels),
                 size=read_size(size),
                 skip_bad=skip_bad,
+                label=label,
+                image_shape=read_image_shape(image_shape),
                 quick=quick,
             )
         job.run(Console())
@@ -259,6 +284,8 @@ def kernel(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    label: LabelOption = None,
+    image_shape: ImageShapeOption = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -285,7 +312,14 @@ def kernel(
     stored = out is not None and out.endswith(".zarr")
     kept = "the finished tiles are kept, the same command goes on" if stored else NOTHING_WRITTEN
     with exits(kept), user_input(), _warnings():
-        from widelimit.job import Job, check_channels_word, describe_store, read_network, read_size
+        from widelimit.job import (
+            Job,
+            check_channels_word,
+            describe_store,
+            read_image_shape,
+            read_network,
+            read_size,
+        )
 
         if status is not None:
             if inputs is not None or out is not None or net:
@@ -310,6 +344,8 @@ def kernel(
             channels=check_channels_word(channels),
             size=read_size(size),
             skip_bad=skip_bad,
+            label=label,
+            image_shape=read_image_shape(image_shape),
             memory=memory,
             verify=verify,
             allow_mixed=allow_mixed,
@@ -364,6 +400,8 @@ def fit(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    label: LabelOption = None,
+    image_shape: ImageShapeOption = None,
     store: Annotated[
         str | None,
         typer.Option(
@@ -384,7 +422,13 @@ def fit(
     kept = NOTHING_WRITTEN if store is None else "finished tiles are kept, the same command goes on"
     with exits(kept), user_input(), _warnings():
         from widelimit.classify import Fit, read_choice
-        from widelimit.job import check_backend, check_channels_word, read_network, read_size
+        from widelimit.job import (
+            check_backend,
+            check_channels_word,
+            read_image_shape,
+            read_network,
+            read_size,
+        )
 
         networks = [read_network(text) for text in net or []]
         job = Fit.prepare(
@@ -396,6 +440,8 @@ def fit(
             channels=check_channels_word(channels),
             size=read_size(size),
             skip_bad=skip_bad,
+            label=label,
+            image_shape=read_image_shape(image_shape),
             seed=seed,
             net=None if not networks else networks[0] if len(networks) == 1 else networks,
             kind=kind,
@@ -421,7 +467,9 @@ def predict(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGES...", help="Image files in any format that Pillow reads, and folders."
+            metavar="DATA...",
+            help="Image files in any format that Pillow reads, and folders; tables (CSV) of rows "
+            "or pixels, and files of arrays: .npz, .npy, .mat, .h5.",
         ),
     ],
     out: Annotated[
@@ -432,24 +480,27 @@ def predict(
         str | None,
         typer.Option(help="auto, cpu, cuda or reference.", show_default="that of the model"),
     ] = None,
+    array: Annotated[str | None, typer.Option(help="Which array of a file.")] = None,
+    channels: ChannelsOption = None,
 ) -> None:
-    """Classify images: a table of classes and probabilities, one row for each image.
+    """Classify images or rows: a table of classes and probabilities, a row for each of them.
 
     It is CSV in UTF-8. A cell that begins with ' holds text that a spreadsheet would run, or that
     is not UTF-8, with the escapes of a Python string.
     """
     with exits(), user_input(), _warnings():
         from widelimit.classify import Prediction
-        from widelimit.job import check_backend
+        from widelimit.job import check_backend, check_channels_word
 
-        job = Prediction.prepare(model, images, out)
+        where = check_channels_word(channels)
+        job = Prediction.prepare(model, images, out, array=array, channels=where)
         job.model.backend = check_backend(backend or job.model.backend)
         text = job.run(_complain)
         if out is None:
             typer.echo(text.encode(), nl=False)
         else:
             place = job.write(text, out)
-            typer.echo(f"{place}: {len(job.files):,} images")
+            typer.echo(f"{place}: {job.said}")
 
 
 @app.command()
@@ -465,6 +516,8 @@ def suspects(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    label: LabelOption = None,
+    image_shape: ImageShapeOption = None,
 ) -> None:
     """Name the images whose labels are likely wrong: those that all others label otherwise.
 
@@ -472,7 +525,13 @@ def suspects(
     """
     with exits(), user_input(), _warnings():
         from widelimit.classify import Suspicion, read_choice
-        from widelimit.job import check_backend, check_channels_word, read_network, read_size
+        from widelimit.job import (
+            check_backend,
+            check_channels_word,
+            read_image_shape,
+            read_network,
+            read_size,
+        )
 
         job = Suspicion.prepare(
             data,
@@ -480,6 +539,8 @@ def suspects(
             channels=check_channels_word(channels),
             size=read_size(size),
             skip_bad=skip_bad,
+            label=label,
+            image_shape=read_image_shape(image_shape),
             net=None if net is None else read_network(net),
             ridge=read_choice("ridge", ridge),
             backend=check_backend(backend),

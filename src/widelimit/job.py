@@ -35,6 +35,7 @@ __all__ = [
     "describe_store",
     "explain_networks",
     "read_array",
+    "read_image_shape",
     "read_inputs",
     "read_network",
     "read_rows",
@@ -108,6 +109,28 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
         raise ValueError(f"--size must be height x width, as in 32x48, got {text!r}")
     return int(parts[0]), int(parts[1])
+
+
+def read_image_shape(text: str | None) -> tuple[int, int, int] | None:
+    """Return ``(28, 28, 1)`` for ``28x28x1`` or ``28x28``; None for None.
+
+    Raises
+    ------
+    ValueError
+        If it is not made of two or three numbers above 0, or channels look as if they were first.
+    """
+    if text is None:
+        return None
+    parts = text.split("x")
+    if len(parts) not in (2, 3) or not all(
+        p.isascii() and p.isdigit() and int(p) > 0 for p in parts
+    ):
+        raise ValueError(
+            f"--image-shape must be height x width x channels, as in 28x28x1, got {text!r}"
+        )
+    h, w, c = (int(part) for part in (*parts, "1")[:3])
+    check_not_first("--image-shape", (h, w, c), f"{w}x{c}x{h}, and --channels first")
+    return h, w, c
 
 
 def explain_networks(
@@ -192,6 +215,8 @@ def read_rows(
     channels: Channels = None,
     size: tuple[int, int] | None = None,
     skip_bad: bool = False,
+    label: str | None = None,
+    image_shape: tuple[int, int, int] | None = None,
 ) -> tuple[NDArray[Any], Rows | None]:
     """Return the inputs that a word names, and where they come from a folder of images their order.
 
@@ -203,7 +228,7 @@ def read_rows(
         ``fashion-mnist:test``, means those of `load_dataset`.
     array : str or None
         Of an array of an ``.npz`` file.
-    channels, size, skip_bad
+    channels, size, skip_bad, label, image_shape
         As for `load_dataset`.
 
     Raises
@@ -214,14 +239,23 @@ def read_rows(
         If it is none of these.
     """
     if Path(text).suffix in (".npy", ".npz"):
-        if size is not None or skip_bad:
-            raise ValueError(f"--size and --skip-bad are for data sets and folders, got {text}")
+        if size is not None or skip_bad or label is not None or image_shape is not None:
+            raise ValueError(
+                "--size, --skip-bad, --label and --image-shape are for data sets and folders, got "
+                f"{text}"
+            )
         return check_channels(Path(text).name, read_array(Path(text), array), channels), None
     if array is not None:
         raise ValueError(f"--array is for .npz files, got {text}")
     from widelimit.data.load import load_dataset, read_dataset
 
-    reading: Any = {"channels": channels, "size": size, "skip_bad": skip_bad}
+    reading: Any = {
+        "channels": channels,
+        "size": size,
+        "skip_bad": skip_bad,
+        "label": label,
+        "image_shape": image_shape,
+    }
     name, colon, part = text.rpartition(":")
     if colon and part in ("train", "test"):
         data = load_dataset(name, **reading)
@@ -321,6 +355,8 @@ class Job:
         channels: Channels = None,
         size: tuple[int, int] | None = None,
         skip_bad: bool = False,
+        label: str | None = None,
+        image_shape: tuple[int, int, int] | None = None,
         memory: str | None = None,
         verify: bool = False,
         allow_mixed: bool = False,
@@ -338,7 +374,7 @@ class Job:
             Name of the array in ``.npz`` files.
         kind, dtype, backend, threads, channels, memory, verify, allow_mixed
             As for `gram`.
-        size, skip_bad
+        size, skip_bad, label, image_shape
             As for `load_dataset`.
 
         Raises
@@ -364,7 +400,13 @@ class Job:
         if memory is not None:
             parse_memory(memory)
         _check_out(out)
-        reading: Any = {"channels": channels, "size": size, "skip_bad": skip_bad}
+        reading: Any = {
+            "channels": channels,
+            "size": size,
+            "skip_bad": skip_bad,
+            "label": label,
+            "image_shape": image_shape,
+        }
         x1, rows1 = read_rows(inputs, array, **reading)
         x2, rows2 = (None, None) if columns is None else read_rows(columns, array, **reading)
         rows = {

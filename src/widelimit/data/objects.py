@@ -48,9 +48,9 @@ def load_object(source: Any, reading: Reading) -> Dataset:
         inner = getattr(source, "dataset", source)
         names = getattr(inner, "classes", None)
         return _assembled({"train": Part(x, _labels(labels))}, "PyTorch", reading, names)
-    pair = cast("tuple[Any, ...]", source) if type(source) is tuple else ()
-    if len(pair) == 2:
-        x, y = pair
+    given: Any = source
+    if type(given) is tuple and len(cast("tuple[Any, ...]", given)) == 2:
+        x, y = cast("tuple[Any, Any]", given)
         part = Part(np.asarray(to_array(x, "x")), np.asarray(to_array(y, "y")))
         columns: Any = getattr(x, "columns", None)
         names = None if columns is None else [str(name) for name in columns]

@@ -28,7 +28,10 @@ __all__ = [
     "check_rows",
     "find_arrays",
     "find_part",
+    "is_samples",
     "listed",
+    "shaped",
+    "to_pixels",
 ]
 
 PART_WORDS = {
@@ -128,6 +131,11 @@ def find_part(name: str) -> tuple[str | None, str]:
             if rest != whole and rest in (*_SAMPLES, *_LABELS):
                 return part, rest
     return None, whole
+
+
+def is_samples(name: str) -> bool:
+    """Return whether an array is called like samples of any part."""
+    return find_part(name)[1] in _SAMPLES
 
 
 def find_arrays(names: Iterable[str], path: Any, found: str, label: str | None = None) -> Found:
