@@ -138,8 +138,8 @@ class Fit:
             if per_class > smallest:
                 held = " that are not held out" if data.split == "drawn" else ""
                 raise ValueError(
-                    f"--per-class must be at most {smallest}, the samples of the smallest class of "
-                    f"{source}{held}, got {per_class}"
+                    f"--per-class must be at most {smallest}, the {_what(data)} of the smallest "
+                    f"class of {source}{held}, got {per_class}"
                 )
             rng = np.random.default_rng(seed)
             chosen = draw_training_sets(data.y_train, [per_class], rng)[0]
@@ -173,6 +173,9 @@ class Fit:
             model.fit(_with_names(x, data.feature_names), y)
         except (np.linalg.LinAlgError, TypeError, OverflowError) as error:
             raise ValueError(str(error)) from error
+        if isinstance(model.net, list) and model.loo_curve_.ndim == 2:
+            for net, curve in zip(model.net, model.loo_curve_, strict=True):
+                say(f"tried: {net}, left-out residuals of mean square {-np.nanmax(curve):.4g}")
         nets = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
         for net in nets:
             say(f"network: {net}")

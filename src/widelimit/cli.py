@@ -246,7 +246,7 @@ def explain(
         from widelimit.job import explain_networks, read_network, read_shape
 
         parsed = [read_network(text) for text in networks]
-        typer.echo(explain_networks(parsed, read_shape(shape), kind or ["ntk"]))
+        typer.echo(explain_networks(parsed, read_shape(shape), kind or ["ntk"], networks))
 
 
 @app.command()
@@ -351,7 +351,7 @@ def kernel(
             allow_mixed=allow_mixed,
         )
         place = job.run(progress=stored or sys.stderr.isatty())
-    typer.echo(f"{place}: {job.shape[0]} x {job.shape[1]}, {dtype}")
+    typer.echo(job.describe(place, net, inputs, columns))
 
 
 @app.command()
@@ -362,7 +362,7 @@ def fit(
         list[str] | None,
         typer.Option(
             help=f"{NETWORK_HELP} May be repeated: the best by leave-one-out.",
-            show_default="cntk-gap-11",
+            show_default="cntk-gap-11; for rows ntk-dense-3 with biases",
         ),
     ] = None,
     kind: OneKind = "ntk",
@@ -553,7 +553,11 @@ def suspects(
             f"{entry.file}: {entry.label} ({entry.p_label:.1%}), rather {entry.suggested} "
             f"({entry.p_suggested:.1%})"
         )
-    typer.echo(f"{len(found):,} of {len(job.data.y_train):,} images are suspects: {sheet}")
+    what = "rows" if job.data.is_rows else "images"
+    table = sheet.with_suffix(".csv")
+    typer.echo(
+        f"{len(found):,} of {len(job.data.y_train):,} {what} are suspects: {sheet}, and {table}"
+    )
 
 
 @app.command()

@@ -134,9 +134,15 @@ def read_image_shape(text: str | None) -> tuple[int, int, int] | None:
 
 
 def explain_networks(
-    networks: Sequence[Network], shape: tuple[int, ...], kinds: Sequence[str]
+    networks: Sequence[Network],
+    shape: tuple[int, ...],
+    kinds: Sequence[str],
+    names: Sequence[str] | None = None,
 ) -> str:
-    """Describe the programs that networks compile to.
+    """Describe the programs that networks compile to, those of the first network first.
+
+    Of several networks, each program is headed by the names of those that it computes; None: the
+    networks themselves.
 
     Raises
     ------
@@ -147,7 +153,15 @@ def explain_networks(
         _check("kind", kind, get_args(Kind))
     unique = cast("list[Kind]", list(dict.fromkeys(kinds)))
     programs = compile_networks(networks, shape, unique)
-    return "\n\n".join(program.explain() for program, _ in programs)
+    if len(networks) == 1:
+        return programs[0][0].explain()
+    given = [str(net) for net in networks] if names is None else list(names)
+    parts: list[str] = []
+    for program, places in sorted(programs, key=lambda entry: min(entry[1])):
+        titles = " and ".join(given[place] for place in sorted(places))
+        once = ", in one pass" if len(places) > 1 else ""
+        parts.append(f"{titles}{once}:\n{program.explain()}")
+    return "\n\n".join(parts)
 
 
 def read_array(path: Path, name: str | None = None) -> NDArray[Any]:
@@ -296,9 +310,9 @@ def describe_store(store: str) -> str:
     else:
         state = "not finished: run the command that began it again"
     symmetric = ", symmetric" if manifest.x2 is None else ""
-    n1, n2 = manifest.shape[-2:]
+    shape = " x ".join(f"{size:,}" for size in manifest.shape)
     lines = [
-        f"{store}: {n1:,} x {n2:,}, {manifest.dtype}{symmetric}",
+        f"{store}: {shape}, {manifest.dtype}{symmetric}",
         *(f"  kernel: {'/'.join(manifest.kinds)} of {network}" for network in manifest.networks),
         f"  inputs: {manifest.x1}" + (f", and {manifest.x2}" if manifest.x2 else ""),
         f"  made by: {'; '.join(map(str, manifest.makers))}",
@@ -444,6 +458,33 @@ class Job:
     def shape(self) -> tuple[int, int]:
         """Shape of the matrix."""
         return len(self.x1), len(self.x1 if self.x2 is None else self.x2)
+
+    def describe(
+        self, place: str, names: Sequence[str], inputs: str, columns: str | None = None
+    ) -> str:
+        """Say what a result is: its shape, and of several networks, inputs and files each.
+
+        Parameters
+        ----------
+        place : str
+            Where it is.
+        names : sequence of str
+            Of the networks, as the user gave them.
+        inputs, columns : str, str or None
+            Where inputs of rows and columns come from.
+        """
+        several = len(self.networks) > 1
+        sizes = [*([len(self.networks)] if several else []), *self.shape]
+        lines = [f"{place}: {' x '.join(map(str, sizes))}, {self.dtype}"]
+        if several:
+            lines += [f"  [{k}]: {self.kind} of {name}" for k, name in enumerate(names)]
+        if columns is not None:
+            n1, n2 = self.shape
+            lines.append(f"  rows: {n1:,} of {inputs}; columns: {n2:,} of {columns}")
+        for path in self.rows:
+            which = "columns" if path.name.endswith(".columns.csv") else "rows"
+            lines.append(f"  the image of each of its {which}: {path}")
+        return "\n".join(lines)
 
     def run(self, *, progress: bool = False) -> str:
         """Compute the kernel and write it: a file when it is complete, a store tile by tile.
