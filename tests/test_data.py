@@ -3,7 +3,6 @@
 import gzip
 import io
 import os
-import pickle
 import re
 import struct
 import tracemalloc
@@ -180,7 +179,7 @@ def test_digits() -> None:
         ("fashion_mnist", "did you mean fashion-mnist\\?"),
         ("cifar-10", "did you mean cifar10\\?"),
         ("{}/photoes", "did you mean .*photos\\?"),
-        ("{}/nothing-alike", "give digits, fashion-mnist, cifar10, a folder"),
+        ("{}/nothing-alike", "give digits, fashion-mnist, cifar10, cifar100, a folder"),
         ("{}/a/b/c.npz", "is there, but has no a/b/c.npz"),
     ],
 )
@@ -190,7 +189,7 @@ def test_missing_paths_are_explained(tmp_path: Path, name: str, match: str) -> N
         load_dataset(name.format(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "cifar100"])
 def test_data_sets_that_are_not_here(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,9 +200,9 @@ def test_data_sets_that_are_not_here(
 
 
 def test_files_of_other_types(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
+    path = tmp_path / "x.foo"
     path.write_text("1,2")
-    with pytest.raises(ValueError, match=r"must be an \.npz file or a folder, got .* type \.csv"):
+    with pytest.raises(ValueError, match=r"folder, or a file of type .* type \.foo .*31 2c 32"):
         load_dataset(path)
 
 
@@ -253,18 +252,18 @@ def test_npz_compressed_bytes_and_whole_floats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "match"),
     [
-        ({"x": IMAGES}, "must hold y_train .*got x: save as"),
-        ({"foo": IMAGES, "bar": LABELS}, "must hold x_train .*got bar, foo"),
+        ({"x": IMAGES}, r"must hold y_train .*got x uint8 \(12, 5, 4, 3\): save as"),
+        ({"foo": IMAGES, "bar": LABELS}, "must hold x_train .*got bar int64 .*, foo uint8"),
         ({}, "got no arrays"),
         ({"x": IMAGES, "y": LABELS, "x_test": IMAGES}, "must hold y_test"),
-        ({"x": IMAGES.reshape(12, -1), "y": LABELS}, r"got \(12, 60\): reshape rows"),
+        ({"x": IMAGES[:, 0, 0, 0], "y": LABELS}, r"rows, none of them 0, got \(12,\)"),
         ({"x": IMAGES.transpose(0, 3, 1, 2)[..., [0] * 5], "y": LABELS}, r"channels first\), or"),
         ({"x": IMAGES[:0], "y": LABELS[:0]}, r"got \(0, 5, 4, 3\)"),
         ({"x": IMAGES, "y": LABELS[:5]}, r"must have shape \(12,\).*got \(5,\)"),
-        ({"x": IMAGES, "y": np.eye(3)[LABELS]}, "argmax"),
+        ({"x": IMAGES, "y": np.ones((12, 3))}, "argmax"),
         ({"x": IMAGES, "y": LABELS + 0.5}, "whole numbers or text, got 0.5"),
         ({"x": IMAGES, "y": LABELS + np.nan}, "whole numbers or text, got nan"),
-        ({"x": IMAGES * 1.0, "y": LABELS}, "divide by"),
+        ({"x": IMAGES * 1.5, "y": LABELS}, "divide by"),
         ({"x": IMAGES * np.nan, "y": LABELS}, "must be finite"),
         ({"x": IMAGES, "y": LABELS * 0}, "at least 2 distinct"),
         ({"x": IMAGES[:4], "y": np.array([0, 0, 0, 1])}, "at least 2 images"),
@@ -583,15 +582,6 @@ def test_cifar10_refuses(tmp_path: Path) -> None:
     batch.unlink()
     with pytest.raises(FileNotFoundError, match=r"got no data_batch_3.bin: unpack"):
         load_dataset(folder)
-
-
-def test_cifar10_pickles_are_never_read(tmp_path: Path) -> None:
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    (folder / "data_batch_1").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    with pytest.raises(FileNotFoundError, match="the Python version, whose pickles are never read"):
-        load_dataset(folder)
-    assert not (tmp_path / "sprung").exists()
 
 
 # --- folders of images ---

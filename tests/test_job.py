@@ -111,6 +111,11 @@ def test_explain() -> None:
     networks = [wl.cntk_gap(3), wl.cntk_gap(5), wl.cntk_vanilla(3)]
     text = explain_networks(networks, (8, 8, 3), ["ntk", "nngp", "ntk"])
     assert text.count("kernels ntk, nngp") == 2  # two families
+    first, second, cost = text.split("\n\n")
+    assert first.startswith(f"{networks[0]} and {networks[1]}, in one pass:\n")
+    assert second.startswith(f"{networks[2]}:\n")
+    assert "\n6 matrices of 1,000 x 1,000: 24 MB in an .npy file" in cost
+    assert explain_networks(networks[::-1], (8, 8, 3), ["ntk"], "abc").startswith("a:\n")
     with pytest.raises(ValueError, match="kind must be ntk or nngp, got 'x'"):
         explain_networks(networks, (8, 8, 3), ["x"])
 
@@ -250,7 +255,13 @@ def test_kernel_command_with_a_store(tmp_path: Path) -> None:
     words = ["kernel", tmp_path / "x.npy", "--net", "cntk_vanilla:3", "--net", "cntk_gap:3"]
     words += ["--columns", tmp_path / "z.npy", "--memory", "2GB", "--out", out]
     code, text, error = widelimit(*words)
-    assert (code, text) == (0, f"{out}: 2 x 4 x 3, float32\n")
+    about = [
+        f"{out}: 2 x 4 x 3, float32",
+        "  [0]: ntk of cntk_vanilla:3",
+        "  [1]: ntk of cntk_gap:3",
+        f"  rows: 4 of {tmp_path / 'x.npy'}; columns: 3 of {tmp_path / 'z.npy'}",
+    ]
+    assert (code, text.splitlines()) == (0, about)
     assert error.startswith("1 of 1 tiles, ")
     nets = [wl.cntk_vanilla(3), wl.cntk_gap(3)]
     expected = wl.kernel(nets, X, X[:3] + 0.1)
@@ -259,7 +270,7 @@ def test_kernel_command_with_a_store(tmp_path: Path) -> None:
     code, text, _ = widelimit("kernel", "--status", out)
     assert code == 0
     for line in (
-        f"{out}: 4 x 3, float32",
+        f"{out}: 2 x 4 x 3, float32",
         "  kernel: ntk of Conv(3) ReLU Conv(3) ReLU GlobalAvgPool Dense",
         "  tiles: 1 of 1 (100.0%), 64 x 64, 0.00 GB",
         "  finished",

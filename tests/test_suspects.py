@@ -30,7 +30,10 @@ def test_wrong_labels_are_named_in_a_table_and_a_sheet(tmp_path: Path) -> None:
     lines = result.stdout.splitlines()
     assert lines[0].startswith("=one/wrong.png: =one (")
     assert "rather <zero> (" in lines[0]
-    assert lines[-1].endswith(f"of 40 images are suspects: {tmp_path / 's' / 'suspects.html'}")
+    sheet = tmp_path / "s" / "suspects.html"
+    assert lines[-1].endswith(
+        f"of 40 images are suspects: {sheet}, and {sheet.with_suffix('.csv')}"
+    )
 
     table = (tmp_path / "s" / "suspects.csv").read_text()
     rows = list(csv.DictReader(table.splitlines()))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +18,12 @@ from widelimit.costs import Forecast, forecast
 from widelimit.data.dataset import Dataset, Size, draw_test_set, draw_training_sets
 from widelimit.data.image import Changes, fit_image, read_image, safe_formats
 from widelimit.data.load import read_dataset
+from widelimit.data.samples import Samples, Wanted, holds_samples, read_samples
 from widelimit.data.search import find_images
 from widelimit.estimators import NTKClassifier, load_model, save_model
 from widelimit.estimators.checks import check_options, resolve_networks
 from widelimit.estimators.directions import find_directions
+from widelimit.estimators.samples import ImageShape, resolve_shape
 from widelimit.estimators.saved import check_model_folder
 from widelimit.files import check_file, check_room, make_folder, said, write_atomically
 from widelimit.keeping import keep
@@ -32,6 +36,7 @@ from widelimit.report.table import to_cell, to_csv
 __all__ = ["Fit", "Prediction", "Suspicion", "read_choice"]
 
 _BATCH = 256  # images that are read and predicted at a time
+_ROWS = 4096  # rows
 _MAX_CELL = 2**15 - 1  # characters that a spreadsheet reads; csv reads four times as many
 
 
@@ -89,6 +94,8 @@ class Fit:
         channels: Channels = None,
         size: Size | None = None,
         skip_bad: bool = False,
+        label: str | None = None,
+        image_shape: ImageShape | None = None,
         seed: int = 0,
         **parameters: Any,
     ) -> Fit:
@@ -106,7 +113,7 @@ class Fit:
         test : str or None
             What to classify when the model is fitted: a share of each class, as "0.2", which is
             then not fitted; "given", the test set of the data; or another data set or folder.
-        channels, size, skip_bad
+        channels, size, skip_bad, label, image_shape
             As for `load_dataset`.
         **parameters
             Of `NTKClassifier`.
@@ -119,7 +126,13 @@ class Fit:
             If the data or a parameter are wrong.
         """
         check_model_folder(out, overwrite=overwrite, option="--overwrite")
-        reading: Any = {"channels": channels, "size": size, "skip_bad": skip_bad}
+        reading: Any = {
+            "channels": channels,
+            "size": size,
+            "skip_bad": skip_bad,
+            "label": label,
+            "image_shape": image_shape,
+        }
         data, left = _with_test(read_dataset(source, **reading), test, seed, reading)
         chosen = np.arange(len(data.y_train))
         if per_class is not None:
@@ -127,12 +140,12 @@ class Fit:
             if per_class > smallest:
                 held = " that are not held out" if data.split == "drawn" else ""
                 raise ValueError(
-                    f"--per-class must be at most {smallest}, the images of the smallest class of "
-                    f"{source}{held}, got {per_class}"
+                    f"--per-class must be at most {smallest}, the {_what(data)} of the smallest "
+                    f"class of {source}{held}, got {per_class}"
                 )
             rng = np.random.default_rng(seed)
             chosen = draw_training_sets(data.y_train, [per_class], rng)[0]
-            drawn = f"fitted: {per_class} of each class, of {len(data.y_train):,} images"
+            drawn = f"fitted: {per_class} of each class, of {len(data.y_train):,} {_what(data)}"
             left = "\n".join(filter(None, [drawn, left]))
         model = NTKClassifier(**parameters)
         check_room(out, _least_size(model, data.x_train[chosen]))
@@ -159,13 +172,16 @@ class Fit:
         """
         data, model = self.data, self.model
         x, y = data.x_train[self.chosen], self._names(data.y_train[self.chosen])
-        say(f"{data.name}: {len(x):,} images {_shape(data.image_shape)}, {data.n_classes} classes")
+        say(_described(data, len(x)))
         for line in self.left.splitlines():
             say(line)
         try:
-            model.fit(x, y)
+            model.fit(_with_names(x, data.feature_names), y)
         except (np.linalg.LinAlgError, TypeError, OverflowError) as error:
             raise ValueError(str(error)) from error
+        if isinstance(model.net, list) and model.loo_curve_.ndim == 2:
+            for net, curve in zip(model.net, model.loo_curve_, strict=True):
+                say(f"tried: {net}, left-out residuals of mean square {-np.nanmax(curve):.4g}")
         nets = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
         for net in nets:
             say(f"network: {net}")
@@ -175,6 +191,8 @@ class Fit:
             say(f"time of training, by leave-one-out: {model.time_:.2e}")
         if model.loo_predictions_ is not None:
             say(f"leave-one-out accuracy: {model.loo_accuracy_:.2%}")
+        if data.files_train is not None:
+            model.sample_names_ = [data.files_train[int(i)] for i in self.chosen]
         place = keep(self.out, lambda path: save_model(model, path, overwrite=self.overwrite))
         say(f"model: {place}")
         return place
@@ -182,8 +200,9 @@ class Fit:
     def test(self, say: Callable[[str], None]) -> None:
         """Say how many of the test images the fitted classifier labels correctly."""
         true = self._names(self.data.y_test)
-        correct: NDArray[np.bool_] = self.model.predict(self.data.x_test) == true
-        say(f"accuracy on {len(true):,} test images: {correct.mean():.2%}")
+        x = _with_names(self.data.x_test, self.data.feature_names)
+        correct: NDArray[np.bool_] = self.model.predict(x) == true
+        say(f"accuracy on {len(true):,} test {_what(self.data)}: {correct.mean():.2%}")
 
     def _names(self, labels: NDArray[np.int64]) -> NDArray[np.str_]:
         return np.array(self.data.class_names)[labels]
@@ -197,7 +216,7 @@ def _with_test(
     if test is None:
         if not own:
             return data, ""
-        left = f"left out: {own:,} test images of the data (--test given classifies them)"
+        left = f"left out: {own:,} test {_what(data)} of the data (--test given classifies them)"
         return replace(
             data, x_test=data.x_test[:0], y_test=data.y_test[:0], split="none", files_test=None
         ), left
@@ -207,17 +226,17 @@ def _with_test(
                 f"{data.name} has no test set of its own: --test 0.2 holds a fifth out, and a "
                 "folder of other images is taken, too"
             )
-        return data, f"held out: {own:,} images, the test set of the data"
+        return data, f"held out: {own:,} {_what(data)}, the test set of the data"
     try:
         share = float(test)
     except ValueError:
         other = read_dataset(test, **reading)
-        return _join(data, other, test), f"test: {len(other.y_train):,} images of {test}"
+        return _join(data, other, test), f"test: {len(other.y_train):,} {_what(data)} of {test}"
     data = draw_test_set(data, share=share, seed=seed)
     total = len(data.y_train) + len(data.y_test)
     return data, (
-        f"held out: {len(data.y_test):,} of {total:,} images, {share:.0%} of each class, drawn "
-        f"with seed {seed}"
+        f"held out: {len(data.y_test):,} of {total:,} {_what(data)}, {share:.0%} of each class, "
+        f"drawn with seed {seed}"
     )
 
 
@@ -228,11 +247,7 @@ def _join(data: Dataset, other: Dataset, name: str) -> Dataset:
         raise ValueError(
             f"{name} must have the classes of {data.name}, got also {', '.join(unknown[:5])}"
         )
-    if other.image_shape != data.image_shape:
-        raise ValueError(
-            f"{name} must have images like those of {data.name}, {_shape(data.image_shape)}, got "
-            f"{_shape(other.image_shape)}: give --size, or make them grey or coloured alike"
-        )
+    other = _like(data, other, name)
     labels = np.array([places[label] for label in other.class_names], np.int64)
     return replace(
         data,
@@ -244,14 +259,16 @@ def _join(data: Dataset, other: Dataset, name: str) -> Dataset:
 
 
 def _forecast(model: NTKClassifier, x: NDArray[Any]) -> Forecast:
+    found = x.shape[1:] if x.ndim > 2 else None
     try:
         check_options(model)
-        networks = resolve_networks(model.net, x.shape[1:], x[0].size)
+        shape = resolve_shape(model.image_shape, found, x[0].size, model.channels)
+        networks = resolve_networks(model.net, shape, x[0].size)
     except TypeError as error:
         raise ValueError(str(error)) from error
     return forecast(
         networks,
-        x.shape[1:],
+        x.shape[1:] if shape is None else shape,
         len(x),
         kinds=(model.kind,),
         dtype=model.dtype or "float32",
@@ -259,6 +276,64 @@ def _forecast(model: NTKClassifier, x: NDArray[Any]) -> Forecast:
         threads=model.threads,
         solve="eigenvectors" if "loo" in (model.ridge, model.time) else "factor",
     )
+
+
+def _like(data: Dataset, other: Dataset, name: str) -> Dataset:
+    """Return a data set with the samples that another one has; ValueError if it has others."""
+    known, columns = data.feature_names, other.feature_names
+    if known is not None and columns is not None and known != columns:
+        if missing := [column for column in known if column not in columns]:
+            raise ValueError(
+                f"{name} must have the columns of {data.name}, got no "
+                f"{', '.join(map(repr, missing[:5]))}"
+            )
+        order = [columns.index(column) for column in known]
+        other = replace(
+            other,
+            x_train=other.x_train[:, order],
+            x_test=other.x_test[:0, order],
+            y_test=other.y_test[:0],
+            split="none",
+            files_test=None,
+            feature_names=known,
+        )
+    if other.x_train.shape[1:] != data.x_train.shape[1:]:
+        images = not (data.is_rows or other.is_rows)
+        remedy = ": give --size, or make them grey or coloured alike" if images else ""
+        raise ValueError(
+            f"{name} must have samples like those of {data.name}, {_sample(data)}, got "
+            f"{_sample(other)}{remedy}"
+        )
+    if other.normalised != data.normalised:
+        raise ValueError(f"{name} and {data.name} must be normalised alike, only one of them is")
+    return other
+
+
+def _with_names(x: FloatArray, names: Sequence[str] | None) -> Any:
+    """Return rows as a data frame, if their columns have names: the model then knows them."""
+    if names is None:
+        return x
+    pandas: Any = importlib.import_module("pandas")  # which has read the table
+    return pandas.DataFrame(x, columns=list(names))
+
+
+def _what(data: Dataset) -> str:
+    return "rows" if data.is_rows else "images"
+
+
+def _sample(data: Dataset) -> str:
+    return data.about if data.is_rows else _shape(data.image_shape)
+
+
+def _described(data: Dataset, count: int) -> str:
+    """Say what is fitted."""
+    about = data.about if data.is_rows else f"images {_shape(data.image_shape)}"
+    notes = [f"{data.n_classes} classes"]
+    if data.normalised:
+        notes.append("normalised, as they are")
+    if data.label_name is not None:
+        notes.append(f"the label is {data.label_name!r}")
+    return f"{data.name}: {count:,} {about}, {', '.join(notes)}"
 
 
 def _least_size(model: NTKClassifier, x: NDArray[Any]) -> int:
@@ -276,53 +351,61 @@ def _least_size(model: NTKClassifier, x: NDArray[Any]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A saved classifier, and files of images to be classified."""
+    """A saved classifier, and what is to be classified: files of images, and rows of others.
+
+    Parameters
+    ----------
+    model : NTKClassifier
+    wanted : Wanted
+        What it reads.
+    inputs : list of Path or Samples
+        A file of one image, or the samples of a table or of an array.
+    """
 
     model: NTKClassifier
-    shape: tuple[int, int, int]
-    files: list[Path]
+    wanted: Wanted
+    inputs: list[Path | Samples]
 
     @classmethod
     def prepare(
         cls,
         folder: Path,
-        images: Sequence[Path],
+        inputs: Sequence[Path],
         out: Path | None = None,
         *,
         overwrite: bool = False,
+        array: str | None = None,
+        channels: Channels = None,
     ) -> Prediction:
-        """Load the model and find the images, and check what can be checked before the work.
+        """Load the model and find what to classify, and check what can be checked before the work.
 
         Parameters
         ----------
         folder : Path
             Of a model.
-        images : sequence of Path
-            Files, and folders that are searched for images: `find_images`.
+        inputs : sequence of Path
+            Files of images, and folders that are searched for some: `find_images`; tables and
+            files of arrays: `read_samples`.
         out : Path or None
             Where the table will be written.
         overwrite : bool
             Whether a table that is there is replaced.
+        array, channels
+            As for `read_samples`.
 
         Raises
         ------
         OSError
             If a file or folder is not there, or nothing can be written to `out`.
         ValueError
-            If the model is no classifier of images with probabilities, a folder has no images, or
-            one is no regular file.
+            If the model is no classifier with probabilities, a folder has no images, a file no
+            samples that the model reads, or is no regular file.
         """
         if out is not None:
             check_file(out, replace=overwrite)
         model = load_model(folder)
         if not isinstance(model, NTKClassifier):
             raise ValueError(f"{folder} must hold a classifier, got a {type(model).__name__}")
-        shape = model.image_shape_
-        if shape is None or shape[2] not in (1, 3):
-            reads = f"rows of {model.n_features_in_}" if shape is None else _shape(shape)
-            raise ValueError(
-                f"{folder} must hold a model of grey or colour images, it reads {reads}"
-            )
         if not hasattr(model, "predict_proba"):
             raise ValueError(
                 f"{folder} holds a classifier without probabilities, of a fit with solver='cg': "
@@ -330,63 +413,95 @@ class Prediction:
             )
         if any(len(to_cell(str(label))) > _MAX_CELL for label in model.classes_):
             raise ValueError(f"{folder} has a label of more than {_MAX_CELL:,} characters")
-        files: list[Path] = []
-        for path in images:
+        wanted = _wanted(model, folder)
+        found: list[Path | Samples] = []
+        for path in inputs:
             if not path.exists():
                 raise FileNotFoundError(f"there is no file or folder {path}")
-            if not path.is_dir():
-                check_regular(path)
-                files.append(path)
+            if path.is_dir():
+                _check_reads_images(folder, wanted)
+                found += _images_in(path)
                 continue
-            found = find_images(path)
-            if not found.images:
-                passed = f" ({found})" if found.passed else ""
-                raise ValueError(f"{path} must hold images, there are none{passed}")
-            if found.passed:
-                warnings.warn(str(found), stacklevel=2)
-            files += found.images
-        return cls(model, shape, files)
+            check_regular(path)
+            if holds_samples(path):
+                found.append(read_samples(path, wanted, array=array, channels=channels))
+            else:
+                _check_reads_images(folder, wanted)
+                found.append(path)
+        return cls(model, wanted, found)
+
+    @property
+    def said(self) -> str:
+        """How many there are, of what: ``5 images and 150 rows``."""
+        images = sum(isinstance(entry, Path) for entry in self.inputs)
+        rows = [len(entry.x) for entry in self.inputs if isinstance(entry, Samples)]
+        what = "rows" if self.wanted.shape is None else "images in tables or arrays"
+        counts = [f"{images:,} images"] if images or not rows else []
+        return " and ".join([*counts, *([f"{sum(rows):,} {what}"] if rows else [])])
 
     def run(self, warn: Callable[[str], None]) -> str:
-        """Classify all images; return the table as `to_csv` has it, and warn of changes to them.
+        """Classify all of it; return the table as `to_csv` has it, and warn of changes to images.
 
         The row of an image that cannot be read has no class, and its last cell says why.
         """
         classes: list[Any] = self.model.classes_.tolist()
-        rows: list[list[Any]] = [["image", "class", *classes, "problem"]]
-        changes, bad = Changes(), 0
-        for start in range(0, len(self.files), _BATCH):
-            part = self.files[start : start + _BATCH]
-            x: list[FloatArray] = []
-            problems: dict[Path, str] = {}
-            for path in part:
-                try:
-                    x.append(self._read(path, changes))
-                except (OSError, ValueError) as error:
-                    problems[path] = said(error) if isinstance(error, OSError) else str(error)
-            chances = iter(self.model.predict_proba(np.stack(x)) if x else [])
-            for path in part:
-                if path in problems:
-                    rows.append([str(path), "", *[""] * len(classes), problems[path]])
+        # Each row has the name of its image, or of its row.
+        head = "image" if any(isinstance(entry, Path) for entry in self.inputs) else "row"
+        rows: list[list[Any]] = [[head, "class", *classes, "problem"]]
+        changes, bad, total = Changes(), 0, 0
+        for names, x, problems in self._batches(changes):
+            chances = iter(self.model.predict_proba(self._named(x)) if len(x) else [])
+            for name in names:
+                if name in problems:
+                    rows.append([name, "", *[""] * len(classes), problems[name]])
                     continue
                 row: FloatArray = next(chances)
                 shown = [f"{chance:.6g}" for chance in row]
-                rows.append([str(path), classes[int(row.argmax())], *shown, ""])
-            bad += len(problems)
+                rows.append([name, classes[int(row.argmax())], *shown, ""])
+            bad, total = bad + len(problems), total + len(names)
         for line in changes.lines():
             warn(f"warning: {line}")
         if bad:
             warn(
-                f"warning: {bad:,} of {len(self.files):,} images could not be read: the column "
+                f"warning: {bad:,} of {total:,} images could not be read: the column "
                 "problem says why"
             )
         return to_csv(rows)
 
+    def _batches(
+        self, changes: Changes
+    ) -> Iterator[tuple[list[str], NDArray[Any], dict[str, str]]]:
+        """Yield names, the samples that could be read, and why others could not."""
+        for is_image, group in groupby(self.inputs, lambda entry: isinstance(entry, Path)):
+            if not is_image:
+                for entry in cast("Iterator[Samples]", group):
+                    for start in range(0, len(entry.x), _ROWS):
+                        part = slice(start, start + _ROWS)
+                        yield entry.names[part], entry.x[part], {}
+                continue
+            paths = list(cast("Iterator[Path]", group))
+            for start in range(0, len(paths), _BATCH):
+                x: list[FloatArray] = []
+                problems: dict[str, str] = {}
+                part = paths[start : start + _BATCH]
+                for path in part:
+                    try:
+                        x.append(self._read(path, changes))
+                    except (OSError, ValueError) as error:
+                        reason = said(error) if isinstance(error, OSError) else str(error)
+                        problems[str(path)] = reason
+                yield list(map(str, part)), np.stack(x) if x else np.empty(0), problems
+
+    def _named(self, x: NDArray[Any]) -> Any:
+        return _with_names(x, self.wanted.feature_names)
+
     def _read(self, path: Path, changes: Changes) -> FloatArray:
         image = read_image(path, path.parent, safe_formats(), changes)
-        values, made = fit_image(image, self.shape)
+        shape = self.wanted.shape
+        assert shape is not None
+        values, made = fit_image(image, shape)
         for change in made:
-            wanted = f"{change} to {_shape(self.shape)}, as those the model was fitted to"
+            wanted = f"{change} to {_shape(shape)}, as those the model was fitted to"
             changes.add(wanted, f"{path}, {_shape(image.shape)}")
         return values
 
@@ -394,6 +509,49 @@ class Prediction:
     def write(text: str, out: Path) -> Path:
         """Write the table to a file, or where it can be kept: `keep`."""
         return keep(out, lambda path: write_atomically(path, text))
+
+
+def _wanted(model: NTKClassifier, folder: Path) -> Wanted:
+    """Return what a model reads."""
+    samples = model.x_fit_
+    if samples is None:
+        raise ValueError(
+            f"{folder} must hold a model of a network, it has a precomputed kernel: use it in "
+            "Python"
+        )
+    shape = model.image_shape_
+    names: Any = getattr(model, "feature_names_in_", None)
+    return Wanted(
+        shape,
+        model.n_features_in_,
+        None if names is None or shape is not None else [str(name) for name in names],
+        normalised=shape is not None and bool(samples.min() < 0),
+    )
+
+
+def _check_reads_images(folder: Path, wanted: Wanted) -> None:
+    """Refuse files of images for a model that reads something else."""
+    if wanted.shape is None or wanted.shape[2] not in (1, 3):
+        reads = wanted.about if wanted.shape is None else _shape(wanted.shape)
+        raise ValueError(
+            f"{folder} must hold a model of grey or colour images, it reads {reads}: give a table "
+            "(CSV) or a file of arrays (.npz)"
+        )
+    if wanted.normalised:
+        raise ValueError(
+            f"{folder} holds a model of images that were normalised, and files have pixels in "
+            "[0, 1]: give arrays (.npz) that are prepared as those it was fitted to"
+        )
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found = find_images(folder)
+    if not found.images:
+        passed = f" ({found})" if found.passed else ""
+        raise ValueError(f"{folder} must hold images, there are none{passed}")
+    if found.passed:
+        warnings.warn(str(found), stacklevel=3)
+    return found.images
 
 
 @dataclass(frozen=True, eq=False)
@@ -414,13 +572,15 @@ class Suspicion:
         channels: Channels = None,
         size: Size | None = None,
         skip_bad: bool = False,
+        label: str | None = None,
+        image_shape: ImageShape | None = None,
         **parameters: Any,
     ) -> Suspicion:
         """Load the data and make sure that the result can be written.
 
         Parameters
         ----------
-        source, channels, size, skip_bad
+        source, channels, size, skip_bad, label, image_shape
             As for `load_dataset`; all images but those of a test set of the data's own.
         folder : Path
             For table and sheet; is made if it does not exist.
@@ -434,7 +594,14 @@ class Suspicion:
         OSError, ValueError
             If the data cannot be read, or nothing can be written to the folder.
         """
-        data = read_dataset(source, channels=channels, size=size, skip_bad=skip_bad)
+        data = read_dataset(
+            source,
+            channels=channels,
+            size=size,
+            skip_bad=skip_bad,
+            label=label,
+            image_shape=image_shape,
+        )
         make_folder(folder)
         for path in _sheet_files(folder):
             check_file(path, replace=overwrite)

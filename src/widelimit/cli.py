@@ -30,7 +30,10 @@ NOTHING_WRITTEN = "nothing was written"
 NETWORK_HELP = (
     "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, or a file with the JSON of a network."
 )
-DATA_HELP = "digits, fashion-mnist, cifar10, a folder of images by class, or an .npz file."
+DATA_HELP = (
+    "digits, fashion-mnist, cifar10, cifar100, a folder of images by class, or a file: .npz, .mat, "
+    ".h5, .csv, an archive of CIFAR, IDX."
+)
 
 _NAMED = ("digits", "fashion-mnist", "cifar10")
 
@@ -85,6 +88,24 @@ SizeOption = Annotated[
 ]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and name them.")
+]
+LabelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--label",
+        metavar="NAME",
+        help="The column or array of labels, by name; or the place of the column, as -1.",
+        show_default="told by its name",
+    ),
+]
+ImageShapeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image-shape",
+        metavar="HxWxC",
+        help="Of the image that a row of a table or array is, as in 28x28.",
+        show_default="rows stay rows",
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
@@ -242,6 +263,8 @@ def demo(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    label: LabelOption = None,
+    image_shape: ImageShapeOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer images and draws.")] = False,
 ) -> None:
     """Learn from few images: exact kernels against an SVM and logistic regression.
@@ -251,7 +274,7 @@ def demo(
     with exits():
         from rich.console import Console
 
-        from widelimit.job import check_channels_word, read_size
+        from widelimit.job import check_channels_word, read_image_shape, read_size
         from widelimit.report.demo import Demo
 
         with user_input(), _warnings():
@@ -265,6 +288,8 @@ def demo(
                 channels=check_channels_word(channels),
                 size=read_size(size),
                 skip_bad=skip_bad,
+                label=label,
+                image_shape=read_image_shape(image_shape),
                 quick=quick,
             )
         job.run(Console())
@@ -300,8 +325,8 @@ def explain(
         from widelimit.job import check_backend, explain_networks, read_network, read_shape
 
         parsed = [read_network(text) for text in networks]
-        chosen = check_backend(backend)
-        typer.echo(explain_networks(parsed, read_shape(shape), kind or ["ntk"], inputs, chosen))
+        chosen, named = check_backend(backend), read_shape(shape)
+        typer.echo(explain_networks(parsed, named, kind or ["ntk"], networks, inputs, chosen))
 
 
 @command()
@@ -343,6 +368,8 @@ def kernel(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    label: LabelOption = None,
+    image_shape: ImageShapeOption = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -371,7 +398,14 @@ def kernel(
     stored = out is not None and out.endswith(".zarr")
     kept = "the finished tiles are kept, the same command goes on" if stored else NOTHING_WRITTEN
     with exits(kept), user_input(), _warnings():
-        from widelimit.job import Job, check_channels_word, describe_store, read_network, read_size
+        from widelimit.job import (
+            Job,
+            check_channels_word,
+            describe_store,
+            read_image_shape,
+            read_network,
+            read_size,
+        )
 
         if status is not None:
             if inputs is not None or out is not None or net:
@@ -396,6 +430,8 @@ def kernel(
             channels=check_channels_word(channels),
             size=read_size(size),
             skip_bad=skip_bad,
+            label=label,
+            image_shape=read_image_shape(image_shape),
             memory=memory,
             verify=verify,
             allow_mixed=allow_mixed,
@@ -403,7 +439,7 @@ def kernel(
         )
         _tell(job.forecast(), yes)
         place = job.run(progress=stored or sys.stderr.isatty())
-    typer.echo(f"{place}: {' x '.join(map(str, job.shape))}, {dtype}")
+    typer.echo(job.describe(place, net, inputs, columns))
 
 
 @command()
@@ -414,7 +450,7 @@ def fit(
         list[str] | None,
         typer.Option(
             help=f"{NETWORK_HELP} May be repeated: the best by leave-one-out.",
-            show_default="cntk-gap-11",
+            show_default="cntk-gap-11; for rows ntk-dense-3 with biases",
             autocompletion=_networks,
         ),
     ] = None,
@@ -453,6 +489,8 @@ def fit(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    label: LabelOption = None,
+    image_shape: ImageShapeOption = None,
     store: Annotated[
         str | None,
         typer.Option(
@@ -472,7 +510,13 @@ def fit(
     kept = NOTHING_WRITTEN if store is None else "finished tiles are kept, the same command goes on"
     with exits(kept), user_input(), _warnings():
         from widelimit.classify import Fit, read_choice
-        from widelimit.job import check_backend, check_channels_word, read_network, read_size
+        from widelimit.job import (
+            check_backend,
+            check_channels_word,
+            read_image_shape,
+            read_network,
+            read_size,
+        )
 
         networks = [read_network(text) for text in net or []]
         job = Fit.prepare(
@@ -484,6 +528,8 @@ def fit(
             channels=check_channels_word(channels),
             size=read_size(size),
             skip_bad=skip_bad,
+            label=label,
+            image_shape=read_image_shape(image_shape),
             seed=seed,
             net=None if not networks else networks[0] if len(networks) == 1 else networks,
             kind=kind,
@@ -510,7 +556,9 @@ def predict(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGES...", help="Image files in any format that Pillow reads, and folders."
+            metavar="DATA...",
+            help="Image files in any format that Pillow reads, and folders; tables (CSV) of rows "
+            "or pixels, and files of arrays: .npz, .npy, .mat, .h5.",
         ),
     ],
     out: Annotated[
@@ -521,25 +569,29 @@ def predict(
         str | None,
         typer.Option(help="auto, cpu, cuda or reference.", show_default="that of the model"),
     ] = None,
+    array: Annotated[str | None, typer.Option(help="Which array of a file.")] = None,
+    channels: ChannelsOption = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Classify images: a table of classes and probabilities, one row for each image.
+    """Classify images or rows: a table of classes and probabilities, a row for each of them.
 
     It is CSV in UTF-8. A cell that begins with ' holds text that a spreadsheet would run, or that
     is not UTF-8, with the escapes of a Python string.
     """
     with exits(), user_input(), _warnings():
         from widelimit.classify import Prediction
-        from widelimit.job import check_backend
+        from widelimit.job import check_backend, check_channels_word
 
-        job = Prediction.prepare(model, images, out, overwrite=overwrite)
+        where = check_channels_word(channels)
+        how: Any = {"array": array, "channels": where, "overwrite": overwrite}
+        job = Prediction.prepare(model, images, out, **how)
         job.model.backend = check_backend(backend or job.model.backend)
         text = job.run(_complain)
         if out is None:
             typer.echo(text.encode(), nl=False)
         else:
             place = job.write(text, out)
-            typer.echo(f"{place}: {len(job.files):,} images")
+            typer.echo(f"{place}: {job.said}")
 
 
 @command()
@@ -558,6 +610,8 @@ def suspects(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    label: LabelOption = None,
+    image_shape: ImageShapeOption = None,
     overwrite: Overwrite = False,
     yes: Yes = False,
 ) -> None:
@@ -567,7 +621,13 @@ def suspects(
     """
     with exits(), user_input(), _warnings():
         from widelimit.classify import Suspicion, read_choice
-        from widelimit.job import check_backend, check_channels_word, read_network, read_size
+        from widelimit.job import (
+            check_backend,
+            check_channels_word,
+            read_image_shape,
+            read_network,
+            read_size,
+        )
 
         job = Suspicion.prepare(
             data,
@@ -576,6 +636,8 @@ def suspects(
             channels=check_channels_word(channels),
             size=read_size(size),
             skip_bad=skip_bad,
+            label=label,
+            image_shape=read_image_shape(image_shape),
             net=None if net is None else read_network(net),
             ridge=read_choice("ridge", ridge),
             backend=check_backend(backend),
@@ -589,7 +651,11 @@ def suspects(
             f"{entry.file}: {entry.label} ({entry.p_label:.1%}), rather {entry.suggested} "
             f"({entry.p_suggested:.1%})"
         )
-    typer.echo(f"{len(found):,} of {len(job.data.y_train):,} images are suspects: {sheet}")
+    what = "rows" if job.data.is_rows else "images"
+    table = sheet.with_suffix(".csv")
+    typer.echo(
+        f"{len(found):,} of {len(job.data.y_train):,} {what} are suspects: {sheet}, and {table}"
+    )
 
 
 @command()

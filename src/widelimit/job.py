@@ -39,6 +39,7 @@ __all__ = [
     "describe_store",
     "explain_networks",
     "read_array",
+    "read_image_shape",
     "read_inputs",
     "read_network",
     "read_rows",
@@ -114,14 +115,40 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
+def read_image_shape(text: str | None) -> tuple[int, int, int] | None:
+    """Return ``(28, 28, 1)`` for ``28x28x1`` or ``28x28``; None for None.
+
+    Raises
+    ------
+    ValueError
+        If it is not made of two or three numbers above 0, or channels look as if they were first.
+    """
+    if text is None:
+        return None
+    parts = text.split("x")
+    if len(parts) not in (2, 3) or not all(
+        p.isascii() and p.isdigit() and int(p) > 0 for p in parts
+    ):
+        raise ValueError(
+            f"--image-shape must be height x width x channels, as in 28x28x1, got {text!r}"
+        )
+    h, w, c = (int(part) for part in (*parts, "1")[:3])
+    check_not_first("--image-shape", (h, w, c), f"{w}x{c}x{h}, and --channels first")
+    return h, w, c
+
+
 def explain_networks(
     networks: Sequence[Network],
     shape: tuple[int, ...],
     kinds: Sequence[str],
+    names: Sequence[str] | None = None,
     inputs: int = 1000,
     backend: BackendName = "auto",
 ) -> str:
     """Describe the programs that networks compile to, and what some inputs cost on this machine.
+
+    Of several networks, each program is headed by the names of those that it computes, that of the
+    first one first; None: the networks themselves.
 
     Raises
     ------
@@ -132,7 +159,6 @@ def explain_networks(
         _check("kind", kind, get_args(Kind))
     unique = cast("list[Kind]", list(dict.fromkeys(kinds)))
     programs = compile_networks(networks, shape, unique)
-    told = "\n\n".join(program.explain() for program, _ in programs)
     how: Any = {"kinds": unique, "backend": backend}
     cost = estimate(networks, shape, inputs, **how)
     matrices = f"{cost.matrices} matrices" if cost.matrices > 1 else "one matrix"
@@ -144,7 +170,14 @@ def explain_networks(
     others = [f"{words} {duration(s)}" for words, s in cheaper(networks, shape, inputs, **how)]
     if others:
         lines.append(f"cheaper: {', '.join(others)}")
-    return told + "\n\n" + "\n".join(lines)
+    given = [str(net) for net in networks] if names is None else list(names)
+    parts: list[str] = []
+    for program, places in sorted(programs, key=lambda entry: min(entry[1])):
+        titles = " and ".join(given[place] for place in sorted(places))
+        once = ", in one pass" if len(places) > 1 else ""
+        head = f"{titles}{once}:\n" if len(networks) > 1 else ""
+        parts.append(f"{head}{program.explain()}")
+    return "\n\n".join([*parts, "\n".join(lines)])
 
 
 def read_array(path: Path, name: str | None = None) -> NDArray[Any]:
@@ -212,6 +245,8 @@ def read_rows(
     channels: Channels = None,
     size: tuple[int, int] | None = None,
     skip_bad: bool = False,
+    label: str | None = None,
+    image_shape: tuple[int, int, int] | None = None,
 ) -> tuple[NDArray[Any], Rows | None]:
     """Return the inputs that a word names, and where they come from a folder of images their order.
 
@@ -223,7 +258,7 @@ def read_rows(
         ``fashion-mnist:test``, means those of `load_dataset`.
     array : str or None
         Of an array of an ``.npz`` file.
-    channels, size, skip_bad
+    channels, size, skip_bad, label, image_shape
         As for `load_dataset`.
 
     Raises
@@ -234,15 +269,24 @@ def read_rows(
         If it is none of these.
     """
     if Path(text).suffix in (".npy", ".npz"):
-        if size is not None or skip_bad:
-            raise ValueError(f"--size and --skip-bad are for data sets and folders, got {text}")
+        if size is not None or skip_bad or label is not None or image_shape is not None:
+            raise ValueError(
+                "--size, --skip-bad, --label and --image-shape are for data sets and folders, got "
+                f"{text}"
+            )
         values = _with_channel(text, read_array(Path(text), array))
         return check_channels(Path(text).name, values, channels), None
     if array is not None:
         raise ValueError(f"--array is for .npz files, got {text}")
     from widelimit.data.load import load_dataset, read_dataset
 
-    reading: Any = {"channels": channels, "size": size, "skip_bad": skip_bad}
+    reading: Any = {
+        "channels": channels,
+        "size": size,
+        "skip_bad": skip_bad,
+        "label": label,
+        "image_shape": image_shape,
+    }
     name, colon, part = text.rpartition(":")
     if colon and part in ("train", "test"):
         data = load_dataset(name, **reading)
@@ -298,9 +342,9 @@ def describe_store(store: str) -> str:
     else:
         state = "not finished: run the command that began it again"
     symmetric = ", symmetric" if manifest.x2 is None else ""
-    n1, n2 = manifest.shape[-2:]
+    shape = " x ".join(f"{size:,}" for size in manifest.shape)
     lines = [
-        f"{store}: {n1:,} x {n2:,}, {manifest.dtype}{symmetric}",
+        f"{store}: {shape}, {manifest.dtype}{symmetric}",
         *(f"  kernel: {'/'.join(manifest.kinds)} of {network}" for network in manifest.networks),
         f"  inputs: {manifest.x1}" + (f", and {manifest.x2}" if manifest.x2 else ""),
         f"  made by: {'; '.join(map(str, manifest.makers))}",
@@ -357,6 +401,8 @@ class Job:
         channels: Channels = None,
         size: tuple[int, int] | None = None,
         skip_bad: bool = False,
+        label: str | None = None,
+        image_shape: tuple[int, int, int] | None = None,
         memory: str | None = None,
         verify: bool = False,
         allow_mixed: bool = False,
@@ -375,7 +421,7 @@ class Job:
             Name of the array in ``.npz`` files.
         kind, dtype, backend, threads, channels, memory, verify, allow_mixed
             As for `gram`.
-        size, skip_bad
+        size, skip_bad, label, image_shape
             As for `load_dataset`.
         overwrite : bool
             Whether a file that is there is replaced.
@@ -405,7 +451,13 @@ class Job:
         if stored and overwrite:
             raise ValueError("--overwrite is for files, a store is gone on with: delete it instead")
         _check_out(out, overwrite)
-        reading: Any = {"channels": channels, "size": size, "skip_bad": skip_bad}
+        reading: Any = {
+            "channels": channels,
+            "size": size,
+            "skip_bad": skip_bad,
+            "label": label,
+            "image_shape": image_shape,
+        }
         x1, rows1 = read_rows(inputs, array, **reading)
         x2, rows2 = (None, None) if columns is None else read_rows(columns, array, **reading)
         rows = {
@@ -455,6 +507,31 @@ class Job:
         how: Any = {"dtype": self.dtype, "backend": self.backend, "threads": self.threads}
         shape = self.x1.shape[1:]
         return forecast(self.networks, shape, len(self.x1), n2, kinds=(self.kind,), **how)
+
+    def describe(
+        self, place: str, names: Sequence[str], inputs: str, columns: str | None = None
+    ) -> str:
+        """Say what a result is: its shape, and of several networks, inputs and files each.
+
+        Parameters
+        ----------
+        place : str
+            Where it is.
+        names : sequence of str
+            Of the networks, as the user gave them.
+        inputs, columns : str, str or None
+            Where inputs of rows and columns come from.
+        """
+        lines = [f"{place}: {' x '.join(map(str, self.shape))}, {self.dtype}"]
+        if len(self.networks) > 1:
+            lines += [f"  [{k}]: {self.kind} of {name}" for k, name in enumerate(names)]
+        if columns is not None:
+            n1, n2 = self.shape[-2:]
+            lines.append(f"  rows: {n1:,} of {inputs}; columns: {n2:,} of {columns}")
+        for path in self.rows:
+            which = "columns" if path.name.endswith(".columns.csv") else "rows"
+            lines.append(f"  the image of each of its {which}: {path}")
+        return "\n".join(lines)
 
     def run(self, *, progress: bool = False) -> str:
         """Compute the kernel and write it: a file when it is complete, a store tile by tile.

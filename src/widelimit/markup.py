@@ -76,8 +76,8 @@ def to_data_uri(x: NDArray[np.float64]) -> str:
     Parameters
     ----------
     x : ndarray of float64, shape (h, w, c)
-        Pixels in [0, 1]. Three channels are shown as red, green and blue; of any other number
-        the mean is shown in grey.
+        Pixels in [0, 1]; those of an image that is normalised are stretched to that. Three
+        channels are shown as red, green and blue; of any other number the mean is shown in grey.
 
     Returns
     -------
@@ -85,6 +85,9 @@ def to_data_uri(x: NDArray[np.float64]) -> str:
     """
     from PIL import Image
 
+    low, high = float(x.min()), float(x.max())
+    if low < 0 or high > 1:
+        x = (x - low) / ((high - low) or 1.0)
     pixels = np.rint(255 * (x if x.shape[2] == 3 else x.mean(axis=2))).astype(np.uint8)
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG", optimize=True)

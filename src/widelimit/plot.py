@@ -500,9 +500,11 @@ def influence(
     axes.axvline(0, color=_ink(), linewidth=0.8)
     axes.set_ylim(len(places) - 0.5, -0.5)
     names = [f"#{place}" for place in places]
+    if found.names is not None:
+        names = [str(name) for name in found.names[row]]
     if labels is not None:
         given = np.asarray(labels)
-        names = [f"{given[place]}  (#{place})" for place in places]
+        names = [f"{given[place]}  ({name})" for place, name in zip(places, names, strict=True)]
     beside = blended_transform_factory(axes.transAxes, axes.transData)
     # As high as a bar has room for.
     room = axes.get_window_extent().height / len(places) * 72 / axes.figure.dpi
@@ -520,7 +522,8 @@ def influence(
     axes.set_yticks(heights, names)
     axes.tick_params(axis="y", length=0, pad=1.2 * room)
     axes.set_xlabel("part of the output of the predicted class")
-    axes.set_ylabel("training image" if labels is None else "training image: label (place)")
+    told = "place" if found.names is None else "name"
+    axes.set_ylabel("training image" if labels is None else f"training image: label ({told})")
     return _finish(axes)
 
 

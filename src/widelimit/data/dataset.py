@@ -43,14 +43,14 @@ _FREELY_UNPACKED = 2**29  # ... where it is more bytes than these
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Dataset:
-    """Images with labels, in a training and a test set; checked when built, read-only.
+    """Images or rows with labels, in a training and a test set; checked when built, read-only.
 
     Parameters
     ----------
     name : str
         Short name, for titles.
-    x_train, x_test : ndarray of float64, shape (n, h, w, c)
-        Images, channels last, pixels in [0, 1].
+    x_train, x_test : ndarray of float64, shape (n, h, w, c) or (n, d)
+        Images, channels last, pixels in [0, 1]; or rows of features.
     y_train, y_test : ndarray of int64, shape (n,)
         Labels: places in class_names.
     class_names : tuple of str
@@ -63,6 +63,12 @@ class Dataset:
         and y_test are empty.
     files_train, files_test : tuple of str or None
         Names of the files that images come from, below the folder that was read.
+    normalised : bool
+        Whether pixels are those of images that are normalised or whitened: any finite numbers.
+    feature_names : tuple of str or None
+        Of the columns of rows.
+    label_name : str or None
+        Of the column that labels come from.
 
     Raises
     ------
@@ -81,6 +87,9 @@ class Dataset:
     split: Literal["given", "drawn", "none"] = "given"
     files_train: tuple[str, ...] | None = None
     files_test: tuple[str, ...] | None = None
+    normalised: bool = False
+    feature_names: tuple[str, ...] | None = None
+    label_name: str | None = None
 
     def __post_init__(self) -> None:
         n_classes = len(self.class_names)
@@ -100,16 +109,24 @@ class Dataset:
             y: NDArray[Any] = getattr(self, f"y_{part}")
             files: tuple[str, ...] | None = getattr(self, f"files_{part}")
             may_be_empty = part == "test" and self.split == "none"
-            _check_images(f"{self.name}: x_{part}", x, empty=may_be_empty)
+            _check_samples(
+                f"{self.name}: x_{part}", x, empty=may_be_empty, normalised=self.normalised
+            )
             _check_labels(f"{self.name}: y_{part}", y, x.shape[0], n_classes)
             if files is not None and len(files) != len(x):
                 raise ValueError(
                     f"{self.name}: files_{part} must name {len(x)} files, got {len(files)}"
                 )
         if self.x_train.shape[1:] != self.x_test.shape[1:]:
+            shape = "shape (h, w, c)" if self.x_train.ndim == 4 else "length"
             raise ValueError(
-                f"{self.name}: training and test images must have one shape (h, w, c), got "
+                f"{self.name}: training and test images must have one {shape}, got "
                 f"{self.x_train.shape[1:]} and {self.x_test.shape[1:]}"
+            )
+        if self.feature_names is not None and self.x_train.shape[1:] != (len(self.feature_names),):
+            raise ValueError(
+                f"{self.name}: feature_names must name the columns of rows, got "
+                f"{len(self.feature_names)} for samples of {self.x_train.shape[1:]}"
             )
         for name in ("x_train", "y_train", "x_test", "y_test"):
             view: NDArray[Any] = getattr(self, name).view()
@@ -117,10 +134,28 @@ class Dataset:
             object.__setattr__(self, name, view)
 
     @property
+    def is_rows(self) -> bool:
+        """Whether samples are rows of features, and no images."""
+        return self.x_train.ndim == 2
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
-        """``(h, w, c)`` of one image."""
+        """``(h, w, c)`` of one image; ValueError if there are rows."""
+        if self.is_rows:
+            raise ValueError(
+                f"{self.name} holds rows of {self.x_train.shape[1]:,} values, and this is for "
+                "images: give images, or, if a row is one, image_shape=(h, w, c) (--image-shape)"
+            )
         _, h, w, c = self.x_train.shape
         return h, w, c
+
+    @property
+    def about(self) -> str:
+        """What one sample is, in words."""
+        if self.is_rows:
+            return f"rows of {self.x_train.shape[1]:,} values"
+        h, w, c = self.image_shape
+        return f"images of {h} x {w} x {c}"
 
     @property
     def n_classes(self) -> int:
@@ -128,31 +163,36 @@ class Dataset:
         return len(self.class_names)
 
     def __repr__(self) -> str:
-        h, w, c = self.image_shape
         return (
-            f"Dataset({self.name!r}, {len(self.y_train)} + {len(self.y_test)} images of "
-            f"{h} x {w} x {c}, {self.n_classes} classes)"
+            f"Dataset({self.name!r}, {len(self.y_train)} + {len(self.y_test)} {self.about}, "
+            f"{self.n_classes} classes)"
         )
 
     def _repr_html_(self) -> str:
         """Show in a notebook how many images there are of each class, and the first of them."""
-        h, w, c = self.image_shape
-        height = min(max(h, 24), 48)
+        height = min(max(self.x_train.shape[1], 24), 48)
         rows: list[list[str]] = []
         for label, name in enumerate(self.class_names[:_SHOWN_CLASSES]):
             mine = np.flatnonzero(self.y_train == label)
             counts = f"{mine.size:,}", f"{int((self.y_test == label).sum()):,}"
-            first = "".join(image(self.x_train[i], height, f"#{i}") for i in mine[:_SHOWN_IMAGES])
-            rows.append([escape(name), *counts, first])
+            rows.append([escape(name), *counts])
+            if not self.is_rows:
+                first: list[int] = mine[:_SHOWN_IMAGES].tolist()
+                shown = [image(self.x_train[i], height, self._name(i)) for i in first]
+                rows[-1].append("".join(shown))
         left = self.n_classes - _SHOWN_CLASSES
-        about = (
-            f"{self.name}: {len(self.y_train):,} + {len(self.y_test):,} images of {h} × {w} × {c}"
-        )
+        about = self.about.replace(" x ", " × ")
+        title = f"{self.name}: {len(self.y_train):,} + {len(self.y_test):,} {about}"
+        head = ["class", "training", "test", "the first training images"]
         return (
-            table(about, rows, ["class", "training", "test", "the first training images"])
+            table(title, rows, head[: 3 if self.is_rows else 4])
             + (f"<i>and {left:,} more classes</i>" if left > 0 else "")
             + f"<p><i>{escape(self.provenance)}</i></p>"
         )
+
+    def _name(self, place: int) -> str:
+        """Return what a training image is called: its file, or its place."""
+        return f"#{place}" if self.files_train is None else self.files_train[place]
 
 
 def to_unit_interval(x: ArrayLike, name: str = "images") -> FloatArray:
@@ -418,20 +458,28 @@ def check_unpacked(values: int, size: int, name: str) -> None:
         )
 
 
-def _check_images(name: str, x: NDArray[Any], *, empty: bool = False) -> None:
+def _check_samples(name: str, x: NDArray[Any], *, empty: bool, normalised: bool) -> None:
     if not isinstance(x, np.ndarray) or x.dtype != np.float64:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{name} must be an array of float64, got {_kind(x)}: use to_unit_interval")
-    if x.ndim == 4 and empty and len(x) == 0:
+    if x.ndim in (2, 4) and empty and len(x) == 0:
         return
-    if x.ndim != 4 or x.size == 0:
+    if x.ndim not in (2, 4) or x.size == 0:
         raise ValueError(
-            f"{name} must have shape (n, h, w, c), none of them 0, got {x.shape}: a grey image "
-            "is (h, w, 1)"
+            f"{name} must have shape (n, h, w, c), or (n, d) for rows, none of them 0, got "
+            f"{x.shape}: a grey image is (h, w, 1)"
         )
+    if x.ndim == 2 or normalised:
+        if not np.isfinite(x).all():
+            raise ValueError(f"{name} must be finite: mend or drop samples that are not")
+        if x.ndim == 2:
+            return
     check_not_first(name, x.shape, f"{name}.transpose(0, 2, 3, 1)")
     low, high = float(x.min()), float(x.max())
-    if not (low >= 0.0 and high <= 1.0):  # refuses nan, too
-        raise ValueError(f"{name} must be in [0, 1], got {low:g} to {high:g}: use to_unit_interval")
+    if not normalised and not (low >= 0.0 and high <= 1.0):  # refuses nan, too
+        raise ValueError(
+            f"{name} must be in [0, 1], got {low:g} to {high:g}: use to_unit_interval, or say "
+            "normalised=True"
+        )
 
 
 def _check_labels(name: str, y: NDArray[Any], n: int, n_classes: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +32,9 @@ class FittedAttributes:
     loo_grid_: FloatArray
     loo_curve_: FloatArray
     loo_predictions_: FloatArray | None
+    # Names of the samples of `fit`, as those of files, that `influence` then tells; None after it:
+    # whoever has names sets them. A saved model has them, too.
+    sample_names_: Sequence[str] | None
     _fitted: FittedKernel | PrecomputedKernel
     _training: Training
     _nngp_fit: Any  # of the training samples, if that is another kernel

@@ -264,6 +264,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         """Set what a fit has found."""
         self._fitted, self._training, self._flat = kernel, training, flat
         self._nngp_fit, self._stores = nngp, stores
+        self.sample_names_ = None
         self.dual_coef_ = self._shaped(np.asfortranarray(regression.solution.value))
         self.solution_ = replace(regression.solution, value=self.dual_coef_)
         self.loo_grid_, self.loo_curve_ = regression.grid, regression.curve
@@ -437,7 +438,10 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             order = np.argsort(-np.abs(share), axis=1, kind="stable")[:, :top]
             indices[block] = self._training.first[order]
             weights[block] = np.take_along_axis(share, order, axis=1)
-        return Influence(indices, weights)
+        names = None
+        if self.sample_names_ is not None:
+            names = np.array(self.sample_names_, np.str_)[indices]
+        return Influence(indices, weights, names)
 
 
 def can_grow(estimator: NTKEstimator) -> bool:

@@ -28,6 +28,7 @@ from widelimit.estimators.influence import Influence, Measure
 from widelimit.estimators.judge import Judge, alone_in_class
 from widelimit.estimators.samples import Training, split_shape
 from widelimit.estimators.warned import warn_caller
+from widelimit.matrices.foreign import to_array
 from widelimit.solvers.labels import encode_labels, join_labels
 
 __all__ = ["NTKClassifier"]
@@ -295,7 +296,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any, Any]:
         rows, shape = split_shape(X, self.channels)
-        rows, labels = validate_data(self, rows, y, dtype=SAMPLE_DTYPES, reset=reset)
+        rows, labels = validate_data(self, rows, to_array(y, "y"), dtype=SAMPLE_DTYPES, reset=reset)
         _check_class_labels(labels)
         return rows, labels, shape
 

@@ -26,10 +26,10 @@ from widelimit.solvers import Factor, Solution, Statistics, Status, Unavailable,
 
 __all__ = ["ARRAYS", "FORMAT", "FORMATS", "describe", "restore"]
 
-FORMAT = "widelimit.model/3"
-"""What is written; the second had no `target_mean` and `target_scale`, the first no `multiples`,
-but two arrays that follow from others."""
-FORMATS = ("widelimit.model/1", "widelimit.model/2", FORMAT)
+FORMAT = "widelimit.model/4"
+"""What is written; the third had no `sample_names`, the second no `target_mean` and `target_scale`,
+the first no `multiples`, but two arrays that follow from others."""
+FORMATS = ("widelimit.model/1", "widelimit.model/2", "widelimit.model/3", FORMAT)
 """What is read."""
 # Parameters that were not there, with what was done then, where that is not their default.
 _BEFORE: dict[str, dict[str, Any]] = {"NTKRegressor": {"normalize_y": False}}
@@ -58,6 +58,7 @@ ARRAYS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "loo_curve": ("f8", None),
     "loo_predictions": ("f8", ("n", "t")),
     "classes": ("any", None),
+    "sample_names": ("any", None),
     "nngp": ("f8 f4", ("m", "m")),
     "factor_square": ("f8", ("m", "m")),
     "factor_diagonal": ("f8", ("m",)),
@@ -111,6 +112,8 @@ def describe(model: NTKEstimator) -> tuple[Document, Arrays]:
         arrays["loo_predictions"] = model.loo_predictions_.reshape(training.targets.shape)
     if isinstance(model, NTKRegressor):
         arrays |= {"target_mean": model.target_mean_, "target_scale": model.target_scale_}
+    if model.sample_names_ is not None:
+        arrays["sample_names"] = np.array(model.sample_names_, np.str_)
     nngp: Any = state._nngp_fit
     if nngp is not None and not hasattr(nngp, "tile"):  # a stored one stays where it is
         arrays["nngp"] = nngp
@@ -243,6 +246,7 @@ def restore(document: Document, arrays: Arrays) -> NTKEstimator:
     model.dual_coef_ = shaped(np.asfortranarray(arrays["dual_coef"]))
     model.solution_ = _restore_solution(model.dual_coef_, fitted, arrays, training)
     model.loo_grid_, model.loo_curve_ = arrays["loo_grid"], arrays["loo_curve"]
+    model.sample_names_ = _restore_names(arrays, len(training.place))
     left_out = arrays.get("loo_predictions")
     model.loo_predictions_ = None if left_out is None else shaped(left_out)
     return model
@@ -334,6 +338,15 @@ def _restore_labels(model: NTKClassifier, fitted: Document, arrays: Arrays) -> N
     if (temperature is None) != ("loo_predictions" not in arrays):
         raise ValueError("there must be a temperature where there are loo_predictions")
     cast("Any", model)._labels = targets.argmax(axis=1)
+
+
+def _restore_names(arrays: Arrays, n: int) -> list[str] | None:
+    names = arrays.get("sample_names")
+    if names is None:
+        return None
+    if names.ndim != 1 or len(names) < n or names.dtype.kind != "U":
+        raise ValueError("there must be a name for each sample")
+    return [str(name) for name in names]
 
 
 def _restore_units(model: NTKRegressor, arrays: Arrays) -> None:

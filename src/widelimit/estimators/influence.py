@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.markup import bar_of, table
@@ -33,10 +35,13 @@ class Influence:
         of one sample are one with the mean of their targets. measure="terms": what training sample
         j adds to the output, ``alpha_j k(x, x_j)``; all of them sum to it. As they nearly cancel,
         single terms may be hundreds of times the output.
+    names : ndarray of str, shape (n, m), or None
+        Of these training samples, where the model has some (``sample_names_``).
     """
 
     indices: IntArray
     weights: FloatArray
+    names: NDArray[np.str_] | None = None
 
     def _repr_html_(self) -> str:
         """Show in a notebook the first samples, a row each, with the places of training samples."""
@@ -48,8 +53,8 @@ class Influence:
             rows.append(
                 [f"<b>{row}</b>"]
                 + [
-                    f"#{place}<br>{weight:.3g}<br>{bar_of(weight / largest / 2)}"
-                    for place, weight in zip(self.indices[row], weights, strict=False)
+                    f"{self._name(row, column)}<br>{weight:.3g}<br>{bar_of(weight / largest / 2)}"
+                    for column, weight in enumerate(weights)
                 ]
             )
         left = [
@@ -57,5 +62,11 @@ class Influence:
             *([f"{m - _SHOWN_COLUMNS:,} more of each"] if m > _SHOWN_COLUMNS else []),
         ]
         head = ["sample", *(f"{place + 1}." for place in range(min(m, _SHOWN_COLUMNS)))]
-        title = "Influence: places of training samples, and what each adds to the output"
+        told = "places" if self.names is None else "names"
+        title = f"Influence: {told} of training samples, and what each adds to the output"
         return table(title, rows, head) + (f"<i>not shown: {', '.join(left)}</i>" if left else "")
+
+    def _name(self, row: int, column: int) -> str:
+        if self.names is None:
+            return f"#{self.indices[row, column]}"
+        return escape(str(self.names[row, column]))

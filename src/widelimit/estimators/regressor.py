@@ -27,6 +27,7 @@ from widelimit.estimators.influence import Influence, Measure
 from widelimit.estimators.regression import Solver
 from widelimit.estimators.samples import split_shape
 from widelimit.estimators.spread import Spread
+from widelimit.matrices.foreign import to_array
 from widelimit.matrices.inputs import Channels
 from widelimit.program import Kind
 from widelimit.solvers.blas import run_interruptibly
@@ -236,7 +237,13 @@ standardisation_, store_, n_features_in_, feature_names_in_
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any, Any]:
         rows, shape = split_shape(X, self.channels)
         rows, targets = validate_data(
-            self, rows, y, dtype=SAMPLE_DTYPES, multi_output=True, y_numeric=True, reset=reset
+            self,
+            rows,
+            to_array(y, "y"),
+            dtype=SAMPLE_DTYPES,
+            multi_output=True,
+            y_numeric=True,
+            reset=reset,
         )
         return rows, np.asarray(targets, np.float64), shape
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.estimators.directions import Directions
+from widelimit.matrices.foreign import to_array
 from widelimit.matrices.inputs import Channels, check_channels, check_not_first
 
 __all__ = [
@@ -20,47 +21,20 @@ __all__ = [
     "check_image_shape",
     "resolve_shape",
     "split_shape",
-    "to_host",
 ]
 
 ImageShape: TypeAlias = tuple[int, int, int]
 
 
-def to_host(x: Any) -> Any:
-    """Copy an array of another library to the host, as a NumPy array of the same dtype.
-
-    The one rule for tensors of PyTorch, arrays of JAX and of CuPy, and all that has ``__dlpack__``:
-    they leave the graph of derivatives and the device, and become NumPy arrays. Results are NumPy
-    arrays, too. Anything else, as a list or a data frame, is returned as it is.
-
-    Raises
-    ------
-    TypeError
-        If NumPy has no such dtype.
-    """
-    if isinstance(x, np.ndarray | np.generic) or not hasattr(x, "__dlpack__"):
-        return cast("Any", x)
-    plain = x.detach() if hasattr(x, "detach") else x  # PyTorch: out of the graph
-    for move in ("cpu", "get"):  # PyTorch, CuPy; others come by themselves
-        if hasattr(plain, move):
-            plain = getattr(plain, move)()
-            break
-    try:
-        return np.asarray(plain)
-    except (TypeError, BufferError) as error:
-        raise TypeError(
-            f"an array of {type(x).__module__.partition('.')[0]} must have a dtype that NumPy has, "
-            f"got {getattr(x, 'dtype', 'none')}: convert it, say to float32"
-        ) from error
-
-
 def split_shape(x: Any, channels: Channels = None) -> tuple[Any, ImageShape | None]:
     """Flatten images to rows and return their shape; leave anything else to scikit-learn.
 
-    Images come out with their channels last; `channels` says where they are: `check_channels`.
+    What other libraries have in place of arrays becomes one: `to_array`. Images come out with their
+    channels last; `channels` says where they are: `check_channels`.
     """
-    samples: Any = np.asarray(cast("Sequence[Any]", x)) if isinstance(x, list | tuple) else x
-    samples = to_host(samples)
+    samples = to_array(x)
+    if isinstance(samples, list | tuple):
+        samples = np.asarray(cast("Sequence[Any]", samples))
     if getattr(samples, "ndim", 2) <= 2:
         if hasattr(samples, "ndim"):
             check_channels("X", samples, channels)

@@ -10,7 +10,7 @@ from widelimit.arrays import FloatArray, IntArray
 from widelimit.data.dataset import Dataset, draw_training_sets
 from widelimit.experiments.design import Design, shrink_images
 
-__all__ = ["Draw", "Sets", "take"]
+__all__ = ["Draw", "Sets", "file_of", "take"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +72,13 @@ class Sets:
                 Draw(train, np.setdiff1d(test, train[-1]) if design.test is None else test)
             )
         return cls(x_pool, y_pool, x_test, labels[numbers], numbers, draws)
+
+
+def file_of(dataset: Dataset, number: int) -> str | None:
+    """Name of the file of an image, by number as `take` has it; None if it is of none."""
+    n = dataset.y_train.size
+    files = dataset.files_train if number < n else dataset.files_test
+    return None if files is None else files[number if number < n else number - n]
 
 
 def take(dataset: Dataset, numbers: IntArray) -> FloatArray:

@@ -16,6 +16,7 @@ from widelimit.architectures import named_network
 from widelimit.arrays import IntArray, Rows
 from widelimit.backends.base import Dtype
 from widelimit.machine import default_threads
+from widelimit.matrices.foreign import to_array
 from widelimit.network import Network
 from widelimit.program import Kind
 
@@ -128,7 +129,7 @@ def check_samples(
     networks: Sequence[Network], name: str, x: ArrayLike, channels: Channels = "last"
 ) -> NDArray[Any]:
     """Return one side as an array that the networks can take; entries are not looked at."""
-    values = np.asarray(x)
+    values = np.asarray(to_array(x, name))
     if values.dtype.kind not in "buif":
         raise TypeError(
             f"{name} must hold real numbers, got dtype {values.dtype}: convert it, as in "

@@ -61,6 +61,8 @@ class Demo:
         channels: Channels = None,
         size: Size | None = None,
         skip_bad: bool = False,
+        label: str | None = None,
+        image_shape: tuple[int, int, int] | None = None,
         quick: bool = False,
     ) -> Demo:
         """Load the data, design the run and make sure that the result can be written.
@@ -77,7 +79,7 @@ class Demo:
             As for `make_design`.
         threads : int, optional
             None: one for each processor.
-        channels, size, skip_bad
+        channels, size, skip_bad, label, image_shape
             As for `load_dataset`.
         quick : bool
             Take fewer images and draws: seconds instead of minutes.
@@ -95,7 +97,15 @@ class Demo:
         planned = minutes if minutes is not None else _QUICK_MINUTES if quick else _MINUTES
         count = draws if draws is not None else _QUICK_DRAWS if quick else _DRAWS
         folder = Path(out).expanduser()
-        dataset = load_dataset(data, seed=seed, channels=channels, size=size, skip_bad=skip_bad)
+        dataset = load_dataset(
+            data,
+            seed=seed,
+            channels=channels,
+            size=size,
+            skip_bad=skip_bad,
+            label=label,
+            image_shape=image_shape,
+        )
         design = learning_curve.make_design(dataset, draws=count, seed=seed, minutes=planned)
         make_folder(folder)
         for path in _outputs(folder, dataset):

@@ -16,7 +16,7 @@ from widelimit.data.dataset import Dataset
 from widelimit.display import duration
 from widelimit.experiments.design import shrink_images
 from widelimit.experiments.record import ComputedKernel, HardImage, Point, Record
-from widelimit.experiments.sets import take
+from widelimit.experiments.sets import file_of, take
 from widelimit.markup import to_data_uri
 from widelimit.report.chart import draw_curves, draw_key, name_size
 
@@ -262,7 +262,8 @@ def _hardest(record: Record, dataset: Dataset) -> str:
     numbers = np.array(sorted(shown), dtype=np.int64)
     images = shrink_images(take(dataset, numbers), record.data.shrink)
     uris = {int(n): to_data_uri(x) for n, x in zip(numbers, images, strict=True)}
-    cards = "".join(_card(hard, record.data.class_names, uris) for hard in record.hardest)
+    files = {int(n): file_of(dataset, int(n)) for n in numbers}
+    cards = "".join(_card(hard, record.data.class_names, uris, files) for hard in record.hardest)
     return f"""<section>
 <h2>The hardest test images</h2>
 <p>A kernel’s prediction is a vote: every training image adds its weight to its own class, and the
@@ -275,11 +276,15 @@ x, and λ the ridge; they may be negative (shown pale).</p>
 </section>"""
 
 
-def _card(hard: HardImage, names: Sequence[str], uris: dict[int, str]) -> str:
+def _card(
+    hard: HardImage, names: Sequence[str], uris: dict[int, str], files: dict[int, str | None]
+) -> str:
     right = hard.predicted == hard.label
     heading = f"{names[hard.label]}, but taken for {names[hard.predicted]}"
     if right:
         heading = f"{names[hard.label]}, just recognised"
+    own = files[hard.image]
+    told = "" if own is None else f"{escape(own)}<br>"
     leading = sorted(range(len(names)), key=lambda k: -hard.totals[k])[:3]
     if hard.label not in leading:
         leading[-1] = hard.label
@@ -292,16 +297,22 @@ def _card(hard: HardImage, names: Sequence[str], uris: dict[int, str]) -> str:
     )
     votes = "".join(
         f"<li{' class=against' if vote.weight < 0 else ''}>"
-        f'<img src="{uris[vote.image]}" alt="training image of {escape(names[vote.label])}">'
+        f'<img src="{uris[vote.image]}" alt="training image of {escape(names[vote.label])}"'
+        f"{_hint(files[vote.image])}>"
         f"<b>{_short(names[vote.label])}</b>{_signed(vote.weight)}</li>"
         for vote in hard.votes
     )
     return f"""<li class="card"><header>
-<img src="{uris[hard.image]}" alt="test image of {escape(names[hard.label])}">
-<div><h3>{escape(heading)}</h3><p>margin {_signed(hard.margin)}</p>
+<img src="{uris[hard.image]}" alt="test image of {escape(names[hard.label])}"{_hint(own)}>
+<div><h3>{escape(heading)}</h3><p>{told}margin {_signed(hard.margin)}</p>
 <ul class="totals">{totals}</ul></div>
 </header><ul class="votes">{votes}</ul></li>
 """
+
+
+def _hint(file: str | None) -> str:
+    """Return the attribute that shows the name of a file over its image."""
+    return "" if file is None else f' title="{escape(file)}"'
 
 
 def _methods(record: Record) -> str:

@@ -68,7 +68,9 @@ def find_suspects(data: Dataset, outputs: FloatArray, temperature: float) -> lis
     return [
         Suspect(
             image=int(i),
-            file=f"image {i}" if data.files_train is None else data.files_train[int(i)],
+            file=f"{'row' if data.is_rows else 'image'} {i}"
+            if data.files_train is None
+            else data.files_train[int(i)],
             label=data.class_names[data.y_train[i]],
             suggested=data.class_names[best[i]],
             p_label=float(own[i]),
@@ -90,9 +92,10 @@ def to_table(suspects: Sequence[Suspect]) -> str:
 def render_sheet(data: Dataset, suspects: Sequence[Suspect]) -> str:
     """Return the suspects as a page that needs nothing but itself, with a thumbnail of each."""
     style = resources.files("widelimit.report").joinpath("style.css").read_text("utf-8")
+    what = "rows" if data.is_rows else "images"
     title = escape(f"Likely wrong labels: {data.name}")
     cards = "\n".join(
-        f'<li><img src="{to_data_uri(data.x_train[s.image])}" alt="{escape(s.file)}"><br>'
+        f"<li>{_thumbnail(data, s)}"
         f"<b>{escape(s.label)}</b> ({s.p_label:.1%}), rather <b>{escape(s.suggested)}</b> "
         f"({s.p_suggested:.1%})<br>{escape(s.file)}</li>"
         for s in suspects
@@ -111,7 +114,7 @@ def render_sheet(data: Dataset, suspects: Sequence[Suspect]) -> str:
 <body>
 <section>
 <h1>{title}</h1>
-<p>{len(suspects):,} of {len(data.y_train):,} images, which a fit to all other images labels
+<p>{len(suspects):,} of {len(data.y_train):,} {what}, which a fit to all other {what} labels
 otherwise, those with the least probable labels first. In brackets the probabilities.</p>
 <ul class="sheet">
 {cards}
@@ -120,3 +123,10 @@ otherwise, those with the least probable labels first. In brackets the probabili
 </body>
 </html>
 """
+
+
+def _thumbnail(data: Dataset, suspect: Suspect) -> str:
+    if data.is_rows:
+        return ""
+    uri = to_data_uri(data.x_train[suspect.image])
+    return f'<img src="{uri}" alt="{escape(suspect.file)}"><br>'
