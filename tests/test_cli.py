@@ -314,3 +314,41 @@ def test_mistakes_in_the_code_are_not_hidden(
     monkeypatch.setattr(Demo, "run", fail)
     result = call("demo", "--data", toy, "--out", tmp_path)
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("module", ["typer", "numpy", "widelimit.cli"])
+def test_ctrl_c_while_modules_are_imported(module: str) -> None:
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "sys.argv = ['widelimit', 'explain', 'cntk-gap-3']\n"
+        "from widelimit.__main__ import main\n"
+        "main()"
+    )
+    done = python("-c", code)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "widelimit: interrupted, nothing was written\n"
+
+
+def test_what_a_shell_completes() -> None:
+    environment = {**os.environ, "_WIDELIMIT_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
+    for words, found in (("explain cntk-g", "cntk-gap-21"), ("fit dig", "digits")):
+        environment["COMP_WORDS"] = f"widelimit {words}"
+        command = [
+            sys.executable,
+            "-c",
+            "from widelimit.cli import app; app(prog_name='widelimit')",
+        ]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert found in done.stdout.split()
+
+
+def test_short_help_and_flags_without_values() -> None:
+    for words in (["-h"], ["fit", "-h"], ["kernel", "-h"]):
+        shown = call(*words)
+        assert shown.exit_code == 0
+        assert "bool" not in shown.output
+    assert "--overwrite" in shown.output
