@@ -191,10 +191,11 @@ def read_table(path: Path) -> Table:
             na_values=[""],
             decimal="," if comma else ".",
         )
-        if not isinstance(frame.index, pandas.RangeIndex):  # names of rows have no name
-            if frame.shape[1] == 0 or frame.iloc[:, -1].isna().all():
-                raise ValueError("its rows have more values than there are names of columns")
-            frame = frame.reset_index(drop=True)
+        # Names of rows, which have no name themselves, are now the index; or there were too many
+        # separators.
+        named_rows = not isinstance(frame.index, pandas.RangeIndex)
+        if named_rows and (frame.shape[1] == 0 or frame.iloc[:, -1].isna().all()):
+            raise ValueError("its rows have more values than there are names of columns")
     if not len(frame):
         raise ValueError(f"{path} must have rows, got none below the names of columns")
     frame.columns = [str(name).strip() for name in frame.columns]
