@@ -128,6 +128,8 @@ def test_rows_of_npz_stay_rows_or_become_images(tmp_path: Path) -> None:
     assert "training images" not in data._repr_html_()
     images = read_dataset(tmp_path / "rows.npz", image_shape=(32, 32, 3), channels="first")
     np.testing.assert_array_equal(images.x_train, COLOUR / 255)
+    with pytest.raises(ValueError, match="rows of 3,072 values, and channels is for images"):
+        read_dataset(tmp_path / "rows.npz", channels="first")
     with pytest.raises(ValueError, match="are read in two ways"):
         read_dataset(tmp_path / "rows.npz", image_shape=(32, 32, 3))
     with pytest.raises(ValueError, match=r"rows of 5 x 5 x 1 = 25 values .* got 3072"):
@@ -294,7 +296,7 @@ def test_table_with_names_of_rows(tmp_path: Path) -> None:
         ("a,label\n1,x\n?,y\n", r"column 'a' must hold numbers to be a feature, got '1', '\?'"),
         ("a,label\n1,0.5\n2,1.5\n", "whole numbers or text, got 0.5"),
         ("a,label\n1,x\n2,x,3,4,5\n", "must be a table, it is not"),
-        ("a,label\n1,x,\n2,y,\n", "its rows have more values than there are names of columns"),
+        ("a,label\n1,x,\n2,y,\n", "its rows end with ',', and the names do not"),
         ("label\nx\ny\n", "must have columns beside the labels"),
         ("label,class,a\n1,2,3\n4,5,6\n", "'label' and 'class' may be it"),
         ("1,2,3\n2,5,6\n1,2,3\n2,5,6\n", "'0' and '2' may be it"),
@@ -810,6 +812,17 @@ def test_other_files_are_named(tmp_path: Path, name: str, content: bytes, match:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=match):
         load_dataset(tmp_path / name)
+
+
+def test_a_folder_is_named_with_what_is_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one per class, got 0: move the images"):
+        load_dataset(tmp_path)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    (tmp_path / ".hidden").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"one per class, got 0, and a\.parquet: move .* a file of"
+    ):
+        load_dataset(tmp_path)
 
 
 def test_an_archive_is_named_with_what_is_in_it(tmp_path: Path) -> None:
