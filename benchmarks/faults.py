@@ -108,8 +108,7 @@ class Workers(Executor):
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = Future[Any]()
-        computation._kept = computation._Kept()
-        computation._thread = computation._Thread()
+        computation.kept.forget()
         self._number += 1
         try:
             self._before(self._number - 1)
@@ -789,6 +788,7 @@ def tidy(trial: Trial, folder: Path) -> None:
 # ---------------------------------------------------------------- all of it
 
 
+TWO = "two of these"
 COLUMNS = ("trials", "noticed", "harmless", "silent", "lost", "left")
 
 
@@ -819,6 +819,7 @@ def run(
     jobs: Sequence[Job] = tuple(JOBS),
 ) -> dict[str, Any]:
     """Run trials until there were so many faults, of some kinds; return plain data."""
+    environment = asdict(describe_environment())
     rows: dict[tuple[str, str], Counter[str]] = {}
     details: list[str] = []
     done = number = 0
@@ -838,7 +839,7 @@ def run(
             if not trial.faults:
                 continue
             done += len(trial.faults)
-            label = trial.faults[0] if len(trial.faults) == 1 else "two of these"
+            label = trial.faults[0] if len(trial.faults) == 1 else TWO
             row = rows.setdefault((trial.job.name, label), Counter())
             row["trials"] += 1
             row["noticed" if trial.words else "harmless"] += 1
@@ -850,7 +851,7 @@ def run(
                     say(details[-1])
     return {
         "format": "widelimit.faults/1",
-        "environment": asdict(describe_environment()),
+        "environment": environment,
         "seed": seed,
         "trials": sum(row["trials"] for row in rows.values()),
         "faults": done,
@@ -870,6 +871,17 @@ def render(record: dict[str, Any]) -> str:
     for row in [*record["rows"], total(record)]:
         numbers = "".join(f"{row[name]:>10}" for name in COLUMNS)
         lines.append(f"{row['job']:<20}{row['fault']:<20}{numbers}")
+    return "\n".join(lines)
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return a line for each kind of fault, over all jobs, for docs/guarantees.md."""
+    lines = [f"| fault | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
+    for fault in [*FAULTS, TWO]:
+        rows = [row for row in record["rows"] if row["fault"] == fault]
+        lines.append(f"| {fault} | {' | '.join(f'{sum(r[c] for r in rows):,}' for c in COLUMNS)} |")
+    sums = total(record)
+    lines.append(f"| {record['faults']:,} in all | {' | '.join(f'{sums[c]:,}' for c in COLUMNS)} |")
     return "\n".join(lines)
 
 

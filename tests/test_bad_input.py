@@ -355,14 +355,18 @@ def test_wrong_options(options: Any, error: type[Exception], message: str) -> No
         kernel(NET, images(), **options)
 
 
+NETS = 'net must be a Network, a preset like "cntk-gap-11" or a list of them'
+
+
 @pytest.mark.parametrize(
     ("net", "error", "message"),
     [
-        (None, TypeError, "net must be a Network or a list of them, got None"),
+        (None, TypeError, f"{NETS}, got None"),
         ([], ValueError, "net must be a Network or a non-empty list of them, got an empty list"),
-        ([NET, "x"], TypeError, "net must be a Network or a list of them, got 'x'"),
-        (NET.layers, TypeError, r"net must be a Network or a list of them, got Conv\(3"),
-        (wl.cntk_gap, TypeError, "net must be a Network or a list of them, got <function"),
+        ([NET, 3], TypeError, f"{NETS}, got 3"),
+        ([NET, "cntk-gpa-3"], ValueError, r"got 'cntk-gpa-3': did you mean cntk-gap-3\?"),
+        (NET.layers, TypeError, rf"{NETS}, got Conv\(3"),
+        (wl.cntk_gap, TypeError, f"{NETS}, got <function"),
     ],
 )
 def test_wrong_networks(net: Any, error: type[Exception], message: str) -> None:

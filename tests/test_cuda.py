@@ -21,11 +21,12 @@ from widelimit import backends
 from widelimit.backends import Backend
 from widelimit.backends.base import Cancelled, Entries, Pairs
 from widelimit.backends.cuda import CudaBackend
-from widelimit.backends.cuda.code_cache import CACHE_VARIABLE, compiled
+from widelimit.backends.cuda.code_cache import compiled
 from widelimit.backends.cuda.device import Card, Launch, LostCard, OutOfMemory
 from widelimit.backends.cuda.plan import ALONE, plan_kernels
 from widelimit.backends.cuda.source import Layout
 from widelimit.backends.reference import ReferenceBackend
+from widelimit.machine import CACHE_VARIABLE
 from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, LocalAvgPool, Network, ReLU
 from widelimit.program import compile_family
 from widelimit.testing.compare import KINDS, assert_close, assert_same_bits, compute

@@ -16,6 +16,7 @@ IMPORTED_AS = {
     "scikit-learn": "sklearn",
     "pillow": "PIL",
     "google-crc32c": "google_crc32c",
+    "pillow-heif": "pillow_heif",
     "cupy-cuda12x": "cupy",
     "cupy-cuda13x": "cupy",
 }

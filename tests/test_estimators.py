@@ -41,7 +41,7 @@ def digits(n=None, step=1):
     return x[:n:step], y[:n:step]
 
 
-def dot_kernel(net, x1, x2=None, *, kind, backend, dtype, threads):
+def dot_kernel(net, x1, x2=None, *, kind, channels="last", backend, dtype, threads):
     """A kernel in one line, in place of the real one: 1 + x.z."""
     flat1 = np.asarray(x1, float).reshape(len(x1), -1)
     flat2 = flat1 if x2 is None else np.asarray(x2, float).reshape(len(x2), -1)
@@ -345,7 +345,13 @@ def test_what_the_kernel_is_asked_for(monkeypatch):
     monkeypatch.setattr(fitted, "kernel", spy)
     monkeypatch.setattr(fitted, "PreparedKernel", Spies)
     net = wl.cntk_vanilla(3)
-    options = {"kind": "nngp", "backend": "cpu", "dtype": "float64", "threads": 3}
+    options = {
+        "kind": "nngp",
+        "channels": "last",
+        "backend": "cpu",
+        "dtype": "float64",
+        "threads": 3,
+    }
     x = np.random.default_rng(0).normal(size=(5, 4, 3, 2))
     model = wl.NTKRegressor(net, ridge=1.0, **options).fit(x, np.arange(5))
     # Where to compute may change after fit; what was fitted may not.
@@ -430,6 +436,7 @@ def test_clone_pickle_and_parameters(estimator):
         "time": None,
         "standardise": None,
         "image_shape": (8, 8),
+        "channels": None,
         "dtype": None,
         "backend": "auto",
         "threads": 1,

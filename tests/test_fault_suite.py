@@ -13,6 +13,7 @@ import pytest
 from widelimit import files
 from widelimit.matrices import objects
 from widelimit.matrices.store import TileStore
+from widelimit.matrices.tiles import KeySet
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "faults.py"
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -66,7 +67,7 @@ FLAWS: dict[str, tuple[Callable[[pytest.MonkeyPatch], object], str, list[str], s
         "kernel",
     ),
     "all is made again": (
-        lambda patch: patch.setattr(TileStore, "missing", lambda self: {*self.grid.tiles()}),
+        lambda patch: patch.setattr(TileStore, "missing", lambda self: KeySet(self.grid).others()),
         "lost",
         ["file lost"],
         "kernel",

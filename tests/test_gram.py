@@ -30,7 +30,7 @@ from widelimit.machine import available_memory, held_memory, parse_memory, remai
 from widelimit.matrices import store as store_module
 from widelimit.matrices.manifest import Manifest
 from widelimit.matrices.objects import open_objects
-from widelimit.matrices.plan import Plan, Sizes, solve
+from widelimit.matrices.plan import Sizes, columns_in_use, solve
 from widelimit.matrices.progress import Progress, Tracker
 from widelimit.matrices.store import StoreError, TileStore
 from widelimit.network import MAX_LAYERS
@@ -101,7 +101,7 @@ def test_few_profiles_held_change_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     import importlib
 
     run = importlib.import_module("widelimit.matrices.run")
-    monkeypatch.setattr(run, "solve", lambda *a: replace(solve(*a), held=3))
+    monkeypatch.setattr(run, "solve", lambda *a: replace(solve(*a), group=1, columns=2))
     k = wl.gram(VANILLA, X, Z, store=tmp_path / "k.zarr", tile=16)
     assert np.array_equal(k, wl.kernel(VANILLA, X, Z))
 
@@ -823,20 +823,24 @@ def test_an_old_store_that_is_not_finished(tmp_path: Path) -> None:
 MEASURE = """
 import sys
 import numpy as np
+import zarr
 import widelimit as wl
-from widelimit.machine import peak_memory
+import widelimit.matrices  # which is imported when it is first used
+from widelimit.machine import held_memory, peak_memory
 
 rows = np.random.default_rng(0).random((800, 32, 32, 3), dtype=np.float32)
-path, memory = sys.argv[1:]
-k = wl.gram([wl.cntk_vanilla(d) for d in (3, 6, 11)], rows, store=path,
-            memory=None if memory == "None" else memory)
-print(peak_memory())
+path, beside = sys.argv[1:]
+memory = None if beside == "None" else held_memory() + int(beside)
+held = held_memory()
+k = wl.gram([wl.cntk_vanilla(d) for d in (3, 6, 11)], rows, store=path, memory=memory)
+print(peak_memory() - held)
 """
 
 
-def peak(path: Path, memory: str) -> int:
+def taken(path: Path, beside: int | None) -> int:
+    """Return what a call took beside what its process held, where it may take so much."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path), memory],
+        [sys.executable, "-c", MEASURE, str(path), str(beside)],
         capture_output=True,
         text=True,
         check=True,
@@ -846,13 +850,12 @@ def peak(path: Path, memory: str) -> int:
 
 @pytest.mark.slow
 def test_memory_is_a_promise(tmp_path: Path) -> None:
-    free = peak(tmp_path / "free.zarr", "None")
+    free = taken(tmp_path / "free.zarr", None)
     rows = np.random.default_rng(0).random((800, 32, 32, 3), dtype=np.float32)
     block = wl.kernel([wl.cntk_vanilla(d) for d in (3, 6, 11)], rows[:40])
-    for megabytes in (95, 98, 101):  # the oldest NumPy and zarr take 3 MB more before they begin
+    for megabytes in (33, 36, 40):
         assert free > megabytes * 10**6  # without a promise it takes more
-        used = peak(tmp_path / f"{megabytes}.zarr", f"{megabytes}MB")
-        assert used <= megabytes * 10**6
+        assert taken(tmp_path / f"{megabytes}.zarr", megabytes * 10**6) <= megabytes * 10**6
         found = wl.open_gram(tmp_path / f"{megabytes}.zarr")
         assert np.array_equal([k[:40, :40] for k in found], block)
 
@@ -863,7 +866,7 @@ def test_too_little_memory_is_told_before_the_work(tmp_path: Path) -> None:
     assert not (tmp_path / "k.zarr" / "zarr.json").exists()
 
 
-SIZES = Sizes(10_000, 10_000, True, 4, 3, 8 * 784, 40_000, 10**6, 7840)
+SIZES = Sizes(10_000, 10_000, True, 4, 3, 8 * 784, 40_000, 10**6, lambda side: (99, 10**5), 7840)
 
 
 @settings(max_examples=200, deadline=None)
@@ -873,18 +876,28 @@ SIZES = Sizes(10_000, 10_000, True, 4, 3, 8 * 784, 40_000, 10**6, 7840)
     tile=st.none() | st.integers(16, 2000),
     profile=st.integers(0, 10**6),
     cost=st.integers(0, 10**9),
+    calls=st.integers(1, 100),
 )
-def test_plans_fit(budget: int, threads: int, tile: int | None, profile: int, cost: int) -> None:
-    sizes = replace(SIZES, profile=profile, element_layers=cost)
+def test_plans_fit(
+    budget: int, threads: int, tile: int | None, profile: int, cost: int, calls: int
+) -> None:
+    sizes = replace(SIZES, profile=profile, element_layers=cost, calls=lambda side: (calls, 10**5))
     try:
         plan = solve(sizes, budget, threads, tile)
     except MemoryError:
-        assert sizes.need(tile or 64, 1, 3) > budget
+        assert sizes.need(tile or 64, 1, 1 + columns_in_use(1, calls)) > budget
         return
-    assert sizes.need(plan.tile, plan.threads, plan.held) <= budget
+    assert sizes.need(plan.tile, plan.threads, plan.group + plan.columns) <= budget
     assert 1 <= plan.threads <= threads
     assert plan.group >= 1
+    assert plan.columns == columns_in_use(plan.threads, calls) >= 2
     assert tile in (None, plan.tile)
+
+
+def test_columns_are_held_for_all_tasks_under_way() -> None:
+    """Two for each thread; no more tiles are open than that all threads have work."""
+    for threads, calls, columns in ((1, 99, 2), (8, 99, 2), (8, 8, 3), (8, 3, 7), (8, 1, 10)):
+        assert columns_in_use(threads, calls) == columns
 
 
 def test_what_a_plan_takes() -> None:
@@ -897,27 +910,40 @@ def test_what_a_plan_takes() -> None:
         sample=10**3,
         profile=10**6,
         scratch=10**9,
+        calls=lambda side: (9, 10**4 * side),
         element_layers=1,
     )
     megabyte = 2**20  # small things of a thread
     tile = 10 * 10 * 4
-    # Three threads: each has finished a tile of six matrices, and one more is handed out; of each
-    # finished one there are a whole, an encoded and a checked copy of a matrix, and one of another
-    # store. Five blocks of profiles are held and one is made, of samples that are there thrice.
-    assert sizes.need(10, 3, 5) == (
-        3 * (10**9 + megabyte) + 4 * 6 * tile + (3 * 3 + 1) * tile + 6 * 10**7 + 3 * 10**4
+    # Three threads: each has finished a tile of six matrices, and two more are handed out; of each
+    # finished one there are a whole, an encoded and a checked copy of a matrix, and which of its
+    # entries are NaN; and one of another store. Five blocks of profiles are held and one is made,
+    # of samples that are there thrice; two holes of a block are kept by the allocator. 100 x 100
+    # tiles are in some sets, with six checksums each.
+    need = (
+        3 * (10**9 + 10**5 + 10 * 10 + megabyte)
+        + 5 * 6 * tile
+        + (3 * 3 + 1) * tile
+        + (6 + 2) * 10**7
+        + 3 * 10**4
+        + 100**2 * (8 + 4 * 6)
     )
-    assert Plan(tile=10, threads=3, held=5).group == 3  # with the columns of this tile and the next
+    assert sizes.need(10, 3, 5) == need
+    tiles = 100 * 101 // 2
+    # Behind a URL there are lists of what is stored; workers have tasks, and these keys of tiles.
+    assert replace(sizes, listed=1000).need(10, 3, 5) == need + tiles * 6 * 1000
+    assert replace(sizes, handed_out=True).need(10, 3, 5) == need + tiles * 128 + 4096 * 4096
+    assert replace(sizes, handed_out=True).bookkeeping(1000) == 8 + 4 * 6 + 128 + 4096
 
 
 def test_plans_use_what_there_is() -> None:
     plan = solve(SIZES, 10**10, 8, None)
     assert (plan.tile, plan.threads) == (1024, 8)
-    assert plan.held == 10 + 2  # all profiles, and no more
+    assert (plan.group, plan.columns) == (10, 2)  # all profiles, and no more
     assert solve(replace(SIZES, element_layers=10**7), 10**10, 8, None).tile == 64
     assert solve(replace(SIZES, n1=500, n2=500), 10**10, 8, None).tile == 64
     assert solve(SIZES, 5 * 10**7, 8, None).tile < 1024
-    assert solve(SIZES, 1.5e7, 8, None).threads < 8
+    assert solve(SIZES, 2.2e7, 8, None).threads < 8
     wide = replace(SIZES, n2=100, symmetric=False)
     assert solve(wide, 10**10, 8, None).tile == 1024  # the longer side has several
 

@@ -164,7 +164,7 @@ def test_millions_of_tiles_that_are_announced_cost_nothing(stores: Path, tmp_pat
         tracemalloc.start()
         with pytest.raises(ValueError, match=message):
             call()
-        assert tracemalloc.get_traced_memory()[1] < 5e6
+        assert tracemalloc.get_traced_memory()[1] < 2e7  # some bytes for each tile
         tracemalloc.stop()
     assert "6 of 524,800" in describe_store(str(store))
 

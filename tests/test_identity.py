@@ -60,6 +60,15 @@ def test_two_tiles_that_changed_places(sealed: bool, tmp_path: Path) -> None:
         assert np.array_equal(np.array(gram(path, verify=True)), wl.kernel(NET, X))
 
 
+def test_two_tiles_that_changed_places_after_they_were_read(tmp_path: Path) -> None:
+    """What is known of their seals by then is compared with each tile that is read."""
+    k = gram(tmp_path / "k.zarr")
+    np.array(k)
+    swap(*tiles_of(tmp_path / "k.zarr")[:2])
+    with pytest.raises(StoreError, match="is not the one that was written there: run the call"):
+        np.array(k)
+
+
 def test_two_tiles_of_a_factor_that_changed_places(tmp_path: Path) -> None:
     path, k = tmp_path / "f.zarr", wl.kernel(NET, X, dtype="float64")
     y = np.ones(70)

@@ -111,9 +111,10 @@ def test_explain() -> None:
     networks = [wl.cntk_gap(3), wl.cntk_gap(5), wl.cntk_vanilla(3)]
     text = explain_networks(networks, (8, 8, 3), ["ntk", "nngp", "ntk"])
     assert text.count("kernels ntk, nngp") == 2  # two families
-    first, second = text.split("\n\n")
+    first, second, cost = text.split("\n\n")
     assert first.startswith(f"{networks[0]} and {networks[1]}, in one pass:\n")
     assert second.startswith(f"{networks[2]}:\n")
+    assert "\n6 matrices of 1,000 x 1,000: 24 MB in an .npy file" in cost
     assert explain_networks(networks[::-1], (8, 8, 3), ["ntk"], "abc").startswith("a:\n")
     with pytest.raises(ValueError, match="kind must be ntk or nngp, got 'x'"):
         explain_networks(networks, (8, 8, 3), ["x"])
@@ -173,6 +174,7 @@ def test_job_writes_the_kernel(tmp_path: Path) -> None:
         kind="nngp",
         dtype="float64",
         threads=1,
+        overwrite=True,
     )
     job.run()
     want = wl.kernel(wl.cntk_gap(3), X, X[:3] + 0.1, "nngp", dtype="float64")
@@ -226,8 +228,11 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
+    words = (str(tmp_path / "x.npy"), str(out), [wl.cntk_gap(3)])
+    with pytest.raises(FileExistsError, match=r"there is one already: .* or say --overwrite"):
+        Job.prepare(*words)
     with pytest.raises(OSError, match="disk full"):
-        Job.prepare(str(tmp_path / "x.npy"), str(out), [wl.cntk_gap(3)]).run()
+        Job.prepare(*words, overwrite=True).run()
     assert out.read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["k.npy", "x.npy"]
 
@@ -392,15 +397,37 @@ def test_ctrl_c_keeps_the_finished_tiles(tmp_path: Path) -> None:
     assert np.array_equal(wl.open_gram(out)[:40, 300:], corner)
 
 
-@pytest.mark.parametrize("content", [X[0], np.array(["a", "b"]), np.full((2, 3, 3, 1), np.nan)])
-def test_inputs_that_are_refused(tmp_path: Path, content: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (X[0], r"must hold rows .*: one image is \(1, 6, 5, 2\), series of 5 values in 2 channels"),
+        (np.array(["a", "b"]), "x1 must "),
+        (np.full((2, 3, 3, 1), np.nan), "x1 must "),
+    ],
+)
+def test_inputs_that_are_refused(tmp_path: Path, content: np.ndarray, message: str) -> None:
     np.save(tmp_path / "x.npy", content)
     out = tmp_path / "k.npy"
     code, _, error = widelimit("kernel", tmp_path / "x.npy", "--net", "cntk_gap:3", "--out", out)
     assert code == 2
-    assert error.startswith("widelimit: x1 must ")
+    assert re.search(message, error), error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_grey_images_get_their_axis_and_a_network_its_name(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((3, 6, 7))
+    np.savez(tmp_path / "m.npz", x_train=x, y_train=[0, 1, 0])
+    out = tmp_path / "k.npy"
+    words = ("kernel", tmp_path / "m.npz", "--array", "x_train", "--net", "cntk-gap-3")
+    code, _, error = widelimit(*words, "--out", out)
+    assert code == 0
+    assert "taken for 3 grey images of 6 x 7 pixels" in error
+    np.testing.assert_array_equal(np.load(out), wl.kernel("cntk-gap-3", x[..., None]))
+    named, made = ["cntk-gap-3", wl.cntk_vanilla(3)], [wl.cntk_gap(3), wl.cntk_vanilla(3)]
+    np.testing.assert_array_equal(wl.kernel(named, x[..., None]), wl.kernel(made, x[..., None]))
+    code, _, error = widelimit(*words, "--out", out)
+    assert (code, "k.npy: there is one already" in error) == (2, True)
 
 
 def test_explain_command() -> None:

@@ -194,7 +194,7 @@ EXTRA: dict[str, tuple[list[Layer], tuple[int, int, int]]] = {
     "odd height": ([*C3, Conv(5), ReLU(), *GAP_HEAD], (7, 3, 2)),
     "1 channel": ([*C3, *C3, Flatten(), Dense()], (4, 4, 1)),
     "2 channels": ([*C3, *C3, *GAP_HEAD], (4, 4, 2)),
-    "5 channels": ([*C3, *C3, *GAP_HEAD], (4, 4, 5)),
+    "5 channels": ([*C3, *C3, *GAP_HEAD], (5, 4, 5)),
     "depth 30, pooled": ([*C3 * 30, *GAP_HEAD], (4, 4, 3)),
     "depth 30, flat": ([*C3 * 30, Flatten(), Dense()], (6, 5, 3)),
     "depth 30, filter 5": ([*(Conv(5), ReLU()) * 30, LocalAvgPool(1), Dense()], (3, 3, 3)),

@@ -33,6 +33,7 @@ LAYERS = [
     "backends",
     "matrices",
     "doctor",
+    "costs",
     "solvers",
     "estimators",
     "data",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def load_benchmark(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -66,12 +67,29 @@ def test_speeds_of_the_readme_are_those_of_the_record() -> None:
             assert row in page
 
 
+def test_faults_at_random() -> None:
+    record = json.loads((ROOT / "docs" / "records" / "faults.json").read_text())
+    benchmark = load_benchmark("faults")
+    assert record["faults"] >= 2000
+    assert benchmark.is_good(record)
+    assert benchmark.table(record) in (ROOT / "docs" / "guarantees.md").read_text()
+
+
 def test_small_data() -> None:
     record = json.loads((ROOT / "results" / "small-data.json").read_text())
     benchmark = load_benchmark("small_data")
     assert len(record["draws"]) == benchmark.DRAWS
     table = benchmark.table(record)
     assert "| RBF-SVM, tuned | " in table
+    assert table in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_tabular() -> None:
+    record = json.loads((ROOT / "results" / "tabular.json").read_text())
+    benchmark = load_benchmark("tabular")
+    table = benchmark.table(record).rstrip()
+    assert benchmark.REPEATS == 10
+    assert table.count("\n") == 1 + len(benchmark.LABELS)
     assert table in (ROOT / "docs" / "results.md").read_text()
 
 

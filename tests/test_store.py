@@ -26,7 +26,7 @@ import widelimit as wl
 from widelimit.files import atomic_file
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import StoreError, TileStore
-from widelimit.matrices.tiles import Grid
+from widelimit.matrices.tiles import Grid, KeySet
 
 HALF = f".{'a' * 16}.{'0' * 32}.partial"  # a temporary name
 LEADING = [(), (2,), (2, 3)]
@@ -119,7 +119,7 @@ def test_zarr_reads_what_is_not_there_as_nan_and_notices_damage(store: TileStore
 def test_objects_in_memory_behave_like_a_folder(tmp_path: Path) -> None:
     for url in (str(tmp_path / "o"), "memory://objects"):
         objects = open_objects(url)
-        assert objects.sizes("c") == {}
+        assert dict(objects.sizes("c")) == {}
         with pytest.raises(FileNotFoundError):
             objects.read("c/a", 9)
         with objects.locked():
@@ -127,18 +127,18 @@ def test_objects_in_memory_behave_like_a_folder(tmp_path: Path) -> None:
             objects.write("c/b/d", b"1")
             objects.write("c/a", b"123456")
         assert (objects.read("c/a", 6), objects.read_end("c/a", 4)) == (b"123456", b"3456")
-        assert objects.sizes("c") == {"c/a": 6, "c/b/d": 1}
+        assert dict(objects.sizes("c")) == {"c/a": 6, "c/b/d": 1}
         objects.delete("c/a")
         objects.delete("c/a")
-        assert objects.sizes("c") == {"c/b/d": 1}
+        assert dict(objects.sizes("c")) == {"c/b/d": 1}
         assert objects.read_end("c/b/d", 4) == b"1"  # all that there is
         assert not objects.in_use()
 
 
 def test_what_is_not_complete_is_not_counted(store: TileStore) -> None:
-    before = store.objects.sizes("c")
+    before = dict(store.objects.sizes("c"))
     (chunk(store, "0") / HALF).write_bytes(b"half")
-    assert store.objects.sizes("c") == before
+    assert dict(store.objects.sizes("c")) == before
 
 
 def test_sizes_are_not_those_of_an_earlier_look() -> None:
@@ -146,7 +146,7 @@ def test_sizes_are_not_those_of_an_earlier_look() -> None:
     asked: list[bool] = []
     objects._fs = type("Fs", (), {"find": objects._fs.find})()  # of S3 and others, which keep lists
     objects._fs.invalidate_cache = lambda: asked.append(True)
-    assert objects.sizes("c") == {}
+    assert dict(objects.sizes("c")) == {}
     assert asked == [True]
 
 
@@ -176,6 +176,28 @@ def test_an_order_is_a_permutation_that_needs_few_blocks(
             held = [*held, block][-(group + 2) :]
     rows, columns = grid.shape
     assert loads <= rows + columns * -(-rows // group)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    n1=st.integers(1, 60),
+    n2=st.integers(1, 60),
+    tile=st.integers(1, 20),
+    region=st.sampled_from(["full", "upper", "lower"]),
+    seed=st.integers(0, 99),
+)
+def test_pairs_of_some_tiles_are_the_sum_of_each(
+    n1: int, n2: int, tile: int, region: Any, seed: int
+) -> None:
+    grid = Grid(n1, n2 if region == "full" else n1, tile, region)
+    rng = np.random.default_rng(seed)
+    chosen = {key for key in grid.tiles() if rng.random() < 0.5}
+    keys = KeySet(grid)
+    for key in chosen:
+        keys.add(key)
+    assert (list(keys), len(keys)) == (sorted(chosen), len(chosen))
+    assert set(keys.others()) == set(grid.tiles()) - chosen
+    assert keys.pairs() == sum(map(grid.pairs, chosen))
 
 
 # ---------------------------------------------------------------- damage
@@ -246,12 +268,15 @@ def test_a_tile_needs_all_matrices(tmp_path: Path) -> None:
         {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2**20, 2**20]}}},
         {"chunk_grid": 5},
         {"attributes": {}},
-        {"attributes": {"widelimit": {"region": "left"}}},
+        {"attributes": {"widelimit": {"region": "upper"}}},
+        {"region": "left"},
     ],
 )
 def test_foreign_metadata_are_refused(store: TileStore, change: dict[str, Any]) -> None:
     path = Path(store.objects.name)
-    if "attributes" in change:
+    if "region" in change:
+        change_metadata(path, lambda metadata: metadata["attributes"]["widelimit"].update(change))
+    elif "attributes" in change:
         metadata = json.loads((path / "zarr.json").read_text()) | change
         (path / "zarr.json").write_text(json.dumps(metadata))
     else:

@@ -29,12 +29,15 @@ import pytest
 
 import widelimit as wl
 from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
+from widelimit.machine import held_memory
 from widelimit.matrices import computation, executors, run
 from widelimit.matrices.computation import Order
 from widelimit.matrices.manifest import Maker
 from widelimit.matrices.objects import open_objects
+from widelimit.matrices.plan import Sizes
 from widelimit.matrices.progress import Progress
 from widelimit.matrices.store import StoreError, TileStore
+from widelimit.matrices.stored_inputs import StoredInputs
 from widelimit.matrices.tiles import Grid, Key
 from widelimit.matrices.workers import Report, Task, run_task
 
@@ -279,7 +282,7 @@ def test_what_an_executor_stored_before_it_broke_is_kept(
     monkeypatch.setattr(
         run._Run,
         "here",
-        lambda self, report, keys: here.extend(keys) or compute(self, report, keys),
+        lambda self, report: here.extend(self._keys()) or compute(self, report),
     )
     executor = Fault(make)
     with pytest.warns(RuntimeWarning, match="lost a worker and stopped"):
@@ -460,7 +463,7 @@ def test_a_worker_forgets_a_store_that_was_made_again(engine: str, tmp_path: Pat
 def orders() -> dict[str, Order]:
     """An order, and one for each of its fields that differs in this alone."""
     maker, grid = Maker("cpu", "plain", "1"), Grid(9, 9, 3, "upper")
-    first = Order("k.zarr", "0" * 64, "cpu", maker, grid, 1, 3, 0)
+    first = Order("k.zarr", "0" * 64, "cpu", maker, grid, 1, 10**12, 1, 0)
     changes: dict[str, Any] = {
         "store": "l.zarr",
         "fingerprint": "1" * 64,
@@ -468,59 +471,92 @@ def orders() -> dict[str, Order]:
         "maker": Maker("cpu", "avx2", "1"),
         "grid": Grid(9, 9, 4, "upper"),
         "threads": 2,
-        "held": 4,
+        "memory": 2 * 10**12,
+        "engines": 2,
         "known": 3,
     }
     assert set(changes) == {field.name for field in fields(Order)}
     return {"": first} | {name: replace(first, **{name: new}) for name, new in changes.items()}
 
 
-@pytest.mark.parametrize("name", list(orders()))
-def test_an_engine_is_kept_under_all_that_it_depends_on(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[tuple[Any, ...]] = []
+class Counted:
+    """A computation that notes what is asked of it."""
 
-    class Counted:
-        def engine(self, *arguments: Any) -> Any:
-            made.append(arguments)
-            return object()
+    def __init__(self) -> None:
+        self.engines: list[tuple[Any, ...]] = []
 
-    monkeypatch.setattr(computation._kept, "computation", lambda order, tiles: Counted())
-    monkeypatch.setattr(computation, "_thread", computation._Thread())
-    tiles: Any = None
-    first, other = orders()[""], orders()[name]
-    one = computation.kept_engine(first, tiles)
-    assert computation.kept_engine(first, tiles) is one
-    assert (computation.kept_engine(other, tiles) is one) == (name == "")
-    assert made[-1] == (other.grid, other.threads, other.held, other.known)
+    def sizes(self, threads: int) -> Sizes:
+        return Sizes(9, 9, True, 4, 1, 8, 8, 8, lambda side: (1, 8), 1)
+
+    def engine(self, *arguments: Any) -> Any:
+        self.engines.append(arguments)
+        return object()
 
 
-@pytest.mark.parametrize("name", ["", "store", "fingerprint", "maker"])
-def test_inputs_and_programs_are_kept_for_one_store_and_maker(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[Any] = []
+@pytest.fixture
+def computations(monkeypatch: pytest.MonkeyPatch) -> list[Counted]:
+    """Those that are made."""
+    made: list[Counted] = []
     monkeypatch.setattr(computation, "read_manifest", lambda tiles: SimpleNamespace(x1=0, x2=None))
-    monkeypatch.setattr(computation, "_get_inputs", lambda *_: None)
-    monkeypatch.setattr(computation, "Computation", lambda *_: made.append(object()) or made[-1])
-    kept, tiles = computation._Kept(), SimpleNamespace(objects=None)
-    one = kept.computation(orders()[""], cast("Any", tiles))
-    assert kept.computation(orders()["threads"], cast("Any", tiles)) is one
-    assert (kept.computation(orders()[name], cast("Any", tiles)) is one) == (name == "")
-    assert len(made) == 1 + (name != "")
+    monkeypatch.setattr(computation, "StoredInputs", lambda *_: None)
+    monkeypatch.setattr(computation, "Computation", lambda *_: made.append(Counted()) or made[-1])
+    return made
 
 
-def test_inputs_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[str] = []
-    get_inputs = computation._get_inputs
+@pytest.mark.parametrize("name", list(orders()))
+def test_what_is_kept_is_kept_under_all_that_it_depends_on(
+    name: str, computations: list[Counted]
+) -> None:
+    """Engines under all of their order; inputs and programs for one store and maker."""
+    held, tiles = computation._Kept(), cast("Any", SimpleNamespace(objects=None))
+    first, other = orders()[""], orders()[name]
+    with held.engine(first, tiles) as one:
+        pass
+    with held.engine(first, tiles) as again:
+        assert again is one
+    with held.engine(other, tiles) as last:
+        assert (last is one) == (name == "")
+    assert len(computations) == 1 + (name in ("store", "fingerprint", "maker"))
+    grid, plan, known = computations[-1].engines[-1]
+    assert (grid, known) == (other.grid, other.known)
+    assert (plan.tile, plan.threads) == (other.grid.tile, other.threads)
 
-    def read(objects: Any, name: str, described: Any) -> Any:
-        reads.append(name)
-        return get_inputs(objects, name, described)
 
-    monkeypatch.setattr(computation, "_get_inputs", read)
-    monkeypatch.setattr(computation, "_kept", computation._Kept())
+def test_tasks_of_one_process_share_its_memory(computations: list[Counted]) -> None:
+    """As many engines as tasks may run at a time, of which each has its share; others wait."""
+    least = Counted().sizes(1).need(3, 1, 4)
+    held, tiles = computation._Kept(), cast("Any", SimpleNamespace(objects=None))
+    for engines, enough in ((1, True), (2, False), (2, True)):
+        room = least * (engines if enough else 1) + 10**8 * enough
+        order = replace(orders()[""], memory=held_memory() + room + 10**5, engines=engines)
+        if not enough:
+            with pytest.raises(MemoryError, match="at least"), held.engine(order, tiles):
+                pass
+            continue
+        most: list[int] = []
+
+        def run(order: Order = order, most: list[int] = most) -> None:
+            with held.engine(order, tiles):
+                threading.Event().wait(0.01)
+                most.append(held._running)
+
+        with ThreadPoolExecutor(6) as pool:
+            for future in [pool.submit(run) for _ in range(12)]:
+                future.result()
+        assert max(most) == engines
+        assert len(computations[-1].engines) <= engines + 1
+
+
+def test_inputs_are_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    class Noted(StoredInputs):
+        def __init__(self, objects: Any, name: str, described: Any) -> None:
+            opened.append(name)
+            super().__init__(objects, name, described)
+
+    monkeypatch.setattr(computation, "StoredInputs", Noted)
     with ThreadPoolExecutor(3) as executor:
         wl.gram(NETS, X, Z, store=tmp_path / "k.zarr", tile=16, executor=executor)
-    assert reads == ["x1", "x2"]
+    assert opened == ["x1", "x2"]
+    assert computation.kept._computation is None  # this process holds nothing afterwards

@@ -9,20 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from widelimit._version import __version__
-from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
-from widelimit.matrices import Gram, gram, kernel, open_gram
-from widelimit.network import (
-    Conv,
-    Dense,
-    Flatten,
-    GlobalAvgPool,
-    LocalAvgPool,
-    Network,
-    ReLU,
-)
 
 if TYPE_CHECKING:
     from widelimit import plot
+    from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
     from widelimit.data import Dataset, load_dataset
     from widelimit.estimators import (
         ZCA,
@@ -31,6 +21,16 @@ if TYPE_CHECKING:
         NTKRegressor,
         load_model,
         save_model,
+    )
+    from widelimit.matrices import Gram, gram, kernel, open_gram
+    from widelimit.network import (
+        Conv,
+        Dense,
+        Flatten,
+        GlobalAvgPool,
+        LocalAvgPool,
+        Network,
+        ReLU,
     )
 
 __all__ = [
@@ -60,17 +60,21 @@ __all__ = [
     "save_model",
 ]
 
-# Imported when first used: scikit-learn takes longer to import than many kernels to compute.
+# Imported when first used: scikit-learn takes longer to import than many kernels to compute, and a
+# command line that is interrupted while it starts says so.
 _LAZY = {
-    "ZCA": "widelimit.estimators",
-    "KernelMetric": "widelimit.estimators",
-    "load_model": "widelimit.estimators",
-    "save_model": "widelimit.estimators",
-    "NTKClassifier": "widelimit.estimators",
-    "NTKRegressor": "widelimit.estimators",
-    "Dataset": "widelimit.data",
-    "load_dataset": "widelimit.data",
+    "widelimit.architectures": ("cntk_gap", "cntk_vanilla", "ntk_dense"),
+    "widelimit.data": ("Dataset", "load_dataset"),
+    "widelimit.estimators": (
+        *("ZCA", "KernelMetric", "NTKClassifier", "NTKRegressor"),
+        *("load_model", "save_model"),
+    ),
+    "widelimit.matrices": ("Gram", "gram", "kernel", "open_gram"),
+    "widelimit.network": (
+        *("Conv", "Dense", "Flatten", "GlobalAvgPool", "LocalAvgPool", "Network", "ReLU"),
+    ),
 }
+_HOMES = {name: module for module, names in _LAZY.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
@@ -78,9 +82,9 @@ def __getattr__(name: str) -> Any:
 
     if name == "plot":
         return import_module("widelimit.plot")
-    if name not in _LAZY:
+    if name not in _HOMES:
         raise AttributeError(f"module 'widelimit' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

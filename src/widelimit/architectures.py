@@ -8,6 +8,7 @@ carries the ``c = 2`` of the ReLU before it, and the last layer the ``c/q^2`` of
 
 from __future__ import annotations
 
+import difflib
 import re
 from numbers import Integral
 
@@ -22,7 +23,7 @@ from widelimit.network import (
     ReLU,
 )
 
-__all__ = ["PRESETS", "cntk_gap", "cntk_vanilla", "named_network", "ntk_dense"]
+__all__ = ["EXAMPLES", "PRESETS", "cntk_gap", "cntk_vanilla", "named_network", "ntk_dense"]
 
 _MAX_DEPTH = MAX_LAYERS // 2 - 1  # two layers for each, and two more
 _SQRT_C = 2**0.5  # c = 2 for the ReLU (its square differs from 2 by one rounding, 2e-16 relative)
@@ -112,6 +113,8 @@ def ntk_dense(depth: int = 3, b_std: float = 0.0) -> Network:
 _PRESETS = {"cntk-gap": cntk_gap, "cntk-vanilla": cntk_vanilla, "ntk-dense": ntk_dense}
 PRESETS = ", ".join(f"{name}-DEPTH" for name in _PRESETS)
 """How `named_network` wants presets to be written."""
+EXAMPLES = tuple(f"{name}-{depth}" for name in _PRESETS for depth in (3, 4, 6, 11, 21))
+"""Presets of the depths of the paper's Table 1."""
 
 
 def named_network(text: str) -> Network:
@@ -133,10 +136,21 @@ def named_network(text: str) -> Network:
     found = re.fullmatch(r"([a-z]+[-_][a-z]+)(?:[-:](.*))?", text, re.DOTALL)
     name = found[1].replace("_", "-") if found else ""
     if found is None or name not in _PRESETS:
-        raise ValueError(f"network must be {PRESETS}, or the JSON of a network, got {text[:200]!r}")
+        raise ValueError(
+            f"network must be {PRESETS}, or the JSON of a network, got {text[:200]!r}"
+            f"{_similar(text[:200])}"
+        )
     if not re.fullmatch(r"[0-9]{1,9}", found[2] or ""):
         raise ValueError(f"{name} needs a depth, as in {name}-11, got {text[:200]!r}")
     return _PRESETS[name](depth=int(found[2]))
+
+
+def _similar(text: str) -> str:
+    """Return a question that names the preset which was meant, or nothing."""
+    depth = re.search(r"[0-9]{1,5}$", text)
+    names = [f"{name}-{depth[0] if depth else 11}" for name in _PRESETS]
+    near = difflib.get_close_matches(text.lower(), names, n=1, cutoff=0.6)
+    return f": did you mean {near[0]}?" if near else ""
 
 
 def _convs(depth: int, filter_size: int, *, train_first: bool) -> list[Layer]:

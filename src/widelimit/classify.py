@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
+from widelimit.costs import Forecast, forecast
 from widelimit.data.dataset import Dataset, Size, draw_test_set, draw_training_sets
 from widelimit.data.image import Changes, fit_image, read_image, safe_formats
 from widelimit.data.load import read_dataset
 from widelimit.data.samples import Samples, Wanted, holds_samples, read_samples
 from widelimit.data.search import find_images
 from widelimit.estimators import NTKClassifier, load_model, save_model
+from widelimit.estimators.checks import check_options, resolve_networks
 from widelimit.estimators.directions import find_directions
-from widelimit.estimators.samples import ImageShape
+from widelimit.estimators.samples import ImageShape, resolve_shape
 from widelimit.estimators.saved import check_model_folder
 from widelimit.files import check_file, check_room, make_folder, said, write_atomically
 from widelimit.keeping import keep
@@ -149,6 +151,10 @@ class Fit:
         check_room(out, _least_size(model, data.x_train[chosen]))
         return cls(data, chosen, left, model, out, overwrite)
 
+    def forecast(self) -> Forecast:
+        """Return what the fit costs on this machine."""
+        return _forecast(self.model, self.data.x_train[self.chosen])
+
     def run(self, say: Callable[[str], None]) -> Path:
         """Fit, say what came out, and save.
 
@@ -252,6 +258,26 @@ def _join(data: Dataset, other: Dataset, name: str) -> Dataset:
     )
 
 
+def _forecast(model: NTKClassifier, x: NDArray[Any]) -> Forecast:
+    found = x.shape[1:] if x.ndim > 2 else None
+    try:
+        check_options(model)
+        shape = resolve_shape(model.image_shape, found, x[0].size, model.channels)
+        networks = resolve_networks(model.net, shape, x[0].size)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    return forecast(
+        networks,
+        x.shape[1:] if shape is None else shape,
+        len(x),
+        kinds=(model.kind,),
+        dtype=model.dtype or "float32",
+        backend=model.backend,
+        threads=model.threads,
+        solve="eigenvectors" if "loo" in (model.ridge, model.time) else "factor",
+    )
+
+
 def _like(data: Dataset, other: Dataset, name: str) -> Dataset:
     """Return a data set with the samples that another one has; ValueError if it has others."""
     known, columns = data.feature_names, other.feature_names
@@ -347,6 +373,7 @@ class Prediction:
         inputs: Sequence[Path],
         out: Path | None = None,
         *,
+        overwrite: bool = False,
         array: str | None = None,
         channels: Channels = None,
     ) -> Prediction:
@@ -361,6 +388,8 @@ class Prediction:
             files of arrays: `read_samples`.
         out : Path or None
             Where the table will be written.
+        overwrite : bool
+            Whether a table that is there is replaced.
         array, channels
             As for `read_samples`.
 
@@ -373,7 +402,7 @@ class Prediction:
             samples that the model reads, or is no regular file.
         """
         if out is not None:
-            check_file(out)
+            check_file(out, replace=overwrite)
         model = load_model(folder)
         if not isinstance(model, NTKClassifier):
             raise ValueError(f"{folder} must hold a classifier, got a {type(model).__name__}")
@@ -539,6 +568,7 @@ class Suspicion:
         source: str,
         folder: Path,
         *,
+        overwrite: bool = False,
         channels: Channels = None,
         size: Size | None = None,
         skip_bad: bool = False,
@@ -554,6 +584,8 @@ class Suspicion:
             As for `load_dataset`; all images but those of a test set of the data's own.
         folder : Path
             For table and sheet; is made if it does not exist.
+        overwrite : bool
+            Whether those that are there are replaced.
         **parameters
             Of `NTKClassifier`.
 
@@ -572,8 +604,12 @@ class Suspicion:
         )
         make_folder(folder)
         for path in _sheet_files(folder):
-            check_file(path)
+            check_file(path, replace=overwrite)
         return cls(data, NTKClassifier(**parameters), folder)
+
+    def forecast(self) -> Forecast:
+        """Return what the fit costs on this machine."""
+        return _forecast(self.model, self.data.x_train)
 
     def run(self) -> tuple[list[Suspect], Path]:
         """Fit, find the suspects, and write table and sheet; return them and where the sheet is.

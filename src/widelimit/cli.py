@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from widelimit.files import check_file, make_folder, said
 from widelimit.keeping import NotWritten, keep
+
+if TYPE_CHECKING:
+    from widelimit.costs import Forecast
 
 __all__ = ["app", "main"]
 
@@ -30,10 +35,40 @@ DATA_HELP = (
     ".h5, .csv, an archive of CIFAR, IDX."
 )
 
-OneKind = Annotated[str, typer.Option(help="ntk or nngp.")]
+_NAMED = ("digits", "fashion-mnist", "cifar10")
+
+
+def _words(*words: str) -> Callable[[str], list[str]]:
+    """Return what a shell completes an unfinished word to."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+def _networks(incomplete: str) -> list[str]:
+    from widelimit.architectures import EXAMPLES
+
+    return _words(*EXAMPLES)(incomplete)
+
+
+OneKind = Annotated[str, typer.Option(help="ntk or nngp.", autocompletion=_words("ntk", "nngp"))]
 BackendOption = Annotated[
-    str, typer.Option("--backend", help="auto, cpu, cuda (an NVIDIA card) or reference.")
+    str,
+    typer.Option(
+        "--backend",
+        help="auto, cpu, cuda (an NVIDIA card) or reference.",
+        autocompletion=_words("auto", "cpu", "cuda", "reference"),
+    ),
 ]
+DataArgument = Annotated[
+    str, typer.Argument(metavar="DATA", help=DATA_HELP, autocompletion=_words(*_NAMED))
+]
+Yes = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do not ask before work of more than ten minutes.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 ChannelsOption = Annotated[
     str | None,
     typer.Option(
@@ -76,17 +111,40 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
 ]
 
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+def _plain_flags(params: list[Any]) -> list[Any]:
+    """A flag takes no value: its help names none."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain_flags(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain_flags(super().get_params(ctx))
+
+
 app = typer.Typer(
     name="widelimit",
+    cls=_Group,
+    context_settings=_HELP,
     help="Exact kernels of infinitely wide neural networks.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+command = partial(app.command, cls=_Command, context_settings=_HELP)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line: `widelimit.__main__` is where it starts."""
     # Names of files need not be UTF-8, nor the terminal.
     if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
         reconfigure(errors="backslashreplace")
@@ -151,6 +209,20 @@ def _complain(message: str) -> None:
     typer.echo(f"widelimit: {line}", err=True)
 
 
+def _tell(forecast: Forecast, yes: bool) -> None:
+    """Say what a command will take; ask a user at a terminal whether that is meant, if it is long.
+
+    Elsewhere nobody can answer: the work begins.
+    """
+    for line in forecast.lines():
+        _complain(line)
+    if forecast.is_long and not yes and sys.stdin.isatty() and sys.stderr.isatty():
+        try:
+            typer.confirm("go on?", default=True, abort=True, err=True)
+        except typer.Abort:
+            raise KeyboardInterrupt from None
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         from widelimit._version import __version__
@@ -169,9 +241,9 @@ def common(
     """Exact kernels of infinitely wide neural networks (NTK, CNTK, NNGP)."""
 
 
-@app.command()
+@command()
 def demo(
-    data: Annotated[str, typer.Option(help=DATA_HELP)] = "digits",
+    data: Annotated[str, typer.Option(help=DATA_HELP, autocompletion=_words(*_NAMED))] = "digits",
     out: Annotated[str, typer.Option(help="Folder for the report.")] = "out",
     draws: Annotated[
         int | None,
@@ -223,7 +295,7 @@ def demo(
         job.run(Console())
 
 
-@app.command()
+@command()
 def doctor() -> None:
     """Show what was found on this machine and what is used of it; test every instruction set."""
     with exits():
@@ -235,21 +307,29 @@ def doctor() -> None:
             raise typer.Exit(1)
 
 
-@app.command()
+@command()
 def explain(
-    networks: Annotated[list[str], typer.Argument(help=NETWORK_HELP, metavar="NETWORK...")],
+    networks: Annotated[
+        list[str],
+        typer.Argument(help=NETWORK_HELP, metavar="NETWORK...", autocompletion=_networks),
+    ],
     shape: Annotated[str, typer.Option(help="Of one input: 32x32x3, or 784.")] = "32x32x3",
     kind: Annotated[list[str] | None, typer.Option(help="ntk or nngp; may be repeated.")] = None,
+    inputs: Annotated[
+        int, typer.Option(min=1, help="How many inputs to tell the cost of, on this machine.")
+    ] = 1000,
+    backend: BackendOption = "auto",
 ) -> None:
     """Say what would be computed for a network, or for several in one pass, and at what cost."""
     with exits(), user_input():
-        from widelimit.job import explain_networks, read_network, read_shape
+        from widelimit.job import check_backend, explain_networks, read_network, read_shape
 
         parsed = [read_network(text) for text in networks]
-        typer.echo(explain_networks(parsed, read_shape(shape), kind or ["ntk"], networks))
+        chosen, named = check_backend(backend), read_shape(shape)
+        typer.echo(explain_networks(parsed, named, kind or ["ntk"], networks, inputs, chosen))
 
 
-@app.command()
+@command()
 def kernel(
     inputs: Annotated[
         str | None,
@@ -270,7 +350,11 @@ def kernel(
     ] = None,
     net: Annotated[
         list[str] | None,
-        typer.Option(help=f"{NETWORK_HELP} May be repeated: all in one pass.", show_default=False),
+        typer.Option(
+            help=f"{NETWORK_HELP} May be repeated: all in one pass.",
+            show_default=False,
+            autocompletion=_networks,
+        ),
     ] = None,
     columns: Annotated[
         str | None,
@@ -301,6 +385,8 @@ def kernel(
             "--allow-mixed", help="Go on with a store of another instruction set or version."
         ),
     ] = False,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
     status: Annotated[
         str | None,
         typer.Option(
@@ -349,20 +435,23 @@ def kernel(
             memory=memory,
             verify=verify,
             allow_mixed=allow_mixed,
+            overwrite=overwrite,
         )
+        _tell(job.forecast(), yes)
         place = job.run(progress=stored or sys.stderr.isatty())
     typer.echo(job.describe(place, net, inputs, columns))
 
 
-@app.command()
+@command()
 def fit(
-    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    data: DataArgument,
     out: Annotated[Path, typer.Option(help="A new folder for the model.", show_default=False)],
     net: Annotated[
         list[str] | None,
         typer.Option(
             help=f"{NETWORK_HELP} May be repeated: the best by leave-one-out.",
             show_default="cntk-gap-11; for rows ntk-dense-3 with biases",
+            autocompletion=_networks,
         ),
     ] = None,
     kind: OneKind = "ntk",
@@ -414,9 +503,8 @@ def fit(
         str | None,
         typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that is there.")
-    ] = False,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
 ) -> None:
     """Fit a classifier to labelled images, and save it; tells its leave-one-out accuracy."""
     kept = NOTHING_WRITTEN if store is None else "finished tiles are kept, the same command goes on"
@@ -455,13 +543,14 @@ def fit(
             memory=memory,
             progress=store is not None or sys.stderr.isatty(),
         )
+        _tell(job.forecast(), yes)
         place = job.run(typer.echo)
     if test is not None:
         with exits(f"the model is in {place}"), user_input(), _warnings():
             job.test(typer.echo)
 
 
-@app.command()
+@command()
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that fit wrote.")],
     images: Annotated[
@@ -482,6 +571,7 @@ def predict(
     ] = None,
     array: Annotated[str | None, typer.Option(help="Which array of a file.")] = None,
     channels: ChannelsOption = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Classify images or rows: a table of classes and probabilities, a row for each of them.
 
@@ -493,7 +583,8 @@ def predict(
         from widelimit.job import check_backend, check_channels_word
 
         where = check_channels_word(channels)
-        job = Prediction.prepare(model, images, out, array=array, channels=where)
+        how: Any = {"array": array, "channels": where, "overwrite": overwrite}
+        job = Prediction.prepare(model, images, out, **how)
         job.model.backend = check_backend(backend or job.model.backend)
         text = job.run(_complain)
         if out is None:
@@ -503,11 +594,14 @@ def predict(
             typer.echo(f"{place}: {job.said}")
 
 
-@app.command()
+@command()
 def suspects(
-    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    data: DataArgument,
     out: Annotated[Path, typer.Option(help="Folder for table and sheet.")] = Path("suspects"),
-    net: Annotated[str | None, typer.Option(help=NETWORK_HELP, show_default="cntk-gap-11")] = None,
+    net: Annotated[
+        str | None,
+        typer.Option(help=NETWORK_HELP, show_default="cntk-gap-11", autocompletion=_networks),
+    ] = None,
     ridge: Annotated[
         str, typer.Option(help="Relative ridge, or loo: chosen by leave-one-out.")
     ] = "loo",
@@ -518,6 +612,8 @@ def suspects(
     skip_bad: SkipBad = False,
     label: LabelOption = None,
     image_shape: ImageShapeOption = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
 ) -> None:
     """Name the images whose labels are likely wrong: those that all others label otherwise.
 
@@ -536,6 +632,7 @@ def suspects(
         job = Suspicion.prepare(
             data,
             out,
+            overwrite=overwrite,
             channels=check_channels_word(channels),
             size=read_size(size),
             skip_bad=skip_bad,
@@ -547,6 +644,7 @@ def suspects(
             threads=threads,
             progress=sys.stderr.isatty(),
         )
+        _tell(job.forecast(), yes)
         found, sheet = job.run()
     for entry in found[:10]:
         typer.echo(
@@ -560,7 +658,7 @@ def suspects(
     )
 
 
-@app.command()
+@command()
 def bench(
     only: Annotated[
         list[str] | None,

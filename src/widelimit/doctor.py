@@ -28,7 +28,15 @@ from widelimit.machine import available_memory, default_threads
 from widelimit.network import Conv, Dense, Flatten, LocalAvgPool, Network, ReLU
 from widelimit.program import Program, compile_networks
 
-__all__ = ["Diagnosis", "InstructionSet", "Machine", "examine", "find_machine", "render"]
+__all__ = [
+    "Diagnosis",
+    "InstructionSet",
+    "Machine",
+    "examine",
+    "find_machine",
+    "processor",
+    "render",
+]
 
 
 _CUPY = ("cupy-cuda12x", "cupy-cuda13x")
@@ -164,7 +172,8 @@ def parse_cpuinfo(text: str) -> str | None:
     return None if name is None else name + (f" ({detail})" if detail else "")
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     name = None
     try:
         name = parse_cpuinfo(Path("/proc/cpuinfo").read_text("utf-8", "replace"))
@@ -187,7 +196,7 @@ def find_machine() -> Machine:
     """Look at the machine: quick, and without loading any of the packages."""
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        cpu=_cpu(),
+        cpu=processor(),
         cores_usable=default_threads(),
         cores=os.cpu_count() or 1,
         memory_free=available_memory(),

@@ -65,7 +65,7 @@ _LONGEST_INSIDE = "x" * 120  # about the longest path of a file in a folder of o
 # ---------------------------------------------------------------- before the work
 
 
-def check_file(path: Path, needed: int = 0) -> None:
+def check_file(path: Path, needed: int = 0, *, replace: bool = True) -> None:
     """Refuse the path of a file that could not be written in the end.
 
     Parameters
@@ -74,15 +74,21 @@ def check_file(path: Path, needed: int = 0) -> None:
         May be that of a file, which is then replaced.
     needed : int
         Bytes that the file will have; 0 if nobody knows.
+    replace : bool
+        Whether a file that is there may be replaced: what the option --overwrite says.
 
     Raises
     ------
     OSError
         If there is no folder for it, nothing can be written there, its name is too long, something
-        that is no file has this name, or the disk has too little room.
+        that is no file has this name, or a file that is not to be replaced, or the disk has too
+        little room.
     """
     _check_place(path, path.parent, [path, _beside(path)])
     _check_replaced(path)
+    if not replace and os.path.lexists(path):
+        reason = "there is one already: give another path, or say --overwrite"
+        raise _refusal(errno.EEXIST, reason, path)
     check_room(path, needed)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +16,14 @@ from numpy.typing import NDArray
 from widelimit.architectures import named_network
 from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
+from widelimit.costs import Forecast, cheaper, estimate, forecast, to_size
 from widelimit.data.dataset import Dataset
+from widelimit.display import duration
 from widelimit.files import atomic_file, check_file, check_folder, write_atomically
 from widelimit.keeping import keep
 from widelimit.machine import parse_memory
 from widelimit.matrices import gram, kernel
-from widelimit.matrices.inputs import Channels, check_channels, check_not_first
+from widelimit.matrices.inputs import Channels, check_channels, check_inputs, check_not_first
 from widelimit.matrices.matrix import read_manifest
 from widelimit.matrices.objects import METADATA, open_objects
 from widelimit.matrices.store import TileStore
@@ -138,11 +142,13 @@ def explain_networks(
     shape: tuple[int, ...],
     kinds: Sequence[str],
     names: Sequence[str] | None = None,
+    inputs: int = 1000,
+    backend: BackendName = "auto",
 ) -> str:
-    """Describe the programs that networks compile to, those of the first network first.
+    """Describe the programs that networks compile to, and what some inputs cost on this machine.
 
-    Of several networks, each program is headed by the names of those that it computes; None: the
-    networks themselves.
+    Of several networks, each program is headed by the names of those that it computes, that of the
+    first one first; None: the networks themselves.
 
     Raises
     ------
@@ -153,15 +159,25 @@ def explain_networks(
         _check("kind", kind, get_args(Kind))
     unique = cast("list[Kind]", list(dict.fromkeys(kinds)))
     programs = compile_networks(networks, shape, unique)
-    if len(networks) == 1:
-        return programs[0][0].explain()
+    how: Any = {"kinds": unique, "backend": backend}
+    cost = estimate(networks, shape, inputs, **how)
+    matrices = f"{cost.matrices} matrices" if cost.matrices > 1 else "one matrix"
+    lines = [
+        f"{inputs:,} inputs, float32: {cost}",
+        f"{matrices} of {inputs:,} x {inputs:,}: {to_size(cost.result)} in an .npy file, "
+        f"{to_size(cost.stored)} in a store",
+    ]
+    others = [f"{words} {duration(s)}" for words, s in cheaper(networks, shape, inputs, **how)]
+    if others:
+        lines.append(f"cheaper: {', '.join(others)}")
     given = [str(net) for net in networks] if names is None else list(names)
     parts: list[str] = []
     for program, places in sorted(programs, key=lambda entry: min(entry[1])):
         titles = " and ".join(given[place] for place in sorted(places))
         once = ", in one pass" if len(places) > 1 else ""
-        parts.append(f"{titles}{once}:\n{program.explain()}")
-    return "\n\n".join(parts)
+        head = f"{titles}{once}:\n" if len(networks) > 1 else ""
+        parts.append(f"{head}{program.explain()}")
+    return "\n\n".join([*parts, "\n".join(lines)])
 
 
 def read_array(path: Path, name: str | None = None) -> NDArray[Any]:
@@ -258,7 +274,8 @@ def read_rows(
                 "--size, --skip-bad, --label and --image-shape are for data sets and folders, got "
                 f"{text}"
             )
-        return check_channels(Path(text).name, read_array(Path(text), array), channels), None
+        values = _with_channel(text, read_array(Path(text), array))
+        return check_channels(Path(text).name, values, channels), None
     if array is not None:
         raise ValueError(f"--array is for .npz files, got {text}")
     from widelimit.data.load import load_dataset, read_dataset
@@ -278,6 +295,21 @@ def read_rows(
         return data.x_train, _rows(data, data.files_train, data.y_train)
     data = read_dataset(text, **reading)
     return data.x_train, _rows(data, data.files_train, data.y_train)
+
+
+def _with_channel(text: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Return images (n, h, w) as (n, h, w, 1), and say so; refuse what may be series."""
+    if values.ndim != 3:
+        return values
+    n, h, w = values.shape
+    if w <= 4:
+        raise ValueError(
+            f"{text} must hold rows (n, d) or images (n, h, w, c), got {values.shape}: one image "
+            f"is (1, {n}, {h}, {w}), series of {h} values in {w} channels are ({n}, 1, {h}, {w}), "
+            f"and grey images of {h} x {w} pixels are ({n}, {h}, {w}, 1)"
+        )
+    warnings.warn(f"{text}: taken for {n:,} grey images of {h} x {w} pixels", stacklevel=3)
+    return values[..., None]
 
 
 def _rows(data: Dataset, files: tuple[str, ...] | None, labels: NDArray[Any]) -> Rows | None:
@@ -302,7 +334,7 @@ def describe_store(store: str) -> str:
     tiles = TileStore.open(open_objects(store))
     manifest = read_manifest(tiles)
     done, total = len(tiles.finished()), len(tiles.grid)
-    sizes = tiles.objects.sizes("c")
+    size = sum(size for _, size in tiles.objects.sizes("c"))
     if tiles.objects.in_use():
         state = "a process is writing to it"
     elif done == total:
@@ -317,7 +349,7 @@ def describe_store(store: str) -> str:
         f"  inputs: {manifest.x1}" + (f", and {manifest.x2}" if manifest.x2 else ""),
         f"  made by: {'; '.join(map(str, manifest.makers))}",
         f"  tiles: {done:,} of {total:,} ({done / total:.1%}), {tiles.tile} x {tiles.tile}, "
-        f"{sum(sizes.values()) / 1e9:.2f} GB",
+        f"{size / 1e9:.2f} GB",
         f"  {state}",
     ]
     return "\n".join(lines)
@@ -374,6 +406,7 @@ class Job:
         memory: str | None = None,
         verify: bool = False,
         allow_mixed: bool = False,
+        overwrite: bool = False,
     ) -> Job:
         """Check the options and read the inputs.
 
@@ -382,7 +415,7 @@ class Job:
         inputs, columns : str, str or None
             Inputs of rows and columns, for `read_inputs`.
         out : str
-            The file or store; a file is replaced if it exists, a store gone on with.
+            The file or store; a store is gone on with.
         networks : sequence of Network
         array : str or None
             Name of the array in ``.npz`` files.
@@ -390,6 +423,8 @@ class Job:
             As for `gram`.
         size, skip_bad, label, image_shape
             As for `load_dataset`.
+        overwrite : bool
+            Whether a file that is there is replaced.
 
         Raises
         ------
@@ -413,7 +448,9 @@ class Job:
             )
         if memory is not None:
             parse_memory(memory)
-        _check_out(out)
+        if stored and overwrite:
+            raise ValueError("--overwrite is for files, a store is gone on with: delete it instead")
+        _check_out(out, overwrite)
         reading: Any = {
             "channels": channels,
             "size": size,
@@ -428,8 +465,8 @@ class Job:
             for end, order in ((".rows.csv", rows1), (".columns.csv", rows2))
             if order is not None and "://" not in out
         }
-        for path in rows:
-            check_file(path)
+        for path in rows:  # those of a store may be of the run that is gone on with
+            check_file(path, replace=stored or overwrite)
         job = cls(
             list(networks),
             x1,
@@ -445,19 +482,31 @@ class Job:
             allow_mixed,
         )
         if not stored:
-            check_file(Path(out), job.size)
+            check_file(Path(out), job.size, replace=overwrite)
         return job
 
     @property
     def size(self) -> int:
         """Bytes of the matrices, one for each network."""
-        n1, n2 = self.shape
-        return len(self.networks) * n1 * n2 * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Shape of the matrix."""
-        return len(self.x1), len(self.x1 if self.x2 is None else self.x2)
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result: of several networks, their number comes first."""
+        matrix = (len(self.x1), len(self.x1 if self.x2 is None else self.x2))
+        return matrix if len(self.networks) == 1 else (len(self.networks), *matrix)
+
+    def forecast(self) -> Forecast:
+        """Return what it costs on this machine."""
+        first = None if self.x2 is None else self.x2[:1]
+        try:
+            check_inputs(self.networks, self.x1[:1], first, "last")
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        n2 = None if self.x2 is None else len(self.x2)
+        how: Any = {"dtype": self.dtype, "backend": self.backend, "threads": self.threads}
+        shape = self.x1.shape[1:]
+        return forecast(self.networks, shape, len(self.x1), n2, kinds=(self.kind,), **how)
 
     def describe(
         self, place: str, names: Sequence[str], inputs: str, columns: str | None = None
@@ -473,13 +522,11 @@ class Job:
         inputs, columns : str, str or None
             Where inputs of rows and columns come from.
         """
-        several = len(self.networks) > 1
-        sizes = [*([len(self.networks)] if several else []), *self.shape]
-        lines = [f"{place}: {' x '.join(map(str, sizes))}, {self.dtype}"]
-        if several:
+        lines = [f"{place}: {' x '.join(map(str, self.shape))}, {self.dtype}"]
+        if len(self.networks) > 1:
             lines += [f"  [{k}]: {self.kind} of {name}" for k, name in enumerate(names)]
         if columns is not None:
-            n1, n2 = self.shape
+            n1, n2 = self.shape[-2:]
             lines.append(f"  rows: {n1:,} of {inputs}; columns: {n2:,} of {columns}")
         for path in self.rows:
             which = "columns" if path.name.endswith(".columns.csv") else "rows"
@@ -545,10 +592,10 @@ class Job:
             write_atomically(path, to_csv([("row", "image", "label"), *numbered]))
 
 
-def _check_out(out: str) -> None:
+def _check_out(out: str, overwrite: bool) -> None:
     """Refuse a place in which no result can be written; whether there is room is asked later."""
     if out.endswith(".npy"):
-        check_file(Path(out))
+        check_file(Path(out), replace=overwrite)
     elif "://" not in out:
         path = Path(out).expanduser()
         if not os.path.exists(path / METADATA):  # what is finished is read from any disk

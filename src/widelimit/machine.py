@@ -17,8 +17,10 @@ from typing import Any, cast
 
 __all__ = [
     "ALWAYS_FITS",
+    "CACHE_VARIABLE",
     "available_memory",
     "blas_on_one_thread",
+    "cache_folder",
     "default_threads",
     "held_memory",
     "parse_memory",
@@ -26,10 +28,29 @@ __all__ = [
     "remaining",
 ]
 
+CACHE_VARIABLE = "WIDELIMIT_CACHE"
+"""A folder for what is kept between runs: compiled kernels, and how fast this machine is."""
+
 ALWAYS_FITS = 2**24  # bytes: to ask for the free memory takes as long as to fill them
 _DEFAULT_SHARE = 0.6  # of what is available
 _PREFIXES = "KMGT"
 _SYSTEM = Path("/")  # where /proc and the mounted control groups are
+
+
+def cache_folder() -> Path | None:
+    """Return the folder for what is kept between runs, None if nothing can be written there.
+
+    That of the environment variable WIDELIMIT_CACHE, or ``widelimit`` in that of caches.
+    """
+    chosen, base = os.environ.get(CACHE_VARIABLE), os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(chosen) if chosen else Path(base or Path.home() / ".cache") / "widelimit"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows where home is
+        pass
+    return None
 
 
 # ---------------------------------------------------------------- processors

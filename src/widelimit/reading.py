@@ -32,6 +32,7 @@ from widelimit.machine import ALWAYS_FITS, available_memory
 
 __all__ = [
     "MAX_HEADER",
+    "Header",
     "StoredArray",
     "check_inside",
     "check_regular",
@@ -40,6 +41,7 @@ __all__ = [
     "open_regular",
     "parse_json",
     "read_bytes",
+    "read_header",
     "read_json",
     "refusing",
 ]
@@ -285,7 +287,7 @@ def _inner(content: Any) -> list[Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
+class Header:
     """What an array says of itself; its content begins at `start`."""
 
     shape: tuple[int, ...]
@@ -295,6 +297,7 @@ class _Header:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the content."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -371,22 +374,11 @@ class StoredArray:
         return values.reshape(header.shape, order="F" if header.fortran else "C")
 
     @cached_property
-    def _header(self) -> _Header:
-        with self._refusing():
-            with self._stream() as stream:
-                start = stream.read(MAX_HEADER)
-            header = _parse_header(start)
+    def _header(self) -> Header:
+        with self._refusing(), self._stream() as stream:
+            start = stream.read(MAX_HEADER)
+        header = read_header(start, self.name)
         shape, dtype = header.shape, header.dtype
-        if dtype.kind not in "buifUS" or dtype.itemsize == 0:
-            raise ValueError(
-                f"{self.name} must hold real numbers or text, got dtype {dtype}"
-                + (", a pickle, which is never read" if dtype.hasobject else "")
-                + ": save it with a plain dtype"
-            )
-        # As numpy counts: a size of 0 does not keep the others from being too large.
-        counted = math.prod(max(size, 1) for size in shape) * dtype.itemsize
-        if min(shape, default=1) < 0 or counted > _MAX_COUNT or len(shape) > _MAX_RANK:
-            raise ValueError(f"{self.name} has the impossible shape {shape}: save it again")
         if header.nbytes != self._size - header.start:
             raise ValueError(
                 f"{self.name} of shape {shape} and dtype {dtype} must hold {header.nbytes:,} "
@@ -400,10 +392,45 @@ class StoredArray:
         return header
 
     def _refusing(self) -> AbstractContextManager[None]:
-        return refusing(f"{self.name} must be a whole array of numpy, it is not", "save it again")
+        return _refusing_array(self.name)
 
 
-def _parse_header(content: bytes) -> _Header:
+def _refusing_array(name: str) -> AbstractContextManager[None]:
+    return refusing(f"{name} must be a whole array of numpy, it is not", "save it again")
+
+
+def read_header(content: bytes, name: str) -> Header:
+    """Return what an array says of itself.
+
+    Parameters
+    ----------
+    content : bytes
+        Its beginning, `MAX_HEADER` bytes at most.
+    name : str
+        What messages call it.
+
+    Raises
+    ------
+    ValueError
+        If it is no array of real numbers or text, or has an impossible shape.
+    """
+    with _refusing_array(name):
+        header = _parse_header(content)
+    shape, dtype = header.shape, header.dtype
+    if dtype.kind not in "buifUS" or dtype.itemsize == 0:
+        raise ValueError(
+            f"{name} must hold real numbers or text, got dtype {dtype}"
+            + (", a pickle, which is never read" if dtype.hasobject else "")
+            + ": save it with a plain dtype"
+        )
+    # As numpy counts: a size of 0 does not keep the others from being too large.
+    counted = math.prod(max(size, 1) for size in shape) * dtype.itemsize
+    if min(shape, default=1) < 0 or counted > _MAX_COUNT or len(shape) > _MAX_RANK:
+        raise ValueError(f"{name} has the impossible shape {shape}: save it again")
+    return header
+
+
+def _parse_header(content: bytes) -> Header:
     """Parse the header of an array at the beginning of some bytes."""
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
@@ -414,7 +441,7 @@ def _parse_header(content: bytes) -> _Header:
     if version not in parse:
         raise ValueError(f"version {version} of the format is for named fields")
     shape, fortran, dtype = parse[version](stream, max_header_size=MAX_HEADER)
-    return _Header(shape, fortran, dtype, stream.tell())
+    return Header(shape, fortran, dtype, stream.tell())
 
 
 def _check_text(values: NDArray[Any]) -> None:

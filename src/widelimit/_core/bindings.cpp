@@ -154,6 +154,12 @@ void make_batch(BatchArrays<T>* self, const OwnedProgram& program, Array<const T
   new (self) BatchArrays<T>{images, profiles, biases, identity, diagonal, int64_t(n), p};
 }
 
+// In whole pages of 2 MB: what a workspace takes.
+size_t in_pages(size_t bytes) {
+  const size_t page = size_t(2) << 20;
+  return (bytes + page - 1) / page * page;
+}
+
 // Scratch memory, in 2 MB pages where the system has them.
 struct Workspace {
   unsigned char* data = nullptr;
@@ -163,10 +169,9 @@ struct Workspace {
     std::free(data);
     data = nullptr;
     bytes = 0;
-    const size_t page = size_t(2) << 20, rounded = (n + page - 1) & ~(page - 1);
-    data = static_cast<unsigned char*>(std::aligned_alloc(page, rounded));
+    data = static_cast<unsigned char*>(std::aligned_alloc(in_pages(1), in_pages(n)));
     if (!data) throw std::bad_alloc();
-    bytes = rounded;
+    bytes = in_pages(n);
 #ifdef MADV_HUGEPAGE
     madvise(data, bytes, MADV_HUGEPAGE);
 #endif
@@ -180,7 +185,7 @@ void check_indices(const Indices& index, int64_t n) {
 }
 
 int64_t workspace_bytes(const Functions& f, const OwnedProgram& program, bool float32, bool pairwise) {
-  return (float32 ? f.workspace32 : f.workspace64)(program.program, pairwise);
+  return int64_t(in_pages(size_t((float32 ? f.workspace32 : f.workspace64)(program.program, pairwise))));
 }
 
 void call(const Functions& f, const Call<float>& c) { f.run32(c); }

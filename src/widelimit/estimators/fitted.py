@@ -203,10 +203,8 @@ class FittedKernel:
         net: Any = list(self.networks)
         if len(net) == 1:
             net = net[0]
-        options: dict[str, Any] = (
-            self._how()
-            | {"channels": "last"}
-            | ({"progress": progress} if progress is not False else {})
+        options: dict[str, Any] = self._how() | (
+            {"progress": progress} if progress is not False else {}
         )
         options["kind"] = tuple(kinds) if len(kinds) > 1 else kinds[0]
         compute: Any = gram if storage else kernel
@@ -240,20 +238,25 @@ class FittedKernel:
 
     def corner(self, new: NDArray[Any], kinds: Sequence[Kind]) -> list[NDArray[Any]]:
         """Return the kernels of new samples with themselves, (n, n), by kind."""
-        made = cast("Any", kernel)(
-            list(self.networks), new, kind=tuple(kinds), channels="last", **self._how()
-        )
+        made = cast("Any", kernel)(list(self.networks), new, kind=tuple(kinds), **self._how())
         return [self._mean(k) for k in made]
 
     def prior(self, new: NDArray[Any], *, diagonal: bool) -> FloatArray:
         """Return the covariance of outputs before training: NNGP, (n, n) or its diagonal."""
         if not diagonal:
             return np.asarray(self.corner(new, ("nngp",))[0], np.float64)
-        made = kernel_diagonal(list(self.networks), new, "nngp", **self._how())
+        how: Any = self._how()
+        del how["channels"]  # of diagonals they are last anyway
+        made = kernel_diagonal(list(self.networks), new, "nngp", **how)
         return np.asarray(self._mean(made), np.float64)
 
     def _how(self) -> dict[str, Any]:
-        return {"backend": self.backend, "dtype": self.dtype, "threads": self.threads}
+        return {
+            "channels": "last",
+            "backend": self.backend,
+            "dtype": self.dtype,
+            "threads": self.threads,
+        }
 
     def _mean(self, k: NDArray[Any]) -> NDArray[Any]:
         """Return the one kernel of the networks on the first axis."""
@@ -357,7 +360,7 @@ class Stores:
         entries = m * (m + 1) // 2
         matrices = len(kernel.networks) * len(kinds)
         missing = entries * matrices * np.dtype(kernel.dtype).itemsize
-        missing -= sum(open_objects(self.kernel).sizes("c").values())
+        missing -= sum(size for _, size in open_objects(self.kernel).sizes("c"))
         if missing > 0:
             open_objects(self.root).check_room(missing + entries * 8 * kernel.choices)
 

@@ -28,6 +28,7 @@ from widelimit.estimators.regression import Solver
 from widelimit.estimators.samples import split_shape
 from widelimit.estimators.spread import Spread
 from widelimit.matrices.foreign import to_array
+from widelimit.matrices.inputs import Channels
 from widelimit.program import Kind
 from widelimit.solvers.blas import run_interruptibly
 from widelimit.solvers.checks import check_targets
@@ -119,6 +120,7 @@ standardisation_, store_, n_features_in_, feature_names_in_
         normalize_y: bool = True,
         standardise: bool | None = None,
         image_shape: Sequence[int] | None = None,
+        channels: Channels = None,
         dtype: Dtype | None = None,
         backend: BackendName = "auto",
         threads: int | None = None,
@@ -137,6 +139,7 @@ standardisation_, store_, n_features_in_, feature_names_in_
             time=time,
             standardise=standardise,
             image_shape=image_shape,
+            channels=channels,
             dtype=dtype,
             backend=backend,
             threads=threads,

@@ -1,31 +1,31 @@
-"""What computes the tiles of one store, and what a worker keeps of it from task to task."""
+"""What computes the tiles of one store, and what a process of workers keeps of it between tasks."""
 
 from __future__ import annotations
 
-import io
 import math
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
+from widelimit.arrays import Rows
 from widelimit.backends import Backend, BackendName, get_backend
+from widelimit.machine import remaining
 from widelimit.matrices.engine import Engine
-from widelimit.matrices.families import find_families
+from widelimit.matrices.families import calls, find_families, profile_bytes, scratch_bytes
 from widelimit.matrices.inputs import number_samples
-from widelimit.matrices.manifest import Inputs, Maker, Manifest
+from widelimit.matrices.manifest import Maker, Manifest
 from widelimit.matrices.matrix import read_manifest
-from widelimit.matrices.objects import Objects
+from widelimit.matrices.plan import Plan, Sizes, solve
 from widelimit.matrices.profiles import Samples, make_sides
-from widelimit.matrices.store import StoreError, TileStore
+from widelimit.matrices.store import TileStore
+from widelimit.matrices.stored_inputs import StoredInputs
 from widelimit.matrices.tiles import Grid
-from widelimit.reading import MAX_HEADER, open_array
 
-__all__ = ["Computation", "Order", "kept_engine", "put_inputs"]
-
-_WIDEST = 16  # bytes of an input
+__all__ = ["Computation", "Order", "kept"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,11 @@ class Order:
         What the backend of this name is in this process now.
     grid : Grid
     threads : int
-    held : int
-        Blocks of profiles, each of the samples of one side of a tile.
+        Of each engine, at most.
+    memory : int or None
+        Bytes that this process may take, as for `gram`.
+    engines : int
+        Tasks that it runs at a time, at most: others wait.
     known : int
         Samples, the first ones, whose pairs the sink knows.
     """
@@ -55,102 +58,131 @@ class Order:
     maker: Maker
     grid: Grid
     threads: int
-    held: int
+    memory: int | None
+    engines: int
     known: int
 
 
 class Computation:
     """The inputs and programs of a store: makes the engine that computes its tiles."""
 
-    def __init__(
-        self, manifest: Manifest, x1: NDArray[Any], x2: NDArray[Any] | None, backend: Backend
-    ) -> None:
+    def __init__(self, manifest: Manifest, x1: Rows, x2: Rows | None, backend: Backend) -> None:
         self.manifest = manifest
         self.families = find_families(manifest.networks, x1.shape[1:], manifest.kinds, backend)
         left, right = number_samples(x1, x2)
         self._left = Samples(x1, left)
         self._right = None if x2 is None or right is None else Samples(x2, right)
 
-    def engine(self, grid: Grid, threads: int, held: int, known: int) -> Engine:
-        """Return an engine; one thread at a time may run it. See `Order`."""
-        families, dtype = self.families, self.manifest.dtype
-        sides = make_sides(self._left, self._right, families, dtype, grid.tile, held)
-        return Engine(families, *sides, grid, dtype, threads, known=known)
+    def sizes(self, threads: int, *, listed: int = 0, handed_out: bool = False) -> Sizes:
+        """Return what memory depends on, with so many threads at most. See `Sizes`."""
+        families, manifest = self.families, self.manifest
 
+        @cache
+        def cut(side: int) -> tuple[int, int]:
+            return calls(families, manifest.dtype, side, 2 * threads)
 
-# ---------------------------------------------------------------- inputs on their way to workers
-
-
-def put_inputs(tiles: TileStore, x1: NDArray[Any], x2: NDArray[Any] | None) -> None:
-    """Lay inputs beside the tiles, for workers."""
-    for name, values in (("x1", x1), ("x2", x2)):
-        if values is not None:
-            content = io.BytesIO()
-            np.lib.format.write_array(content, np.asarray(values), allow_pickle=False)
-            tiles.lay(f"inputs/{name}.npy", content.getvalue(), name)
-
-
-def _get_inputs(objects: Objects, name: str, described: Inputs) -> NDArray[Any]:
-    size = math.prod(described.shape) * _WIDEST
-    content = objects.read(f"inputs/{name}.npy", size + MAX_HEADER)
-    with open_array(content, f"{name} in {objects.name}") as stored:
-        values = stored.read() if stored.shape == described.shape else None
-    if values is None or Inputs.of(values) != described:
-        raise StoreError(
-            f"{name} in {objects.name} is not what the store is the kernel of: run the call that "
-            "makes the store again, which writes its inputs anew"
+        *_, n1, n2 = manifest.shape
+        return Sizes(
+            n1=n1,
+            n2=n2,
+            symmetric=self._right is None,
+            entry=np.dtype(manifest.dtype).itemsize,
+            matrices=len(manifest.networks) * len(manifest.kinds),
+            sample=8 * math.prod(manifest.x1.shape[1:]),
+            profile=profile_bytes(families, manifest.dtype),
+            scratch=scratch_bytes(families, manifest.dtype),
+            calls=cut,
+            element_layers=sum(family.program.element_layers for family in families),
+            listed=listed,
+            handed_out=handed_out,
         )
-    return values
+
+    def engine(self, grid: Grid, plan: Plan, known: int) -> Engine:
+        """Return an engine; one thread at a time may run it. For `known` see `Order`."""
+        families, dtype = self.families, self.manifest.dtype
+        sides = make_sides(
+            self._left, self._right, families, dtype, grid.tile, plan.group, plan.columns
+        )
+        return Engine(families, *sides, grid, dtype, plan.threads, known=known)
 
 
 # ---------------------------------------------------------------- what a worker keeps
 
 
 class _Kept:
-    """The last computation of this process, whose inputs all its threads share."""
+    """The last order of this process, and its engines: all threads share the memory.
+
+    Tasks of another order wait for those that run.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._key: tuple[str, str, Maker] | None = None
+        self._changed = threading.Condition()
+        self._order: Order | None = None
         self._computation: Computation | None = None
+        self._plan: Plan | None = None
+        self._free: list[Engine] = []
+        self._running = 0
 
-    def computation(self, order: Order, tiles: TileStore) -> Computation:
-        """Return the computation of an order; inputs are read if it is not the one of the last."""
-        key = (order.store, order.fingerprint, order.maker)
-        with self._lock:
-            if self._computation is None or self._key != key:
-                self._key, self._computation = None, None  # room for the next one
-                manifest = read_manifest(tiles)
-                x1 = _get_inputs(tiles.objects, "x1", manifest.x1)
-                x2 = None if manifest.x2 is None else _get_inputs(tiles.objects, "x2", manifest.x2)
-                made = Computation(manifest, x1, x2, get_backend(order.backend, worker=True))
-                self._key, self._computation = key, made
-            return self._computation
+    @contextmanager
+    def engine(self, order: Order, tiles: TileStore) -> Generator[Engine]:
+        """Lend an engine of an order, with the profiles that it has, to one thread.
+
+        Parameters
+        ----------
+        order : Order
+        tiles : TileStore
+            Its store, as it is now.
+
+        Raises
+        ------
+        MemoryError
+            If the memory of the order is too little.
+        """
+        with self._changed:
+            while self._running >= (order.engines if order == self._order else 1):
+                self._changed.wait()
+            if order != self._order:
+                self._change(order, tiles)
+            assert self._computation is not None
+            assert self._plan is not None
+            made = self._free.pop() if self._free else None
+            engine = made or self._computation.engine(order.grid, self._plan, order.known)
+            self._running += 1
+        try:
+            yield engine
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._free.append(engine)
+                self._changed.notify_all()
+
+    def forget(self) -> None:
+        """Let go of all, if nothing runs."""
+        with self._changed:
+            if not self._running:
+                self._order = self._computation = self._plan = None
+                self._free.clear()
+
+    def _change(self, order: Order, tiles: TileStore) -> None:
+        """Make room, then what another order needs; inputs are not read again for the same ones."""
+        last, computation = self._order, self._computation
+        self._order = self._computation = self._plan = None
+        self._free.clear()
+        if last is None or _inputs_of(last) != _inputs_of(order):
+            computation = None
+        if computation is None:
+            manifest = read_manifest(tiles)
+            x1 = StoredInputs(tiles.objects, "x1", manifest.x1)
+            x2 = None if manifest.x2 is None else StoredInputs(tiles.objects, "x2", manifest.x2)
+            computation = Computation(manifest, x1, x2, get_backend(order.backend, worker=True))
+        budget = remaining(order.memory) / order.engines
+        sizes = computation.sizes(order.threads)
+        self._plan = solve(sizes, budget, order.threads, order.grid.tile)
+        self._order, self._computation = order, computation
 
 
-class _Thread(threading.local):
-    """The last engine of a thread: it serves one thread at a time, and keeps profiles."""
-
-    order: Order | None = None
-    engine: Engine | None = None
+def _inputs_of(order: Order) -> tuple[str, str, Maker]:
+    return order.store, order.fingerprint, order.maker
 
 
-_kept = _Kept()
-_thread = _Thread()
-
-
-def kept_engine(order: Order, tiles: TileStore) -> Engine:
-    """Return the engine of an order: the one that this thread had last, if it is of the same.
-
-    Parameters
-    ----------
-    order : Order
-    tiles : TileStore
-        Its store, as it is now.
-    """
-    if _thread.engine is None or _thread.order != order:
-        _thread.order, _thread.engine = None, None
-        computation = _kept.computation(order, tiles)
-        made = computation.engine(order.grid, order.threads, order.held, order.known)
-        _thread.order, _thread.engine = order, made
-    return _thread.engine
+kept = _Kept()

@@ -10,9 +10,10 @@ from functools import partial
 
 from widelimit.backends.base import Dtype, Entries
 from widelimit.machine import blas_on_one_thread
-from widelimit.matrices.families import Family, profile_bytes
+from widelimit.matrices.families import Family, calls, profile_bytes
 from widelimit.matrices.passes import Output, Pass
-from widelimit.matrices.profiles import Samples, Side, make_sides
+from widelimit.matrices.plan import columns_in_use, most_open
+from widelimit.matrices.profiles import Block, Samples, Side, make_sides
 from widelimit.matrices.sinks import Diagonal, InMemory, Sink
 from widelimit.matrices.threads import Threads
 from widelimit.matrices.tiles import Grid, Key
@@ -47,6 +48,7 @@ class _OpenTile:
         self.key, self.values = key, values
         self._sink = sink
         self._left = 1  # the task of handing out tasks
+        self._handed_over = False
         self._lock = threading.Lock()
 
     def add(self) -> None:
@@ -61,7 +63,13 @@ class _OpenTile:
             if self._left:
                 return None
         self._sink.end(self.key, self.values)
+        self._handed_over = True
         return self.key
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a task is under way, or the tile is being handed over."""
+        return not self._handed_over
 
     def run(self, compute: Callable[[], int], family: int) -> Done:
         """Run one task."""
@@ -126,20 +134,36 @@ class Engine:
 
     def _tasks(
         self, keys: Iterable[Key], sink: Sink, threads: Threads
-    ) -> Iterator[Callable[[], Done]]:
+    ) -> Iterator[Callable[[], Done] | None]:
+        """Yield tasks; None while what they need would be more than `Sizes.need` counts."""
+        tiles: list[_OpenTile] = []
         for key in keys:
-            entries = self._entries(key)
-            left = self._left.block(key[0], threads)
-            right = self._right.block(key[1], threads)
-            tile = _OpenTile(key, sink.begin(key), sink)
-            for index, (family, a, b) in enumerate(zip(self._families, left, right, strict=True)):
-                mirrored = entries.part == "upper"
-                part = Pass(family, self._dtype, a, b, mirrored, tile.values, threads.cancel)
-                for compute in part.tasks(entries):
-                    tile.add()
-                    yield partial(tile.run, compute, index)
-            if finished := tile.remove():
-                yield partial(Done, 0, 0, finished)
+            while len(tiles := [tile for tile in tiles if tile.is_open]) >= most_open(
+                self._threads
+            ):
+                yield None
+            yield from self._tile(key, sink, threads, tiles)
+
+    def _tile(
+        self, key: Key, sink: Sink, threads: Threads, tiles: list[_OpenTile]
+    ) -> Iterator[Callable[[], Done] | None]:
+        """Begin one tile, and yield its tasks."""
+        sides: list[list[Block]] = []
+        for side, index in zip((self._left, self._right), key, strict=True):
+            while not side.has_room(index):
+                yield None
+            sides.append(side.block(index, threads))
+        entries = self._entries(key)
+        tile = _OpenTile(key, sink.begin(key), sink)
+        tiles.append(tile)
+        for index, (family, a, b) in enumerate(zip(self._families, *sides, strict=True)):
+            mirrored = entries.part == "upper"
+            part = Pass(family, self._dtype, a, b, mirrored, tile.values, threads.cancel)
+            for compute in part.tasks(entries):
+                tile.add()
+                yield partial(tile.run, compute, index)
+        if finished := tile.remove():
+            yield partial(Done, 0, 0, finished)
 
     def _entries(self, key: Key) -> Entries:
         """Return which entries of a tile are computed."""
@@ -176,13 +200,13 @@ def fill(
         Called with the finished share of the work, 0 to 1, from the calling thread.
     """
     grid = memory_grid(len(left), None if right is None else len(right))
-    held = held_blocks(families, dtype, grid)
-    sides = make_sides(left, right, families, dtype, grid.tile, held)
+    group, columns = held_blocks(families, dtype, grid, threads)
+    sides = make_sides(left, right, families, dtype, grid.tile, group, columns)
     engine = Engine(families, *sides, grid, dtype, threads)
     weights = [max(1, family.program.element_layers) for family in families]
     total = sum(weights) * sum(map(grid.pairs, grid.tiles()))
     done = 0
-    keys = grid.order(set(grid.tiles()), held - 2)
+    keys = grid.order(grid, group)
     with closing(engine.run(keys, InMemory(out, grid))) as parts:
         for part in parts:
             done += part.entries * weights[part.family]
@@ -199,7 +223,7 @@ def fill_diagonal(
         if not family.program.steps:  # dense: a block is little work, and little memory
             size *= _DENSE_SQUARES
         grid = Grid(len(samples), len(samples), size, "upper")
-        sides = make_sides(samples, None, [family], dtype, size, 3)
+        sides = make_sides(samples, None, [family], dtype, size, 1, most_open(threads))
         engine = Engine([family], *sides, grid, dtype, threads, only_diagonal=True)
         keys = ((i, i) for i in range(grid.shape[0]))
         with closing(engine.run(keys, Diagonal(out, grid, family.positions))) as parts:
@@ -212,8 +236,12 @@ def memory_grid(n1: int, n2: int | None) -> Grid:
     return Grid(n1, n1 if n2 is None else n2, _SIDE, "upper" if n2 is None else "full")
 
 
-def held_blocks(families: Sequence[Family], dtype: Dtype, grid: Grid) -> int:
-    """Return how many blocks of profiles `fill` holds: at least 3, and no more than there are."""
-    block = grid.tile * profile_bytes(families, dtype)
+def held_blocks(
+    families: Sequence[Family], dtype: Dtype, grid: Grid, threads: int
+) -> tuple[int, int]:
+    """Return how many blocks of profiles of rows and of columns `fill` holds: what is useful."""
+    count, _ = calls(families, dtype, grid.tile, 2 * threads)
+    columns = columns_in_use(threads, count)
     room = min(family.backend.profile_room() for family in families)
-    return max(3, min(sum(grid.shape) + 2, room // block))
+    fit = room // (grid.tile * profile_bytes(families, dtype))
+    return max(1, min(sum(grid.shape), fit - columns)), columns

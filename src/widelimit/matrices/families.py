@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from widelimit.backends import Backend, BackendName, choose, serving
-from widelimit.backends.base import Dtype
+from widelimit.backends.base import Dtype, Entries
 from widelimit.network import Network
 from widelimit.program import Kind, Program, compile_networks
 
 __all__ = [
     "Family",
+    "calls",
     "choose_backend",
     "find_families",
     "prepare",
     "profile_bytes",
     "scratch_bytes",
 ]
+
+_TEMPORARIES = 12  # numbers of a pair in the head of a network, about
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,3 +75,26 @@ def profile_bytes(families: Sequence[Family], dtype: Dtype) -> int:
 def scratch_bytes(families: Sequence[Family], dtype: Dtype) -> int:
     """Return the work space of one thread."""
     return max(family.backend.scratch_bytes(family.program, dtype) for family in families)
+
+
+def calls(families: Sequence[Family], dtype: Dtype, side: int, at_most: int) -> tuple[int, int]:
+    """Return into how many calls a tile is cut, and the bytes of the values of one call.
+
+    Parameters
+    ----------
+    families : sequence of Family
+    dtype : {"float32", "float64"}
+    side : int
+        Of the tile.
+    at_most : int
+        Calls that are looked at.
+    """
+    count = values = 0
+    for family in families:
+        program, cut = family.program, family.backend.cut
+        # On the diagonal they are fewest, elsewhere they have most pairs.
+        count += sum(1 for _ in islice(cut(program, dtype, Entries(side, side, "upper")), at_most))
+        whole = islice(cut(program, dtype, Entries(side, side)), at_most)
+        pairs = max(math.prod(part.shape) for part, _ in whole)
+        values = max(values, 8 * pairs * (2 * len(program.taps) + _TEMPORARIES))
+    return min(count, at_most), values

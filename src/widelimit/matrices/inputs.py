@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widelimit.arrays import IntArray
+from widelimit.architectures import named_network
+from widelimit.arrays import IntArray, Rows
 from widelimit.backends.base import Dtype
 from widelimit.machine import default_threads
 from widelimit.matrices.foreign import to_array
@@ -31,7 +35,9 @@ __all__ = [
     "check_threads",
     "check_tile",
     "chunks",
+    "let_go",
     "number_samples",
+    "steps",
 ]
 
 Channels: TypeAlias = Literal["first", "last"] | None
@@ -42,7 +48,7 @@ _FEW_CHANNELS = (1, 3, 4)  # grey, colours, and colours with transparency
 _MOST_THREADS = 1024  # that a system surely starts, on however few processors
 _SMALLEST_TILE, _LARGEST_TILE = 16, 2**14
 _SMALLEST, _LARGEST = 1e-120, 1e120  # of an input: its fourth power is a float64
-_CHUNK_SAMPLES, _CHUNK_BYTES = 512, 2**22  # that are looked at together, at most
+_CHUNK_SAMPLES, _CHUNK_BYTES = 512, 2**20  # that are looked at together, at most
 
 
 def check_dtype(dtype: Any) -> Dtype:
@@ -52,20 +58,24 @@ def check_dtype(dtype: Any) -> Dtype:
     return dtype
 
 
+_NETWORKS = 'net must be a Network, a preset like "cntk-gap-11" or a list of them'
+
+
 def check_networks(net: Any) -> list[Network]:
-    """Return one network or a sequence of them as a list."""
-    networks: list[Any] = [net] if isinstance(net, Network) else _listed(net)
+    """Return one network or a sequence of them as a list; a word is that of `named_network`."""
+    given: list[Any] = [net] if isinstance(net, Network | str) else _listed(net)
+    networks = [named_network(entry) if isinstance(entry, str) else entry for entry in given]
     if not networks:
         raise ValueError("net must be a Network or a non-empty list of them, got an empty list")
     for entry in networks:
         if not isinstance(entry, Network):
-            raise TypeError(f"net must be a Network or a list of them, got {entry!r}")
+            raise TypeError(f"{_NETWORKS}, got {entry!r}")
     return networks
 
 
 def _listed(net: Any) -> list[Any]:
     if not isinstance(net, Sequence):
-        raise TypeError(f"net must be a Network or a list of them, got {net!r}")
+        raise TypeError(f"{_NETWORKS}, got {net!r}")
     return list(net)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
@@ -204,12 +214,29 @@ def check_not_first(name: str, shape: Sequence[int], remedy: str) -> None:
         )
 
 
-def chunks(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Yield the first index and the values, in C order as float64, of a few samples at a time."""
-    step = min(_CHUNK_SAMPLES, max(1, _CHUNK_BYTES // (8 * values[0].size)))
+def steps(values: Rows) -> Iterator[slice]:
+    """Yield the places of all samples, a few at a time."""
+    sample = 8 * math.prod(values.shape[1:])
+    step = min(_CHUNK_SAMPLES, max(1, _CHUNK_BYTES // sample))
     for start in range(0, len(values), step):
+        yield slice(start, min(len(values), start + step))
+
+
+def chunks(values: Rows) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yield the first index and the values, in C order as float64, of a few samples at a time."""
+    for part in steps(values):
         # + 0.0 makes -0.0 and 0.0 one number, which they are to the kernel
-        yield start, np.ascontiguousarray(values[start : start + step], np.float64) + 0.0
+        yield part.start, np.ascontiguousarray(values[part], np.float64) + 0.0
+        let_go(values)
+
+
+def let_go(values: Rows) -> None:
+    """Give back the pages of a file that is mapped to be read: they would count as memory held."""
+    source: Any = values
+    while isinstance(source, np.ndarray):
+        source = source.base
+    if isinstance(source, mmap.mmap) and memoryview(source).readonly:
+        source.madvise(mmap.MADV_DONTNEED)
 
 
 def check_tile(tile: Any) -> int | None:
@@ -226,27 +253,37 @@ def check_tile(tile: Any) -> int | None:
     return side
 
 
-def check_entries(name: str, values: NDArray[Any]) -> None:
+def check_entries(name: str, values: Rows) -> None:
     """Refuse samples that cannot be computed with."""
     for start, part in chunks(values):
         _check_entries(name, part.reshape(len(part), -1), start)
 
 
-def number_samples(x1: NDArray[Any], x2: NDArray[Any] | None) -> tuple[IntArray, IntArray | None]:
+def number_samples(x1: Rows, x2: Rows | None) -> tuple[IntArray, IntArray | None]:
     """Give samples numbers, equal for equal ones; refuse those that cannot be computed with."""
     numbering = Numbering()
     numbers1 = numbering.add("x1", x1)
     return numbers1, None if x2 is None else numbering.add("x2", x2)
 
 
+@dataclass(frozen=True, eq=False)
+class _Numbered:
+    """Samples that have numbers, in the order of their hashes; of equal hashes the first first."""
+
+    values: Rows
+    places: IntArray
+    digests: IntArray
+    numbers: IntArray
+
+
 class Numbering:
     """Gives equal samples equal numbers: a hash finds candidates, a comparison decides."""
 
     def __init__(self) -> None:
-        self._known: dict[int, list[tuple[NDArray[Any], int, int]]] = {}
+        self._known: list[_Numbered] = []
         self._next = 0
 
-    def add(self, name: str, values: NDArray[Any]) -> IntArray:
+    def add(self, name: str, values: Rows) -> IntArray:
         """Number samples by content; refuse those that cannot be computed with.
 
         Parameters
@@ -261,40 +298,73 @@ class Numbering:
         ndarray of int64, shape (n,)
             From 0, in the order in which distinct samples come.
         """
-        numbers = np.empty(len(values), np.int64)
-        for index, row in _rows(name, values):
-            digest = _digest(row)
-            number = self._find(row, digest)
-            if number is None:
-                number = self._next
-                self._known.setdefault(digest, []).append((values, index, number))
-                self._next += 1
-            numbers[index] = number
+        digests = _digests(name, values)
+        numbers = self._find(values, digests)
+        order = np.argsort(digests, kind="stable")
+        first = _first_equals(values, digests, order)
+        is_new = (numbers < 0) & (first == np.arange(len(values)))
+        fresh = self._next + np.cumsum(is_new) - 1
+        numbers = np.where(numbers < 0, fresh[first], numbers)
+        self._next += int(is_new.sum())
+        self._known.append(_Numbered(values, order, digests[order], numbers[order]))
         return numbers
 
-    def find(self, name: str, values: NDArray[Any]) -> IntArray:
+    def find(self, name: str, values: Rows) -> IntArray:
         """Return the numbers of samples as `add` does, but keep none of them.
 
         Those that are not known get numbers that no known sample has, each its own.
         """
-        numbers = np.empty(len(values), np.int64)
-        for index, row in _rows(name, values):
-            number = self._find(row, _digest(row))
-            numbers[index] = self._next + index if number is None else number
+        numbers = self._find(values, _digests(name, values))
+        return np.where(numbers < 0, self._next + np.arange(len(values)), numbers)
+
+    def _find(self, values: Rows, digests: IntArray) -> IntArray:
+        """Return the numbers of samples that are known, -1 for others."""
+        numbers = np.full(len(values), -1)
+        for known in self._known:
+            begin = np.searchsorted(known.digests, digests, "left")
+            end = np.searchsorted(known.digests, digests, "right")
+            for place in np.flatnonzero((numbers < 0) & (begin < end)).tolist():
+                row = _row(values, place)
+                for at in range(begin[place], end[place]):
+                    if np.array_equal(_row(known.values, known.places[at]), row):
+                        numbers[place] = known.numbers[at]
+                        break
         return numbers
 
-    def _find(self, row: NDArray[np.float64], digest: int) -> int | None:
-        for others, place, number in self._known.get(digest, ()):
-            if np.array_equal(np.asarray(others[place], np.float64), row):
-                return number
-        return None
+
+def _first_equals(values: Rows, digests: IntArray, order: IntArray) -> IntArray:
+    """Return the index of the first sample that equals each; `order` sorts by hash, stably."""
+    first = np.arange(len(values))
+    distinct: list[int] = []  # of one hash
+    for at in 1 + np.flatnonzero(digests[order[1:]] == digests[order[:-1]]):
+        place, before = int(order[at]), int(order[at - 1])
+        if not distinct or digests[distinct[0]] != digests[place]:
+            distinct = [before]
+        row = _row(values, place)
+        for other in distinct:
+            if np.array_equal(_row(values, other), row):
+                first[place] = other
+                break
+        else:
+            distinct.append(place)
+    return first
 
 
-def _rows(name: str, values: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Yield index and values of each sample, as float64; refuse those that cannot be used."""
+def _row(values: Rows, place: int) -> NDArray[np.float64]:
+    row = np.array(values[place : place + 1], np.float64)
+    let_go(values)
+    return row
+
+
+def _digests(name: str, values: Rows) -> IntArray:
+    return np.fromiter((_digest(row) for row in _rows(name, values)), np.int64, len(values))
+
+
+def _rows(name: str, values: Rows) -> Iterator[NDArray[np.float64]]:
+    """Yield the values of each sample, as float64; refuse those that cannot be used."""
     for start, part in chunks(values):
         _check_entries(name, part.reshape(len(part), -1), start)
-        yield from enumerate(part, start)
+        yield from part
 
 
 def _digest(row: NDArray[np.float64]) -> int:

@@ -36,12 +36,12 @@ from widelimit.matrices.profiles import Samples
 from widelimit.network import Network
 from widelimit.program import Kind
 
-__all__ = ["check_memory", "kernel", "kernel_diagonal"]
+__all__ = ["check_memory", "kernel", "kernel_diagonal", "needed_memory"]
 
 
 @overload
 def kernel(
-    net: Network | Sequence[Network],
+    net: Network | str | Sequence[Network | str],
     x1: ArrayLike,
     x2: ArrayLike | None = None,
     kind: Kind = "ntk",
@@ -56,7 +56,7 @@ def kernel(
 
 @overload
 def kernel(
-    net: Network | Sequence[Network],
+    net: Network | str | Sequence[Network | str],
     x1: ArrayLike,
     x2: ArrayLike | None = None,
     *,
@@ -70,7 +70,7 @@ def kernel(
 
 
 def kernel(
-    net: Network | Sequence[Network],
+    net: Network | str | Sequence[Network | str],
     x1: ArrayLike,
     x2: ArrayLike | None = None,
     kind: Kind | list[Kind] | tuple[Kind, ...] = "ntk",
@@ -88,8 +88,9 @@ def kernel(
 
     Parameters
     ----------
-    net : Network or sequence of Network
-        Networks of a sequence that begin alike are computed in one pass.
+    net : Network, str, or sequence of them
+        A preset and its depth ("cntk-gap-11", "cntk-vanilla-11", "ntk-dense-3") is as good as its
+        network. Networks of a sequence that begin alike are computed in one pass.
     x1, x2 : array_like of shape (n, h, w, c), or (n, d) for dense networks
         Real numbers of any dtype and memory order, computed with as float64. ``x2=None``: the
         symmetric Gram matrix of `x1`, bitwise equal to its transpose, at half the cost. A dense
@@ -133,7 +134,7 @@ def kernel(
     with AVX-512: fewer pairs than that cost as much as 16. Relative accuracy: about 1e-6 in float32
     and 1e-13 in float64; near-duplicate inputs lose digits (docs/accuracy.md).
     """
-    single = isinstance(net, Network)
+    single = isinstance(net, Network | str)
     networks = check_networks(net)
     kinds = check_kinds(kind)
     check_dtype(dtype)
@@ -157,7 +158,7 @@ def kernel(
 
 
 def kernel_diagonal(
-    net: Network | Sequence[Network],
+    net: Network | str | Sequence[Network | str],
     x: ArrayLike,
     kind: Kind = "ntk",
     *,
@@ -193,7 +194,39 @@ def kernel_diagonal(
     samples = Samples(values, np.arange(len(values)))  # each is itself, and no other is asked for
     out = np.empty((len(networks), 1, len(values)), dtype)
     fill_diagonal(families, samples, out, dtype, workers)
-    return out[0, 0] if isinstance(net, Network) else out[:, 0]
+    return out[0, 0] if isinstance(net, Network | str) else out[:, 0]
+
+
+def needed_memory(
+    networks: Sequence[Network],
+    image: Sequence[int],
+    shape: tuple[int, int, int, int],
+    kinds: Sequence[Kind],
+    dtype: Dtype,
+    backend: BackendName,
+    threads: int,
+    *,
+    symmetric: bool,
+) -> tuple[int, int]:
+    """Return the bytes of the result of `kernel`, (networks, kinds, n1, n2), and of work space."""
+    families = find_families(networks, image, kinds, get_backend(backend))
+    return _needed(shape, dtype, families, threads, symmetric=symmetric)
+
+
+def _needed(
+    shape: tuple[int, int, int, int],
+    dtype: Dtype,
+    families: Sequence[Family],
+    threads: int,
+    *,
+    symmetric: bool,
+) -> tuple[int, int]:
+    result = math.prod(shape) * np.dtype(dtype).itemsize
+    grid = memory_grid(shape[2], None if symmetric else shape[3])
+    blocks = sum(held_blocks(families, dtype, grid, threads))
+    samples = blocks * min(grid.tile, max(shape[2:]))
+    work = samples * profile_bytes(families, dtype) + threads * scratch_bytes(families, dtype)
+    return result, work
 
 
 def check_memory(
@@ -205,10 +238,7 @@ def check_memory(
     symmetric: bool,
 ) -> None:
     """Refuse what will not fit, before any work is done."""
-    result = math.prod(shape) * np.dtype(dtype).itemsize
-    grid = memory_grid(shape[2], None if symmetric else shape[3])
-    samples = held_blocks(families, dtype, grid) * min(grid.tile, max(shape[2:]))
-    work = samples * profile_bytes(families, dtype) + threads * scratch_bytes(families, dtype)
+    result, work = _needed(shape, dtype, families, threads, symmetric=symmetric)
     free = available_memory() if result + work > ALWAYS_FITS else None
     if free is not None and result + work > free:
         raise MemoryError(

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast, get_args
 
-from numpy.typing import NDArray
-
 from widelimit._version import __version__
+from widelimit.arrays import Rows
 from widelimit.backends.base import Backend, Dtype
 from widelimit.matrices.inputs import chunks
 from widelimit.matrices.store import StoreError
@@ -31,7 +30,7 @@ class Inputs:
     sha256: str
 
     @classmethod
-    def of(cls, values: NDArray[Any]) -> Inputs:
+    def of(cls, values: Rows) -> Inputs:
         """Describe samples; equal values have one digest, whatever their dtype and order."""
         digest = hashlib.sha256(repr(values.shape).encode())
         for _, part in chunks(values):

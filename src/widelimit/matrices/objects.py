@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from widelimit.files import (
     LOCK,
+    atomic_file,
     check_room,
     make_folder,
     own_folder,
@@ -31,6 +32,7 @@ class Objects(Protocol):
 
     name: str  # as it was given
     url: str  # from any folder
+    listed: int  # bytes of memory that a list of them takes for each
 
     def read(self, key: str, at_most: int) -> bytes:
         """Return an object of at most so many bytes.
@@ -43,6 +45,10 @@ class Objects(Protocol):
         """Return the last n bytes of an object."""
         ...
 
+    def read_part(self, key: str, start: int, n: int) -> bytes:
+        """Return n bytes of an object from one on, fewer where it ends."""
+        ...
+
     def write(self, key: str, content: bytes) -> None:
         """Write an object: readers see the old one or the whole new one.
 
@@ -50,12 +56,19 @@ class Objects(Protocol):
         """
         ...
 
+    def writing(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """Write an object within a block, a piece at a time, at whose end it appears.
+
+        Behind a URL it may appear if the block fails, too, cut short.
+        """
+        ...
+
     def delete(self, key: str) -> None:
         """Delete an object, if it is there."""
         ...
 
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the sizes in bytes of all objects below a prefix."""
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Yield the names of all objects below a prefix, and their sizes in bytes."""
         ...
 
     def exists(self, key: str) -> bool:
@@ -87,7 +100,7 @@ class _Folder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.name, self.url = str(path), str(path.absolute())
+        self.name, self.url, self.listed = str(path), str(path.absolute()), 0
 
     def read(self, key: str, at_most: int) -> bytes:
         return read_bytes(self._path / key, at_most, self._path)
@@ -97,10 +110,20 @@ class _Folder:
             file.seek(max(0, file.seek(0, os.SEEK_END) - n))
             return file.read()
 
+    def read_part(self, key: str, start: int, n: int) -> bytes:
+        with open_regular(self._path / key, self._path) as file:
+            file.seek(start)
+            return file.read(n)
+
     def write(self, key: str, content: bytes) -> None:
         path = self._place(key)
         make_folder(path.parent)
         write_atomically(path, content)
+
+    def writing(self, key: str) -> AbstractContextManager[BinaryIO]:
+        path = self._place(key)
+        make_folder(path.parent)
+        return atomic_file(path)
 
     def delete(self, key: str) -> None:
         self._place(key).unlink(missing_ok=True)
@@ -111,9 +134,8 @@ class _Folder:
         check_inside(path.parent, self._path)
         return path
 
-    def sizes(self, prefix: str) -> dict[str, int]:
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         check_inside(self._path / prefix, self._path)
-        found: dict[str, int] = {}
         folders = [prefix]
         while folders:
             folder = folders.pop()
@@ -126,8 +148,7 @@ class _Folder:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(key)
                 elif not entry.name.startswith("."):
-                    found[key] = entry.stat(follow_symlinks=False).st_size
-        return found
+                    yield key, entry.stat(follow_symlinks=False).st_size
 
     def exists(self, key: str) -> bool:
         return self._place(key).is_file()
@@ -170,6 +191,7 @@ class _Remote:
 
         self._fs, self._root = cast("tuple[Any, str]", fsspec.url_to_fs(url))  # pyright: ignore[reportUnknownMemberType]
         self.name = self.url = url
+        self.listed = 1024
 
     def _path(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}"
@@ -183,26 +205,32 @@ class _Remote:
     def read_end(self, key: str, n: int) -> bytes:
         return self._fs.cat_file(self._path(key), start=-n)
 
+    def read_part(self, key: str, start: int, n: int) -> bytes:
+        return self._fs.cat_file(self._path(key), start=start, end=start + n)
+
     def write(self, key: str, content: bytes) -> None:
         path = self._path(key)
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         self._fs.pipe_file(path, content)
 
+    def writing(self, key: str) -> AbstractContextManager[BinaryIO]:
+        path = self._path(key)
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        return self._fs.open(path, "wb")
+
     def delete(self, key: str) -> None:
         if self._fs.exists(self._path(key)):
             self._fs.rm_file(self._path(key))
 
-    def sizes(self, prefix: str) -> dict[str, int]:
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         self._fs.invalidate_cache()
-        start = self._path("")
+        start = self._path("").lstrip("/")
         try:
             found = self._fs.find(self._path(prefix), detail=True)
         except FileNotFoundError:
-            return {}
-        return {
-            path[path.index(start.lstrip("/")) + len(start.lstrip("/")) :]: int(entry["size"])
-            for path, entry in found.items()
-        }
+            return
+        for path, entry in found.items():
+            yield path[path.index(start) + len(start) :], int(entry["size"])
 
     def exists(self, key: str) -> bool:
         self._fs.invalidate_cache()

@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from widelimit.matrices.tiles import Grid, Key
 
-__all__ = ["Plan", "Sizes", "batches", "solve"]
+__all__ = ["Plan", "Sizes", "batches", "columns_in_use", "most_open", "solve", "tasks_in_flight"]
 
 _SIDES = (1024, 512, 256, 128, 64)
 _TILE_COST = 5e10  # element-layers: half a minute of one core, the most that a kill can cost it
 _TILES_A_SIDE = 4  # at least, so that there is something to share out and to resume
 _THREAD = 2**20  # stack and small objects of a thread
-_FEWEST_BLOCKS = 3  # the rows and the columns of a tile, and the next columns
+_MAX_HOLE = 2**25  # bytes: what is larger, the allocator of the GNU C library gives back at once
+_KEYS_IN_FLIGHT, _TASKS_IN_FLIGHT = 2**16, 2**12  # with workers, at most
+_KEY, _TASK = 128, 2**12  # bytes, about
+
+
+def most_open(threads: int) -> int:
+    """Return how many tiles may be begun and not yet handed over: all threads have work."""
+    return threads + 2
+
+
+def columns_in_use(threads: int, calls: int) -> int:
+    """Return how many columns of tiles the tasks under way can belong to, and the next one.
+
+    Parameters
+    ----------
+    threads : int
+        Each has two tasks in flight.
+    calls : int
+        Into which a tile is cut, at least.
+    """
+    return min(most_open(threads), 1 + math.ceil(2 * threads / calls))
+
+
+def tasks_in_flight(size: int) -> int:
+    """Return how many tasks, each of some tiles, are handed out to workers at a time."""
+    return max(1, min(_TASKS_IN_FLIGHT, _KEYS_IN_FLIGHT // size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +52,16 @@ class Plan:
     tile : int
         Side of a tile.
     threads : int
-    held : int
-        Blocks of profiles held, each of the samples of one side of a tile.
+    group : int
+        Rows of tiles that are swept together, so that their profiles stay held.
+    columns : int
+        Columns of tiles whose profiles are held beside them.
     """
 
     tile: int
     threads: int
-    held: int
-
-    @property
-    def group(self) -> int:
-        """Rows of tiles that are swept together, so that their profiles stay held."""
-        return self.held - 2
+    group: int
+    columns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +83,15 @@ class Sizes:
         Profiles of one sample, for all programs.
     scratch : int
         Work space of one thread.
+    calls : callable
+        Of the side of a tile: into how many calls of a backend it is cut, at least, and the bytes
+        of the values of one.
     element_layers : int
         Cost of a pair (no memory: it bounds the tile).
+    listed : int
+        A tile of one matrix, in a list of what is stored.
+    handed_out : bool
+        Whether tasks for workers are held.
     """
 
     n1: int
@@ -72,20 +102,42 @@ class Sizes:
     sample: int
     profile: int
     scratch: int
+    calls: Callable[[int], tuple[int, int]]
     element_layers: int
+    listed: int = 0
+    handed_out: bool = False
 
     def grid(self, tile: int) -> Grid:
         """Return the grid of tiles of a size."""
         return Grid(self.n1, self.n2, tile, "upper" if self.symmetric else "full")
 
+    def columns(self, tile: int, threads: int) -> int:
+        """Return the fewest columns of tiles whose profiles are held."""
+        return columns_in_use(threads, self.calls(tile)[0])
+
     def need(self, tile: int, threads: int, held: int) -> int:
-        """Return the bytes that a plan takes at its peak."""
-        # Open tiles: one that is being handed out, and one that is being finished by each thread,
-        # of which one matrix is then copied to be filled up, encoded, and given its checksum.
-        # One of another store may be read meanwhile.
-        tiles = (threads + 1) * self.matrices * self.entry + (threads * 3 + 1) * self.entry
+        """Return the bytes that are taken at the peak, with so many blocks of profiles held."""
+        # Of a tile that is being finished one matrix is copied to be filled up, encoded, and given
+        # its checksum, after a look for NaN. One of another store may be read meanwhile.
+        tiles = most_open(threads) * self.matrices * self.entry + (threads * 3 + 1) * self.entry
         blocks = (held + 1) * self.profile + 3 * self.sample
-        return threads * (self.scratch + _THREAD) + tile**2 * tiles + tile * blocks
+        thread = self.scratch + self.calls(tile)[1] + tile**2 + _THREAD
+        # What is freed between blocks that are held may fit nothing that is wanted then.
+        holes = 2 * min(_MAX_HOLE, tile * max(self.profile, self.sample))
+        taken = threads * thread + tile**2 * tiles + tile * blocks + holes
+        return taken + self.bookkeeping(tile)
+
+    def bookkeeping(self, tile: int) -> int:
+        """Return the bytes that it takes to know what there is of the tiles of a size."""
+        grid = self.grid(tile)
+        # Some sets of tiles, a count of matrices, and a checksum for each of them.
+        taken = math.prod(grid.shape) * (8 + 4 * self.matrices)
+        taken += len(grid) * self.matrices * self.listed
+        if self.handed_out:
+            taken += (
+                min(len(grid), _KEYS_IN_FLIGHT) * _KEY + min(len(grid), _TASKS_IN_FLIGHT) * _TASK
+            )
+        return taken
 
 
 def solve(sizes: Sizes, budget: float, threads: int, tile: int | None) -> Plan:
@@ -114,16 +166,21 @@ def solve(sizes: Sizes, budget: float, threads: int, tile: int | None) -> Plan:
     """
     for workers in range(threads, 0, -1):
         for side in preferred_sides(sizes) if tile is None else (tile,):
-            left = budget - sizes.need(side, workers, _FEWEST_BLOCKS)
+            columns = sizes.columns(side, workers)
+            left = budget - sizes.need(side, workers, columns + 1)
             if left >= 0:
-                most = sum(sizes.grid(side).shape[: 1 if sizes.symmetric else 2]) + 2
+                rows = sizes.grid(side).shape[0]
                 more = math.floor(left / max(1, side * sizes.profile))
-                return Plan(side, workers, max(_FEWEST_BLOCKS, min(most, _FEWEST_BLOCKS + more)))
-    least = sizes.need(tile or _SIDES[-1], 1, _FEWEST_BLOCKS)
+                return Plan(side, workers, min(rows, 1 + more), columns)
+    side = tile or _SIDES[-1]
+    least = sizes.need(side, 1, 1 + sizes.columns(side, 1))
+    remedy = ""
+    if tile is not None:
+        other = "larger" if sizes.bookkeeping(side) > least / 2 else "smaller"
+        remedy = f", or use a {other} tile for a new store"
     raise MemoryError(
         f"this takes {least / 2**20:.0f} MiB at least beside what the process holds, and "
-        f"{max(0.0, budget) / 2**20:.0f} MiB are left of memory: raise memory"
-        + ("" if tile is None else ", or use a smaller tile for a new store")
+        f"{max(0.0, budget) / 2**20:.0f} MiB are left of memory: raise memory{remedy}"
     )
 
 

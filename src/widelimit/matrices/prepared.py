@@ -165,9 +165,9 @@ class PreparedKernel:
         if side is None:
             fill(families, left, right, out, self.dtype, threads)
         else:
-            new_side = Side(left, families, self.dtype, grid.tile, 1)
+            new_side = Side(left, families, self.dtype, grid.tile, 2)
             engine = Engine(families, new_side, side, grid, self.dtype, threads)
-            keys = grid.order(set(grid.tiles()), 1)
+            keys = grid.order(grid, 1)
             with closing(engine.run(keys, InMemory(out, grid))) as parts:
                 for _ in parts:
                     pass

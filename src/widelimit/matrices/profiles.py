@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from widelimit.arrays import FloatArray, IntArray
+from widelimit.arrays import FloatArray, IntArray, Rows
 from widelimit.backends.base import Dtype, Pairs, Profile
 from widelimit.matrices.families import Family
+from widelimit.matrices.inputs import let_go
 from widelimit.matrices.threads import Threads
 
 __all__ = ["Block", "Samples", "Side", "make_sides", "quiet"]
@@ -25,21 +25,22 @@ class Samples:
 
     Parameters
     ----------
-    values : ndarray
+    values : Rows
         ``(n, h, w, c)`` or ``(n, d)``, any real dtype; converted to float64 a block at a time.
     identity : ndarray of int64, shape (n,)
         Equal numbers mean identical samples, on both sides.
     """
 
-    values: NDArray[Any]
+    values: Rows
     identity: IntArray
 
     def __len__(self) -> int:
         return len(self.values)
 
     def block(self, start: int, stop: int) -> tuple[FloatArray, IntArray]:
-        """Return samples in C order as float64, and their identities."""
-        values = np.ascontiguousarray(self.values[start:stop], dtype=np.float64)
+        """Return samples in C order as float64, new, and their identities."""
+        values = np.array(self.values[start:stop], np.float64, order="C")
+        let_go(self.values)
         return values, np.ascontiguousarray(self.identity[start:stop])
 
 
@@ -63,7 +64,7 @@ class Side:
     size : int
         Samples of a block: the side of a tile.
     held : int
-        Blocks whose profiles are held: those that were wanted last.
+        Blocks whose profiles are held: those that were wanted last, and those in use (`has_room`).
     """
 
     def __init__(
@@ -73,7 +74,18 @@ class Side:
         self._dtype: Dtype = dtype
         self._size, self._held = size, held
         self._blocks: OrderedDict[int, list[Block]] = OrderedDict()
+        self._alive: list[list[weakref.ref[Block]]] = []  # also those that are only in use
         self._lock = threading.Lock()
+
+    def has_room(self, index: int) -> bool:
+        """Return whether a block is held, or can be made beside those that are held or in use."""
+        with self._lock:
+            if index in self._blocks:
+                return True
+            while len(self._blocks) >= self._held:
+                self._blocks.popitem(last=False)
+            self._alive = [made for made in self._alive if any(block() for block in made)]
+            return len(self._alive) < self._held
 
     def block(self, index: int, threads: Threads) -> list[Block]:
         """Return one block, as each family sees it. Any thread may call."""
@@ -86,6 +98,7 @@ class Side:
             values, identity = self._samples.block(index * self._size, (index + 1) * self._size)
             made = [self._make(family, values, identity, threads) for family in self._families]
             self._blocks[index] = made
+            self._alive.append([weakref.ref(block) for block in made])
             return made
 
     def _make(
@@ -120,7 +133,8 @@ def make_sides(
     families: Sequence[Family],
     dtype: Dtype,
     size: int,
-    held: int,
+    group: int,
+    columns: int,
 ) -> tuple[Side, Side]:
     """Return both sides of a matrix, one object twice if `right` is None.
 
@@ -128,14 +142,15 @@ def make_sides(
     ----------
     left, right, families, dtype, size
         As for `Side`.
-    held : int
-        Blocks that both hold together, 3 or more: in the order of `Grid.order` with a group of
-        ``held - 2``, no profile is made twice in a sweep.
+    group, columns : int
+        Blocks of rows and of columns that are held, 1 and 2 or more: in the order of `Grid.order`
+        with this group, no profile is made twice in a sweep.
     """
     if right is None:
-        both = Side(left, families, dtype, size, held)
+        both = Side(left, families, dtype, size, group + columns)
         return both, both
-    return Side(left, families, dtype, size, held - 2), Side(right, families, dtype, size, 2)
+    left_side = Side(left, families, dtype, size, group)
+    return left_side, Side(right, families, dtype, size, columns)
 
 
 def quiet() -> np.errstate:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
-from itertools import chain
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.backends import BackendName, choose, get_backend
 from widelimit.backends.base import Dtype
 from widelimit.display import shown
-from widelimit.machine import remaining
-from widelimit.matrices.computation import Computation, put_inputs
+from widelimit.machine import parse_memory, remaining
+from widelimit.matrices.computation import Computation, kept
 from widelimit.matrices.executors import as_executor
-from widelimit.matrices.families import (
-    choose_backend,
-    prepare,
-    profile_bytes,
-    scratch_bytes,
-)
+from widelimit.matrices.families import choose_backend, prepare
 from widelimit.matrices.inputs import (
     Channels,
     check_dtype,
@@ -38,11 +31,12 @@ from widelimit.matrices.inputs import (
 from widelimit.matrices.manifest import Inputs, Maker, Manifest
 from widelimit.matrices.matrix import arrange, read_manifest
 from widelimit.matrices.objects import Objects, open_objects
-from widelimit.matrices.plan import Plan, Sizes, batches, solve
+from widelimit.matrices.plan import Plan, Sizes, batches, solve, tasks_in_flight
 from widelimit.matrices.progress import Progress, Tracker
 from widelimit.matrices.sinks import Stored
 from widelimit.matrices.store import TileStore, is_finished, room_of
-from widelimit.matrices.tiles import Key
+from widelimit.matrices.stored_inputs import put_inputs
+from widelimit.matrices.tiles import Key, KeySet
 from widelimit.matrices.workers import Report, Task, distribute
 from widelimit.network import Network
 from widelimit.program import Kind
@@ -51,10 +45,11 @@ __all__ = ["gram"]
 
 _BATCH_PAIRS = 3e10  # element-layers of a task for a worker, about: a quarter of a minute
 _FEWEST_TASKS = 64  # so that workers finish together
+_MOST_KEYS = 1024  # of a task
 
 
 def gram(
-    net: Network | Sequence[Network],
+    net: Network | str | Sequence[Network | str],
     x1: ArrayLike,
     x2: ArrayLike | None = None,
     kind: Kind | list[Kind] | tuple[Kind, ...] = "ntk",
@@ -104,9 +99,9 @@ def gram(
         store is finished: then it may be deleted. If it is lost before, the call without it
         computes what is missing; no bit depends on it.
     executor : concurrent.futures.Executor, dask.distributed.Client or None
-        Where tiles are computed. Workers read the inputs from the store, once, and write their
-        tiles there: all have to see its path. Tasks that fail, or whose worker is lost, are handed
-        out again, up to three times. None: threads of this process.
+        Where tiles are computed. Workers read the inputs from the store, as they need them, and
+        write their tiles there: all have to see its path. Tasks that fail, or whose worker is lost,
+        are handed out again, up to three times. None: threads of this process.
     timeout : float or None
         With an executor: seconds in which no task has finished, after which workers count as
         hanging and their tiles are handed out again. None: ten minutes, or 20 times the longest
@@ -174,10 +169,9 @@ def gram(
     objects = open_objects(store)
     with nullcontext() if is_finished(objects) and not verify else objects.locked():
         import_module("zarr")  # before memory is looked at: its modules take some, too
-        budget = remaining(memory)
         manifest = Manifest(
             tuple(networks),
-            not isinstance(net, Network),
+            not isinstance(net, Network | str),
             kinds,
             not isinstance(kind, str),
             dtype,
@@ -195,8 +189,10 @@ def gram(
         if old is not None and not allow_mixed:
             _check_maker(old, maker)
         computation = Computation(manifest, values1, values2, chosen)
-        sizes = _sizes(computation, values1, values2)
-        plan = solve(sizes, budget, workers, _one_side(side, there, old))
+        if pool is None and (there is None or there.missing):
+            prepare(computation.families, dtype)  # which takes memory, too
+        sizes = computation.sizes(workers, listed=objects.listed, handed_out=pool is not None)
+        plan = solve(sizes, remaining(memory), workers, _one_side(side, there, old))
         laid = [x for x in (values1, values2) if x is not None and pool is not None]
         objects.check_room(_room(objects, there, sizes, plan, laid))
         if there is None:
@@ -205,15 +201,23 @@ def gram(
             makers = (maker, *(() if old is None else read_manifest(old).makers))
             tiles = _admit(there.tiles, makers, allow_mixed)
             run = _Run(tiles, computation, plan, sizes, there.missing, old)
-            if pool is None:
-                prepare(computation.families, dtype)
             with display as report:
                 run.copy(report)
                 if pool is None:
-                    run.here(report, run.keys)
+                    run.here(report)
                 else:
                     put_inputs(tiles, values1, values2)
-                    run.on(pool, report, name, None if allow_mixed else maker, timeout)
+                    task = Task(
+                        objects.url,
+                        (),
+                        name,
+                        None if allow_mixed else maker,
+                        plan.threads,
+                        None if memory is None else parse_memory(memory),
+                        _at_once(pool),
+                        None if old is None else old.objects.url,
+                    )
+                    run.on(pool, report, task, timeout)
         tiles = TileStore.open(objects)
     return arrange(tiles, read_manifest(tiles))
 
@@ -223,7 +227,7 @@ class _There:
     """The store of a call as it lies there, and the tiles that are missing."""
 
     tiles: TileStore
-    missing: set[Key]
+    missing: KeySet
 
 
 class _Run:
@@ -235,44 +239,46 @@ class _Run:
         computation: Computation,
         plan: Plan,
         sizes: Sizes,
-        missing: set[Key],
+        missing: KeySet,
         old: TileStore | None,
     ) -> None:
         self._tiles, self._computation, self._plan, self._sizes = tiles, computation, plan, sizes
-        self._old = old
-        self._partly = set[Key]() if old is None else missing & set(old.grid.tiles())
-        self._wholly = set[Key]() if old is None else missing & tiles.grid.common(old.grid)
-        self.keys = list(tiles.grid.order(missing - self._wholly, plan.group))
+        self._missing, self._old = missing, old
         self._weights = [max(1, f.program.element_layers) for f in computation.families]
-        total = len(tiles.grid)
-        pairs = sum(map(self._pairs, self.keys))
-        self._tracker = Tracker(total, total - len(missing), pairs, sizes.element_layers)
+        pairs, found = missing.pairs(), len(tiles.grid) - len(missing)
+        if old is not None:
+            pairs -= sum(old.grid.pairs(key) for key in missing if key in old.grid)
+        self._tracker = Tracker(len(tiles.grid), found, pairs, sizes.element_layers)
+
+    def _keys(self) -> Iterator[Key]:
+        """Yield the tiles that have to be computed, in order; `copy` has been called."""
+        return self._tiles.grid.order(self._missing, self._plan.group)
 
     def _pairs(self, key: Key) -> int:
         """Return how many pairs of a tile are computed."""
-        known = self._old.grid.pairs(key) if self._old is not None and key in self._partly else 0
+        known = self._old.grid.pairs(key) if self._old is not None and key in self._old.grid else 0
         return self._tiles.grid.pairs(key) - known
 
     def copy(self, report: Callable[[Progress], None]) -> None:
         """Copy the tiles of the old matrix; read those at its edge, to be told of damage now."""
         if self._old is None:
             return
-        for key in sorted(self._partly):
-            if key in self._wholly:
+        for key in self._missing:
+            if self._tiles.grid.has_in_common(key, self._old.grid):
                 self._tiles.copy(key, self._old)
+                self._missing.discard(key)
                 report(self._tracker.add(0, 1))
-            else:
+            elif key in self._old.grid:
                 for place in self._old.places:
                     self._old.read(key, place)
 
-    def here(self, report: Callable[[Progress], None], keys: Sequence[Key]) -> None:
+    def here(self, report: Callable[[Progress], None]) -> None:
         """Compute tiles on threads of this process."""
-        plan, old = self._plan, self._old
-        known = 0 if old is None else old.shape[-1]
-        engine = self._computation.engine(self._tiles.grid, plan.threads, plan.held, known)
-        sink = Stored(self._tiles, self._computation.manifest, old)
+        known = 0 if self._old is None else self._old.shape[-1]
+        engine = self._computation.engine(self._tiles.grid, self._plan, known)
+        sink = Stored(self._tiles, self._computation.manifest, self._old)
         total = sum(self._weights)
-        with closing(engine.run(keys, sink)) as parts:
+        with closing(engine.run(self._keys(), sink)) as parts:
             for part in parts:
                 pairs = part.entries * self._weights[part.family] / total
                 report(self._tracker.add(pairs, int(part.finished is not None)))
@@ -281,19 +287,17 @@ class _Run:
         self,
         executor: Executor,
         report: Callable[[Progress], None],
-        backend: BackendName,
-        maker: Maker | None,
+        task: Task,
         timeout: float | None,
     ) -> None:
-        """Hand tiles out to workers; compute here what is left if the executor breaks."""
+        """Hand tiles out to workers; compute here what is left if the executor breaks.
+
+        `task` is what tasks are like, but for their tiles.
+        """
         cost = self._plan.tile**2 * max(1, self._sizes.element_layers)
-        size = max(1, min(round(_BATCH_PAIRS / cost), len(self.keys) // _FEWEST_TASKS))
-        plan, name = self._plan, self._tiles.objects.url
-        reuse = None if self._old is None else self._old.objects.url
-        tasks = [
-            Task(name, keys, backend, maker, plan.threads, plan.held, reuse)
-            for keys in batches(iter(self.keys), size)
-        ]
+        share = len(self._missing) // _FEWEST_TASKS
+        size = max(1, min(round(_BATCH_PAIRS / cost), share, _MOST_KEYS))
+        tasks = (replace(task, keys=keys) for keys in batches(self._keys(), size))
 
         def finished(done: Report) -> None:
             if done.maker not in read_manifest(self._tiles).makers:  # allowed, or it had not run
@@ -301,11 +305,22 @@ class _Run:
             pairs = sum(map(self._pairs, done.checksums))
             report(self._tracker.add(pairs, len(done.checksums)))
 
-        left = distribute(executor, tasks, self._tiles, timeout, finished)
-        if left:
-            open_keys = set(chain.from_iterable(task.keys for task in left))
-            still = open_keys - self._tiles.finished()
-            self.here(report, [key for key in self.keys if key in still])
+        try:
+            done = distribute(
+                executor, tasks, tasks_in_flight(size), self._tiles, timeout, finished
+            )
+        finally:
+            kept.forget()  # of a worker that is a thread of this process
+        if not done:
+            self._missing = self._tiles.missing()
+            self.here(report)
+
+
+def _at_once(executor: Executor) -> int:
+    """Return how many tasks of an executor one process may be given at a time, if it is known."""
+    if isinstance(executor, ThreadPoolExecutor):
+        return int(getattr(executor, "_max_workers", 1))
+    return 1
 
 
 def _look(objects: Objects, manifest: Manifest, *, verify: bool) -> _There | None:
@@ -317,8 +332,8 @@ def _look(objects: Objects, manifest: Manifest, *, verify: bool) -> _There | Non
     remedy = "Give another path, or delete that one"
     read_manifest(tiles).check_same(manifest, objects.name, remedy)
     missing = tiles.missing()
-    if verify:
-        missing.update(tiles.damaged(sorted(set(tiles.grid.tiles()) - missing)))
+    for key in tiles.damaged(missing.others()) if verify else ():
+        missing.add(key)
     return _There(tiles, missing)
 
 
@@ -338,7 +353,7 @@ def _room(
     else:
         return 0
     if laid:
-        there_already = sum(objects.sizes("inputs").values())
+        there_already = sum(size for _, size in objects.sizes("inputs"))
         needed += max(0, sum(x.nbytes for x in laid) - there_already)
     return needed
 
@@ -348,7 +363,7 @@ def _create(objects: Objects, manifest: Manifest, side: int) -> _There:
     region = "full" if manifest.x2 else "upper"
     content = manifest.to_json()
     tiles = TileStore.create(objects, manifest.shape, side, manifest.dtype, region, content)
-    return _There(tiles, set(tiles.grid.tiles()))
+    return _There(tiles, KeySet(tiles.grid).others())
 
 
 def _find_reused(
@@ -423,18 +438,3 @@ def _admit(tiles: TileStore, makers: Iterable[Maker], allow_mixed: bool) -> Tile
         content = replace(manifest, makers=(*manifest.makers, maker)).to_json()
         tiles = tiles.with_manifest(content)
     return tiles
-
-
-def _sizes(computation: Computation, values1: NDArray[Any], values2: NDArray[Any] | None) -> Sizes:
-    families, manifest = computation.families, computation.manifest
-    return Sizes(
-        n1=len(values1),
-        n2=len(values1 if values2 is None else values2),
-        symmetric=values2 is None,
-        entry=np.dtype(manifest.dtype).itemsize,
-        matrices=len(manifest.networks) * len(manifest.kinds),
-        sample=8 * values1[0].size,
-        profile=profile_bytes(families, manifest.dtype),
-        scratch=scratch_bytes(families, manifest.dtype),
-        element_layers=sum(family.program.element_layers for family in families),
-    )

@@ -70,7 +70,7 @@ class Diagonal:
 
 
 class Stored:
-    """Puts tiles into a store, and keeps their checksums.
+    """Puts tiles into a store.
 
     Parameters
     ----------
@@ -83,7 +83,6 @@ class Stored:
     def __init__(self, store: TileStore, manifest: Manifest, old: TileStore | None) -> None:
         self._store, self._old = store, old
         self._matrices = (len(manifest.networks), len(manifest.kinds))
-        self.checksums: dict[Key, tuple[int, ...]] = {}
 
     def begin(self, key: Key) -> Output:
         """Return memory for a tile, with the entries that are known."""
@@ -100,4 +99,4 @@ class Stored:
     def end(self, key: Key, values: Output) -> None:
         """Write a tile."""
         leading = self._store.shape[:-2]
-        self.checksums[key] = self._store.write(key, values.reshape(*leading, *values.shape[-2:]))
+        self._store.write(key, values.reshape(*leading, *values.shape[-2:]))

@@ -18,25 +18,25 @@ import hashlib
 import itertools
 import json
 import math
+import operator
 import re
 import secrets
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from typing import Any, BinaryIO, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.files import has_no_room, no_room
 from widelimit.matrices.objects import KEPT, METADATA, SEALS, Objects
-from widelimit.matrices.tiles import Grid, Key, Region
+from widelimit.matrices.tiles import Grid, Key, KeySet, Region
 from widelimit.reading import parse_json, refusing
 
 __all__ = ["StoreError", "TileStore", "is_finished", "room_of"]
 
 _IDENTITY = re.compile("[0-9a-f]{32}")
-_SEAL = re.compile("/(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,9})$")  # the name of that of a tile
 _MAX_METADATA = 2**24  # bytes: a manifest with thousands of networks
 _MAX_TILES = 2**24
 _BLOCK = 2**12  # bytes: of the file systems that are in use
@@ -77,10 +77,12 @@ class TileStore:
     region: Region
     manifest: dict[str, Any]
     identity: str
-    # As they were read last.
-    _seals: dict[Key, tuple[int, ...]] = field(
-        default_factory=dict[Key, tuple[int, ...]], repr=False
-    )
+    # Checksums of seals as they were read or written last, (*leading, rows, columns); 0: not yet.
+    _seals: NDArray[np.uint32] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        seals = np.zeros((*self.shape[:-2], *self.grid.shape), np.uint32)
+        object.__setattr__(self, "_seals", seals)
 
     @classmethod
     def create(
@@ -223,33 +225,41 @@ class TileStore:
         n1, n2 = self.shape[-2:]
         return Grid(n1, n2, self.tile, self.region)
 
-    def finished(self) -> set[Key]:
+    def finished(self) -> KeySet:
         """Return the keys of the tiles that are there for every matrix, in full length, and sealed.
 
         A tile appears only when all its bytes are on the disk. One that is shorter was damaged
         since: it counts as not there. So does one that was not written for this store.
         """
-        sizes, grid = self.objects.sizes("c"), self.grid
-        seals = self.objects.sizes(f"{SEALS}/{self.identity}")
-        # What lies there is counted, not what metadata announce, which may be anything.
-        found = [tuple(map(int, match.groups())) for match in map(_SEAL.search, seals) if match]
-        return {
-            key
-            for key in cast("list[Key]", found)
-            if key in grid
-            and all(sizes.get(name) == self._chunk_bytes for name in self._names(key))
-        }
+        leading, grid = self.shape[:-2], self.grid
+        whole = np.zeros(grid.shape, np.int32)  # matrices that have a tile
+        for place, key, size in self._listed("c", len(leading)):
+            if all(map(operator.lt, place, leading)) and key in grid and size == self._chunk_bytes:
+                whole[key] += 1
+        found = KeySet(grid)
+        for _, key, _ in self._listed(f"{SEALS}/{self.identity}", 0):
+            if key in grid and whole[key] == math.prod(leading):
+                found.add(key)
+        return found
 
-    def missing(self) -> set[Key]:
-        """Return the keys of the other tiles: takes memory for each."""
-        return set(self.grid.tiles()) - self.finished()
+    def _listed(self, prefix: str, axes: int) -> Iterator[tuple[tuple[int, ...], Key, int]]:
+        """Yield place, key and size of objects below a prefix that are named by numbers."""
+        names = re.compile("/".join([re.escape(prefix), *["(0|[1-9][0-9]{0,8})"] * (axes + 2)]))
+        for name, size in self.objects.sizes(prefix):
+            if match := names.fullmatch(name):
+                *place, i, j = map(int, match.groups())
+                yield tuple(place), (i, j), size
 
-    def room(self, keys: Collection[Key]) -> int:
+    def missing(self) -> KeySet:
+        """Return the keys of the other tiles."""
+        return self.finished().others()
+
+    def room(self, keys: KeySet) -> int:
         """Return the bytes of disk that some tiles will take, beside what is there of them."""
-        there = self.objects.sizes("c") if keys else {}
-        entry, matrices = self.dtype.itemsize, len(self.places)
-        whole = room_of(len(keys), self.tile, entry, matrices)
-        return whole - sum(there.get(name, 0) for key in keys for name in self._names(key))
+        if not keys:
+            return 0
+        there = sum(size for _, key, size in self._listed("c", len(self.shape) - 2) if key in keys)
+        return room_of(len(keys), self.tile, self.dtype.itemsize, len(self.places)) - there
 
     @property
     def is_finished(self) -> bool:
@@ -289,7 +299,7 @@ class TileStore:
             If there is no room, or no permission; the tile is then not there.
         """
         rows, columns = values.shape[-2:]
-        if np.isnan(values).any():
+        if any(np.isnan(values[place]).any() for place in self.places):
             raise ValueError(f"tile {key} has entries that are no numbers: it is not stored")
         self._check_current()
         checksums: list[int] = []
@@ -348,11 +358,15 @@ class TileStore:
 
     def delete(self, key: Key) -> None:
         """Delete a tile of every matrix."""
-        self._seals.pop(key, None)
+        self._seals[..., *key] = 0
         for name in (self._seal_name(key), *self._names(key)):
             self.objects.delete(name)
 
-    def damaged(self, keys: Sequence[Key]) -> list[Key]:
+    def sealed(self, key: Key) -> tuple[int, ...]:
+        """Return the checksums of a tile that this object has written."""
+        return tuple(self._seals[..., *key].ravel().tolist())
+
+    def damaged(self, keys: Iterable[Key]) -> list[Key]:
         """Return those of finished tiles that do not have their checksum. Reads them all."""
         bad: list[Key] = []
         for key in keys:
@@ -421,15 +435,26 @@ class TileStore:
 
     def lay(self, name: str, content: bytes, what: str) -> None:
         """Write an object of the store; an error of the system says what, and what is not lost."""
-        try:
+        with self._telling(name, what, len(content)):
             self.objects.write(name, content)
+
+    @contextmanager
+    def laying(self, name: str, what: str, needed: int) -> Generator[BinaryIO]:
+        """Write an object of so many bytes as `lay` does, a piece at a time."""
+        with self._telling(name, what, needed), self.objects.writing(name) as file:
+            yield file
+
+    @contextmanager
+    def _telling(self, name: str, what: str, needed: int) -> Generator[None]:
+        try:
+            yield
         except OSError as error:
             more = (
                 f", while {what} was written; the finished tiles are kept: mend this, and run "
                 "the same call again"
             )
             if has_no_room(error):
-                needed = max(len(content), self.room(self.missing()))
+                needed = max(needed, self.room(self.missing()))
                 raise no_room(self.objects.name, needed, more, error.errno) from error
             place = f"{self.objects.name}/{name}"
             raise type(error)(error.errno, f"{error.strerror or error}{more}", place) from error
@@ -448,13 +473,11 @@ class TileStore:
     def _seal(self, key: Key, checksums: tuple[int, ...]) -> None:
         content = b"".join(value.to_bytes(_CRC_BYTES, "little") for value in checksums)
         self.lay(self._seal_name(key), self._sealed(str(key), content), f"tile {key}")
-        self._seals[key] = checksums
+        self._seals[..., *key] = np.reshape(checksums, self.shape[:-2])
 
     def _is_sealed(self, key: Key, place: tuple[int, ...], checksum: int) -> bool:
         """Return whether a tile has the checksum of its seal; one that changed is read again."""
-        index = self.places.index(place)
-        known = self._seals.get(key)
-        if known is not None and known[index] == checksum:
+        if checksum and checksum == self._seals[*place, *key]:
             return True
         length = len(self.places) * _CRC_BYTES
         try:
@@ -463,11 +486,8 @@ class TileStore:
             return False
         if content != self._sealed(str(key), content[:length]):  # of another length, too
             return False
-        parts = range(0, length, _CRC_BYTES)
-        self._seals[key] = tuple(
-            int.from_bytes(content[at : at + _CRC_BYTES], "little") for at in parts
-        )
-        return self._seals[key][index] == checksum
+        self._seals[..., *key] = np.frombuffer(content[:length], "<u4").reshape(self.shape[:-2])
+        return checksum == self._seals[*place, *key]
 
     def _check_current(self) -> None:
         """Refuse to write where another store, or none, has taken the place of this one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Threads"]
+
+_PAUSE = 1e-3  # seconds
 
 _Result = TypeVar("_Result")
 
@@ -43,14 +46,23 @@ class Threads:
         self.cancel[0] = 1
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def run(self, tasks: Iterable[Callable[[], _Result]]) -> Iterator[_Result]:
-        """Run tasks, two for each thread in flight; yield what each returns, as they finish."""
+    def run(self, tasks: Iterable[Callable[[], _Result] | None]) -> Iterator[_Result]:
+        """Run tasks, two for each thread in flight; yield what each returns, as they finish.
+
+        None for a task: none can be begun before another one has ended.
+        """
         pending: set[Future[_Result]] = set()
         for task in tasks:
-            pending.add(self._pool.submit(task))
-            while len(pending) >= 2 * self._n:
-                finished, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+            if task is not None:
+                pending.add(self._pool.submit(task))
+            elif not pending:
+                time.sleep(_PAUSE)  # what has finished is being let go of
+            patience, most = (_PAUSE, 0) if task is None else (0.1, 2 * self._n - 1)
+            while len(pending) > most:
+                finished, pending = wait(pending, patience, FIRST_COMPLETED)
                 yield from (future.result() for future in finished)
+                if task is None:
+                    break
         while pending:
             finished, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in finished)

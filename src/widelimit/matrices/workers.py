@@ -1,7 +1,7 @@
 """Tiles computed by the workers of any executor, which write them to the store themselves.
 
 What travels is a `Task`, the path of the store and keys of tiles, and back a `Report`. Inputs lie
-in the store; a worker reads them once.
+in the store, where a worker reads a block at a time.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -22,9 +23,11 @@ from concurrent.futures import (
 )
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 from widelimit.backends import BackendName, get_backend
-from widelimit.matrices.computation import Order, kept_engine
+from widelimit.matrices.computation import Order, kept
 from widelimit.matrices.executors import DaskExecutor
 from widelimit.matrices.manifest import Maker
 from widelimit.matrices.matrix import read_manifest
@@ -49,7 +52,8 @@ class Task:
     backend: BackendName
     maker: Maker | None  # what has to compute them; None: any
     threads: int
-    held: int  # blocks of profiles
+    memory: int | None  # of a process, as for `gram`
+    at_once: int  # tasks that a process may be given at a time, if that is known here
     reuse: str | None  # the store of the first samples, whose pairs are read from there
 
 
@@ -70,6 +74,8 @@ def run_task(task: Task) -> Report:
     ------
     ValueError
         If this worker would not compute the bits that the store is made of.
+    MemoryError
+        If it cannot compute them within the memory of the task.
     """
     start = time.monotonic()
     tiles = TileStore.open(open_objects(task.store))
@@ -90,14 +96,30 @@ def run_task(task: Task) -> Report:
         maker,
         tiles.grid,
         task.threads,
-        task.held,
+        task.memory,
+        max(task.at_once, _threads_of_dask()),
         0 if old is None else old.shape[-1],
     )
     sink = Stored(tiles, manifest, old)
-    with closing(kept_engine(order, tiles).run(task.keys, sink)) as parts:
-        for _ in parts:
-            pass
-    return Report(worker, maker, sink.checksums, time.monotonic() - start)
+    try:
+        with kept.engine(order, tiles) as engine, closing(engine.run(task.keys, sink)) as parts:
+            for _ in parts:
+                pass
+    except MemoryError as error:
+        raise MemoryError(f"a worker ({worker}) ran out of memory: {error}") from error
+    checksums = {key: tiles.sealed(key) for key in task.keys}
+    return Report(worker, maker, checksums, time.monotonic() - start)
+
+
+def _threads_of_dask() -> int:
+    """Return how many tasks this process is given at a time, if it is a worker of dask, or 1."""
+    distributed: Any = sys.modules.get("distributed")
+    if distributed is None:
+        return 1
+    try:
+        return int(distributed.get_worker().state.nthreads)
+    except ValueError:  # it is none
+        return 1
 
 
 # ---------------------------------------------------------------- on the side that hands out
@@ -105,17 +127,20 @@ def run_task(task: Task) -> Report:
 
 def distribute(
     executor: Executor,
-    tasks: Sequence[Task],
+    tasks: Iterable[Task],
+    in_flight: int,
     store: TileStore,
     timeout: float | None,
     finished: Callable[[Report], None],
-) -> list[Task]:
+) -> bool:
     """Run tasks on an executor until all their tiles are in the store.
 
     Parameters
     ----------
     executor : Executor
-    tasks : sequence of Task
+    tasks : iterable of Task
+    in_flight : int
+        Tasks that are handed out at a time.
     store : TileStore
         Where the tiles appear; their checksums are compared with those that workers report.
     timeout : float or None
@@ -126,8 +151,8 @@ def distribute(
 
     Returns
     -------
-    list of Task
-        What could not be run because the executor broke: for the caller to compute.
+    bool
+        Whether all were run: False if the executor broke.
 
     Raises
     ------
@@ -138,7 +163,7 @@ def distribute(
     Exception
         That of a task which failed three times.
     """
-    return _Distribution(executor, tasks, store, timeout, finished).run()
+    return _Distribution(executor, tasks, in_flight, store, timeout, finished).run()
 
 
 class _Distribution:
@@ -147,25 +172,24 @@ class _Distribution:
     def __init__(
         self,
         executor: Executor,
-        tasks: Sequence[Task],
+        tasks: Iterable[Task],
+        in_flight: int,
         store: TileStore,
         timeout: float | None,
         finished: Callable[[Report], None],
     ) -> None:
         self._executor, self._store, self._timeout = executor, store, timeout
-        self._finished = finished
-        self._left = dict.fromkeys(tasks, 0)  # failures of each
+        self._tasks, self._in_flight, self._finished = iter(tasks), in_flight, finished
+        self._left: dict[Task, int] = {}  # failures of each that is handed out
         self._running: dict[Future[Report], Task] = {}
         self._longest = 0.0
         self._last = time.monotonic()
         self._again = False  # whether all that is open was handed out again since
 
-    def run(self) -> list[Task]:
-        """Hand tasks out until all are done, or the executor breaks; return what is left."""
+    def run(self) -> bool:
+        """Hand tasks out until all are done, or the executor breaks; return whether all are."""
         try:
-            for task in self._left:
-                self._submit(task)
-            while self._left:
+            while self._fill():
                 done, _ = wait(self._running, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in done:
                     self._take(future, self._running.pop(future))
@@ -180,7 +204,14 @@ class _Distribution:
         finally:
             for future in self._running:
                 future.cancel()
-        return list(self._left)
+        return not self._left
+
+    def _fill(self) -> bool:
+        """Hand out as many tasks as may be; return whether any is left."""
+        for task in islice(self._tasks, self._in_flight - len(self._left)):
+            self._left[task] = 0
+            self._submit(task)
+        return bool(self._left)
 
     def _submit(self, task: Task) -> None:
         self._running[self._executor.submit(run_task, task)] = task

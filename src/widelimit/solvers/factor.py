@@ -130,7 +130,9 @@ class TiledFactor:
         begun = perf_counter() if start is None else start
         targets = check_targets(y, self.n)
         value = self.solve(targets)
-        residual = targets - multiply(k, value) - self.ridge_absolute * value
+        residual = multiply(k, value)
+        np.subtract(targets, residual, out=residual)
+        residual -= self.ridge_absolute * value
         smallest = float(self.pivots().min())
         noise = self.n**0.5 * epsilon(k.dtype) * float(diagonal(k).mean())
         return Solution(

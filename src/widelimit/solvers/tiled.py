@@ -27,11 +27,11 @@ from numpy.typing import ArrayLike, NDArray
 from widelimit._version import __version__
 from widelimit.arrays import FloatArray
 from widelimit.display import share_alone, shown
-from widelimit.machine import remaining
+from widelimit.machine import parse_memory, remaining
 from widelimit.matrices.inputs import check_threads, check_tile
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import StoreError, TileStore, is_finished, room_of
-from widelimit.matrices.tiles import Grid, Key
+from widelimit.matrices.tiles import Grid, Key, KeySet
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, epsilon
 from widelimit.solvers.factor import Reader, TiledFactor, fitting_width, read_ridges
@@ -55,6 +55,7 @@ _MAX_ROUNDINGS = 100  # that a negative pivot of a Gram matrix may be
 _REUSE_ROUNDINGS = 2  # times n that a factor may differ from its matrix: `_check_factor_of`
 _WIDEST_PANEL = 6  # tiles: wider ones leave less to do side by side
 _AHEAD = 2  # tiles that wait to be written
+_COPIES = 5  # of targets: they, the value, its product with k, ridge times it, and one to spare
 
 _Item = TypeVar("_Item")
 
@@ -125,6 +126,24 @@ def _panel_budget(memory: int | str | None, tile: int, first: int, threads: int)
             "holds: raise memory, or use a smaller tile for a new factor"
         )
     return budget
+
+
+def _beside_targets(memory: int | str | None, size: int) -> int | str | None:
+    """Return the memory that is for a factor: what targets of so many bytes leave of it.
+
+    Raises
+    ------
+    MemoryError
+        If they leave nothing.
+    """
+    taken, left = _COPIES * size, remaining(memory)
+    if taken > left:
+        raise MemoryError(
+            f"to solve for these targets takes {taken / 2**20:.0f} MiB beside what the process "
+            f"holds, and {max(0, left) / 2**20:.0f} MiB are left of memory: raise memory, or solve "
+            "for fewer targets at a time"
+        )
+    return None if memory is None else parse_memory(memory) - taken
 
 
 def _grouped(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
@@ -249,7 +268,8 @@ def factorise(
         objects.check_room(whole if found is None else found.room(found.missing()))
         copied: list[Key] = []
         if old is not None:
-            copied = sorted(grid.common(old.grid) - (found.finished() if found else set()))
+            there = found.finished() if found else KeySet(grid)
+            copied = [key for key in there.others() if grid.has_in_common(key, old.grid)]
             if copied or found is None:
                 _check_factor_of(matrix, TiledFactor(old, memory))
         if found is None:
@@ -605,13 +625,13 @@ def solve_tiled(
     """
     start = time.perf_counter()
     matrix = as_matrix(k)
-    check_targets(y, matrix.shape[0])
+    size = check_targets(y, matrix.shape[0]).nbytes
     try:
         factor = factorise(
             matrix,
             ridge,
             store=store,
-            memory=memory,
+            memory=_beside_targets(memory, size),
             threads=threads,
             tile=tile,
             reuse=reuse,
@@ -625,4 +645,4 @@ def solve_tiled(
             message += " Another ridge changes all of the factor: leave reuse out then."
         seconds = time.perf_counter() - start
         return failed(y, begun.ridge, begun.ridge_absolute, message, seconds)
-    return factor.solution(matrix, y, start=start)
+    return TiledFactor(factor.store, memory, threads).solution(matrix, y, start=start)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import tempfile
 import threading
@@ -15,12 +14,11 @@ from pathlib import Path
 
 from widelimit.backends.cuda.device import Device
 from widelimit.files import atomic_file, remove_abandoned
-from widelimit.machine import default_threads
+from widelimit.machine import cache_folder, default_threads
 from widelimit.reading import read_bytes
 
-__all__ = ["CACHE_VARIABLE", "compiled"]
+__all__ = ["compiled"]
 
-CACHE_VARIABLE = "WIDELIMIT_CACHE"  # a folder for compiled kernels
 _KEPT = 2000  # files: older ones make room
 _MAX_CODE, _DIGEST = 2**28, 64  # bytes
 
@@ -31,15 +29,7 @@ _lock = threading.Lock()
 
 def _folder() -> Path:
     """Return the folder of compiled kernels; a temporary one where none can be written."""
-    chosen, base = os.environ.get(CACHE_VARIABLE), os.environ.get("XDG_CACHE_HOME")
-    try:
-        folder = Path(chosen) if chosen else Path(base or Path.home() / ".cache") / "widelimit"
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    except (OSError, RuntimeError):  # RuntimeError: nobody knows where home is
-        pass
-    return _temporary()
+    return cache_folder() or _temporary()
 
 
 @lru_cache(maxsize=1)

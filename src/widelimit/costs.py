@@ -1,0 +1,391 @@
+"""What a kernel costs on this machine, known before it is begun."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from scipy import linalg
+
+from widelimit._version import __version__
+from widelimit.architectures import cntk_gap, cntk_vanilla
+from widelimit.backends import BackendName
+from widelimit.backends.base import Dtype
+from widelimit.display import duration
+from widelimit.doctor import processor
+from widelimit.files import write_atomically
+from widelimit.machine import cache_folder
+from widelimit.matrices.families import choose_backend
+from widelimit.matrices.inputs import check_threads
+from widelimit.matrices.kernel import kernel, needed_memory
+from widelimit.network import GlobalAvgPool, LocalAvgPool, Network
+from widelimit.program import Kind, compile_networks
+from widelimit.reading import read_json
+
+__all__ = ["Cost", "Forecast", "cheaper", "estimate", "forecast", "solving_seconds", "to_size"]
+
+_LONG = 600.0  # seconds: before work that takes longer a user at a terminal is asked
+_WORTH_TELLING, _WORTH_LESS = 10.0, 60.0  # seconds: what is shorter is not told, nor compared
+
+_PROBE = 0.4  # seconds that a probe is to take
+_GUESS = 1e9  # element-layers a second of one processor, of which a probe is made
+_SMALL = 1e9  # element-layers that are not worth a probe
+_LANES = 16  # pairs that share a vector register
+_SIDE = 32  # of the images of a probe, at most: the rate of larger ones is the same
+_DENSE_PAIRS = 1e7  # a second of one processor, of a dense network of a few layers
+_MOST_RATES, _MAX_FILE = 1000, 2**20
+_SOLVED = 768  # rows of the system that is solved to learn how fast this machine is
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a kernel costs.
+
+    Parameters
+    ----------
+    pairs : int
+        Of inputs; those of a symmetric matrix count once.
+    element_layers : int
+        Of one pair, for all networks; 0 for dense ones.
+    seconds : float
+        On this machine.
+    memory : int
+        Bytes, work space included.
+    result : int
+        Bytes of the matrices.
+    matrices : int
+        One for each network and kind.
+    entry : int
+        Bytes of an entry of one.
+    backend : str
+        On which it would run.
+    """
+
+    pairs: int
+    element_layers: int
+    seconds: float
+    memory: int
+    result: int
+    matrices: int
+    entry: int
+    backend: str
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the matrices in a store, which has one half of those that are symmetric."""
+        return self.matrices * self.pairs * self.entry
+
+    def __str__(self) -> str:
+        """One line: pairs, element-layers, time and memory."""
+        each = f" of {_short(self.element_layers)} element-layers" if self.element_layers else ""
+        where = " on the card" if self.backend == "cuda" else ""
+        return (
+            f"{self.pairs:,} pairs{each}: about {duration(self.seconds)}{where}, "
+            f"{to_size(self.memory)} of memory"
+        )
+
+
+def estimate(
+    networks: Sequence[Network],
+    shape: Sequence[int],
+    n1: int,
+    n2: int | None = None,
+    *,
+    kinds: Sequence[Kind] = ("ntk",),
+    dtype: Dtype = "float32",
+    backend: BackendName = "auto",
+    threads: int | None = None,
+) -> Cost:
+    """Estimate what a kernel costs on this machine.
+
+    Parameters
+    ----------
+    networks : sequence of Network
+    shape : sequence of int
+        Of one input, (h, w, c) or (d,).
+    n1, n2 : int, int or None
+        How many inputs; n2 = None is a symmetric matrix.
+    kinds, dtype, backend, threads
+        As for `widelimit.kernel`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a network cannot take such inputs, or threads are not as described.
+    RuntimeError
+        If there is no such backend here.
+
+    Notes
+    -----
+    Time: the pairs, divided by those that this machine has been seen to compute in a second, for
+    these networks on images of at most 32 x 32 pixels. That is measured for about half a second
+    when it is first asked for, and kept in the folder of `cache_folder`, for each processor, number
+    of threads and version. Work below 1e9 element-layers is told from a usual rate.
+    """
+    workers = check_threads(threads)
+    chosen = choose_backend(backend, networks, shape, n1, n2)
+    pairs = n1 * (n1 + 1) // 2 if n2 is None else n1 * n2
+    each = _element_layers(networks, shape, kinds)
+    matrix = (len(networks), len(kinds), n1, n1 if n2 is None else n2)
+    result, work = needed_memory(
+        networks, shape, matrix, kinds, dtype, chosen, workers, symmetric=n2 is None
+    )
+    if pairs * each <= _SMALL and (each or pairs <= _DENSE_PAIRS):
+        seconds = pairs * each / _GUESS + (0 if each else pairs / _DENSE_PAIRS)
+    else:
+        seconds = pairs / _rate(networks, shape, kinds, dtype, chosen, workers)
+    entry = np.dtype(dtype).itemsize
+    return Cost(pairs, each, seconds, result + work, result, matrix[0] * matrix[1], entry, chosen)
+
+
+def cheaper(
+    networks: Sequence[Network],
+    shape: Sequence[int],
+    n1: int,
+    n2: int | None = None,
+    **how: Any,
+) -> list[tuple[str, float]]:
+    """Return what would cost at least a tenth less: options of the command line, and seconds.
+
+    Parameters
+    ----------
+    networks, shape, n1, n2, **how
+        As for `estimate`.
+    """
+    if len(shape) != 3 or all(network.is_dense for network in networks):
+        return []
+    now = estimate(networks, shape, n1, n2, **how)
+    h, w, c = shape
+    tried: list[tuple[str, float]] = []
+    side = max(h, w)
+    for smaller in (64, 32):
+        if side > smaller:
+            small = (max(1, round(h * smaller / side)), max(1, round(w * smaller / side)), c)
+            cost = estimate(networks, small, n1, n2, **how)
+            tried.append((f"--size {small[0]}x{small[1]}", cost.seconds))
+    depth = max(network.n_conv for network in networks) + 1
+    pooled = any(
+        isinstance(layer, GlobalAvgPool | LocalAvgPool)
+        for network in networks
+        for layer in network.layers
+    )
+    others = [(f"--net cntk-gap-{depth // 2}", cntk_gap(depth // 2))] if depth >= 8 else []
+    others += [(f"--net cntk-vanilla-{depth}", cntk_vanilla(depth))] if pooled else []
+    for words, network in others:
+        cost = estimate([network], shape, n1, n2, **how)
+        tried.append((words, cost.seconds))
+    return [(words, seconds) for words, seconds in tried if seconds < 0.9 * now.seconds]
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a command will take.
+
+    Parameters
+    ----------
+    cost : Cost
+        Of the kernel.
+    solving : float
+        Seconds, of its equations.
+    options : list of (str, float)
+        What would be cheaper: `cheaper`.
+    """
+
+    cost: Cost
+    solving: float
+    options: list[tuple[str, float]]
+
+    @property
+    def seconds(self) -> float:
+        """Of all of it."""
+        return self.cost.seconds + self.solving
+
+    @property
+    def is_long(self) -> bool:
+        """Whether somebody should be asked before."""
+        return self.seconds > _LONG
+
+    def lines(self) -> list[str]:
+        """Say what it costs, and what would be cheaper; nothing if it is short."""
+        if self.seconds < _WORTH_TELLING:
+            return []
+        solving = f", then {duration(self.solving)} to solve" if self.solving >= 1 else ""
+        told = [f"cost: {self.cost}{solving}"]
+        if self.options:
+            others = [f"{words} about {duration(seconds)}" for words, seconds in self.options]
+            told.append(f"cheaper: {', '.join(others)}")
+        return told
+
+
+def forecast(
+    networks: Sequence[Network],
+    shape: Sequence[int],
+    n1: int,
+    n2: int | None = None,
+    *,
+    solve: Literal["factor", "eigenvectors"] | None = None,
+    **how: Any,
+) -> Forecast:
+    """Return what a kernel costs, and the equations of `n1` samples.
+
+    Parameters
+    ----------
+    networks, shape, n1, n2, **how
+        As for `estimate`.
+    solve : {"factor", "eigenvectors"} or None
+        What is made of the kernel.
+    """
+    cost = estimate(networks, shape, n1, n2, **how)
+    solving = 0.0 if solve is None else solving_seconds(n1, decompose=solve == "eigenvectors")
+    long = cost.seconds >= _WORTH_LESS
+    return Forecast(cost, solving, cheaper(networks, shape, n1, n2, **how) if long else [])
+
+
+def solving_seconds(n: int, *, decompose: bool = False) -> float:
+    """Estimate how long a system of n float64 equations takes on this machine.
+
+    Parameters
+    ----------
+    n : int
+    decompose : bool
+        Whether its eigenvectors are computed, as for ridge="loo": about thirty times a Cholesky
+        factor.
+    """
+    key = ["solve", decompose]
+    if n < _SOLVED:
+        return 0.0
+    known = _known(key)
+    if known is None:
+        rng = np.random.default_rng(0)
+        a = rng.standard_normal((_SOLVED, _SOLVED))
+        a = a @ a.T / _SOLVED + np.eye(_SOLVED)
+        start = time.perf_counter()
+        if decompose:
+            cast("Any", linalg).eigh(a, overwrite_a=True, check_finite=False)
+        else:
+            cast("Any", linalg).cholesky(a, overwrite_a=True, check_finite=False)
+        known = (time.perf_counter() - start) / _SOLVED**3
+        _keep(key, known)
+    return known * float(n) ** 3
+
+
+def _short(count: float) -> str:
+    for size, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if count >= size:
+            return f"{count / size:.3g} {name}"
+    return f"{count:.0f}"
+
+
+def to_size(size: float) -> str:
+    """Write a number of bytes: ``3 MB``, ``1.2 GB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1.0, size / 1e6):.0f} MB"
+
+
+def _element_layers(
+    networks: Sequence[Network], shape: Sequence[int], kinds: Sequence[Kind]
+) -> int:
+    programs = compile_networks(networks, shape, kinds)
+    return sum(program.element_layers for program, _ in programs)
+
+
+# ---------------------------------------------------------------- rates
+
+
+def _rate(
+    networks: Sequence[Network],
+    shape: Sequence[int],
+    kinds: Sequence[Kind],
+    dtype: Dtype,
+    backend: BackendName,
+    threads: int,
+) -> float:
+    """Return the pairs a second of this machine."""
+    each = _element_layers(networks, shape, kinds)
+    probe = tuple(shape) if len(shape) != 3 or not each else _shrunk(shape)
+    names = [network.to_json() for network in networks]
+    key = [*names, *kinds, dtype, backend, threads, *probe]
+    rate = _known(key)
+    if rate is None:
+        rate = _measure(networks, probe, kinds, dtype, backend, threads)
+        _keep(key, rate)
+    return rate if not each else rate * _element_layers(networks, probe, kinds) / each
+
+
+def _shrunk(shape: Sequence[int]) -> tuple[int, ...]:
+    h, w, c = shape
+    return (min(h, _SIDE), min(w, _SIDE), c)
+
+
+def _measure(
+    networks: Sequence[Network],
+    shape: Sequence[int],
+    kinds: Sequence[Kind],
+    dtype: Dtype,
+    backend: BackendName,
+    threads: int,
+) -> float:
+    """Compute some pairs, and as many more until they take long enough to be timed."""
+    each = _element_layers(networks, shape, kinds)
+    speed = _GUESS * threads
+    rows = threads * max(1, round(_PROBE * speed / threads / (_LANES * each))) if each else 256
+    columns = _LANES if each else 256
+    rng = np.random.default_rng(0)
+    while True:
+        rows, columns = min(rows, 4096), min(columns, 4096)
+        x, z = (rng.random((n, *shape), np.float32) for n in (rows, columns))
+        start = time.perf_counter()
+        kernel(
+            list(networks),
+            x,
+            z,
+            kind=tuple(kinds),
+            channels="last",
+            dtype=dtype,
+            backend=backend,
+            threads=threads,
+        )
+        taken = time.perf_counter() - start
+        if taken >= _PROBE / 2 or rows == columns == 4096:
+            return rows * columns / taken
+        grown = math.ceil(min(16.0, 1.5 * _PROBE / max(taken, 1e-3)))
+        rows, columns = (rows * grown, columns) if rows < 4096 else (rows, columns * grown)
+
+
+def _name(key: Sequence[object]) -> str:
+    whole = [__version__, processor(), *key]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:24]
+
+
+def _file() -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / "rates.json"
+
+
+def _rates() -> dict[str, float]:
+    """Return the rates that were measured; none if there are none, or the file is not ours."""
+    path = _file()
+    try:
+        found = {} if path is None else read_json(path, _MAX_FILE)
+    except (OSError, ValueError):
+        return {}
+    return {k: float(v) for k, v in found.items() if isinstance(v, int | float) and 0 < v < 1e15}
+
+
+def _known(key: Sequence[object]) -> float | None:
+    return _rates().get(_name(key))
+
+
+def _keep(key: Sequence[object], rate: float) -> None:
+    path = _file()
+    rates = list((_rates() | {_name(key): rate}).items())[-_MOST_RATES:]
+    if path is not None:
+        with contextlib.suppress(OSError):  # it is measured again
+            write_atomically(path, json.dumps(dict(rates), indent=0))
