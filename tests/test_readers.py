@@ -70,6 +70,15 @@ def test_names_of_arrays(tmp_path: Path, names: tuple[str, str]) -> None:
     np.testing.assert_array_equal(read_dataset(tmp_path / "a.npz").x_train[..., 0], GREY / 255)
 
 
+def test_names_that_say_their_part_come_first(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "a.npz", x=GREY[::-1], y=LABELS[::-1], train_images=GREY, train_labels=LABELS
+    )
+    data = read_dataset(tmp_path / "a.npz")
+    np.testing.assert_array_equal(data.x_train[..., 0], GREY / 255)
+    np.testing.assert_array_equal(data.y_train, LABELS)
+
+
 def test_labels_that_mark_a_class_are_read(tmp_path: Path) -> None:
     for marks in (np.eye(3)[LABELS], np.eye(3, dtype=np.uint8)[LABELS], np.eye(3)[LABELS] - 0.1):
         np.savez(tmp_path / "a.npz", x=GREY, y=marks)
@@ -119,6 +128,8 @@ def test_rows_of_npz_stay_rows_or_become_images(tmp_path: Path) -> None:
     assert "training images" not in data._repr_html_()
     images = read_dataset(tmp_path / "rows.npz", image_shape=(32, 32, 3), channels="first")
     np.testing.assert_array_equal(images.x_train, COLOUR / 255)
+    with pytest.raises(ValueError, match="rows of 3,072 values, and channels is for images"):
+        read_dataset(tmp_path / "rows.npz", channels="first")
     with pytest.raises(ValueError, match="are read in two ways"):
         read_dataset(tmp_path / "rows.npz", image_shape=(32, 32, 3))
     with pytest.raises(ValueError, match=r"rows of 5 x 5 x 1 = 25 values .* got 3072"):
@@ -285,10 +296,11 @@ def test_table_with_names_of_rows(tmp_path: Path) -> None:
         ("a,label\n1,x\n?,y\n", r"column 'a' must hold numbers to be a feature, got '1', '\?'"),
         ("a,label\n1,0.5\n2,1.5\n", "whole numbers or text, got 0.5"),
         ("a,label\n1,x\n2,x,3,4,5\n", "must be a table, it is not"),
+        ("a,label\n1,x,\n2,y,\n", "its rows end with ',', and the names do not"),
         ("label\nx\ny\n", "must have columns beside the labels"),
         ("label,class,a\n1,2,3\n4,5,6\n", "'label' and 'class' may be it"),
         ("1,2,3\n2,5,6\n1,2,3\n2,5,6\n", "'0' and '2' may be it"),
-        ("a,label\n1e999,x\n2,y\n", "must be finite, got inf"),
+        ("a,label\n1e999,x\n2,y\n", "must be finite, got inf|must hold numbers"),
         ("\0\0\1,\2\n", "it is no text"),
     ],
 )
@@ -305,6 +317,11 @@ def test_the_label_may_be_named(tmp_path: Path) -> None:
         assert read_dataset(path, label=label).n_classes == expected
     with pytest.raises(ValueError, match="has no column '3', got columns without names 0"):
         read_dataset(path, label="3")
+
+
+def test_labels_that_look_like_nothing(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,label\n" + "1,None\n2,NA\n3,nan\n" * 2)
+    assert read_dataset(tmp_path / "t.csv").class_names == ("NA", "None", "nan")
 
 
 def test_tables_without_pandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +408,7 @@ def test_mat_of_emnist_is_a_structure(tmp_path: Path) -> None:
 def test_mat_that_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.mat"
     scipy.io.savemat(path, {"speed": FEATURES, "when": LABELS})
-    with pytest.raises(ValueError, match=r"must hold x_train .*got speed double \(12, 3\), when"):
+    with pytest.raises(ValueError, match=r"must hold x_train .*got speed float64 \(12, 3\), when"):
         read_dataset(path)
     scipy.io.savemat(path, {"X": GREY, "y": LABELS[:5]})
     with pytest.raises(ValueError, match=r"got 5 labels for samples of shape \(12, 10, 10\)"):
@@ -795,6 +812,17 @@ def test_other_files_are_named(tmp_path: Path, name: str, content: bytes, match:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=match):
         load_dataset(tmp_path / name)
+
+
+def test_a_folder_is_named_with_what_is_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one per class, got 0: move the images"):
+        load_dataset(tmp_path)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    (tmp_path / ".hidden").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"one per class, got 0, and a\.parquet: move .* a file of"
+    ):
+        load_dataset(tmp_path)
 
 
 def test_an_archive_is_named_with_what_is_in_it(tmp_path: Path) -> None:

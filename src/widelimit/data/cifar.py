@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 
 from widelimit.data.dataset import Dataset
+from widelimit.data.matlab import read_matlab
 from widelimit.data.parts import Part, Reading, assemble
 from widelimit.data.pickles import unpickle
 from widelimit.reading import open_regular, read_bytes, refusing
@@ -363,7 +364,5 @@ def _as_text(value: Any) -> str:
 
 
 def _load_mat(content: bytes, path: Path) -> Mapping[str, Any]:
-    from scipy import io as scipy_io  # pyright: ignore[reportMissingTypeStubs]
-
     with refusing(f"{path} must be a .mat file, it is not", "download it again"):
-        return cast("Any", scipy_io).loadmat(io.BytesIO(content), appendmat=False)
+        return read_matlab(io.BytesIO(content))

@@ -24,6 +24,7 @@ __all__ = ["load_image_folder"]
 
 _MAX_CLASSES = 10_000
 _MOST_SHOWN = 20  # files or sizes in a message
+_MOST_NAMED = 5  # files that are none of images
 # Names of the parts of a data set, in lower case.
 _PARTS = {
     "train": "train",
@@ -139,10 +140,11 @@ def _list_classes(folder: Path, found: Found) -> dict[str, list[Path]]:
     folders = visible_folders(folder)
     if not 2 <= len(folders) <= _MAX_CLASSES:
         loose = len(find_images(folder).images) if not folders else 0
+        beside = f" and {loose} images beside them" if loose else _others(folder)
         raise ValueError(
             f"{folder} must have 2 to {_MAX_CLASSES:,} subfolders, one per class, got "
-            f"{len(folders)}{f' and {loose} images beside them' if loose else ''}: move the "
-            f"images of each class to a folder of its own, as in {folder.name}/cat/1.png"
+            f"{len(folders)}{beside}: move the images of each class to a folder of its own, as in "
+            f"{folder.name}/cat/1.png, or give a file of another kind (.npz, .mat, .h5, .csv)"
         )
     classes: dict[str, list[Path]] = {}
     for path in folders:
@@ -156,6 +158,15 @@ def _list_classes(folder: Path, found: Found) -> dict[str, list[Path]]:
             "add some, or remove the folder"
         )
     return classes
+
+
+def _others(folder: Path) -> str:
+    """Say which files are in a folder that has no images."""
+    names = sorted(path.name for path in folder.iterdir() if not is_hidden(path.name))
+    if not names:
+        return ""
+    more = ", ..." if len(names) > _MOST_NAMED else ""
+    return f", and {', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def _add_loose(folder: Path, found: Found) -> None:

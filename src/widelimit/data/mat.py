@@ -1,12 +1,13 @@
 """Files of MATLAB and HDF5: arrays by name, with samples wherever their axis is.
 
-MATLAB has samples last, ``(h, w, c, n)``, as the Street View House Numbers do. Up to version 7 its
-files are read with SciPy; those of version 7.3 are HDF5 files with all axes reversed.
+MATLAB has samples last, ``(h, w, c, n)``, as the Street View House Numbers do. Files of versions 5
+to 7 are read by `matlab`; those of version 7.3 are HDF5 files with all axes reversed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.data.dataset import MAX_VALUES, Dataset
+from widelimit.data.matlab import Variable, scan_matlab
 from widelimit.data.parts import Part, Reading, assemble, find_arrays, listed
 from widelimit.data.table import needed
 from widelimit.reading import open_regular, refusing
@@ -94,43 +96,23 @@ def _is_hdf5(file: BinaryIO, size: int) -> bool:
 
 
 def _matlab(path: Path, file: BinaryIO, size: int) -> dict[str, Held]:
-    from scipy import io  # pyright: ignore[reportMissingTypeStubs]
-
-    scipy_io = cast("Any", io)
     expected = f"{path} must be a .mat file, it is not", "save it again, or as .npz"
-
-    def load(name: str) -> Any:
-        file.seek(0)
-        with refusing(*expected):
-            return scipy_io.loadmat(file, appendmat=False, variable_names=[name])[name]
-
     with refusing(*expected):
-        about: list[tuple[str, tuple[int, ...], str]] = scipy_io.whosmat(file, appendmat=False)
+        variables = scan_matlab(file)
     held: dict[str, Held] = {}
-    for name, shape, kind in about:
-        if kind in ("struct", "object") and size <= _MAX_STRUCTURE:
-            held |= {inner: _whole(array) for inner, array in _flat(name, load(name))}
+    for name, variable in variables.items():
+        if variable.is_structure and size <= _MAX_STRUCTURE:
+            with refusing(*expected):
+                fields = cast("dict[str, NDArray[Any]]", variable.read())
+            held |= {f"{name}/{inner}": _whole(array) for inner, array in fields.items()}
             continue
 
-        def read(name: str = name) -> NDArray[Any]:
-            return _plain(np.asarray(load(name)))
+        def read(variable: Variable = variable) -> NDArray[Any]:
+            with refusing(*expected):
+                return _plain(np.asarray(variable.read()))
 
-        held[name] = Held(tuple(shape), kind, read)
+        held[name] = Held(variable.shape, variable.kind, read)
     return held
-
-
-def _flat(name: str, value: Any, depth: int = 0) -> list[tuple[str, NDArray[Any]]]:
-    """Return the arrays in a structure, by paths."""
-    array = np.asarray(value)
-    if array.dtype.names is None:
-        return [(name, array)]
-    if array.size != 1 or depth > 3:
-        return []
-    fields = array.ravel()[0]
-    found: list[tuple[str, NDArray[Any]]] = []
-    for field in array.dtype.names:
-        found += _flat(f"{name}/{field}", fields[field], depth + 1)
-    return found
 
 
 def _whole(array: NDArray[Any]) -> Held:
@@ -138,12 +120,12 @@ def _whole(array: NDArray[Any]) -> Held:
 
 
 def _plain(array: NDArray[Any]) -> NDArray[Any]:
-    """Return cells of text, and padded text, as an array of text; anything else as it is."""
-    if array.dtype.kind == "O" and array.size <= _MAX_NAMES * 100:
+    """Return cells of text as an array of text; anything else as it is."""
+    if array.dtype.kind == "O":
         cells = [np.asarray(cell).ravel() for cell in array.ravel()]
         if all(cell.dtype.kind == "U" and cell.size == 1 for cell in cells):
-            array = np.array([str(cell[0]) for cell in cells], np.str_)
-    return np.char.strip(array) if array.dtype.kind == "U" else array
+            return np.array([str(cell[0]) for cell in cells], np.str_)
+    return array
 
 
 # ---------------------------------------------------------------- HDF5
@@ -169,7 +151,7 @@ def _refusing(expected: tuple[str, str]) -> Generator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno is not None:
+            if error.errno not in (None, errno.EINVAL):  # where it points before its beginning
                 raise
             raise ValueError(str(error)) from error
 

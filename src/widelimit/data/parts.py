@@ -311,6 +311,11 @@ def shaped(array: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:
         raise TypeError(f"{name} must hold numbers, got dtype {array.dtype}")
     if array.ndim == 2 and array.size and reading.image_shape is not None:
         array = _unfolded(array, name, reading)
+    elif array.ndim == 2 and reading.channels is not None:
+        raise ValueError(
+            f"{name} are rows of {array.shape[1]:,} values, and channels is for images: leave it "
+            "out, or say which image a row is: image_shape=(h, w, c) (--image-shape)"
+        )
     elif array.ndim == 3:
         array = array[..., None]
     elif array.ndim == 4:

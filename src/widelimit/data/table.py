@@ -191,10 +191,12 @@ def read_table(path: Path) -> Table:
             na_values=[""],
             decimal="," if comma else ".",
         )
-        if not isinstance(frame.index, pandas.RangeIndex):  # names of rows have no name
-            if frame.shape[1] == 0 or frame.iloc[:, -1].isna().all():
-                raise ValueError("its rows have more values than there are names of columns")
-            frame = frame.reset_index(drop=True)
+        # Where rows have more values than there are names, the first ones are now the index: names
+        # of rows, which have no name themselves; unless there is a separator at the ends of lines.
+        if named and lines[1:] and lines[1].rstrip().endswith(separator):
+            *_, last = next(csv.reader([lines[1]], delimiter=separator))
+            if not last.strip() and frame.iloc[:, -1].isna().all():
+                raise ValueError(f"its rows end with {separator!r}, and the names do not")
     if not len(frame):
         raise ValueError(f"{path} must have rows, got none below the names of columns")
     frame.columns = [str(name).strip() for name in frame.columns]
