@@ -41,7 +41,7 @@ def digits(n=None, step=1):
     return x[:n:step], y[:n:step]
 
 
-def dot_kernel(net, x1, x2=None, *, kind, backend, dtype, threads):
+def dot_kernel(net, x1, x2=None, *, kind, backend, dtype, threads, channels="last"):
     """A kernel in one line, in place of the real one: 1 + x.z."""
     flat1 = np.asarray(x1, float).reshape(len(x1), -1)
     flat2 = flat1 if x2 is None else np.asarray(x2, float).reshape(len(x2), -1)
@@ -356,7 +356,7 @@ def test_what_the_kernel_is_asked_for(monkeypatch):
     model.set_params(backend="cpu", threads=2).predict(x[:2])
     later = {"kind": ("nngp",), "backend": "reference", "dtype": "float64", "threads": 1}
     assert calls == [
-        (net, (5, 4, 3, 2), (), options),
+        (net, (5, 4, 3, 2), (), options | {"channels": "last"}),
         ([net], (2, 4, 3, 2), (5, 4, 3, 2), later),
         ([net], (2, 4, 3, 2), (5, 4, 3, 2), later | {"backend": "cpu", "threads": 2}),
     ]
@@ -430,6 +430,7 @@ def test_clone_pickle_and_parameters(estimator):
         "time": None,
         "standardise": None,
         "image_shape": (8, 8),
+        "channels": None,
         "dtype": None,
         "backend": "auto",
         "threads": 1,

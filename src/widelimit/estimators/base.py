@@ -351,8 +351,23 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         check_is_fitted(self, "dual_coef_")
         rows, found = split_shape(X, self.channels)
         self._check_shape(found)
+        if isinstance(self._fitted, PrecomputedKernel):
+            self._check_orientation(np.shape(rows))
         rows = validate_data(self, rows, reset=False, dtype=SAMPLE_DTYPES)
         return self._fitted.read(rows)
+
+    def _check_orientation(self, shape: tuple[int, ...]) -> None:
+        """Refuse a kernel that has no column for each training sample."""
+        n = self.n_features_in_
+        if len(shape) != 2 or shape[1] == n:
+            return
+        remedy = f"compute it as wl.kernel(net, x_new, x_fit), x_fit the {n} samples of fit"
+        if shape[0] == n:
+            remedy = "this looks like its transpose, give X.T"
+        raise ValueError(
+            "with kernel='precomputed', X must be the kernel between new samples, one a row, and "
+            f"the {n} training samples, one a column, shape (m, {n}), got {shape}: {remedy}"
+        )
 
     def _check_shape(self, found: ImageShape | None) -> None:
         shape = self.image_shape_

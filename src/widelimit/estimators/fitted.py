@@ -390,11 +390,14 @@ class PrecomputedKernel:
         As for `FittedKernel`.
     columns : ndarray of int64, shape (m,)
         The training samples that count, among those of `fit`.
+    own : ndarray of float64, shape (n,) or (n, n), or None
+        Kernel of the new samples that are asked about with themselves.
     """
 
     kind: Kind
     dtype: Dtype
     columns: IntArray
+    own: FloatArray | None = None
 
     networks: ClassVar[tuple[Network, ...]] = ()
     averaged: ClassVar[bool] = False
@@ -422,6 +425,16 @@ class PrecomputedKernel:
     def cross(self, new: NDArray[Any], kinds: Sequence[Kind] = ()) -> list[NDArray[Any]]:
         """Return what `read` has read."""
         return [new]
+
+    def both(self, new: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        """Return what `read` has read, and its NNGP: of kind "nngp" it is that."""
+        made = np.asarray(new, np.float64)
+        return made, made
+
+    def prior(self, new: NDArray[Any], *, diagonal: bool) -> FloatArray:
+        """Return the covariance of outputs before training, as it was given."""
+        assert self.own is not None
+        return np.array(self.own.diagonal() if diagonal and self.own.ndim == 2 else self.own)
 
     def errors(self, nearest: Nearest) -> Errors:
         """Return how exact entries are taken to be: as if arithmetic had been in their dtype.

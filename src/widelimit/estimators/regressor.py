@@ -23,10 +23,12 @@ from widelimit.estimators.base import (
     validate_data,
 )
 from widelimit.estimators.checks import Net
+from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel
 from widelimit.estimators.influence import Influence, Measure
 from widelimit.estimators.regression import Solver
 from widelimit.estimators.samples import split_shape
 from widelimit.estimators.spread import Spread
+from widelimit.matrices.inputs import Channels
 from widelimit.program import Kind
 from widelimit.solvers.blas import run_interruptibly
 from widelimit.solvers.checks import check_targets
@@ -118,6 +120,7 @@ standardisation_, store_, n_features_in_, feature_names_in_
         normalize_y: bool = True,
         standardise: bool | None = None,
         image_shape: Sequence[int] | None = None,
+        channels: Channels = None,
         dtype: Dtype | None = None,
         backend: BackendName = "auto",
         threads: int | None = None,
@@ -136,6 +139,7 @@ standardisation_, store_, n_features_in_, feature_names_in_
             time=time,
             standardise=standardise,
             image_shape=image_shape,
+            channels=channels,
             dtype=dtype,
             backend=backend,
             threads=threads,
@@ -253,6 +257,7 @@ standardisation_, store_, n_features_in_, feature_names_in_
         return_std: bool = False,
         return_cov: bool = False,
         noise: bool = False,
+        k_self: ArrayLike | None = None,
     ) -> Any:
         """Return predictions, and how far networks, or functions, would spread around them.
 
@@ -268,6 +273,11 @@ standardisation_, store_, n_features_in_, feature_names_in_
         noise : bool
             Whether these are of new targets, not of outputs: `noise_variance_` is added. A band of
             1.96 std on either side then holds about 95 % of the targets.
+        k_self : array-like of shape (n,) or (n, n), or None
+            With kernel="precomputed" and kind="nngp", for return_std or return_cov: the kernel of
+            the samples with themselves. Its diagonal is enough for return_std:
+            ``wl.kernel(net, x, kind="nngp")`` for x of shape (n, ...) has it. In all other cases it
+            is computed, and must be None.
 
         Returns
         -------
@@ -283,8 +293,8 @@ standardisation_, store_, n_features_in_, feature_names_in_
             Before `fit`.
         ValueError
             If the samples do not have the shape of those of `fit`, or are not finite; if both
-            are asked for, or noise without either; or for a covariance where the kernel is
-            precomputed, or solver="cg".
+            are asked for, or noise or k_self without either; or for a covariance where solver="cg",
+            or the kernel is precomputed and kind="ntk", whose NNGP kernel is not there.
 
         Notes
         -----
@@ -326,9 +336,11 @@ standardisation_, store_, n_features_in_, feature_names_in_
         if not (return_std or return_cov):
             if noise:
                 raise ValueError("noise is for return_std or return_cov: ask for one of them")
+            if k_self is not None:
+                raise ValueError("k_self is for return_std or return_cov: ask for one of them")
             return self._shaped(self._in_units(self._columns(self._outputs(X))))
         samples = self._read(X)
-        spread = self._spread()
+        spread = self._spread(self._checked_own(k_self, len(samples), return_cov))
         outputs = np.empty((len(samples), self._training.targets.shape[1]))
         alpha = self._columns(self.dual_coef_)
         scale = self.target_scale_
@@ -355,13 +367,44 @@ standardisation_, store_, n_features_in_, feature_names_in_
         """Return (n, targets), whatever users see."""
         return values.reshape(len(values), -1)
 
-    def _spread(self) -> Spread:
-        if self.net_ is None or self._factor is None:
+    def _checked_own(self, k_self: ArrayLike | None, n: int, full: bool) -> FloatArray | None:
+        """Return the kernel of n new samples with themselves, if that is to be given."""
+        shapes = f"({n}, {n})" if full else f"({n},) or ({n}, {n})"
+        if isinstance(self._fitted, FittedKernel):
+            if k_self is not None:
+                raise ValueError("k_self is for kernel='precomputed', here it is computed")
+            return None
+        self._spread()  # or say why there is none
+        if k_self is None:
             raise ValueError(
-                "a covariance needs the kernel of new samples with themselves, and a factor: it is "
-                "not there with kernel='precomputed' or solver='cg', nor in a saved model whose "
-                "factor stays in the store"
+                "with kernel='precomputed' a covariance needs the kernel of the new samples with "
+                f"themselves: give it as k_self, shape {shapes}"
             )
+        own = np.asarray(k_self, np.float64)
+        if own.shape != (n, n) and (full or own.shape != (n,)):
+            raise ValueError(
+                f"k_self must be the kernel of the {n} rows of X with themselves, shape {shapes}, "
+                f"got {own.shape}"
+            )
+        values = own.diagonal() if own.ndim == 2 else own
+        if not np.isfinite(own).all() or values.min() < 0:
+            raise ValueError("k_self must be finite, with a diagonal of 0 or more")
+        return own
+
+    def _spread(self, own: FloatArray | None = None) -> Spread:
+        if self._factor is None:
+            raise ValueError(
+                "a covariance needs a factor: it is not there with solver='cg', nor in a saved "
+                "model whose factor stays in the store"
+            )
+        if isinstance(self._fitted, PrecomputedKernel):
+            if self.kind_ == "ntk":
+                raise ValueError(
+                    "a covariance with kind='ntk' needs NNGP kernels beside the one that is given, "
+                    "and kernel='precomputed' has no place for them: give the network instead, or "
+                    "fit the NNGP kernel with kind='nngp'"
+                )
+            return Spread(replace(self._fitted, own=own), self._factor, None)
         if self.kind_ == "ntk" and self._nngp_fit is None:
             raise ValueError(
                 "a covariance needs the NNGP kernel of the training samples, which is not in this "
@@ -384,7 +427,13 @@ standardisation_, store_, n_features_in_, feature_names_in_
             self._noise = self.target_scale_**2 * np.maximum(means, 0.0)
         return self._noise
 
-    def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> FloatArray:
+    def sample_y(
+        self,
+        X: Any,
+        n_samples: int = 1,
+        random_state: Any = 0,
+        k_self: ArrayLike | None = None,
+    ) -> FloatArray:
         """Draw outputs from the distribution of `predict`.
 
         Parameters
@@ -393,13 +442,15 @@ standardisation_, store_, n_features_in_, feature_names_in_
             As for `predict`, with the same errors.
         n_samples : int
         random_state : int, numpy.random.RandomState or None
+        k_self : array-like of shape (n, n), or None
+            As for `predict`.
 
         Returns
         -------
         ndarray of float64, shape (n, n_samples) or (n, targets, n_samples)
             Each a network from other initial weights, or a function of the posterior.
         """
-        mean, cov = self.predict(X, return_cov=True)
+        mean, cov = self.predict(X, return_cov=True, k_self=k_self)
         random = _check_random_state(random_state)
         # The same for all targets, but for their scale.
         first = (cov if self._flat else cov[..., 0]) / self.target_scale_[0] ** 2
