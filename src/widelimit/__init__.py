@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from widelimit import plot
     from widelimit.data import Dataset, load_dataset
     from widelimit.estimators import (
+        NTK,
         ZCA,
         KernelMetric,
         NTKClassifier,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "NTK",
     "ZCA",
     "Conv",
     "Dataset",
@@ -62,6 +64,7 @@ __all__ = [
 
 # Imported when first used: scikit-learn takes longer to import than many kernels to compute.
 _LAZY = {
+    "NTK": "widelimit.estimators",
     "ZCA": "widelimit.estimators",
     "KernelMetric": "widelimit.estimators",
     "load_model": "widelimit.estimators",
