@@ -1,4 +1,4 @@
-"""A kernel whose hyperparameters scikit-learn's Gaussian processes fit: the weights of a network."""
+"""A kernel with hyperparameters, for Gaussian processes: the weights of a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from widelimit.matrices.inputs import Channels
 from widelimit.network import Conv, Dense, Network
 from widelimit.program import Kind
 
-__all__ = ["NTK", "B_STD_BOUNDS", "STEP", "W_STD_BOUNDS", "with_std"]
+__all__ = ["B_STD_BOUNDS", "NTK", "STEP", "W_STD_BOUNDS", "with_std"]
 
 Bounds: TypeAlias = tuple[float, float] | Literal["fixed"]
 
