@@ -420,7 +420,9 @@ def test_clone_pickle_and_parameters(estimator):
     net = wl.cntk_gap(3)
     model = estimator(net, ridge=0.1, image_shape=(8, 8), threads=1)
     parameters = model.get_params()
-    own = {"normalize_y": True} if estimator is wl.NTKRegressor else {}
+    own = {"loo_scoring": "squared", "class_weight": None}
+    if estimator is wl.NTKRegressor:
+        own = {"normalize_y": True}
     assert parameters == own | {
         "net": net,
         "kernel": "network",

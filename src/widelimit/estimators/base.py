@@ -221,7 +221,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         grid, curve = chosen.grid, chosen.curve
         if name == "time":  # the longest shrinks least
             grid, curve = grid[::-1], curve[::-1]
-        if message := edge(grid, curve):
+        if message := edge(grid, curve, options.judge.scoring):
             value = grid[np.nanargmax(curve)]
             warn_caller(
                 f"{name}='loo' chose {value:.1e}, on the edge of the grid from {grid.min():.1e} to "

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from widelimit._version import __version__
 from widelimit.backends.base import Dtype
 from widelimit.estimators.base import NTKEstimator
+from widelimit.estimators.checks import check_class_weight
 from widelimit.estimators.classifier import NTKClassifier
 from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel
 from widelimit.estimators.regressor import NTKRegressor
@@ -184,6 +185,9 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else repr(value)
     if isinstance(value, Network):
         return {"network": _network(value)}
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value).items()
+        return {"pairs": [[_plain(key), _plain(entry)] for key, entry in items]}
     return [_plain(entry) for entry in list(value)]
 
 
@@ -333,7 +337,10 @@ def _restore_labels(model: NTKClassifier, fitted: Document, arrays: Arrays) -> N
         raise ValueError(f"temperature must be above 0, got {model.temperature_}")
     if (temperature is None) != ("loo_predictions" not in arrays):
         raise ValueError("there must be a temperature where there are loo_predictions")
-    cast("Any", model)._labels = targets.argmax(axis=1)
+    state: Any = model
+    state._labels = targets.argmax(axis=1)
+    check_class_weight(model.class_weight)
+    state._weigh_classes()
 
 
 def _restore_units(model: NTKRegressor, arrays: Arrays) -> None:
@@ -372,7 +379,10 @@ def _parameter(value: Any) -> Any:
     if isinstance(value, list):
         return [_parameter(entry) for entry in cast("list[Any]", value)]
     if isinstance(value, dict):
-        return Network.from_json(json.dumps(cast("dict[str, Any]", value)["network"]))
+        entries = cast("dict[str, Any]", value)
+        if "pairs" in entries:
+            return {key: _parameter(entry) for key, entry in entries["pairs"]}
+        return Network.from_json(json.dumps(entries["network"]))
     return float(value) if value in ("inf", "-inf", "nan") else value
 
 
