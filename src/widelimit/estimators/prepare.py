@@ -14,6 +14,8 @@ from widelimit.backends.base import Dtype
 from widelimit.estimators.checks import check_standardise, resolve_networks
 from widelimit.estimators.directions import Directions
 from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, as_samples
+from widelimit.estimators.gaussian import with_std
+from widelimit.estimators.marginal import START
 from widelimit.estimators.samples import ImageShape, resolve_shape
 
 __all__ = ["prepare"]
@@ -68,6 +70,13 @@ def prepare(
         return given, Directions.of_equal(np.arange(len(columns)))
     shape = resolve_shape(model.image_shape, found, n_features, model.channels)
     networks = resolve_networks(model.net, shape, n_features)
+    if getattr(model, "optimize", None) is not None:
+        if len(networks) > 1:
+            raise ValueError(
+                f"optimize='marginal' is for one network, got {len(networks)}: fit each, and "
+                "compare log_marginal_likelihood()"
+            )
+        networks = tuple(with_std(net, *START) for net in networks)
     dtype: Dtype = model.dtype or (
         "float64" if all(net.is_dense for net in networks) else "float32"
     )
