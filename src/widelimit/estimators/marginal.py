@@ -36,7 +36,8 @@ _linalg, _optimize = cast("Any", linalg), cast("Any", optimize)
 class Evidence:
     """The logarithm of the density of training targets, by hyperparameters.
 
-    As `NTKRegressor.log_marginal_likelihood` has it, for targets as the regression has them.
+    As `NTKRegressor.log_marginal_likelihood` has it, for targets as the regression has them; but a
+    sample of weight w is w samples here, as in all that `fit` does.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ class Evidence:
     def _evaluated(self, theta: FloatArray, derivatives: int) -> tuple[float, FloatArray]:
         """Return the value, and the slope by so many hyperparameters of the network."""
         training, weights, means = self.training, self.training.weights, self.training.means
-        (n, t), m = training.targets.shape, len(weights)
+        t, m, n = training.targets.shape[1], len(weights), float(training.sample_weight.sum())
         k = self._kernel(theta)
         ridge, mean = self.relative(theta), float(np.average(k.diagonal(), weights=weights))
         r = ridge * mean
@@ -87,13 +88,11 @@ class Evidence:
         a = _linalg.cho_solve(factor, means)
         value = -0.5 * float((means * a).sum()) - 0.5 * m * t * np.log(2 * np.pi)
         value -= t * float(np.log(np.diag(factor[0])).sum())
-        again = 0.0  # the slope by r of what copies add
-        if m < n:  # they differ by noise alone
-            squares = ((training.targets - means[training.place]) ** 2).sum(axis=1)
-            size = float((squares * training.sample_weight).sum())
-            logs = float(np.log(weights).sum() - np.log(training.sample_weight).sum())
-            value -= 0.5 * (size / r + t * ((n - m) * np.log(2 * np.pi * r) + logs))
-            again = 0.5 * (size / r**2 - t * (n - m) / r)
+        # Samples of one row, or what a weight counts for, differ by noise alone.
+        squares = ((training.targets - training.at_samples(means)) ** 2).sum(axis=1)
+        size = float((squares * training.sample_weight).sum())
+        value -= 0.5 * (size / r + t * ((n - m) * np.log(2 * np.pi * r) + np.log(weights).sum()))
+        again = 0.5 * (size / r**2 - t * (n - m) / r)
         if not derivatives:
             return value, np.zeros(len(theta))
         inverse = run_interruptibly(lambda: _linalg.cho_solve(factor, np.eye(m)))
