@@ -245,6 +245,7 @@ def test_the_order_of_pixels_matters():
     assert not np.allclose(first.predict(x[:9] + 1), second.predict(x[:9] + 1), rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:X lies far from the training samples:UserWarning")  # dark
 def test_bytes_are_numbers():
     x, y = digits(50)
     images = (15 * x).reshape(-1, 8, 8, 1).astype(np.uint8)
@@ -435,6 +436,8 @@ def test_clone_pickle_and_parameters(estimator):
         "standardise": None,
         "image_shape": (8, 8),
         "channels": None,
+        "normalise": None,
+        "whiten": None,
         "dtype": None,
         "backend": "auto",
         "threads": 1,

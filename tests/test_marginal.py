@@ -15,6 +15,7 @@ from sklearn.gaussian_process.kernels import WhiteKernel
 import widelimit as wl
 from widelimit.estimators import marginal
 from widelimit.estimators.fitted import FittedKernel
+from widelimit.estimators.preparation import Preparation
 from widelimit.estimators.samples import Training
 from widelimit.machine import blas_on_one_thread
 
@@ -37,7 +38,7 @@ def evidence(
     x: Any, y: Any, weight: Any = None, ridge: float | None = None, kind: Any = "ntk"
 ) -> Any:
     net = wl.ntk_dense(2, b_std=1.0)
-    made = FittedKernel((net,), False, kind, "float64", None, None, x, "auto", None)
+    made = FittedKernel((net,), False, kind, "float64", Preparation(), x, "auto", None)
     made, rows = made.merged()
     weight = np.ones(len(x)) if weight is None else weight
     return marginal.Evidence(made, Training.of(rows, y.reshape(len(x), -1), weight), ridge)

@@ -13,6 +13,7 @@ from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 from widelimit.architectures import cntk_gap, named_network, ntk_dense
 from widelimit.arrays import FloatArray
 from widelimit.display import check_progress
+from widelimit.estimators.preparation import resolve_whitenings
 from widelimit.estimators.regression import Options
 from widelimit.estimators.samples import ImageShape
 from widelimit.machine import parse_memory
@@ -66,6 +67,9 @@ def check_options(model: Any) -> Options:
             "number, or leave time out"
         )
     _check_optimize(model, ridge, time)
+    if model.normalise not in ("image", None):
+        raise ValueError(f'normalise must be "image" or None, got {model.normalise!r}')
+    resolve_whitenings(model.whiten)
     if model.kernel == "precomputed" and (model.store is not None or model.executor is not None):
         raise ValueError("store and executor are for kernels of networks: leave them out")
     check_progress(model.progress)
@@ -83,6 +87,8 @@ def _check_optimize(model: Any, ridge: Any, time: Any) -> None:
         return
     if given != "marginal":
         raise ValueError(f'optimize must be "marginal" or None, got {given!r}')
+    if model.whiten == "loo":
+        raise ValueError("whiten='loo' chooses by leave-one-out: give whiten a number here")
     if ridge == "loo" or time != np.inf:
         raise ValueError(
             "optimize='marginal' chooses the ridge itself, for the end of training: leave ridge "

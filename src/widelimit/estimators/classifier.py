@@ -30,6 +30,7 @@ from widelimit.estimators.calibration import (
 from widelimit.estimators.checks import ClassWeight, Net, weigh_classes
 from widelimit.estimators.influence import Influence, Measure
 from widelimit.estimators.judge import Judge, LooScoring, alone_in_class
+from widelimit.estimators.preparation import Normalise, Whiten
 from widelimit.estimators.regression import Solver
 from widelimit.estimators.samples import Training, split_shape
 from widelimit.estimators.warned import warn_caller
@@ -235,6 +236,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         time: float | Literal["loo"] | None = None,
         loo_scoring: LooScoring = "squared",
         class_weight: ClassWeight = None,
+        normalise: Normalise = None,
+        whiten: Whiten = None,
         standardise: bool | None = None,
         image_shape: Sequence[int] | None = None,
         channels: Channels = None,
@@ -254,6 +257,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
             ridge=ridge,
             combine=combine,
             time=time,
+            normalise=normalise,
+            whiten=whiten,
             standardise=standardise,
             image_shape=image_shape,
             channels=channels,
@@ -415,14 +420,14 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         logs = np.log(self.class_weight_)
         return outputs + temperature * (logs - logs.mean())
 
-    def _judge(self, training: Training) -> Judge:
-        alone = alone_in_class(training)
+    def _judge(self, trainings: Sequence[Training]) -> Judge:
+        alone = np.any([alone_in_class(training) for training in trainings], axis=0)
         return Judge(self.loo_scoring, ~alone if alone.any() else None)
 
     def _warn_of_lonely(self) -> None:
         """Warn of a choice by left-out samples whose class is then unknown."""
         alone = alone_in_class(self._training)
-        loo = "loo" in (self.ridge, self.time)
+        loo = "loo" in (self.ridge, self.time, self.whiten)
         if not alone.any() or not (loo or self._fitted.choices > 1):
             return
         names = np.unique(self.classes_[self._labels[alone]]).tolist()

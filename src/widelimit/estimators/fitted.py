@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
 from widelimit.estimators.directions import Directions, find_directions
 from widelimit.estimators.doubt import Errors, Nearest, unresolved_angle
+from widelimit.estimators.preparation import Preparation
 from widelimit.estimators.regression import join
 from widelimit.estimators.samples import ImageShape
 from widelimit.files import HeldByAnother
@@ -33,25 +34,9 @@ from widelimit.program import Kind
 __all__ = [
     "FittedKernel",
     "PrecomputedKernel",
-    "Standardisation",
     "Stores",
-    "as_samples",
     "patiently",
 ]
-
-Standardisation: TypeAlias = tuple[FloatArray, FloatArray]
-"""Mean and scale of each feature."""
-
-
-def as_samples(
-    rows: NDArray[Any], shape: ImageShape | None, standardisation: Standardisation | None
-) -> NDArray[Any]:
-    """Return rows (n, d) as a kernel takes them: (n, d) or (n, h, w, c)."""
-    if standardisation is not None:
-        mean, scale = standardisation
-        rows = (rows - mean) / scale
-    return rows if shape is None else rows.reshape(-1, *shape)
-
 
 _Result = TypeVar("_Result")
 
@@ -73,10 +58,8 @@ class FittedKernel:
     kind : {"ntk", "nngp"}
         That coefficients belong to.
     dtype : {"float32", "float64"}
-    shape : (h, w, c) or None
-        Of an image; None: samples are rows.
-    standardisation : (mean, scale) or None
-        Of features, each (d,).
+    preparation : Preparation
+        What is made of rows.
     samples : ndarray of shape (m, h, w, c) or (m, d)
         Training samples, one for each row of the Gram matrix.
     backend, threads
@@ -88,8 +71,7 @@ class FittedKernel:
     averaged: bool
     kind: Kind
     dtype: Dtype
-    shape: ImageShape | None
-    standardisation: Standardisation | None
+    preparation: Preparation
     samples: NDArray[Any]
     backend: BackendName
     threads: int | None
@@ -101,6 +83,11 @@ class FittedKernel:
         object.__setattr__(self, "backend", backend)
         made = PreparedKernel(self.networks, self.samples, self.backend, self.dtype, self.threads)
         object.__setattr__(self, "_prepared", made)
+
+    @property
+    def shape(self) -> ImageShape | None:
+        """Of an image; None: samples are rows."""
+        return self.preparation.shape
 
     @property
     def choices(self) -> int:
@@ -124,7 +111,7 @@ class FittedKernel:
 
     def read(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Return rows (n, d) as samples of the kernel, (n, d) or (n, h, w, c)."""
-        return as_samples(rows, self.shape, self.standardisation)
+        return self.preparation(rows)
 
     def merged(self, *, multiples: bool = True) -> tuple[FittedKernel, Directions]:
         """Return the kernel with one sample for each row of its matrix, and what rows are.
@@ -403,7 +390,7 @@ class PrecomputedKernel:
     averaged: ClassVar[bool] = False
     choices: ClassVar[int] = 1
     shape: ClassVar[None] = None
-    standardisation: ClassVar[None] = None
+    preparation: ClassVar[Preparation] = Preparation()
     samples: ClassVar[None] = None
 
     def chosen(self, index: int) -> PrecomputedKernel:

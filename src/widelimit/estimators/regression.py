@@ -159,8 +159,8 @@ def solver_for(
             )
         if several:
             raise Unavailable(
-                "a choice among networks needs leave-one-out, which solver='cg' has not: give one "
-                "network, combine='mean', or solver='cholesky'"
+                "a choice among networks or whitenings needs leave-one-out, which solver='cg' has "
+                "not: give one network, combine='mean', a number for whiten, or solver='cholesky'"
             )
         return _conjugate(n, options, targets, weights if stored else None, held)
     # The factor; and a copy of it, for the diagonal of its inverse or while eigenvectors are found.

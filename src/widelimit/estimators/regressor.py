@@ -26,6 +26,7 @@ from widelimit.estimators.checks import Net
 from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel
 from widelimit.estimators.influence import Influence, Measure
 from widelimit.estimators.marginal import Evidence, maximise
+from widelimit.estimators.preparation import Normalise, Whiten
 from widelimit.estimators.regression import Options, Solver
 from widelimit.estimators.samples import Training, split_shape
 from widelimit.estimators.spread import Spread
@@ -127,6 +128,8 @@ standardisation_, store_, n_features_in_, feature_names_in_
         time: float | Literal["loo"] | None = None,
         optimize: Literal["marginal"] | None = None,
         normalize_y: bool = True,
+        normalise: Normalise = None,
+        whiten: Whiten = None,
         standardise: bool | None = None,
         image_shape: Sequence[int] | None = None,
         channels: Channels = None,
@@ -146,6 +149,8 @@ standardisation_, store_, n_features_in_, feature_names_in_
             ridge=ridge,
             combine=combine,
             time=time,
+            normalise=normalise,
+            whiten=whiten,
             standardise=standardise,
             image_shape=image_shape,
             channels=channels,
