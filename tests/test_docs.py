@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 import widelimit
-from widelimit.estimators import classifier, metric, regressor
+from widelimit.estimators import classifier, gaussian, metric, regressor
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -102,7 +102,9 @@ def test_code_cites_pages_that_are_there() -> None:
     assert {name: found for name, found in dead.items() if found} == {}
 
 
-@pytest.mark.parametrize("module", [classifier, metric, regressor], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [classifier, gaussian, metric, regressor], ids=lambda m: m.__name__
+)
 def test_examples_of_estimators_run(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 2

@@ -81,12 +81,14 @@ CHECKED = [
     wl.NTKClassifier(["ntk-dense-1", "ntk-dense-3"], combine="mean", ridge=1e-3),
     wl.NTKRegressor(["ntk-dense-1", wl.ntk_dense(3)]),
     wl.NTKClassifier(ridge=1e-3, solver="cg"),
+    wl.NTKRegressor("ntk-dense-1", optimize="marginal"),
 ]
 
 
 # What is singular to rounding is solved, and warned of.
 @pytest.mark.filterwarnings("ignore::scipy.linalg.LinAlgWarning")
 @pytest.mark.filterwarnings("ignore:.* one distinct sample:UserWarning")
+@pytest.mark.filterwarnings("ignore:optimize=.marginal. found:UserWarning")
 @parametrize_with_checks(CHECKED)
 def test_scikit_learn(estimator, check):
     check(estimator)
@@ -243,6 +245,7 @@ def test_the_order_of_pixels_matters():
     assert not np.allclose(first.predict(x[:9] + 1), second.predict(x[:9] + 1), rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:X lies far from the training samples:UserWarning")  # dark
 def test_bytes_are_numbers():
     x, y = digits(50)
     images = (15 * x).reshape(-1, 8, 8, 1).astype(np.uint8)
@@ -362,7 +365,7 @@ def test_what_the_kernel_is_asked_for(monkeypatch):
     model.set_params(backend="cpu", threads=2).predict(x[:2])
     later = {"kind": ("nngp",), "backend": "reference", "dtype": "float64", "threads": 1}
     assert calls == [
-        (net, (5, 4, 3, 2), (), options),
+        (net, (5, 4, 3, 2), (), options | {"channels": "last"}),
         ([net], (2, 4, 3, 2), (5, 4, 3, 2), later),
         ([net], (2, 4, 3, 2), (5, 4, 3, 2), later | {"backend": "cpu", "threads": 2}),
     ]
@@ -426,7 +429,9 @@ def test_clone_pickle_and_parameters(estimator):
     net = wl.cntk_gap(3)
     model = estimator(net, ridge=0.1, image_shape=(8, 8), threads=1)
     parameters = model.get_params()
-    own = {"normalize_y": True} if estimator is wl.NTKRegressor else {}
+    own = {"loo_scoring": "squared", "class_weight": None}
+    if estimator is wl.NTKRegressor:
+        own = {"normalize_y": True, "optimize": None}
     assert parameters == own | {
         "net": net,
         "kernel": "network",
@@ -437,6 +442,8 @@ def test_clone_pickle_and_parameters(estimator):
         "standardise": None,
         "image_shape": (8, 8),
         "channels": None,
+        "normalise": None,
+        "whiten": None,
         "dtype": None,
         "backend": "auto",
         "threads": 1,

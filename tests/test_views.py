@@ -462,7 +462,7 @@ def test_where_there_is_no_distribution():
     x, y, new = regression()
     k = wl.kernel(NET, x, dtype="float64")
     model = Regressor(kernel="precomputed").fit(k, y)
-    with pytest.raises(ValueError, match="kernel of new samples with themselves"):
+    with pytest.raises(ValueError, match="needs NNGP kernels beside the one that is given"):
         model.predict(k[:3], return_std=True)
     with pytest.raises(ValueError, match="not both be True"):
         model.predict(k[:3], return_std=True, return_cov=True)

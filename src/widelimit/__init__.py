@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
     from widelimit.data import Dataset, load_dataset
     from widelimit.estimators import (
+        NTK,
         ZCA,
         KernelMetric,
         NTKClassifier,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "NTK",
     "ZCA",
     "Conv",
     "Dataset",
@@ -66,7 +68,7 @@ _LAZY = {
     "widelimit.architectures": ("cntk_gap", "cntk_vanilla", "ntk_dense"),
     "widelimit.data": ("Dataset", "load_dataset"),
     "widelimit.estimators": (
-        *("ZCA", "KernelMetric", "NTKClassifier", "NTKRegressor"),
+        *("NTK", "ZCA", "KernelMetric", "NTKClassifier", "NTKRegressor"),
         *("load_model", "save_model"),
     ),
     "widelimit.matrices": ("Gram", "gram", "kernel", "open_gram"),

@@ -185,6 +185,9 @@ class Fit:
         nets = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
         for net in nets:
             say(f"network: {net}")
+        if model.whiten is not None:
+            how = ", by leave-one-out" if model.whiten == "loo" else ""
+            say(f"whitening{how}: {'none' if model.whiten_ is None else f'{model.whiten_:g}'}")
         if model.ridge == "loo":
             say(f"relative ridge, by leave-one-out: {model.ridge_:.1e}")
         if model.time == "loo":

@@ -464,6 +464,21 @@ def fit(
             help="Time of training, or loo: chosen by leave-one-out.", show_default="until the end"
         ),
     ] = None,
+    whiten: Annotated[
+        str | None,
+        typer.Option(
+            help="Regularised ZCA of the images: its regularisation, as 0.1; or loo: chosen by "
+            "leave-one-out, none included.",
+            show_default="none",
+        ),
+    ] = None,
+    normalise: Annotated[
+        str | None,
+        typer.Option(
+            help="image: each image to unit norm, so that brightness plays no part.",
+            show_default="none",
+        ),
+    ] = None,
     combine: Annotated[
         str, typer.Option(help="Of several networks: best, or the mean of their kernels.")
     ] = "best",
@@ -535,6 +550,8 @@ def fit(
             kind=kind,
             ridge=read_choice("ridge", ridge),
             time=read_choice("time", time),
+            whiten=read_choice("whiten", whiten),
+            normalise=normalise,
             combine=combine,
             dtype=dtype,
             backend=check_backend(backend),

@@ -11,8 +11,10 @@ from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
 from widelimit.backends.base import Dtype
-from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, Standardisation, Stores
+from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, Stores
+from widelimit.estimators.preparation import Standardisation
 from widelimit.estimators.samples import ImageShape, Training
+from widelimit.estimators.typical import Familiar
 from widelimit.network import Network
 from widelimit.program import Kind
 from widelimit.solvers import Factor, Solution, Status
@@ -39,6 +41,9 @@ class FittedAttributes:
     _training: Training
     _nngp_fit: Any  # of the training samples, if that is another kernel
     _stores: Stores | None
+    whiten_grid_: tuple[float | None, ...]  # with whiten="loo", as the next
+    whiten_curve_: FloatArray
+    _familiar: Familiar
     _flat: bool  # whether targets were (n,), not (n, 1)
 
     def _shaped(self, values: FloatArray) -> FloatArray:
@@ -69,7 +74,13 @@ class FittedAttributes:
     @property
     def standardisation_(self) -> Standardisation | None:
         """Mean and scale of the features."""
-        return self._fitted.standardisation
+        return self._fitted.preparation.standardisation
+
+    @property
+    def whiten_(self) -> float | None:
+        """Regularisation of the whitening; None: images are not whitened."""
+        zca = self._fitted.preparation.zca
+        return None if zca is None else float(zca.regularisation)
 
     @property
     def x_fit_(self) -> NDArray[Any] | None:

@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Self, cast
 
@@ -24,6 +24,7 @@ from widelimit.estimators.doubt import doubted, find_nearest, warn
 from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, Stores, patiently
 from widelimit.estimators.influence import Influence, Measure
 from widelimit.estimators.judge import Judge, edge
+from widelimit.estimators.preparation import Normalise, Whiten, resolve_whitenings
 from widelimit.estimators.prepare import prepare
 from widelimit.estimators.regression import (
     Options,
@@ -34,6 +35,7 @@ from widelimit.estimators.regression import (
     solver_for,
 )
 from widelimit.estimators.samples import ImageShape, Training, split_shape
+from widelimit.estimators.typical import Familiar
 from widelimit.estimators.warned import warn_caller
 from widelimit.matrices.inputs import Channels
 from widelimit.program import Kind
@@ -63,6 +65,27 @@ SAMPLE_DTYPES = [np.float64, np.float32, np.uint8]
 _BLOCK_ENTRIES = 2**25
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Candidate:
+    """A kernel that may be fitted, and the training samples as it has them."""
+
+    kernel: FittedKernel | PrecomputedKernel
+    training: Training
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fitted:
+    """What came of a candidate: the best of its kernels, with scores of all."""
+
+    kernel: FittedKernel | PrecomputedKernel
+    training: Training
+    regression: Regression
+    nngp: Any
+    stores: Stores | None
+    curves: list[FloatArray]
+    grids: list[FloatArray]
+
+
 class NTKEstimator(FittedAttributes, base.BaseEstimator):
     """Kernel regression; what it is fitted to is up to the classifier and the regressor."""
 
@@ -78,6 +101,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         ridge: float | Literal["loo"] = 0.0,
         combine: Literal["best", "mean"] = "best",
         time: float | Literal["loo"] | None = None,
+        normalise: Normalise = None,
+        whiten: Whiten = None,
         standardise: bool | None = None,
         image_shape: Sequence[int] | None = None,
         channels: Channels = None,
@@ -96,6 +121,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         self.ridge = ridge
         self.combine = combine
         self.time = time
+        self.normalise: Normalise = normalise
+        self.whiten: Whiten = whiten
         self.standardise = standardise
         self.image_shape = image_shape
         self.channels: Channels = channels
@@ -156,18 +183,68 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         targets = encode(counts, weight)
         check_targets(targets, len(targets))
         kinds: tuple[Kind, ...] = tuple(dict.fromkeys((self.kind, *self._extra_kinds)))
-        kernel, directions = prepare(self, rows, counts, weight, found)
+        whitenings = resolve_whitenings(self.whiten)
+
+        def candidates(*, multiples: bool) -> list[_Candidate]:
+            made: list[_Candidate] = []
+            for r in whitenings:
+                kernel, rows_of = prepare(
+                    self, rows, counts, weight, found, whiten=r, multiples=multiples
+                )
+                made.append(_Candidate(kernel, Training.of(rows_of, targets, weight)))
+            return made
+
+        tried = candidates(multiples=True)
         try:
-            training = Training.of(directions, targets, weight)
-            judge = self._judge(training)
-            options = self._seen(options, judge)
-            method = self._method(options, training, kernel, kinds)
+            options, methods = self._planned(options, tried, kinds)
         except Unavailable:  # with a ridge multiples may be rows of their own, without weights
-            kernel, directions = prepare(self, rows, counts, weight, found, multiples=False)
-            training = Training.of(directions, targets, weight)
-            judge = self._judge(training)
-            options = self._seen(options, judge)
-            method = self._method(options, training, kernel, kinds)
+            tried = candidates(multiples=False)
+            options, methods = self._planned(options, tried, kinds)
+        given = None
+        if isinstance(tried[0].kernel, PrecomputedKernel):
+            given = np.array(rows[np.ix_(counts, counts)])
+        best: _Fitted | None = None
+        scores: list[float] = []
+        for one, method in zip(tried, methods, strict=True):
+            made = self._solved(one, options, method, kinds, given)
+            scores.append(made.regression.score)
+            if best is None or scores[-1] > best.regression.score:
+                best = made
+        assert best is not None
+        warn(best.regression.solution)
+        self._warn_of_choice(options, best.regression)
+        self._keep(best.kernel, best.training, best.regression, best.nngp, best.stores, flat=flat)
+        for name in ("whiten_grid_", "whiten_curve_"):
+            self.__dict__.pop(name, None)
+        if len(whitenings) > 1:
+            self.whiten_grid_, self.whiten_curve_ = whitenings, np.array(scores)
+        if len(best.curves) > 1:
+            self.loo_curve_ = np.stack(best.curves)
+            if self.time == "loo":  # each network has times of its own
+                self.loo_grid_ = np.stack(best.grids)
+
+    def _planned(
+        self, options: Options, tried: Sequence[_Candidate], kinds: Sequence[Kind]
+    ) -> tuple[Options, list[Method]]:
+        """Return the options, and how to solve for each candidate: before the work."""
+        judge = self._judge([one.training for one in tried])
+        options = self._seen(options, judge)
+        methods: list[Method] = []
+        for one in tried:
+            methods.append(self._method(options, one, kinds, several=len(tried) > 1))
+        return options, methods
+
+    def _solved(
+        self,
+        one: _Candidate,
+        options: Options,
+        method: Method,
+        kinds: Sequence[Kind],
+        given: NDArray[Any] | None,
+    ) -> _Fitted:
+        """Compute the kernels of a candidate, and solve with the best of them."""
+        training = one.training
+        kernel, options = self._tuned(one.kernel, training, options)
         stores = None
         if isinstance(kernel, FittedKernel):
             storage: dict[str, Any] = {}
@@ -178,9 +255,9 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 storage = self._storage(stores.kernel)
                 options = replace(options, store=stores.folder)
             compute = partial(kernel.gram, kinds, progress=self.progress, **storage)
-            matrices = patiently(compute)
+            matrices: list[list[Any]] = patiently(compute)
         else:
-            matrices = [[np.array(rows[np.ix_(counts, counts)])]]
+            matrices = [[given]]
         best, chosen = 0, None
         curves: list[FloatArray] = []
         grids: list[FloatArray] = []
@@ -193,18 +270,12 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 solution = doubted(tried.solution, nearest, kernel.chosen(index), training)
                 best, chosen = index, replace(tried, solution=solution)
         assert chosen is not None
-        warn(chosen.solution)
-        self._warn_of_choice(options, chosen)
         # What the kernel of new samples depends on is kept, so that set_params cannot change it
         # without a new fit.
         nngp = matrices[1][best] if len(matrices) > 1 else None
-        self._keep(kernel.chosen(best), training, chosen, nngp, stores, flat=flat)
-        if kernel.choices > 1:
-            self.loo_curve_ = np.stack(curves)
-            if self.time == "loo":  # each network has times of its own
-                self.loo_grid_ = np.stack(grids)
+        return _Fitted(kernel.chosen(best), training, chosen, nngp, stores, curves, grids)
 
-    def _judge(self, training: Training) -> Judge:
+    def _judge(self, trainings: Sequence[Training]) -> Judge:
         """Return how predictions of left-out samples are scored."""
         return Judge("squared")
 
@@ -214,6 +285,12 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         time: Any = np.inf if judge.blind and options.time == "loo" else options.time
         return replace(options, ridge=ridge, time=time, judge=judge)
 
+    def _tuned(
+        self, kernel: FittedKernel | PrecomputedKernel, training: Training, options: Options
+    ) -> tuple[FittedKernel | PrecomputedKernel, Options]:
+        """Return the kernel and the options to fit with, after a search for better ones."""
+        return kernel, options
+
     def _warn_of_choice(self, options: Options, chosen: Regression) -> None:
         name = "ridge" if options.ridge == "loo" else "time"
         if getattr(options, name) != "loo":
@@ -221,7 +298,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         grid, curve = chosen.grid, chosen.curve
         if name == "time":  # the longest shrinks least
             grid, curve = grid[::-1], curve[::-1]
-        if message := edge(grid, curve):
+        if message := edge(grid, curve, options.judge.scoring):
             value = grid[np.nanargmax(curve)]
             warn_caller(
                 f"{name}='loo' chose {value:.1e}, on the edge of the grid from {grid.min():.1e} to "
@@ -234,20 +311,25 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
     def _method(
         self,
         options: Options,
-        training: Training,
-        kernel: FittedKernel | PrecomputedKernel,
+        one: _Candidate,
         kinds: Sequence[Kind],
+        *,
+        several: bool,
     ) -> Method:
         """Return how to solve, or say why not, before the kernel is computed."""
+        training, kernel = one.training, one.kernel
         m, stored = training.first.size, self.store is not None and not kernel.averaged
+        held = kernel.bytes_held(m, kinds, stored=stored)
+        if several:  # the best of those before, with its factor
+            held += 8 * m * m + (held if len(kinds) > 1 else 0)
         return solver_for(
             m,
             options,
             targets=training.targets.shape[1],
             weights=training.weights,
-            several=kernel.choices > 1,
+            several=several or kernel.choices > 1,
             stored=stored,
-            held=kernel.bytes_held(m, kinds, stored=stored),
+            held=held,
             card=isinstance(kernel, FittedKernel) and kernel.backend == "cuda",
         )
 
@@ -263,7 +345,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
     ) -> None:
         """Set what a fit has found."""
         self._fitted, self._training, self._flat = kernel, training, flat
-        self._nngp_fit, self._stores = nngp, stores
+        self._nngp_fit, self._stores, self._familiar = nngp, stores, Familiar()
         self.sample_names_ = None
         self.dual_coef_ = self._shaped(np.asfortranarray(regression.solution.value))
         self.solution_ = replace(regression.solution, value=self.dual_coef_)
@@ -327,7 +409,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 factor,
                 k,
                 training,
-                self._judge(training),
+                self._judge([training]),
                 store=None if stores is None else stores.folder,
                 memory=self.memory,
                 threads=self.threads,
@@ -352,8 +434,42 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         check_is_fitted(self, "dual_coef_")
         rows, found = split_shape(X, self.channels)
         self._check_shape(found)
+        if isinstance(self._fitted, PrecomputedKernel):
+            self._check_orientation(np.shape(rows))
         rows = validate_data(self, rows, reset=False, dtype=SAMPLE_DTYPES)
-        return self._fitted.read(rows)
+        samples = self._fitted.read(rows)
+        if isinstance(self._fitted, FittedKernel):
+            self._warn_of_far(samples)
+        return samples
+
+    def _warn_of_far(self, samples: NDArray[Any]) -> None:
+        """Warn of new samples that are unlike those of the training set."""
+        fitted = self._kernel
+        made = fitted.preparation
+        typical = self._familiar.typical(made.comparable(fitted.samples), self._training)
+        standardised = made.standardisation is not None
+        found = typical.differences(made.comparable(samples), standardised=standardised)
+        if found:
+            units = "bring X to the units of the training samples, if they differ"
+            if fitted.shape is not None and made.normalise is None and made.zca is None:
+                units += ", or fit with normalise='image' to leave brightness out"
+            warn_caller(
+                f"X lies far from the training samples: {found}. Outputs and probabilities mean "
+                f"little there: {units}"
+            )
+
+    def _check_orientation(self, shape: tuple[int, ...]) -> None:
+        """Refuse a kernel that has no column for each training sample."""
+        n = self.n_features_in_
+        if len(shape) != 2 or shape[1] == n:
+            return
+        remedy = f"compute it as wl.kernel(net, x_new, x_fit), x_fit the {n} samples of fit"
+        if shape[0] == n:
+            remedy = "this looks like its transpose, give X.T"
+        raise ValueError(
+            "with kernel='precomputed', X must be the kernel between new samples, one a row, and "
+            f"the {n} training samples, one a column, shape (m, {n}), got {shape}: {remedy}"
+        )
 
     def _check_shape(self, found: ImageShape | None) -> None:
         shape = self.image_shape_

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
+from numbers import Real
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +13,7 @@ from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 from widelimit.architectures import cntk_gap, named_network, ntk_dense
 from widelimit.arrays import FloatArray
 from widelimit.display import check_progress
+from widelimit.estimators.preparation import resolve_whitenings
 from widelimit.estimators.regression import Options
 from widelimit.estimators.samples import ImageShape
 from widelimit.machine import parse_memory
@@ -20,13 +22,17 @@ from widelimit.solvers.checks import check_ridge
 from widelimit.solvers.spectrum import check_time
 
 __all__ = [
+    "ClassWeight",
     "Net",
+    "check_class_weight",
     "check_options",
     "check_standardise",
     "check_weights",
     "resolve_networks",
+    "weigh_classes",
 ]
 
+ClassWeight: TypeAlias = dict[Any, float] | Literal["balanced"] | None
 Net: TypeAlias = Network | str | Sequence[Network | str] | None
 
 # scikit-learn has no types.
@@ -46,10 +52,13 @@ def check_options(model: Any) -> Options:
         ("kind", ("ntk", "nngp")),
         ("combine", ("best", "mean")),
         ("solver", ("auto", "cholesky", "cg")),
+        ("loo_scoring", ("squared", "log_loss", "accuracy")),
     ):
-        if getattr(model, name) not in allowed:
+        given = getattr(model, name, allowed[0])  # regressors have one scoring
+        if given not in allowed:
             words = " or ".join(f'"{word}"' for word in allowed)
-            raise ValueError(f"{name} must be {words}, got {getattr(model, name)!r}: choose one")
+            raise ValueError(f"{name} must be {words}, got {given!r}: choose one")
+    check_class_weight(getattr(model, "class_weight", None))
     ridge = _number_or_loo("ridge", model.ridge, check_ridge)
     time = _number_or_loo("time", np.inf if model.time is None else model.time, check_time)
     if ridge == "loo" and time != np.inf:
@@ -57,6 +66,10 @@ def check_options(model: Any) -> Options:
             "ridge='loo' is chosen for the end of training, got a time as well: give ridge a "
             "number, or leave time out"
         )
+    _check_optimize(model, ridge, time)
+    if model.normalise not in ("image", None):
+        raise ValueError(f'normalise must be "image" or None, got {model.normalise!r}')
+    resolve_whitenings(model.whiten)
     if model.kernel == "precomputed" and (model.store is not None or model.executor is not None):
         raise ValueError("store and executor are for kernels of networks: leave them out")
     check_progress(model.progress)
@@ -65,6 +78,27 @@ def check_options(model: Any) -> Options:
     if model.executor is not None and model.store is None:
         raise ValueError("executor needs store, a folder that all of its workers see")
     return Options(ridge, time, model.solver, model.store, model.memory, model.threads)
+
+
+def _check_optimize(model: Any, ridge: Any, time: Any) -> None:
+    """Refuse a search for hyperparameters with what it does not go with."""
+    given = getattr(model, "optimize", None)
+    if given is None:
+        return
+    if given != "marginal":
+        raise ValueError(f'optimize must be "marginal" or None, got {given!r}')
+    if model.whiten == "loo":
+        raise ValueError("whiten='loo' chooses by leave-one-out: give whiten a number here")
+    if ridge == "loo" or time != np.inf:
+        raise ValueError(
+            "optimize='marginal' chooses the ridge itself, for the end of training: leave ridge "
+            "and time out, or give a ridge above 0 that is to be kept"
+        )
+    if model.kernel == "precomputed" or model.solver == "cg":
+        raise ValueError(
+            "optimize='marginal' is for the kernel of a network and needs a factor: leave out "
+            f"kernel={model.kernel!r}, solver={model.solver!r}"
+        )
 
 
 def _number_or_loo(name: str, value: Any, check: Callable[[object], float]) -> Any:
@@ -97,6 +131,61 @@ def check_weights(
     if not counts.any():
         raise ValueError("sample_weight must be above 0 for some sample, got only zeros")
     return weight[counts], counts
+
+
+def check_class_weight(weight: Any) -> None:
+    """Refuse weights of classes that are none, whatever the classes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no dict of numbers above 0, "balanced" or None.
+    """
+    if weight is None or (isinstance(weight, str) and weight == "balanced"):
+        return
+    if not isinstance(weight, dict):
+        raise TypeError(
+            f'class_weight must be a dict of labels and weights, "balanced" or None, got {weight!r}'
+        )
+    for label, value in cast("dict[Any, Any]", weight).items():
+        bad = isinstance(value, bool) or not isinstance(value, Real)
+        if bad or not 0 < float(value) < np.inf:
+            raise ValueError(
+                f"class_weight must be above 0 and finite, got {value!r} for class {label!r}: to "
+                "have none of a class leave its samples out"
+            )
+
+
+def weigh_classes(weight: ClassWeight, classes: NDArray[Any], counts: FloatArray) -> FloatArray:
+    """Return the weight of each class, (c,).
+
+    Parameters
+    ----------
+    weight : dict, "balanced" or None
+        Checked.
+    classes : ndarray of shape (c,)
+    counts : ndarray of float64, shape (c,)
+        Weights of the samples of each class, summed. One that has none weighs 1.
+
+    Raises
+    ------
+    ValueError
+        If a class is named that there is not.
+    """
+    if weight is None:
+        return np.ones(len(classes))
+    if weight == "balanced":
+        there = counts > 0
+        shares = counts.sum() / there.sum() / np.where(there, counts, 1.0)
+        return np.where(there, shares, 1.0)
+    assert isinstance(weight, dict)
+    known = classes.tolist()
+    if unknown := [label for label in weight if label not in known]:
+        raise ValueError(
+            f"class_weight names {', '.join(map(repr, unknown[:5]))}, which y has not: its classes "
+            f"are {', '.join(map(repr, known[:10]))}"
+        )
+    return np.array([float(weight.get(label, 1.0)) for label in known])
 
 
 def resolve_networks(net: Net, shape: ImageShape | None, n_features: int) -> tuple[Network, ...]:

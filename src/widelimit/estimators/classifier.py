@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import Any, Self, cast
+import os
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +12,8 @@ from sklearn import base  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.utils import multiclass  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
+from widelimit.backends import BackendName
+from widelimit.backends.base import Dtype
 from widelimit.estimators.base import (
     SAMPLE_DTYPES,
     NTKEstimator,
@@ -24,11 +27,16 @@ from widelimit.estimators.calibration import (
     fit_temperature,
     log_softmax,
 )
+from widelimit.estimators.checks import ClassWeight, Net, weigh_classes
 from widelimit.estimators.influence import Influence, Measure
-from widelimit.estimators.judge import Judge, alone_in_class
+from widelimit.estimators.judge import Judge, LooScoring, alone_in_class
+from widelimit.estimators.preparation import Normalise, Whiten
+from widelimit.estimators.regression import Solver
 from widelimit.estimators.samples import Training, split_shape
 from widelimit.estimators.warned import warn_caller
 from widelimit.matrices.foreign import to_array
+from widelimit.matrices.inputs import Channels
+from widelimit.program import Kind
 from widelimit.solvers.labels import encode_labels, join_labels
 
 __all__ = ["NTKClassifier"]
@@ -77,6 +85,18 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         are ``k(z, x) A^-1 (I - exp(-t A)) Y``, A the matrix that is inverted above. Its unit is 1
         over that of the kernel. None: until the end. "loo": early stopping, at the time with which
         left-out samples are best predicted; exact for every time, too.
+    loo_scoring : {"squared", "log_loss", "accuracy"}
+        What ridges, times and networks are chosen by: minus the mean square of the residuals of
+        left-out samples, the mean logarithm of the probability of their labels (with the
+        temperature that is best for it), or the share of labels that are right. Of equal ones the
+        choice that shrinks outputs least.
+    class_weight : dict, "balanced" or None
+        Weights of classes, above 0, by label; classes that are not named have 1. "balanced": n over
+        c times the (weighted) number of samples of the class. Probabilities are those of a
+        population that has so many times as many samples of each class, ``p_c w_c`` over their
+        sum, and labels are the most likely of these: ``temperature_ log(w_c)`` is added to outputs
+        (0.1 for temperature_ after solver="cg"). This works without a ridge, too, where weights of
+        samples make no difference. Choices by leave-one-out are made without it.
     standardise : bool or None
         Whether each feature is shifted and scaled to mean 0 and variance 1 on the training samples.
         None: rows are, images are not, whatever the network.
@@ -129,14 +149,14 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     net_ : Network, tuple of Network, or None
         The network used; several with combine="mean", none with kernel="precomputed".
     loo_score_ : float
-        Minus the mean square of the residuals of samples that are left out (with all that equal
-        them, or are multiples of them): of the choice that was made.
+        What loo_scoring says of samples that are left out (with all that equal them, or are
+        multiples of them): of the choice that was made.
     loo_grid_, loo_curve_ : ndarray of shape (g,)
         Ridges, or times, that were tried, and the score of each; the curve is (networks, g) for
         several networks, and so is the grid of time="loo": each network has times of its own. For
         the absolute ridge of all samples.
     loo_predictions_ : ndarray of float64, shape (n, c)
-        Outputs for each training sample of a regression without it.
+        Outputs for each training sample of a regression without it, without class_weight.
     loo_accuracy_ : float
         Share of training samples that the others label correctly.
     self_influence_ : ndarray of float64, shape (n,)
@@ -144,6 +164,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         is wrong.
     temperature_ : float
         Of `predict_proba`.
+    class_weight_ : ndarray of float64, shape (c,)
+        The weights of classes; 1 without class_weight.
     kind_, dtype_ : str
         Kind and precision of the kernel.
     image_shape_ : tuple (h, w, c) or None
@@ -201,7 +223,57 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
 
     classes_: NDArray[Any]
     temperature_: float | None
+    class_weight_: FloatArray
     _labels: NDArray[np.intp]
+
+    def __init__(
+        self,
+        net: Net = None,
+        *,
+        kernel: Literal["network", "precomputed"] = "network",
+        kind: Kind = "ntk",
+        ridge: float | Literal["loo"] = 0.0,
+        combine: Literal["best", "mean"] = "best",
+        time: float | Literal["loo"] | None = None,
+        loo_scoring: LooScoring = "squared",
+        class_weight: ClassWeight = None,
+        normalise: Normalise = None,
+        whiten: Whiten = None,
+        standardise: bool | None = None,
+        image_shape: Sequence[int] | None = None,
+        channels: Channels = None,
+        dtype: Dtype | None = None,
+        backend: BackendName = "auto",
+        threads: int | None = None,
+        solver: Solver = "auto",
+        store: str | os.PathLike[str] | None = None,
+        memory: int | str | None = None,
+        executor: Any = None,
+        progress: bool | Callable[[Any], None] = False,
+    ) -> None:
+        super().__init__(
+            net,
+            kernel=kernel,
+            kind=kind,
+            ridge=ridge,
+            combine=combine,
+            time=time,
+            normalise=normalise,
+            whiten=whiten,
+            standardise=standardise,
+            image_shape=image_shape,
+            channels=channels,
+            dtype=dtype,
+            backend=backend,
+            threads=threads,
+            solver=solver,
+            store=store,
+            memory=memory,
+            executor=executor,
+            progress=progress,
+        )
+        self.loo_scoring: LooScoring = loo_scoring
+        self.class_weight: ClassWeight = class_weight
 
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the regression of the encoded labels on the samples.
@@ -330,16 +402,33 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
                 self.temperature_ = fit_temperature(
                     self.loo_predictions_[some], self._labels[some], training.sample_weight[some]
                 )
+        self._weigh_classes()
         self._warn_of_lonely()
 
-    def _judge(self, training: Training) -> Judge:
-        alone = alone_in_class(training)
-        return Judge("squared", ~alone if alone.any() else None)
+    def _weigh_classes(self) -> None:
+        """Set the weights of classes, from the parameter and the training samples."""
+        training = self._training
+        counts = np.bincount(self._labels, training.sample_weight, len(self.classes_))
+        self.class_weight_ = weigh_classes(
+            self.class_weight, self.classes_, counts.astype(np.float64)
+        )
+
+    def _weighed(self, outputs: FloatArray) -> FloatArray:
+        """Return outputs (n, c), whose softmax is that of the probabilities, classes weighed."""
+        if np.all(self.class_weight_ == 1):
+            return outputs
+        temperature = TYPICAL_TEMPERATURE if self.temperature_ is None else self.temperature_
+        logs = np.log(self.class_weight_)
+        return outputs + temperature * (logs - logs.mean())
+
+    def _judge(self, trainings: Sequence[Training]) -> Judge:
+        alone = np.any([alone_in_class(training) for training in trainings], axis=0)
+        return Judge(self.loo_scoring, ~alone if alone.any() else None)
 
     def _warn_of_lonely(self) -> None:
         """Warn of a choice by left-out samples whose class is then unknown."""
         alone = alone_in_class(self._training)
-        loo = "loo" in (self.ridge, self.time)
+        loo = "loo" in (self.ridge, self.time, self.whiten)
         if not alone.any() or not (loo or self._fitted.choices > 1):
             return
         names = np.unique(self.classes_[self._labels[alone]]).tolist()
@@ -358,7 +447,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     @property
     def loo_accuracy_(self) -> float:
         """Share (by weight) of training samples that the others label correctly."""
-        predicted = self._left_out("loo_accuracy_").argmax(axis=1)
+        predicted = self._weighed(self._left_out("loo_accuracy_")).argmax(axis=1)
         return float(np.average(predicted == self._labels, weights=self._training.sample_weight))
 
     def decision_function(self, X: Any) -> FloatArray:
@@ -373,8 +462,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         Returns
         -------
         ndarray of float64, shape (n, c), or (n,) for two classes
-            Near 1 - 1/c for the class of a sample and -1/c for the others. For two classes the
-            output of ``classes_[1]``, which is chosen if it is positive.
+            Near 1 - 1/c for the class of a sample and -1/c for the others, and more for those that
+            class_weight favours. For two classes the output of ``classes_[1]``, which is chosen if
+            it is positive.
 
         Raises
         ------
@@ -386,6 +476,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         return self._decide(self._outputs(X))
 
     def _decide(self, outputs: FloatArray) -> FloatArray:
+        outputs = self._weighed(outputs)
         # The columns sum to zero, so that with two classes the second says it all.
         return outputs if len(self.classes_) > 2 else outputs[:, 1]
 
@@ -413,8 +504,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     def predict_proba(self, X: Any) -> FloatArray:
         """Return probabilities of the classes: softmax of the outputs over ``temperature_``.
 
-        The temperature is the one with which leave-one-out predictions make the training labels
-        most likely, those of samples that are alone in their class left out; 0.1 if all are.
+        Outputs are those of `decision_function`, in which classes are weighed. The temperature is
+        the one with which leave-one-out predictions make the training labels most likely, those of
+        samples that are alone in their class left out; 0.1 if all are.
         docs/results.md shows how well calibrated the probabilities are.
 
         Parameters
@@ -440,7 +532,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         outputs = self._outputs(X)
         self._left_out("predict_proba")
         assert self.temperature_ is not None
-        return log_softmax(outputs, self.temperature_)
+        return log_softmax(self._weighed(outputs), self.temperature_)
 
     def staged_predict(self, X: Any, times: ArrayLike) -> Generator[NDArray[Any]]:
         """Yield the labels that networks trained until some times predict.
@@ -492,4 +584,6 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         -----
         "weights" take ``2 m^2`` flops for each sample, m the number of training samples.
         """
-        return self._influence(X, lambda outputs: outputs.argmax(axis=1), n_largest, measure)
+        return self._influence(
+            X, lambda outputs: self._weighed(outputs).argmax(axis=1), n_largest, measure
+        )

@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from widelimit._version import __version__
 from widelimit.backends.base import Dtype
 from widelimit.estimators.base import NTKEstimator
+from widelimit.estimators.checks import check_class_weight
 from widelimit.estimators.classifier import NTKClassifier
 from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel
+from widelimit.estimators.preparation import Preparation
 from widelimit.estimators.regressor import NTKRegressor
 from widelimit.estimators.samples import Training, check_image_shape
+from widelimit.estimators.typical import Familiar
+from widelimit.estimators.whitening import ZCA, check_regularisation
 from widelimit.matrices.inputs import check_threads
 from widelimit.network import Network
 from widelimit.program import Kind
@@ -27,8 +31,9 @@ from widelimit.solvers import Factor, Solution, Statistics, Status, Unavailable,
 __all__ = ["ARRAYS", "FORMAT", "FORMATS", "describe", "restore"]
 
 FORMAT = "widelimit.model/4"
-"""What is written; the third had no `sample_names`, the second no `target_mean` and `target_scale`,
-the first no `multiples`, but two arrays that follow from others."""
+"""What is written; the third had no whitening, no `normalise` and no `sample_names`, the second no
+`target_mean` and `target_scale`, the first no `multiples`, but two arrays that follow from
+others."""
 FORMATS = ("widelimit.model/1", "widelimit.model/2", "widelimit.model/3", FORMAT)
 """What is read."""
 # Parameters that were not there, with what was done then, where that is not their default.
@@ -54,6 +59,9 @@ ARRAYS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "columns": ("i8", ("m",)),
     "mean": ("f8", None),
     "scale": ("f8", None),
+    "zca_components": ("f8", None),
+    "zca_moments": ("f8", None),
+    "whiten_curve": ("f8", None),
     "loo_grid": ("f8", None),
     "loo_curve": ("f8", None),
     "loo_predictions": ("f8", ("n", "t")),
@@ -71,7 +79,10 @@ ARRAYS: dict[str, tuple[str, tuple[str, ...] | None]] = {
 """What may be in each array: kinds of dtypes, and how its shape follows from n samples, m rows of
 the Gram matrix and t targets; None: in another way."""
 
-_FINITE = {"dual_coef", "targets", "sample_weight", "x_fit", "mean", "scale", "nngp"}
+_FINITE = {"dual_coef", "targets", "sample_weight", "x_fit", "mean", "scale", "nngp"} | {
+    "zca_components",
+    "zca_moments",
+}
 
 Arrays = dict[str, NDArray[Any]]
 Document = dict[str, Any]
@@ -102,6 +113,9 @@ def describe(model: NTKEstimator) -> tuple[Document, Arrays]:
         "message": model.solution_.message,
         "statistics": {k: _finite(v) for k, v in asdict(model.solution_.statistics).items()},
     }
+    if hasattr(model, "whiten_grid_"):
+        fitted["whiten_grid"] = list(model.whiten_grid_)
+        arrays["whiten_curve"] = model.whiten_curve_
     arrays |= _describe_training(training)
     arrays |= {
         "dual_coef": model.dual_coef_.reshape(training.first.size, -1),
@@ -154,8 +168,13 @@ def _describe_kernel(kernel: FittedKernel | PrecomputedKernel) -> tuple[Document
     if isinstance(kernel, PrecomputedKernel):
         return about, {"columns": kernel.columns}
     arrays = {"x_fit": kernel.samples}
-    if kernel.standardisation is not None:
-        arrays["mean"], arrays["scale"] = kernel.standardisation
+    made = kernel.preparation
+    about |= {"normalise": made.normalise, "zca": None}
+    if made.zca is not None:
+        about["zca"] = [float(made.zca.regularisation), made.zca.regularisation_]
+        arrays |= {"zca_components": made.zca.components_, "zca_moments": made.zca.moments_}
+    if made.standardisation is not None:
+        arrays["mean"], arrays["scale"] = made.standardisation
     return about, arrays
 
 
@@ -187,6 +206,9 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else repr(value)
     if isinstance(value, Network):
         return {"network": _network(value)}
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value).items()
+        return {"pairs": [[_plain(key), _plain(entry)] for key, entry in items]}
     return [_plain(entry) for entry in list(value)]
 
 
@@ -236,6 +258,12 @@ def restore(document: Document, arrays: Arrays) -> NTKEstimator:
     state._training = training
     state._fitted = _restore_kernel(model, fitted, arrays)
     state._nngp_fit, state._stores, state._flat = arrays.get("nngp"), None, False
+    state._familiar = Familiar()
+    if "whiten_grid" in fitted:
+        grid = [None if r is None else float(r) for r in fitted["whiten_grid"]]
+        model.whiten_grid_, model.whiten_curve_ = tuple(grid), arrays["whiten_curve"]
+        if model.whiten_curve_.shape != (len(grid),):
+            raise ValueError("there must be a score for each whitening")
     if isinstance(model, NTKClassifier):
         _restore_labels(model, fitted, arrays)
     else:
@@ -310,6 +338,10 @@ def _restore_kernel(
         standardisation = arrays["mean"], arrays["scale"]
         if not arrays["mean"].shape == arrays["scale"].shape == (d,):
             raise ValueError("there must be one mean and one scale for each feature")
+    normalise = fitted.get("normalise")
+    if normalise not in ("image", None):
+        raise ValueError(f"normalise must be image or None, got {normalise!r:.100}")
+    zca = None if fitted.get("zca") is None else _restore_zca(fitted["zca"], arrays, shape, d)
     averaged = bool(fitted["averaged"])
     if len(networks) != 1 and not averaged:
         raise ValueError("there must be one network, or several whose kernels are averaged")
@@ -318,12 +350,25 @@ def _restore_kernel(
         averaged,
         kind,
         dtype,
-        shape,
-        standardisation,
+        Preparation(shape, normalise, zca, standardisation),
         arrays["x_fit"],
         model.backend,
         model.threads,
     )
+
+
+def _restore_zca(given: Any, arrays: Arrays, shape: Any, d: int) -> ZCA:
+    regularisation, added = given
+    zca = ZCA(check_regularisation("regularisation", regularisation))
+    zca.components_, zca.moments_ = arrays["zca_components"], arrays["zca_moments"]
+    zca.regularisation_ = check_regularisation("regularisation_", added)
+    zca.n_features_in_, zca.image_shape_ = d, None
+    k = len(zca.moments_)
+    if shape is None or zca.components_.shape != (k, d) or zca.moments_.shape != (k,):
+        raise ValueError("components of a whitening must fit its moments, and images")
+    if not k or not np.all(zca.moments_ > 0):
+        raise ValueError("moments of a whitening must be above 0")
+    return zca
 
 
 def _restore_labels(model: NTKClassifier, fitted: Document, arrays: Arrays) -> None:
@@ -337,7 +382,10 @@ def _restore_labels(model: NTKClassifier, fitted: Document, arrays: Arrays) -> N
         raise ValueError(f"temperature must be above 0, got {model.temperature_}")
     if (temperature is None) != ("loo_predictions" not in arrays):
         raise ValueError("there must be a temperature where there are loo_predictions")
-    cast("Any", model)._labels = targets.argmax(axis=1)
+    state: Any = model
+    state._labels = targets.argmax(axis=1)
+    check_class_weight(model.class_weight)
+    state._weigh_classes()
 
 
 def _restore_names(arrays: Arrays, n: int) -> list[str] | None:
@@ -385,7 +433,10 @@ def _parameter(value: Any) -> Any:
     if isinstance(value, list):
         return [_parameter(entry) for entry in cast("list[Any]", value)]
     if isinstance(value, dict):
-        return Network.from_json(json.dumps(cast("dict[str, Any]", value)["network"]))
+        entries = cast("dict[str, Any]", value)
+        if "pairs" in entries:
+            return {key: _parameter(entry) for key, entry in entries["pairs"]}
+        return Network.from_json(json.dumps(entries["network"]))
     return float(value) if value in ("inf", "-inf", "nan") else value
 
 

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
 from widelimit.estimators.directions import Directions, find_directions
 from widelimit.estimators.doubt import Errors, Nearest, unresolved_angle
+from widelimit.estimators.preparation import Preparation
 from widelimit.estimators.regression import join
 from widelimit.estimators.samples import ImageShape
 from widelimit.files import HeldByAnother
@@ -33,25 +34,9 @@ from widelimit.program import Kind
 __all__ = [
     "FittedKernel",
     "PrecomputedKernel",
-    "Standardisation",
     "Stores",
-    "as_samples",
     "patiently",
 ]
-
-Standardisation: TypeAlias = tuple[FloatArray, FloatArray]
-"""Mean and scale of each feature."""
-
-
-def as_samples(
-    rows: NDArray[Any], shape: ImageShape | None, standardisation: Standardisation | None
-) -> NDArray[Any]:
-    """Return rows (n, d) as a kernel takes them: (n, d) or (n, h, w, c)."""
-    if standardisation is not None:
-        mean, scale = standardisation
-        rows = (rows - mean) / scale
-    return rows if shape is None else rows.reshape(-1, *shape)
-
 
 _Result = TypeVar("_Result")
 
@@ -73,10 +58,8 @@ class FittedKernel:
     kind : {"ntk", "nngp"}
         That coefficients belong to.
     dtype : {"float32", "float64"}
-    shape : (h, w, c) or None
-        Of an image; None: samples are rows.
-    standardisation : (mean, scale) or None
-        Of features, each (d,).
+    preparation : Preparation
+        What is made of rows.
     samples : ndarray of shape (m, h, w, c) or (m, d)
         Training samples, one for each row of the Gram matrix.
     backend, threads
@@ -88,8 +71,7 @@ class FittedKernel:
     averaged: bool
     kind: Kind
     dtype: Dtype
-    shape: ImageShape | None
-    standardisation: Standardisation | None
+    preparation: Preparation
     samples: NDArray[Any]
     backend: BackendName
     threads: int | None
@@ -101,6 +83,11 @@ class FittedKernel:
         object.__setattr__(self, "backend", backend)
         made = PreparedKernel(self.networks, self.samples, self.backend, self.dtype, self.threads)
         object.__setattr__(self, "_prepared", made)
+
+    @property
+    def shape(self) -> ImageShape | None:
+        """Of an image; None: samples are rows."""
+        return self.preparation.shape
 
     @property
     def choices(self) -> int:
@@ -124,7 +111,7 @@ class FittedKernel:
 
     def read(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Return rows (n, d) as samples of the kernel, (n, d) or (n, h, w, c)."""
-        return as_samples(rows, self.shape, self.standardisation)
+        return self.preparation(rows)
 
     def merged(self, *, multiples: bool = True) -> tuple[FittedKernel, Directions]:
         """Return the kernel with one sample for each row of its matrix, and what rows are.
@@ -393,17 +380,20 @@ class PrecomputedKernel:
         As for `FittedKernel`.
     columns : ndarray of int64, shape (m,)
         The training samples that count, among those of `fit`.
+    own : ndarray of float64, shape (n,) or (n, n), or None
+        Kernel of the new samples that are asked about with themselves.
     """
 
     kind: Kind
     dtype: Dtype
     columns: IntArray
+    own: FloatArray | None = None
 
     networks: ClassVar[tuple[Network, ...]] = ()
     averaged: ClassVar[bool] = False
     choices: ClassVar[int] = 1
     shape: ClassVar[None] = None
-    standardisation: ClassVar[None] = None
+    preparation: ClassVar[Preparation] = Preparation()
     samples: ClassVar[None] = None
 
     def chosen(self, index: int) -> PrecomputedKernel:
@@ -425,6 +415,16 @@ class PrecomputedKernel:
     def cross(self, new: NDArray[Any], kinds: Sequence[Kind] = ()) -> list[NDArray[Any]]:
         """Return what `read` has read."""
         return [new]
+
+    def both(self, new: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        """Return what `read` has read, and its NNGP: of kind "nngp" it is that."""
+        made = np.asarray(new, np.float64)
+        return made, made
+
+    def prior(self, new: NDArray[Any], *, diagonal: bool) -> FloatArray:
+        """Return the covariance of outputs before training, as it was given."""
+        assert self.own is not None
+        return np.array(self.own.diagonal() if diagonal and self.own.ndim == 2 else self.own)
 
     def errors(self, nearest: Nearest) -> Errors:
         """Return how exact entries are taken to be: as if arithmetic had been in their dtype.

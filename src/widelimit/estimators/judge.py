@@ -12,7 +12,7 @@ from widelimit.arrays import FloatArray
 from widelimit.estimators.calibration import fit_temperature, log_softmax
 from widelimit.estimators.samples import Training
 
-__all__ = ["Judge", "LooScoring", "alone_in_class", "edge"]
+__all__ = ["Judge", "LooScoring", "alone_in_class", "best_place", "edge"]
 
 LooScoring = Literal["squared", "accuracy", "log_loss"]
 """What a ridge, a time or a network is chosen by."""
@@ -68,7 +68,12 @@ def alone_in_class(training: Training) -> NDArray[np.bool_]:
     return rows[labels] == 1
 
 
-def edge(grid: FloatArray, curve: FloatArray) -> str:
+def best_place(curve: FloatArray, *, last: bool) -> int:
+    """Return the place of the best score; of equal ones the first, or the last."""
+    return len(curve) - 1 - int(np.nanargmax(curve[::-1])) if last else int(np.nanargmax(curve))
+
+
+def edge(grid: FloatArray, curve: FloatArray, scoring: LooScoring = "squared") -> str:
     """Return what to warn of if the best value lies on the edge of its grid, or nothing.
 
     Parameters
@@ -77,11 +82,13 @@ def edge(grid: FloatArray, curve: FloatArray) -> str:
         From the one that shrinks outputs least to the one that shrinks them most.
     curve : ndarray of float64, shape (g,)
         Scores. Where the least is best, but no better than the next, nothing is lost.
+    scoring : LooScoring
+        Those that do not depend on the size of outputs may be best where they are shrunk.
     """
     best = int(np.nanargmax(curve))
     if len(grid) < 2 or 0 < best < len(grid) - 1:
         return ""
-    if best == 0:
-        gain, size = curve[0] - curve[1], abs(curve[0])
+    if best == 0 or scoring != "squared":
+        gain, size = curve[best] - curve[1 if best == 0 else -2], abs(curve[best])
         return "" if not gain > _FLAT * size else "better ones may lie beyond it"
     return "outputs are shrunk as far as they may be: left-out samples are hardly predicted at all"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from widelimit._version import __version__
 from widelimit.arrays import FloatArray
-from widelimit.estimators.judge import Judge
+from widelimit.estimators.judge import Judge, best_place
 from widelimit.estimators.samples import Training
 from widelimit.machine import remaining
 from widelimit.solvers import Factor, Method, Solution, Spectrum, Status, Unavailable, solve
@@ -159,8 +159,8 @@ def solver_for(
             )
         if several:
             raise Unavailable(
-                "a choice among networks needs leave-one-out, which solver='cg' has not: give one "
-                "network, combine='mean', or solver='cholesky'"
+                "a choice among networks or whitenings needs leave-one-out, which solver='cg' has "
+                "not: give one network, combine='mean', a number for whiten, or solver='cholesky'"
             )
         return _conjugate(n, options, targets, weights if stored else None, held)
     # The factor; and a copy of it, for the diagonal of its inverse or while eigenvectors are found.
@@ -346,7 +346,8 @@ def _choose(
         tried = spectrum.leave_one_out_at(means, list(grid), share * options.ridge)
     _ = tried.best  # raises if there is none
     curve = np.array([options.judge(training, left_out) for left_out in tried.predictions])
-    best = int(np.nanargmax(curve))
+    # Of equal ones that shrinks outputs least: ridges ascend, and so do times.
+    best = best_place(curve, last=options.time == "loo")
     solution = None
     if options.ridge == "loo":
         # From here on as for a ridge that was given: the factor can grow, the spectrum cannot.

@@ -23,9 +23,12 @@ from widelimit.estimators.base import (
     validate_data,
 )
 from widelimit.estimators.checks import Net
+from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel
 from widelimit.estimators.influence import Influence, Measure
-from widelimit.estimators.regression import Solver
-from widelimit.estimators.samples import split_shape
+from widelimit.estimators.marginal import Evidence, maximise
+from widelimit.estimators.preparation import Normalise, Whiten
+from widelimit.estimators.regression import Options, Solver
+from widelimit.estimators.samples import Training, split_shape
 from widelimit.estimators.spread import Spread
 from widelimit.matrices.foreign import to_array
 from widelimit.matrices.inputs import Channels
@@ -60,6 +63,13 @@ class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
     net, kernel, kind, ridge, combine, time, standardise, image_shape, channels, dtype, backend, \
 threads, solver, store, memory, executor, progress
         As for `NTKClassifier`.
+    optimize : {"marginal"} or None
+        "marginal": standard deviations of weights and biases, the same in all layers of net, and
+        the ridge, unless it is given as a number above 0, are those of the largest
+        `log_marginal_likelihood` (L-BFGS-B, from the best of three starts; derivatives are numeric,
+        as those of `widelimit.NTK`). Found in `net_` and `ridge_`. For one network, at the end of
+        training. Each of some 20 to 50 steps takes five times the kernel of the training samples,
+        in float64, and ``3 n^3`` flops; memory is ``48 n^2`` bytes.
     normalize_y : bool
         Whether each target is shifted and scaled to mean 0 and variance 1 on the training samples,
         by their weights. `partial_fit` keeps mean and scale.
@@ -117,7 +127,10 @@ standardisation_, store_, n_features_in_, feature_names_in_
         ridge: float | Literal["loo"] = 0.0,
         combine: Literal["best", "mean"] = "best",
         time: float | Literal["loo"] | None = None,
+        optimize: Literal["marginal"] | None = None,
         normalize_y: bool = True,
+        normalise: Normalise = None,
+        whiten: Whiten = None,
         standardise: bool | None = None,
         image_shape: Sequence[int] | None = None,
         channels: Channels = None,
@@ -137,6 +150,8 @@ standardisation_, store_, n_features_in_, feature_names_in_
             ridge=ridge,
             combine=combine,
             time=time,
+            normalise=normalise,
+            whiten=whiten,
             standardise=standardise,
             image_shape=image_shape,
             channels=channels,
@@ -150,6 +165,7 @@ standardisation_, store_, n_features_in_, feature_names_in_
             progress=progress,
         )
         self.normalize_y = normalize_y
+        self.optimize: Literal["marginal"] | None = optimize
 
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the regression of the targets on the samples.
@@ -263,6 +279,7 @@ standardisation_, store_, n_features_in_, feature_names_in_
         return_std: bool = False,
         return_cov: bool = False,
         noise: bool = False,
+        k_self: ArrayLike | None = None,
     ) -> Any:
         """Return predictions, and how far networks, or functions, would spread around them.
 
@@ -278,6 +295,11 @@ standardisation_, store_, n_features_in_, feature_names_in_
         noise : bool
             Whether these are of new targets, not of outputs: `noise_variance_` is added. A band of
             1.96 std on either side then holds about 95 % of the targets.
+        k_self : array-like of shape (n,) or (n, n), or None
+            With kernel="precomputed" and kind="nngp", for return_std or return_cov: the kernel of
+            the samples with themselves. Its diagonal is enough for return_std:
+            ``wl.kernel(net, x, kind="nngp")`` for x of shape (n, ...) has it. In all other cases it
+            is computed, and must be None.
 
         Returns
         -------
@@ -293,8 +315,8 @@ standardisation_, store_, n_features_in_, feature_names_in_
             Before `fit`.
         ValueError
             If the samples do not have the shape of those of `fit`, or are not finite; if both
-            are asked for, or noise without either; or for a covariance where the kernel is
-            precomputed, or solver="cg".
+            are asked for, or noise or k_self without either; or for a covariance where solver="cg",
+            or the kernel is precomputed and kind="ntk", whose NNGP kernel is not there.
 
         Notes
         -----
@@ -336,9 +358,11 @@ standardisation_, store_, n_features_in_, feature_names_in_
         if not (return_std or return_cov):
             if noise:
                 raise ValueError("noise is for return_std or return_cov: ask for one of them")
+            if k_self is not None:
+                raise ValueError("k_self is for return_std or return_cov: ask for one of them")
             return self._shaped(self._in_units(self._columns(self._outputs(X))))
         samples = self._read(X)
-        spread = self._spread()
+        spread = self._spread(self._checked_own(k_self, len(samples), return_cov))
         outputs = np.empty((len(samples), self._training.targets.shape[1]))
         alpha = self._columns(self.dual_coef_)
         scale = self.target_scale_
@@ -361,17 +385,58 @@ standardisation_, store_, n_features_in_, feature_names_in_
             variances += self.noise_variance_
         return self._shaped(self._in_units(outputs)), self._shaped(np.sqrt(variances))
 
+    def _tuned(
+        self, kernel: FittedKernel | PrecomputedKernel, training: Training, options: Options
+    ) -> tuple[FittedKernel | PrecomputedKernel, Options]:
+        if self.optimize is None or not isinstance(kernel, FittedKernel):
+            return kernel, options
+        assert options.ridge != "loo"
+        found = maximise(Evidence(kernel, training, options.ridge or None), self.memory)
+        tuned = replace(kernel, networks=(found.network,))
+        return tuned, replace(options, ridge=found.ridge)
+
     def _columns(self, values: FloatArray) -> FloatArray:
         """Return (n, targets), whatever users see."""
         return values.reshape(len(values), -1)
 
-    def _spread(self) -> Spread:
-        if self.net_ is None or self._factor is None:
+    def _checked_own(self, k_self: ArrayLike | None, n: int, full: bool) -> FloatArray | None:
+        """Return the kernel of n new samples with themselves, if that is to be given."""
+        shapes = f"({n}, {n})" if full else f"({n},) or ({n}, {n})"
+        if isinstance(self._fitted, FittedKernel):
+            if k_self is not None:
+                raise ValueError("k_self is for kernel='precomputed', here it is computed")
+            return None
+        self._spread()  # or say why there is none
+        if k_self is None:
             raise ValueError(
-                "a covariance needs the kernel of new samples with themselves, and a factor: it is "
-                "not there with kernel='precomputed' or solver='cg', nor in a saved model whose "
-                "factor stays in the store"
+                "with kernel='precomputed' a covariance needs the kernel of the new samples with "
+                f"themselves: give it as k_self, shape {shapes}"
             )
+        own = np.asarray(k_self, np.float64)
+        if own.shape != (n, n) and (full or own.shape != (n,)):
+            raise ValueError(
+                f"k_self must be the kernel of the {n} rows of X with themselves, shape {shapes}, "
+                f"got {own.shape}"
+            )
+        values = own.diagonal() if own.ndim == 2 else own
+        if not np.isfinite(own).all() or values.min() < 0:
+            raise ValueError("k_self must be finite, with a diagonal of 0 or more")
+        return own
+
+    def _spread(self, own: FloatArray | None = None) -> Spread:
+        if self._factor is None:
+            raise ValueError(
+                "a covariance needs a factor: it is not there with solver='cg', nor in a saved "
+                "model whose factor stays in the store"
+            )
+        if isinstance(self._fitted, PrecomputedKernel):
+            if self.kind_ == "ntk":
+                raise ValueError(
+                    "a covariance with kind='ntk' needs NNGP kernels beside the one that is given, "
+                    "and kernel='precomputed' has no place for them: give the network instead, or "
+                    "fit the NNGP kernel with kind='nngp'"
+                )
+            return Spread(replace(self._fitted, own=own), self._factor, None)
         if self.kind_ == "ntk" and self._nngp_fit is None:
             raise ValueError(
                 "a covariance needs the NNGP kernel of the training samples, which is not in this "
@@ -394,7 +459,13 @@ standardisation_, store_, n_features_in_, feature_names_in_
             self._noise = self.target_scale_**2 * np.maximum(means, 0.0)
         return self._noise
 
-    def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> FloatArray:
+    def sample_y(
+        self,
+        X: Any,
+        n_samples: int = 1,
+        random_state: Any = 0,
+        k_self: ArrayLike | None = None,
+    ) -> FloatArray:
         """Draw outputs from the distribution of `predict`.
 
         Parameters
@@ -403,13 +474,15 @@ standardisation_, store_, n_features_in_, feature_names_in_
             As for `predict`, with the same errors.
         n_samples : int
         random_state : int, numpy.random.RandomState or None
+        k_self : array-like of shape (n, n), or None
+            As for `predict`.
 
         Returns
         -------
         ndarray of float64, shape (n, n_samples) or (n, targets, n_samples)
             Each a network from other initial weights, or a function of the posterior.
         """
-        mean, cov = self.predict(X, return_cov=True)
+        mean, cov = self.predict(X, return_cov=True, k_self=k_self)
         random = _check_random_state(random_state)
         # The same for all targets, but for their scale.
         first = (cov if self._flat else cov[..., 0]) / self.target_scale_[0] ** 2

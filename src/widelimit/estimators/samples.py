@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.estimators.directions import Directions
 from widelimit.matrices.foreign import to_array
-from widelimit.matrices.inputs import Channels, check_channels, check_not_first
+from widelimit.matrices.inputs import Channels, check_channels, check_not_first, series_advice
 
 __all__ = [
     "ImageShape",
@@ -41,9 +41,10 @@ def split_shape(x: Any, channels: Channels = None) -> tuple[Any, ImageShape | No
         return samples, None
     images: NDArray[Any] = np.asarray(samples)
     if images.ndim != 4:
+        series = f"; {series_advice('X')}" if images.ndim == 3 else ""
         raise ValueError(
             f"X must be rows (n, d) or images (n, h, w, c), got shape {images.shape}: give "
-            "X[..., None] for images with one channel, X[None] for a single image"
+            f"X[..., None] for images with one channel, X[None] for a single image{series}"
         )
     images = check_channels("X", images, channels)
     h, w, c = images.shape[1:]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.estimators.fitted import FittedKernel
+from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel
 from widelimit.estimators.samples import Training
 from widelimit.solvers import Factor
 from widelimit.solvers.matrix import multiply
@@ -25,14 +25,14 @@ class Spread:
 
     Parameters
     ----------
-    kernel : FittedKernel
+    kernel : FittedKernel or PrecomputedKernel
     factor : Factor
         Of the kernel of the training samples.
     nngp : ndarray, Gram or None
         NNGP kernel of the training samples; None for kind="nngp", where it is the factor's.
     """
 
-    kernel: FittedKernel
+    kernel: FittedKernel | PrecomputedKernel
     factor: Factor
     nngp: Any
 

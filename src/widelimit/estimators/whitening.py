@@ -6,18 +6,19 @@ from numbers import Real
 from typing import Any, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 from sklearn import base  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
-from widelimit.estimators.attributes import check_is_fitted
 from widelimit.estimators.samples import ImageShape, split_shape
 
 __all__ = ["ZCA"]
 
 validate_data: Any = cast("Any", validation).validate_data
+check_is_fitted: Any = cast("Any", validation).check_is_fitted
+_check_sample_weight: Any = cast("Any", validation)._check_sample_weight
 _linalg: Any = linalg  # scipy has no type stubs
 _BLOCK = 2**24  # numbers that are transformed at a time
 _ROUNDING = 1e-12  # of the largest eigenvalue: smaller ones are zero
@@ -76,7 +77,7 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
     def __init__(self, regularisation: float = 0.1) -> None:
         self.regularisation = regularisation
 
-    def fit(self, X: Any, y: object = None) -> Self:
+    def fit(self, X: Any, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Decompose the second moments of training images.
 
         Parameters
@@ -84,6 +85,8 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         X : array-like of shape (n, h, w, c), or (n, d)
         y : object
             Ignored.
+        sample_weight : array-like of shape (n,) or None
+            0 or more: an image of weight w counts as w equal ones.
 
         Raises
         ------
@@ -94,6 +97,11 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         rows, shape = self._rows(X, reset=True)
         images = _normalised(rows)
         n, d = images.shape
+        if sample_weight is not None:
+            weight = _check_sample_weight(sample_weight, rows, dtype=np.float64)
+            if weight.min() < 0:
+                raise ValueError(f"sample_weight must be 0 or more, got {weight.min():g}")
+            images = images * np.sqrt(weight * (n / weight.sum()))[:, None]
         if n < d:
             values, vectors = _linalg.eigh(images @ images.T / n)
             kept = _above_rounding(values)
@@ -127,7 +135,15 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         """
         check_is_fitted(self, "components_")
         rows, shape = self._rows(X, reset=False)
-        return self._apply(_normalised(rows), -0.5).reshape(len(rows), *(shape or rows.shape[1:]))
+        return self.whitened(rows).reshape(len(rows), *(shape or rows.shape[1:]))
+
+    def whitened(self, rows: FloatArray) -> FloatArray:
+        """Return rows (m, d) that have been checked, whitened."""
+        return self._apply(_normalised(rows), -0.5)
+
+    def unwhitened(self, rows: FloatArray) -> FloatArray:
+        """Return the centred images of unit norm, as rows, of whitened ones (m, d)."""
+        return self._apply(rows, 0.5)
 
     def inverse_transform(self, X: Any) -> FloatArray:
         """Return the centred images of unit norm that whitened ones were made of.
@@ -137,7 +153,7 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         """
         check_is_fitted(self, "components_")
         rows, shape = self._rows(X, reset=False)
-        return self._apply(rows, 0.5).reshape(len(rows), *(shape or rows.shape[1:]))
+        return self.unwhitened(rows).reshape(len(rows), *(shape or rows.shape[1:]))
 
     def _rows(self, X: Any, *, reset: bool) -> tuple[FloatArray, ImageShape | None]:
         rows, shape = split_shape(X)

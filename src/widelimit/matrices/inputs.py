@@ -37,6 +37,7 @@ __all__ = [
     "chunks",
     "let_go",
     "number_samples",
+    "series_advice",
     "steps",
 ]
 
@@ -142,12 +143,21 @@ def check_samples(
         expected = "(n, d) or (n, h, w, c)" if 1 in ranks else "(n, h, w, c)"
         advice = {
             2: f"reshape rows to images, as in {name}.reshape(-1, 28, 28, 1)",
-            3: f"add a channel axis, {name}[..., None], or for one image {name}[None]",
+            3: f"add a channel axis, {name}[..., None], or for one image {name}[None]; "
+            + series_advice(name),
         }.get(values.ndim, "reshape it")
         raise ValueError(f"{name} must have shape {expected}, got {values.shape}: {advice}")
     if 0 in values.shape:
         raise ValueError(f"{name} must not be empty, got shape {values.shape}")
     return check_channels(name, values, channels)
+
+
+def series_advice(name: str) -> str:
+    """Return the other reading of three axes, which are no grey images (n, h, w) then."""
+    return (
+        f"if they are series (n, length, channels), {name}[:, :, None], which are images one "
+        "pixel wide"
+    )
 
 
 def check_channels(name: str, values: NDArray[Any], channels: Channels) -> NDArray[Any]:
