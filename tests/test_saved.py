@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +46,13 @@ MODELS = {
     "posterior": (wl.NTKRegressor(kind="nngp", ridge="loo"), (16 * X).astype("uint8"), Y / 3),
     "early": (wl.NTKRegressor(time="loo", standardise=True), X + 0.01, Y / 3),
     "iterated": (wl.NTKClassifier(ridge=0.1, solver="cg"), X, Y),
+    "whitened": (
+        wl.NTKClassifier("cntk-vanilla-3", whiten="loo", ridge=1e-3, class_weight="balanced"),
+        IMAGES,
+        NAMES,
+    ),
+    "unit": (wl.NTKRegressor("cntk-vanilla-3", normalise="image", ridge=1e-3), IMAGES, Y / 3),
+    "marginal": (wl.NTKRegressor("ntk-dense-1", optimize="marginal"), X, Y / 3),
     "singular": (wl.NTKRegressor(wl.ntk_dense(2)), np.r_[X, 0 * X[:5]], np.r_[Y, Y[:5]]),
 }
 
@@ -100,6 +109,55 @@ def test_everything_comes_back(fitted, name, tmp_path):
                 pickle.loads(pickle.dumps(model)).partial_fit(*more).dual_coef_,
             )
     assert not list(tmp_path.glob(".*"))
+
+
+ASKED = ("decision_function", "predict_proba", "predict", "std", "cov", "staged", "influence")
+
+
+def told(model, what, x):
+    """What a model says of samples, or None where it says nothing."""
+    if what in ("std", "cov"):
+        if isinstance(model, wl.NTKClassifier):
+            return None
+        return model.predict(x, **{f"return_{what}": True})
+    if what == "staged":
+        return None if model.solver == "cg" else list(model.staged_predict(x, [0.1, np.inf]))
+    if what == "influence":
+        return model.influence(x, measure="terms")
+    return getattr(model, what)(x) if hasattr(model, what) else None
+
+
+LATER = """
+import pickle, sys, warnings
+sys.path.insert(0, sys.argv[1])
+warnings.simplefilter("ignore")
+import widelimit as wl
+from test_saved import ASKED, told
+x, folder = pickle.load(sys.stdin.buffer)
+model = wl.load_model(folder)
+sys.stdout.buffer.write(pickle.dumps([told(model, what, x) for what in ASKED]))
+"""
+
+
+@pytest.mark.filterwarnings("ignore::scipy.linalg.LinAlgWarning")
+@pytest.mark.parametrize("name", MODELS)
+def test_a_saved_model_says_the_same_to_the_last_bit(fitted, name, tmp_path):
+    """Here, and in another process."""
+    model, new = fitted[name], MODELS[name][1][100:117]
+    expected = [told(model, what, new) for what in ASKED]
+    assert sum(one is not None for one in expected) >= 3
+    wl.save_model(model, tmp_path / "m")
+    again = wl.load_model(tmp_path / "m")
+    for what, one in zip(ASKED, expected, strict=True):
+        same(one, told(again, what, new))
+    run = subprocess.run(
+        [sys.executable, "-c", LATER, str(Path(__file__).parent)],
+        input=pickle.dumps((new, str(tmp_path / "m"))),
+        capture_output=True,
+        check=True,
+    )
+    for one, other in zip(expected, pickle.loads(run.stdout), strict=True):
+        same(one, other)
 
 
 def test_names_of_features_and_infinite_times(tmp_path):

@@ -97,6 +97,14 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         sum, and labels are the most likely of these: ``temperature_ log(w_c)`` is added to outputs
         (0.1 for temperature_ after solver="cg"). This works without a ridge, too, where weights of
         samples make no difference. Choices by leave-one-out are made without it.
+    normalise : {"image"} or None
+        "image": each image is divided by its norm, in `fit` and `predict`, so that brightness and
+        the units of pixels play no part.
+    whiten : float, "loo" or None
+        Regularised ZCA of images, fitted on the training images by their weights: the
+        regularisation of `widelimit.ZCA`, 0.1 is a good start, or "loo": of none, 0.01, 0.1 and 1
+        the one with the best `loo_score_`, each with its own ridge, time and network. Each takes a
+        kernel and a regression of its own. Not with standardise=True.
     standardise : bool or None
         Whether each feature is shifted and scaled to mean 0 and variance 1 on the training samples.
         None: rows are, images are not, whatever the network.
@@ -159,6 +167,10 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         Outputs for each training sample of a regression without it, without class_weight.
     loo_accuracy_ : float
         Share of training samples that the others label correctly.
+    whiten_ : float or None
+        The regularisation of the whitening that is used.
+    whiten_grid_, whiten_curve_ : tuple, ndarray of shape (w,)
+        With whiten="loo": what was tried, and the best score of each.
     self_influence_ : ndarray of float64, shape (n,)
         Increase of the squared error of a training sample when it is left out: large if its label
         is wrong.
@@ -193,6 +205,11 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
 
     Where the kernel is singular to rounding and ridge = 0, the result is the limit of training,
     coefficients of smallest norm, and a warning says so.
+
+    New samples that are far from the training samples are warned of (`UserWarning`): entries or
+    norms outside of their range, images without likeness to any of them (`predict` answers those,
+    too, and surely at that). Outputs of networks without biases, and so probabilities, follow the
+    brightness of images, unless normalise="image" or whiten is given.
 
     Networks without biases are homogeneous, ``f(a x) = a f(x)`` for a > 0, and so are their
     kernels. Samples that are multiples of one another, to the rounding of their entries, then are

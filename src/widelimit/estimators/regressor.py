@@ -60,8 +60,8 @@ class NTKRegressor(base.MultiOutputMixin, base.RegressorMixin, NTKEstimator):
 
     Parameters
     ----------
-    net, kernel, kind, ridge, combine, time, standardise, image_shape, channels, dtype, backend, \
-threads, solver, store, memory, executor, progress
+    net, kernel, kind, ridge, combine, time, normalise, whiten, standardise, image_shape, \
+channels, dtype, backend, threads, solver, store, memory, executor, progress
         As for `NTKClassifier`.
     optimize : {"marginal"} or None
         "marginal": standard deviations of weights and biases, the same in all layers of net, and
@@ -92,7 +92,7 @@ threads, solver, store, memory, executor, progress
         the variance that networks have there. Computed when it is first asked for, in ``4 n^3``
         flops. For a finite time, or a kernel that is singular, nothing is taken off.
     x_fit_, solution_, ridge_, time_, net_, loo_grid_, kind_, dtype_, image_shape_, \
-standardisation_, store_, n_features_in_, feature_names_in_
+standardisation_, whiten_, whiten_grid_, whiten_curve_, store_, n_features_in_, feature_names_in_
         As for `NTKClassifier`.
 
     See Also

@@ -201,7 +201,7 @@ def restore_factor(
     if facts["kind"] == "spectral":
         spectrum = Spectrum(
             arrays["spectrum_values"],
-            arrays["spectrum_vectors"],
+            np.asfortranarray(arrays["spectrum_vectors"]),  # as `Spectrum.of` has them
             np.sqrt(weights),
             float(facts["mean"]),
             float(facts["rounding"]),

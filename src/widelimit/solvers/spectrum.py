@@ -158,7 +158,9 @@ class Spectrum:
             2 * n**0.5 * epsilon(given.dtype) * mean * float(shares.max()),
             -10 * float(values[0]),
         )
-        return cls(values, vectors, roots, mean, max(rounding, 0.0), matrix)
+        # In LAPACK's order, wherever they come from: products have other bits in another one.
+        columns = np.asfortranarray(vectors)
+        return cls(values, columns, roots, mean, max(rounding, 0.0), matrix)
 
     def absolute(self, ridge: float) -> float:
         """Return the absolute ridge of a relative one."""
