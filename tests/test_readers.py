@@ -266,6 +266,19 @@ def test_two_tables_and_one_without_labels(tmp_path: Path) -> None:
         assert read_dataset(tmp_path).split == "none"
 
 
+def test_a_folder_of_a_competition(tmp_path: Path) -> None:
+    frame = pd.DataFrame(GREY.reshape(12, -1), columns=[f"pixel{k}" for k in range(100)])
+    write_table(tmp_path / "test.csv", frame)
+    write_table(tmp_path / "train.csv", frame.assign(label=LABELS))
+    write_table(tmp_path / "sample_submission.csv", pd.DataFrame({"ImageId": [1], "Label": [0]}))
+    with pytest.warns(UserWarning) as said:
+        data = read_dataset(tmp_path)
+    messages = " ".join(str(warning.message) for warning in said)
+    assert "passed over sample_submission.csv, neither train nor test" in messages
+    assert "test.csv: passed over, it has no column 'label'" in messages
+    assert data.image_shape == (10, 10, 1)
+
+
 def test_columns_that_name_or_number_rows(tmp_path: Path) -> None:
     frame = iris()
     frame.insert(0, "Id", np.arange(12))
