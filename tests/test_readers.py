@@ -271,7 +271,7 @@ def test_a_folder_of_a_competition(tmp_path: Path) -> None:
     write_table(tmp_path / "test.csv", frame)
     write_table(tmp_path / "train.csv", frame.assign(label=LABELS))
     write_table(tmp_path / "sample_submission.csv", pd.DataFrame({"ImageId": [1], "Label": [0]}))
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="passed over") as said:
         data = read_dataset(tmp_path)
     messages = " ".join(str(warning.message) for warning in said)
     assert "passed over sample_submission.csv, neither train nor test" in messages
