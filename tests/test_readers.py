@@ -390,6 +390,13 @@ def test_house_numbers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(both.x_test, COLOUR / 255)
 
 
+def test_as_many_images_as_they_have_rows(tmp_path: Path) -> None:
+    images = RNG.integers(0, 256, (32, 32, 32, 3), dtype=np.uint8)
+    for x in (images, np.moveaxis(images, 0, -1)):  # the axis of channels tells
+        scipy.io.savemat(tmp_path / "a.mat", {"X": x, "y": np.arange(32)[:, None] % 10 + 1})
+        np.testing.assert_array_equal(read_dataset(tmp_path / "a.mat").x_train, images / 255)
+
+
 @pytest.mark.parametrize("images", [GREY, np.moveaxis(GREY, 0, -1)])
 def test_mat_of_doubles_rows_and_cells(tmp_path: Path, images: np.ndarray) -> None:
     words = np.array(["cat", "dog", "emu"], dtype=object)
