@@ -266,6 +266,19 @@ def test_two_tables_and_one_without_labels(tmp_path: Path) -> None:
         assert read_dataset(tmp_path).split == "none"
 
 
+def test_a_folder_of_a_competition(tmp_path: Path) -> None:
+    frame = pd.DataFrame(GREY.reshape(12, -1), columns=[f"pixel{k}" for k in range(100)])
+    write_table(tmp_path / "test.csv", frame)
+    write_table(tmp_path / "train.csv", frame.assign(label=LABELS))
+    write_table(tmp_path / "sample_submission.csv", pd.DataFrame({"ImageId": [1], "Label": [0]}))
+    with pytest.warns(UserWarning, match="passed over") as said:
+        data = read_dataset(tmp_path)
+    messages = " ".join(str(warning.message) for warning in said)
+    assert "passed over sample_submission.csv, neither train nor test" in messages
+    assert "test.csv: passed over, it has no column 'label'" in messages
+    assert data.image_shape == (10, 10, 1)
+
+
 def test_columns_that_name_or_number_rows(tmp_path: Path) -> None:
     frame = iris()
     frame.insert(0, "Id", np.arange(12))
@@ -375,6 +388,13 @@ def test_house_numbers(tmp_path: Path) -> None:
     both = load_dataset(tmp_path)
     assert both.split == "given"
     np.testing.assert_array_equal(both.x_test, COLOUR / 255)
+
+
+def test_as_many_images_as_they_have_rows(tmp_path: Path) -> None:
+    images = RNG.integers(0, 256, (32, 32, 32, 3), dtype=np.uint8)
+    for x in (images, np.moveaxis(images, 0, -1)):  # the axis of channels tells
+        scipy.io.savemat(tmp_path / "a.mat", {"X": x, "y": np.arange(32)[:, None] % 10 + 1})
+        np.testing.assert_array_equal(read_dataset(tmp_path / "a.mat").x_train, images / 255)
 
 
 @pytest.mark.parametrize("images", [GREY, np.moveaxis(GREY, 0, -1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -320,7 +321,11 @@ def _find_files(folder: Path) -> dict[str, Path]:
             f"{folder} must hold one file of each part, got "
             f"{', '.join(path.name for path in several[0][:_SHOWN])}: give the path of one"
         )
-    return {part: paths[0] for part, paths in found.items()}
+    used = {part: paths[0] for part, paths in found.items()}
+    if left := [path.name for path in paths if path not in used.values()]:
+        shown = ", ".join(left[:_SHOWN]) + (", ..." if len(left) > _SHOWN else "")
+        warnings.warn(f"{folder}: passed over {shown}, neither train nor test", stacklevel=4)
+    return used
 
 
 def _stem(path: Path) -> str:
