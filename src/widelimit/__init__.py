@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from widelimit.data import Dataset, load_dataset
     from widelimit.estimators import (
         ZCA,
+        ChannelStandardiser,
+        ImageNormaliser,
         KernelMetric,
         NTKClassifier,
         NTKRegressor,
@@ -35,12 +37,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ZCA",
+    "ChannelStandardiser",
     "Conv",
     "Dataset",
     "Dense",
     "Flatten",
     "GlobalAvgPool",
     "Gram",
+    "ImageNormaliser",
     "KernelMetric",
     "LocalAvgPool",
     "NTKClassifier",
@@ -66,7 +70,8 @@ _LAZY = {
     "widelimit.architectures": ("cntk_gap", "cntk_vanilla", "ntk_dense"),
     "widelimit.data": ("Dataset", "load_dataset"),
     "widelimit.estimators": (
-        *("ZCA", "KernelMetric", "NTKClassifier", "NTKRegressor"),
+        *("ZCA", "ChannelStandardiser", "ImageNormaliser", "KernelMetric"),
+        *("NTKClassifier", "NTKRegressor"),
         *("load_model", "save_model"),
     ),
     "widelimit.matrices": ("Gram", "gram", "kernel", "open_gram"),

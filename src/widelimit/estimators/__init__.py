@@ -5,10 +5,13 @@ from widelimit.estimators.influence import Influence
 from widelimit.estimators.metric import KernelMetric
 from widelimit.estimators.regressor import NTKRegressor
 from widelimit.estimators.saved import load_model, save_model
+from widelimit.estimators.scaling import ChannelStandardiser, ImageNormaliser
 from widelimit.estimators.whitening import ZCA
 
 __all__ = [
     "ZCA",
+    "ChannelStandardiser",
+    "ImageNormaliser",
     "Influence",
     "KernelMetric",
     "NTKClassifier",

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 from sklearn import base  # pyright: ignore[reportMissingTypeStubs]
-from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
 from widelimit.estimators.attributes import check_is_fitted
-from widelimit.estimators.samples import ImageShape, split_shape
+from widelimit.estimators.samples import ImageShape
+from widelimit.estimators.scaling import normalised, read_images
 
 __all__ = ["ZCA"]
 
-validate_data: Any = cast("Any", validation).validate_data
 _linalg: Any = linalg  # scipy has no type stubs
 _BLOCK = 2**24  # numbers that are transformed at a time
 _ROUNDING = 1e-12  # of the largest eigenvalue: smaller ones are zero
@@ -91,8 +90,8 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
             If X or the regularisation is not as described, or all images are constant.
         """
         r = check_regularisation("regularisation", self.regularisation)
-        rows, shape = self._rows(X, reset=True)
-        images = _normalised(rows)
+        rows, shape = read_images(self, X, reset=True)
+        images = normalised(rows)
         n, d = images.shape
         if n < d:
             values, vectors = _linalg.eigh(images @ images.T / n)
@@ -126,8 +125,8 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         ndarray of float64, of the shape of X
         """
         check_is_fitted(self, "components_")
-        rows, shape = self._rows(X, reset=False)
-        return self._apply(_normalised(rows), -0.5).reshape(len(rows), *(shape or rows.shape[1:]))
+        rows, shape = read_images(self, X, reset=False)
+        return self._apply(normalised(rows), -0.5).reshape(len(rows), *(shape or rows.shape[1:]))
 
     def inverse_transform(self, X: Any) -> FloatArray:
         """Return the centred images of unit norm that whitened ones were made of.
@@ -136,17 +135,8 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         the regularisation is 0.
         """
         check_is_fitted(self, "components_")
-        rows, shape = self._rows(X, reset=False)
+        rows, shape = read_images(self, X, reset=False)
         return self._apply(rows, 0.5).reshape(len(rows), *(shape or rows.shape[1:]))
-
-    def _rows(self, X: Any, *, reset: bool) -> tuple[FloatArray, ImageShape | None]:
-        rows, shape = split_shape(X)
-        rows = validate_data(self, rows, reset=reset, dtype=np.float64)
-        if not reset and shape is not None and self.image_shape_ not in (None, shape):
-            raise ValueError(
-                f"X must hold images of the shape of those of fit, {self.image_shape_}, got {shape}"
-            )
-        return rows, shape
 
     def _apply(self, rows: FloatArray, power: float) -> FloatArray:
         """Multiply by ``U diag(s + r mean(s))^power U^T``: apart from what lies outside of U."""
@@ -174,15 +164,6 @@ def check_regularisation(name: str, value: object) -> float:
     if not 0 <= float(value) < np.inf:
         raise ValueError(f"{name} must be 0 or more and finite, got {value!r}: 0.1 is a good start")
     return float(value)
-
-
-def _normalised(rows: FloatArray) -> FloatArray:
-    """Return images centred and of unit norm; constant ones become 0."""
-    centred = rows - rows.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(centred, axis=1, keepdims=True)
-    # What is left of a constant image is rounding.
-    constant = norms <= _ROUNDING * np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.where(constant, 0.0, centred / np.where(constant, 1.0, norms))
 
 
 def _above_rounding(values: FloatArray) -> NDArray[np.int64]:
