@@ -26,7 +26,9 @@ def test_each_channel_has_one_mean_and_one_deviation() -> None:
 
 def test_there_is_one_standardisation() -> None:
     made = wl.ChannelStandardiser().fit(IMAGES)
-    for mine, other in zip(map(made.transform, (IMAGES, NEW)), standardise(IMAGES, NEW)):
+    for mine, other in zip(
+        map(made.transform, (IMAGES, NEW)), standardise(IMAGES, NEW), strict=True
+    ):
         assert np.array_equal(mine, other)
 
 
