@@ -39,6 +39,7 @@ __all__ = [
     "describe_store",
     "explain_networks",
     "read_array",
+    "read_depths",
     "read_inputs",
     "read_network",
     "read_rows",
@@ -96,6 +97,20 @@ def read_shape(text: str) -> tuple[int, ...]:
         c, h, w = shape
         check_not_first("--shape", shape, f"{h}x{w}x{c}")
     return shape
+
+
+def read_depths(text: str) -> tuple[int, ...]:
+    """Return ``(3, 4, 6)`` for ``3,4,6``.
+
+    Raises
+    ------
+    ValueError
+        If it is not made of numbers.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise ValueError(f"--depths must be numbers, as in 3,4,6, got {text!r}")
+    return tuple(map(int, parts))
 
 
 def read_size(text: str | None) -> tuple[int, int] | None:

@@ -1,15 +1,16 @@
 """The protocol of the paper's experiments: which images, how prepared, and what is flipped.
 
 As in Section 5 and Section A of the paper: the first n training images, pixels / 255, standardised
-by channel with the mean and deviation of these training images, labels -0.1 and 0.9 (`encode_labels`
-for ten classes), no ridge, quadratic loss, the largest output. Whatever differs is an option.
+by channel with the mean and deviation of these training images, labels -0.1 and 0.9
+(`encode_labels` for ten classes), no ridge, quadratic loss, the largest output. Whatever differs is
+an option.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,8 +104,9 @@ class Protocol:
         Fitted to the training images of each draw: `ChannelStandardiser` (the paper's), `ZCA`,
         `ImageNormaliser`.
     flips : {"none", "average", "double"}
-        Horizontal flips of the prepared images. "average": the kernel ``(k(x, z) + k(x, flip z))/2``.
-        "double": a training set with the mirror image of each image, too.
+        Horizontal flips of the prepared images. "average": the kernel
+        ``(k(x, z) + k(x, flip z)) / 2``. "double": a training set with the mirror image of each
+        image, too.
 
     Raises
     ------
@@ -224,7 +226,8 @@ class Protocol:
         classes = self.n_classes or dataset.n_classes
         if classes > dataset.n_classes:
             raise ValueError(
-                f"{dataset.name} must have {classes} classes, got {dataset.n_classes}: ask for fewer"
+                f"{dataset.name} must have {classes} classes, got {dataset.n_classes}: ask for "
+                "fewer"
             )
         y_train, y_test = dataset.y_train, dataset.y_test
         return classes, y_train[y_train < classes], y_test[y_test < classes]
@@ -253,7 +256,7 @@ def join_parts(matrices: dict[str, Any]) -> tuple[Any, Any]:
 
     def mean(name: str) -> FloatArray:
         plain = np.array(matrices[name], np.float64)
-        plain += cast("FloatArray", np.asarray(matrices[f"{name}-flipped"], np.float64))
+        plain += np.asarray(matrices[f"{name}-flipped"], np.float64)
         return plain / 2
 
     train = mean("train")
