@@ -688,12 +688,13 @@ def table1(
         _warnings(),
     ):
         from widelimit.display import read_duration
-        from widelimit.experiments.table1 import Asked, Table1
+        from widelimit.experiments.planning import COLUMNS, Asked
+        from widelimit.experiments.table1 import Table1
         from widelimit.job import check_backend, check_channels_word, read_depths, read_size
         from widelimit.report.table1 import to_markdown
 
         asked = Asked(
-            tuple(column) if column else Asked.columns,
+            tuple(column or COLUMNS),
             read_depths(depths),
             n_train,
             n_test,

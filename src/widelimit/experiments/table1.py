@@ -45,7 +45,7 @@ from widelimit.matrices.progress import Progress
 from widelimit.network import Network
 from widelimit.solvers import encode_labels, solve
 
-__all__ = ["Asked", "Table1"]
+__all__ = ["Table1"]
 
 Record: TypeAlias = dict[str, Any]
 
