@@ -255,6 +255,11 @@ INTERRUPTED = {
         "--out {0}/t.json --store {0}/out",
         "finished tiles are kept, the same command goes on",
     ),
+    "rank": (
+        "widelimit.experiments.rank.gram",
+        "rank digits --n 20 --out {0}/r.json --store {0}/out",
+        "finished tiles are kept, the same command goes on",
+    ),
     "suspects": (
         "widelimit.classify.NTKClassifier.fit",
         "suspects digits --out {}/out",

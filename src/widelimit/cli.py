@@ -690,12 +690,13 @@ def table1(
         from widelimit.display import read_duration
         from widelimit.experiments.planning import COLUMNS, Asked
         from widelimit.experiments.table1 import Table1
-        from widelimit.job import check_backend, check_channels_word, read_depths, read_size
+        from widelimit.files import write_record
+        from widelimit.job import check_backend, check_channels_word, read_numbers, read_size
         from widelimit.report.table1 import to_markdown
 
         asked = Asked(
             tuple(column or COLUMNS),
-            read_depths(depths),
+            read_numbers("--depths", depths),
             n_train,
             n_test,
             None if budget is None else read_duration(budget),
@@ -726,7 +727,93 @@ def table1(
         _tell(job, yes)
         record = job.run(_complain, progress=True)
         typer.echo(to_markdown(record))
-        place = keep(out, lambda path: job.write(record, path))
+        place = keep(out, lambda path: write_record(path, record))
+        typer.echo(f"record: {place}")
+
+
+@command()
+def rank(
+    data: DataArgument,
+    net: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"{NETWORK_HELP} May be repeated.",
+            show_default="16 of the paper's kind",
+            autocompletion=_networks,
+        ),
+    ] = None,
+    n: Annotated[
+        str, typer.Option("--n", help="Training images, ascending, as many of each class.")
+    ] = "200,500",
+    validation: Annotated[
+        int | None, typer.Option(min=1, help="Images for validation.", show_default="half of them")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Training sets of each size.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    out: Annotated[Path, typer.Option(help="The record, a .json file.")] = Path("rank.json"),
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of the kernels; the same command goes on with it after it was stopped.",
+            show_default="beside the record",
+        ),
+    ] = None,
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    channels: ChannelsOption = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
+    ] = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Rank architectures on few images, by leaving one out and by a validation set.
+
+    With Kendall's tau: between few images and more, between leaving one out and validation, and
+    with the paper's columns for all of CIFAR-10.
+    """
+    with (
+        exits("finished tiles are kept, the same command goes on"),
+        user_input(),
+        _warnings(),
+    ):
+        from widelimit.experiments.rank import Rank
+        from widelimit.files import write_record
+        from widelimit.job import (
+            check_backend,
+            check_channels_word,
+            read_network,
+            read_numbers,
+            read_size,
+        )
+        from widelimit.report.rank import to_markdown
+
+        job = Rank.prepare(
+            data,
+            {text: read_network(text) for text in net or []},
+            read_numbers("--n", n),
+            out,
+            store,
+            validation=validation,
+            draws=draws,
+            seed=seed,
+            overwrite=overwrite,
+            reading={
+                "channels": check_channels_word(channels),
+                "size": read_size(size),
+                "skip_bad": skip_bad,
+            },
+            backend=check_backend(backend),
+            threads=threads,
+            memory=memory,
+        )
+        _tell(job.cost, yes)
+        record = job.run(_complain, progress=True)
+        typer.echo(to_markdown(record))
+        place = keep(out, lambda path: write_record(path, record))
         typer.echo(f"record: {place}")
 
 

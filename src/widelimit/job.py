@@ -39,9 +39,9 @@ __all__ = [
     "describe_store",
     "explain_networks",
     "read_array",
-    "read_depths",
     "read_inputs",
     "read_network",
+    "read_numbers",
     "read_rows",
     "read_shape",
     "read_size",
@@ -99,8 +99,8 @@ def read_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def read_depths(text: str) -> tuple[int, ...]:
-    """Return ``(3, 4, 6)`` for ``3,4,6``.
+def read_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Return ``(3, 4, 6)`` for ``3,4,6``, the value of an option.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def read_depths(text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-        raise ValueError(f"--depths must be numbers, as in 3,4,6, got {text!r}")
+        raise ValueError(f"{option} must be numbers, as in 3,4,6, got {text!r}")
     return tuple(map(int, parts))
 
 

@@ -19,6 +19,7 @@ from widelimit.backends import BackendName
 from widelimit.costs import estimate, solving_seconds
 from widelimit.data.dataset import Dataset
 from widelimit.display import duration
+from widelimit.experiments.paper import CNTK, DEPTHS
 from widelimit.experiments.protocol import Protocol
 from widelimit.matrices.inputs import check_dtype
 from widelimit.network import Network
@@ -26,8 +27,6 @@ from widelimit.reading import read_json
 
 __all__ = [
     "COLUMNS",
-    "DEPTHS",
-    "PAPER",
     "PLAN",
     "Asked",
     "Column",
@@ -41,14 +40,6 @@ __all__ = [
 
 PLAN = "plan.json"
 """Name of the file beside the kernels."""
-DEPTHS = (3, 4, 6, 11, 21)
-PAPER = {
-    ("v", 50_000): (64.47, 65.52, 66.03, 65.90, 64.09),
-    ("gap", 50_000): (70.47, 75.93, 76.73, 77.43, 77.08),
-    ("v", 2_000): (40.94, 42.54, 43.43, 43.42, 42.53),
-    ("gap", 2_000): (49.71, 51.06, 51.73, 51.92, 52.22),
-}
-"""Table 1 of Arora et al. 2019, in per cent, by readout and number of training images."""
 COLUMNS: dict[str, tuple[Literal["v", "gap"], int]] = {
     "cntk-v": ("v", 50_000),
     "cntk-gap": ("gap", 50_000),
@@ -354,5 +345,5 @@ def published(column: Column, dataset: Dataset) -> dict[int, float]:
     classes = column.protocol.n_classes or dataset.n_classes
     if classes != _PAPER_CLASSES or dataset.image_shape != _PAPER_SHAPE:
         return {}
-    figures = PAPER.get((column.readout, column.protocol.n_train))
+    figures = CNTK.get((column.readout, column.protocol.n_train))
     return {} if figures is None else dict(zip(DEPTHS, figures, strict=True))

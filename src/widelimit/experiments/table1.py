@@ -8,7 +8,6 @@ images and, leaving one out, of the training images; and one record.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -243,11 +242,6 @@ class Table1:
 
             record["card"] = dataclasses.asdict(find_devices()[0].card)
         return record
-
-    def write(self, record: Record, path: Path) -> None:
-        """Write a record as JSON."""
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(path, text + "\n")
 
     # ------------------------------------------------------------ a column
 
