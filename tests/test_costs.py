@@ -62,7 +62,9 @@ def test_time_is_that_of_a_probe(clock: Clock, net: wl.Network, threads: int) ->
     cost = estimate([net], PHOTOS, n, threads=threads)
     assert cost.seconds == pytest.approx(cost.pairs * cost.element_layers * 1e-9, rel=1e-6)
     assert clock.now < 30
-    assert str(cost).startswith(f"{cost.pairs:,} pairs of {costs._short(cost.element_layers)} elem")
+    assert str(cost).startswith(
+        f"{cost.pairs:,} pairs of {costs.shortened(cost.element_layers)} elem"
+    )
     # It is kept, for the same kernel on images of any size above.
     seen = len(clock.calls)
     assert estimate([net], (64, 64, 3), n, threads=threads).seconds < cost.seconds

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from widelimit.estimators import (
         NTK,
         ZCA,
+        ChannelStandardiser,
+        ImageNormaliser,
         KernelMetric,
         NTKClassifier,
         NTKRegressor,
@@ -37,12 +39,14 @@ if TYPE_CHECKING:
 __all__ = [
     "NTK",
     "ZCA",
+    "ChannelStandardiser",
     "Conv",
     "Dataset",
     "Dense",
     "Flatten",
     "GlobalAvgPool",
     "Gram",
+    "ImageNormaliser",
     "KernelMetric",
     "LocalAvgPool",
     "NTKClassifier",
@@ -68,7 +72,8 @@ _LAZY = {
     "widelimit.architectures": ("cntk_gap", "cntk_vanilla", "ntk_dense"),
     "widelimit.data": ("Dataset", "load_dataset"),
     "widelimit.estimators": (
-        *("NTK", "ZCA", "KernelMetric", "NTKClassifier", "NTKRegressor"),
+        *("NTK", "ZCA", "ChannelStandardiser", "ImageNormaliser", "KernelMetric"),
+        *("NTKClassifier", "NTKRegressor"),
         *("load_model", "save_model"),
     ),
     "widelimit.matrices": ("Gram", "gram", "kernel", "open_gram"),

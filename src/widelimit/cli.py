@@ -21,6 +21,7 @@ from widelimit.keeping import NotWritten, keep
 
 if TYPE_CHECKING:
     from widelimit.costs import Forecast
+    from widelimit.experiments.table1 import Table1
 
 __all__ = ["app", "main"]
 
@@ -141,6 +142,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 command = partial(app.command, cls=_Command, context_settings=_HELP)
+reproduce = typer.Typer(
+    cls=_Group,
+    context_settings=_HELP,
+    help="Rerun an experiment of the paper, at a size that this machine can bear.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(reproduce, name="reproduce")
 
 
 def main() -> None:
@@ -209,7 +218,7 @@ def _complain(message: str) -> None:
     typer.echo(f"widelimit: {line}", err=True)
 
 
-def _tell(forecast: Forecast, yes: bool) -> None:
+def _tell(forecast: Forecast | Table1, yes: bool) -> None:
     """Say what a command will take; ask a user at a terminal whether that is meant, if it is long.
 
     Elsewhere nobody can answer: the work begins.
@@ -673,6 +682,222 @@ def suspects(
     typer.echo(
         f"{len(found):,} of {len(job.data.y_train):,} {what} are suspects: {sheet}, and {table}"
     )
+
+
+@reproduce.command(cls=_Command, context_settings=_HELP)
+def table1(
+    data: DataArgument = "cifar10",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="cntk-v, cntk-gap, cntk-v-2k or cntk-gap-2k; may be repeated.",
+            show_default="all",
+            autocompletion=_words("cntk-v", "cntk-gap", "cntk-v-2k", "cntk-gap-2k"),
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The record, a .json file.")] = Path("table1.json"),
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for the kernels; the same command goes on with it after it was stopped.",
+            show_default="beside the record",
+        ),
+    ] = None,
+    depths: Annotated[str, typer.Option(help="All in one pass.")] = "3,4,6,11,21",
+    n_train: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training images.", show_default="50,000, for 2k 2,000"),
+    ] = None,
+    n_test: Annotated[
+        int | None, typer.Option(min=1, help="Test images.", show_default="10,000")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="As in 30min or 2h: takes as many images as fit into it here.",
+            show_default="as long as it takes",
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=2, help="The first classes alone: 2 is CIFAR-2.")
+    ] = None,
+    balanced: Annotated[
+        bool, typer.Option("--balanced", help="Draw as many training images of each class.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of balanced training sets.")] = 0,
+    draws: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    preprocessing: Annotated[
+        str,
+        typer.Option(
+            help="standardise (by channel, as the paper), zca, normalise (by image) or none.",
+            autocompletion=_words("standardise", "zca", "normalise", "none"),
+        ),
+    ] = "standardise",
+    flips: Annotated[
+        str,
+        typer.Option(
+            help="Horizontal: none (as the paper's table), average (of kernels), or double (the "
+            "training set).",
+            autocompletion=_words("none", "average", "double"),
+        ),
+    ] = "none",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    channels: ChannelsOption = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
+    ] = None,
+    allow_mixed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mixed", help="Go on with kernels of another instruction set or version."
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Table 1, its kernel columns: CNTK-V and CNTK-GAP, with all training images and with 2,000.
+
+    The protocol of the paper, on DATA. Prints ours beside the paper's, and writes a JSON record.
+    """
+    with (
+        exits("finished tiles are kept, the same command goes on"),
+        user_input(),
+        _warnings(),
+    ):
+        from widelimit.display import read_duration
+        from widelimit.experiments.planning import COLUMNS, Asked
+        from widelimit.experiments.table1 import Table1
+        from widelimit.files import write_record
+        from widelimit.job import check_backend, check_channels_word, read_numbers, read_size
+        from widelimit.report.table1 import to_markdown
+
+        asked = Asked(
+            tuple(column or COLUMNS),
+            read_numbers("--depths", depths),
+            n_train,
+            n_test,
+            None if budget is None else read_duration(budget),
+            classes,
+            balanced,
+            seed,
+            draws,
+            preprocessing,
+            flips,
+            dtype,
+        )
+        job = Table1.prepare(
+            data,
+            asked,
+            out,
+            store,
+            overwrite=overwrite,
+            reading={
+                "channels": check_channels_word(channels),
+                "size": read_size(size),
+                "skip_bad": skip_bad,
+            },
+            backend=check_backend(backend),
+            threads=threads,
+            memory=memory,
+            allow_mixed=allow_mixed,
+        )
+        _tell(job, yes)
+        record = job.run(_complain, progress=True)
+        typer.echo(to_markdown(record))
+        place = keep(out, lambda path: write_record(path, record))
+        typer.echo(f"record: {place}")
+
+
+@command()
+def rank(
+    data: DataArgument,
+    net: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"{NETWORK_HELP} May be repeated.",
+            show_default="16 of the paper's kind",
+            autocompletion=_networks,
+        ),
+    ] = None,
+    n: Annotated[
+        str, typer.Option("--n", help="Training images, ascending, as many of each class.")
+    ] = "200,500",
+    validation: Annotated[
+        int | None, typer.Option(min=1, help="Images for validation.", show_default="half of them")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Training sets of each size.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    out: Annotated[Path, typer.Option(help="The record, a .json file.")] = Path("rank.json"),
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of the kernels; the same command goes on with it after it was stopped.",
+            show_default="beside the record",
+        ),
+    ] = None,
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    channels: ChannelsOption = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
+    ] = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Rank architectures on few images, by leaving one out and by a validation set.
+
+    With Kendall's tau: between few images and more, between leaving one out and validation, and
+    with the paper's columns for all of CIFAR-10.
+    """
+    with (
+        exits("finished tiles are kept, the same command goes on"),
+        user_input(),
+        _warnings(),
+    ):
+        from widelimit.experiments.rank import Rank
+        from widelimit.files import write_record
+        from widelimit.job import (
+            check_backend,
+            check_channels_word,
+            read_network,
+            read_numbers,
+            read_size,
+        )
+        from widelimit.report.rank import to_markdown
+
+        job = Rank.prepare(
+            data,
+            {text: read_network(text) for text in net or []},
+            read_numbers("--n", n),
+            out,
+            store,
+            validation=validation,
+            draws=draws,
+            seed=seed,
+            overwrite=overwrite,
+            reading={
+                "channels": check_channels_word(channels),
+                "size": read_size(size),
+                "skip_bad": skip_bad,
+            },
+            backend=check_backend(backend),
+            threads=threads,
+            memory=memory,
+        )
+        _tell(job.cost, yes)
+        record = job.run(_complain, progress=True)
+        typer.echo(to_markdown(record))
+        place = keep(out, lambda path: write_record(path, record))
+        typer.echo(f"record: {place}")
 
 
 @command()

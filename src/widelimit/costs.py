@@ -30,9 +30,20 @@ from widelimit.network import GlobalAvgPool, LocalAvgPool, Network
 from widelimit.program import Kind, compile_networks
 from widelimit.reading import read_json
 
-__all__ = ["Cost", "Forecast", "cheaper", "estimate", "forecast", "solving_seconds", "to_size"]
+__all__ = [
+    "LONG",
+    "Cost",
+    "Forecast",
+    "cheaper",
+    "estimate",
+    "forecast",
+    "shortened",
+    "solving_seconds",
+    "to_size",
+]
 
-_LONG = 600.0  # seconds: before work that takes longer a user at a terminal is asked
+LONG = 600.0
+"""Seconds: before work that takes longer a user at a terminal is asked."""
 _WORTH_TELLING, _WORTH_LESS = 10.0, 60.0  # seconds: what is shorter is not told, nor compared
 
 _PROBE = 0.4  # seconds that a probe is to take
@@ -85,7 +96,7 @@ class Cost:
 
     def __str__(self) -> str:
         """One line: pairs, element-layers, time and memory."""
-        each = f" of {_short(self.element_layers)} element-layers" if self.element_layers else ""
+        each = f" of {shortened(self.element_layers)} element-layers" if self.element_layers else ""
         where = " on the card" if self.backend == "cuda" else ""
         return (
             f"{self.pairs:,} pairs{each}: about {duration(self.seconds)}{where}, "
@@ -211,7 +222,7 @@ class Forecast:
     @property
     def is_long(self) -> bool:
         """Whether somebody should be asked before."""
-        return self.seconds > _LONG
+        return self.seconds > LONG
 
     def lines(self) -> list[str]:
         """Say what it costs, and what would be cheaper; nothing if it is short."""
@@ -277,7 +288,8 @@ def solving_seconds(n: int, *, decompose: bool = False) -> float:
     return known * float(n) ** 3
 
 
-def _short(count: float) -> str:
+def shortened(count: float) -> str:
+    """Write a large number: ``950``, ``31.5 million``, ``2.1e+04 billion``."""
     for size, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
         if count >= size:
             return f"{count / size:.3g} {name}"

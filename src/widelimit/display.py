@@ -6,6 +6,7 @@ error; a callable is given the state itself, whatever that is; False is silence.
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:  # rich is imported when there is something to show
     from rich.console import Console
 
-__all__ = ["Display", "check_progress", "duration", "share_alone", "shown"]
+__all__ = ["Display", "check_progress", "duration", "read_duration", "share_alone", "shown"]
 
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _PAUSE = 10.0  # seconds between two lines
 _REDRAWN = 0.2  # seconds between two pictures of a bar in a notebook
 _BAR = (8, 40)  # columns of a bar: with less room than the first there is none
@@ -37,6 +39,21 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def read_duration(text: str) -> float:
+    """Return seconds for ``90s``, ``30min``, ``1.5h`` or ``2d``.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these, or 0.
+    """
+    found = re.fullmatch(r"([0-9]{1,9}(?:[.][0-9]{1,9})?) ?(s|min|h|d)", text.strip())
+    seconds = 0.0 if found is None else float(found[1]) * _UNITS[found[2]]
+    if not seconds:
+        raise ValueError(f"a time must be a number and s, min, h or d, as in 30min, got {text!r}")
+    return seconds
 
 
 @dataclass(slots=True)

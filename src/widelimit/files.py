@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import math
 import os
 import random
@@ -22,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Generator
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 __all__ = [
     "LOCK",
@@ -42,6 +43,7 @@ __all__ = [
     "remove_abandoned",
     "said",
     "write_atomically",
+    "write_record",
 ]
 
 LOCK = ".lock"
@@ -300,6 +302,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     encoded = content.encode("utf-8", "backslashreplace") if text else content
     with atomic_file(path, len(encoded)) as file:
         file.write(encoded)
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON, which has no NaN and no infinity, by `write_atomically`."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text + "\n")
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ __all__ = [
     "read_image_shape",
     "read_inputs",
     "read_network",
+    "read_numbers",
     "read_rows",
     "read_shape",
     "read_size",
@@ -97,6 +98,20 @@ def read_shape(text: str) -> tuple[int, ...]:
         c, h, w = shape
         check_not_first("--shape", shape, f"{h}x{w}x{c}")
     return shape
+
+
+def read_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Return ``(3, 4, 6)`` for ``3,4,6``, the value of an option.
+
+    Raises
+    ------
+    ValueError
+        If it is not made of numbers.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise ValueError(f"{option} must be numbers, as in 3,4,6, got {text!r}")
+    return tuple(map(int, parts))
 
 
 def read_size(text: str | None) -> tuple[int, int] | None:

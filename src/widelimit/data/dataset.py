@@ -267,6 +267,8 @@ def standardise(x_train: ArrayLike, *others: ArrayLike) -> tuple[FloatArray, ...
     ValueError
         If an array is not (n, h, w, c) with one number of channels, or x_train is empty.
     """
+    from widelimit.estimators.scaling import channel_scale  # scikit-learn takes long to import
+
     first = np.asarray(x_train, dtype=np.float64)
     arrays = [first, *(np.asarray(x, dtype=np.float64) for x in others)]
     for array in arrays:
@@ -276,11 +278,7 @@ def standardise(x_train: ArrayLike, *others: ArrayLike) -> tuple[FloatArray, ...
                 f"{', '.join(str(a.shape) for a in arrays)}: a grey image is (h, w, 1)"
             )
         check_not_first("an array", array.shape, "x.transpose(0, 2, 3, 1)")
-    mean = first.mean(axis=(0, 1, 2))
-    std = first.std(axis=(0, 1, 2))
-    # The mean of equal numbers may be one rounding off, and their deviation then is not 0.
-    constant = std <= 1e-12 * np.abs(mean)
-    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std))
+    mean, scale = channel_scale(first)
     return tuple((array - mean) * scale for array in arrays)
 
 

@@ -6,11 +6,14 @@ from widelimit.estimators.influence import Influence
 from widelimit.estimators.metric import KernelMetric
 from widelimit.estimators.regressor import NTKRegressor
 from widelimit.estimators.saved import load_model, save_model
+from widelimit.estimators.scaling import ChannelStandardiser, ImageNormaliser
 from widelimit.estimators.whitening import ZCA
 
 __all__ = [
     "NTK",
     "ZCA",
+    "ChannelStandardiser",
+    "ImageNormaliser",
     "Influence",
     "KernelMetric",
     "NTKClassifier",

@@ -12,13 +12,14 @@ from sklearn import base  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
-from widelimit.estimators.samples import ImageShape, split_shape
+from widelimit.estimators.attributes import check_is_fitted
+from widelimit.estimators.samples import ImageShape
+from widelimit.estimators.scaling import normalised, read_images
 
 __all__ = ["ZCA"]
 
-validate_data: Any = cast("Any", validation).validate_data
-check_is_fitted: Any = cast("Any", validation).check_is_fitted
 _check_sample_weight: Any = cast("Any", validation)._check_sample_weight
+
 _linalg: Any = linalg  # scipy has no type stubs
 _BLOCK = 2**24  # numbers that are transformed at a time
 _ROUNDING = 1e-12  # of the largest eigenvalue: smaller ones are zero
@@ -94,8 +95,8 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
             If X or the regularisation is not as described, or all images are constant.
         """
         r = check_regularisation("regularisation", self.regularisation)
-        rows, shape = self._rows(X, reset=True)
-        images = _normalised(rows)
+        rows, shape = read_images(self, X, reset=True)
+        images = normalised(rows)
         n, d = images.shape
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, rows, dtype=np.float64)
@@ -134,12 +135,12 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         ndarray of float64, of the shape of X
         """
         check_is_fitted(self, "components_")
-        rows, shape = self._rows(X, reset=False)
+        rows, shape = read_images(self, X, reset=False)
         return self.whitened(rows).reshape(len(rows), *(shape or rows.shape[1:]))
 
     def whitened(self, rows: FloatArray) -> FloatArray:
         """Return rows (m, d) that have been checked, whitened."""
-        return self._apply(_normalised(rows), -0.5)
+        return self._apply(normalised(rows), -0.5)
 
     def unwhitened(self, rows: FloatArray) -> FloatArray:
         """Return the centred images of unit norm, as rows, of whitened ones (m, d)."""
@@ -152,17 +153,8 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         the regularisation is 0.
         """
         check_is_fitted(self, "components_")
-        rows, shape = self._rows(X, reset=False)
+        rows, shape = read_images(self, X, reset=False)
         return self.unwhitened(rows).reshape(len(rows), *(shape or rows.shape[1:]))
-
-    def _rows(self, X: Any, *, reset: bool) -> tuple[FloatArray, ImageShape | None]:
-        rows, shape = split_shape(X)
-        rows = validate_data(self, rows, reset=reset, dtype=np.float64)
-        if not reset and shape is not None and self.image_shape_ not in (None, shape):
-            raise ValueError(
-                f"X must hold images of the shape of those of fit, {self.image_shape_}, got {shape}"
-            )
-        return rows, shape
 
     def _apply(self, rows: FloatArray, power: float) -> FloatArray:
         """Multiply by ``U diag(s + r mean(s))^power U^T``: apart from what lies outside of U."""
@@ -190,15 +182,6 @@ def check_regularisation(name: str, value: object) -> float:
     if not 0 <= float(value) < np.inf:
         raise ValueError(f"{name} must be 0 or more and finite, got {value!r}: 0.1 is a good start")
     return float(value)
-
-
-def _normalised(rows: FloatArray) -> FloatArray:
-    """Return images centred and of unit norm; constant ones become 0."""
-    centred = rows - rows.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(centred, axis=1, keepdims=True)
-    # What is left of a constant image is rounding.
-    constant = norms <= _ROUNDING * np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.where(constant, 0.0, centred / np.where(constant, 1.0, norms))
 
 
 def _above_rounding(values: FloatArray) -> NDArray[np.int64]:

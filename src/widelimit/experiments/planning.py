@@ -1,0 +1,349 @@
+"""What a run of table 1 will compute, and what that takes: known before it starts.
+
+A plan is kept beside the kernels. A run that goes on has the numbers of images with which it began,
+whatever a budget would choose today.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from widelimit.architectures import cntk_gap, cntk_vanilla
+from widelimit.backends import BackendName
+from widelimit.costs import estimate, solving_seconds
+from widelimit.data.dataset import Dataset
+from widelimit.display import duration
+from widelimit.experiments.paper import CNTK, DEPTHS
+from widelimit.experiments.protocol import Protocol
+from widelimit.matrices.inputs import check_dtype
+from widelimit.network import Network
+from widelimit.reading import read_json
+
+__all__ = [
+    "COLUMNS",
+    "PLAN",
+    "Asked",
+    "Column",
+    "ColumnCost",
+    "cost_of",
+    "make_plan",
+    "plan_text",
+    "planned_before",
+    "published",
+]
+
+PLAN = "plan.json"
+"""Name of the file beside the kernels."""
+COLUMNS: dict[str, tuple[Literal["v", "gap"], int]] = {
+    "cntk-v": ("v", 50_000),
+    "cntk-gap": ("gap", 50_000),
+    "cntk-v-2k": ("v", 2_000),
+    "cntk-gap-2k": ("gap", 2_000),
+}
+"""Readout and number of training images of each kernel column of the paper."""
+
+_N_TEST = 10_000
+_PAPER_CLASSES, _PAPER_SHAPE = 10, (32, 32, 3)
+_PLAN_FORMAT, _MAX_PLAN = "widelimit.table1-plan/1", 2**16
+_SOLVES = 3  # a factor, the diagonal of its inverse, and reading the kernel, in units of a factor
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked for: all that the values of a record depend on, but for the images.
+
+    Parameters
+    ----------
+    columns : tuple of str
+        Of `COLUMNS`.
+    depths : tuple of int
+        All in one pass.
+    n_train, n_test : int or None
+        Images. None: those of the paper, or as many as there are.
+    budget : float or None
+        Seconds that all of it may take here: numbers of images are made smaller until it fits.
+    n_classes, balanced, seed, draws, preprocessing, flips
+        As for `Protocol`.
+    dtype : {"float32", "float64"}
+        Of the kernels.
+
+    Raises
+    ------
+    ValueError
+        If a column or the dtype is unknown, or columns or depths repeat.
+    """
+
+    columns: tuple[str, ...] = tuple(COLUMNS)
+    depths: tuple[int, ...] = DEPTHS
+    n_train: int | None = None
+    n_test: int | None = None
+    budget: float | None = None
+    n_classes: int | None = None
+    balanced: bool = False
+    seed: int = 0
+    draws: int = 1
+    preprocessing: str = "standardise"
+    flips: str = "none"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in self.columns:
+            if name not in COLUMNS:
+                raise ValueError(f"a column must be one of {', '.join(COLUMNS)}, got {name!r}")
+        check_dtype(self.dtype)
+        for what, values in (("columns", self.columns), ("depths", self.depths)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{what} must be different ones, at least one, got {values}")
+
+    def protocol(self, n_train: int, n_test: int) -> Protocol:
+        """Return the protocol of a column with these numbers of images."""
+        given: Any = (self.n_classes, self.balanced, self.seed, self.draws)
+        how: Any = (self.preprocessing, self.flips)
+        return Protocol(n_train, n_test, *given, *how)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column as it is computed.
+
+    Parameters
+    ----------
+    name : str
+        Of `COLUMNS`.
+    depths : tuple of int
+    protocol : Protocol
+    """
+
+    name: str
+    depths: tuple[int, ...]
+    protocol: Protocol
+
+    @property
+    def readout(self) -> Literal["v", "gap"]:
+        """Without pooling, or with global average pooling."""
+        return COLUMNS[self.name][0]
+
+    @property
+    def networks(self) -> list[Network]:
+        """One for each depth."""
+        make = cntk_gap if self.readout == "gap" else cntk_vanilla
+        return [make(depth) for depth in self.depths]
+
+    @property
+    def pairs(self) -> int:
+        """Of images, in all draws."""
+        return self.protocol.draws * sum(part.pairs for part in self.protocol.parts())
+
+    def store_names(self, draw: int) -> dict[str, str]:
+        """Return the name of the store of each part of a draw, by the name of the part."""
+        last = f"-draw-{draw}" if self.protocol.draws > 1 else ""
+        return {part.name: f"{self.name}-{part.name}{last}.zarr" for part in self.protocol.parts()}
+
+    def factor_folder(self, draw: int) -> str:
+        """Return the name of the folder for factors that do not fit into memory."""
+        return f"{self.name}-factors-{draw}"
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnCost:
+    """What a column takes on this machine: pairs of images, seconds, bytes on the disk."""
+
+    pairs: int
+    element_layers: int
+    kernel: float
+    solving: float
+    stored: int
+    backend: BackendName
+
+    @property
+    def seconds(self) -> float:
+        """Of all of it."""
+        return self.kernel + self.solving
+
+
+def make_plan(
+    dataset: Dataset, asked: Asked, how: dict[str, Any]
+) -> tuple[list[Column], list[str]]:
+    """Return the columns with their numbers of images, and what differs from what was asked."""
+    columns: list[Column] = []
+    notes: list[str] = []
+    most_train, most_test = _available(dataset, asked)
+    for name in asked.columns:
+        n_train = asked.n_train or min(COLUMNS[name][1], most_train)
+        n_test = asked.n_test or min(_N_TEST, most_test)
+        if not asked.n_train and n_train < COLUMNS[name][1]:
+            notes.append(
+                f"{name}: {n_train:,} training images, which is what there is for it; the paper "
+                f"has {COLUMNS[name][1]:,}"
+            )
+        column = Column(name, asked.depths, asked.protocol(n_train, n_test))
+        same = [one for one in columns if _alike(one, column)]
+        if same:
+            notes.append(f"{name}: is the same as {same[0].name} with these images, computed once")
+            continue
+        column.protocol.check(dataset)
+        columns.append(column)
+    if not asked.n_test and most_test < _N_TEST:
+        notes.append(f"{most_test:,} test images; the paper has {_N_TEST:,}")
+    if asked.budget is None:
+        return columns, notes
+    return _shrunk(columns, dataset, asked, how, notes)
+
+
+def _available(dataset: Dataset, asked: Asked) -> tuple[int, int]:
+    """Return how many training and test images there are for a column."""
+    classes = asked.n_classes or dataset.n_classes
+    y_train = dataset.y_train[dataset.y_train < classes]
+    n_train = y_train.size
+    if asked.balanced:
+        n_train = int(np.bincount(y_train, minlength=classes).min()) * classes
+    return n_train, int((dataset.y_test < classes).sum())
+
+
+def _alike(one: Column, other: Column) -> bool:
+    return (one.readout, one.protocol) == (other.readout, other.protocol)
+
+
+def _shrunk(
+    columns: list[Column],
+    dataset: Dataset,
+    asked: Asked,
+    how: dict[str, Any],
+    notes: list[str],
+) -> tuple[list[Column], list[str]]:
+    """Return columns that fit into the budget: the cheap ones whole, the others share the rest."""
+    assert asked.budget is not None
+    left, chosen = asked.budget, dict[str, Column]()
+    costs = {column.name: cost_of(column, dataset, asked.dtype, how).seconds for column in columns}
+    waiting = sorted(columns, key=lambda column: costs[column.name])
+    while waiting:
+        column = waiting.pop(0)
+        allowed = left / (len(waiting) + 1)
+        smaller, seconds = _fit(column, allowed, dataset, asked, how)
+        if smaller != column:
+            notes.append(
+                f"{column.name}: {smaller.protocol.n_train:,} + {smaller.protocol.n_test:,} of "
+                f"{column.protocol.n_train:,} + {column.protocol.n_test:,} images fit into "
+                f"{duration(allowed)}"
+            )
+        chosen[column.name] = smaller
+        left -= seconds
+    return [chosen[column.name] for column in columns], notes
+
+
+def _fit(
+    column: Column, seconds: float, dataset: Dataset, asked: Asked, how: dict[str, Any]
+) -> tuple[Column, float]:
+    """Return a column with as many images as fit into a time, and how long it takes.
+
+    Training and test images are fewer by the same share; training images are a multiple of the
+    number of classes.
+    """
+    whole = column.protocol
+    unit = whole.n_classes or dataset.n_classes
+
+    def of(count: int) -> Column:
+        n_test = max(1, whole.n_test * count * unit // whole.n_train)
+        return replace(column, protocol=replace(whole, n_train=count * unit, n_test=n_test))
+
+    def cost(one: Column) -> float:
+        return cost_of(one, dataset, asked.dtype, how).seconds
+
+    needed = cost(column)
+    if needed <= seconds:
+        return column, needed
+    low, high = 0, -(-whole.n_train // unit)  # low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(of(middle)) <= seconds else (low, middle)
+    if not low:
+        raise ValueError(
+            f"{column.name} takes {duration(cost(of(1)))} even with {unit} training images, and "
+            f"{duration(seconds)} of the budget are left for it: raise the budget, or give fewer "
+            "columns, depths or draws"
+        )
+    return of(low), cost(of(low))
+
+
+def cost_of(column: Column, dataset: Dataset, dtype: Any, how: dict[str, Any]) -> ColumnCost:
+    """Estimate what a column takes on this machine; `how` as for `make_plan`."""
+    protocol, networks = column.protocol, column.networks
+    parts = protocol.parts()
+    costs = [
+        estimate(networks, dataset.image_shape, part.rows, part.columns, dtype=dtype, **how)
+        for part in parts
+    ]
+    solving = solving_seconds(parts[0].rows) * len(networks) * _SOLVES
+    backend: Any = costs[0].backend
+    return ColumnCost(
+        pairs=column.pairs,
+        element_layers=costs[0].element_layers,
+        kernel=protocol.draws * sum(cost.seconds for cost in costs),
+        solving=protocol.draws * solving,
+        stored=protocol.draws * sum(cost.stored for cost in costs),
+        backend=backend,
+    )
+
+
+def plan_text(asked: Asked, columns: list[Column], notes: list[str]) -> str:
+    """Return a plan as JSON, for `planned_before`."""
+    content = {
+        "format": _PLAN_FORMAT,
+        "asked": dataclasses.asdict(asked),
+        "columns": [[c.name, c.protocol.n_train, c.protocol.n_test] for c in columns],
+        "notes": notes,
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def planned_before(
+    folder: Path, asked: Asked, dataset: Dataset
+) -> tuple[list[Column], list[str]] | None:
+    """Return the plan of the run that a folder is of, whatever a budget would choose today."""
+    path = folder / PLAN
+    try:
+        content = read_json(path, _MAX_PLAN)
+    except FileNotFoundError:
+        return None
+    wanted = json.loads(plan_text(asked, [], []))
+    if content.get("format") != _PLAN_FORMAT:
+        raise ValueError(f"{path} must be the plan of a run of table 1: give another store")
+    before: Any = content.get("asked")
+    if before != wanted["asked"]:
+        known: dict[str, Any] = before if isinstance(before, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+        differs = [
+            f"{name} {known.get(name)!r:.60} there and {value!r:.60} here"
+            for name, value in wanted["asked"].items()
+            if known.get(name) != value
+        ]
+        raise ValueError(
+            f"{folder} holds another run of table 1 ({'; '.join(differs) or 'of another version'}"
+            "): give another store, or delete that one"
+        )
+    try:
+        columns = [
+            Column(str(name), asked.depths, asked.protocol(int(n_train), int(n_test)))
+            for name, n_train, n_test in content["columns"]
+        ]
+        notes = [str(note) for note in content["notes"]]
+        known_columns = {column.name for column in columns} <= set(asked.columns)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error!r:.100}): delete it") from error
+    if not (columns and known_columns):
+        raise ValueError(f"{path} is damaged (its columns are not those asked for): delete it")
+    return columns, notes
+
+
+def published(column: Column, dataset: Dataset) -> dict[int, float]:
+    """Return the paper's accuracies in per cent by depth; none if it has no such column."""
+    classes = column.protocol.n_classes or dataset.n_classes
+    if classes != _PAPER_CLASSES or dataset.image_shape != _PAPER_SHAPE:
+        return {}
+    figures = CNTK.get((column.readout, column.protocol.n_train))
+    return {} if figures is None else dict(zip(DEPTHS, figures, strict=True))
