@@ -210,11 +210,9 @@ def _leaves(torch: Any, module: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _read(torch: Any, part: Any) -> tuple[Layer | None, str]:
     """Return the layer (None: nothing), or why there is none."""
-    nn, kind, refused = (
-        torch.nn,
-        type(part),
-        "",
-    )  # exactly these classes: others may do other things
+    nn, refused = torch.nn, ""
+    # Exactly these classes: what inherits from them may do other things.
+    kind: Any = type(part)  # pyright: ignore[reportUnknownVariableType]
     if kind is nn.Identity:
         return None, ""
     if kind is nn.ReLU:
