@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from widelimit._version import __version__
 
 if TYPE_CHECKING:
-    from widelimit import plot
+    from widelimit import finite, plot
     from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
     from widelimit.data import Dataset, load_dataset
     from widelimit.estimators import (
@@ -56,6 +56,7 @@ __all__ = [
     "__version__",
     "cntk_gap",
     "cntk_vanilla",
+    "finite",
     "gram",
     "kernel",
     "load_dataset",
@@ -87,8 +88,8 @@ _HOMES = {name: module for module, names in _LAZY.items() for name in names}
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name == "plot":
-        return import_module("widelimit.plot")
+    if name in ("finite", "plot"):
+        return import_module(f"widelimit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'widelimit' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

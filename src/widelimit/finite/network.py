@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike
 from widelimit.arrays import FloatArray
 from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, Layer, LocalAvgPool, Network
 
-__all__ = ["FiniteNetwork", "Parameters"]
+__all__ = ["FiniteNetwork", "Parameters", "Seed", "check_width", "draw_parameters"]
 
 Seed: TypeAlias = int | Sequence[int] | np.random.SeedSequence | np.random.Generator
 
@@ -115,38 +115,8 @@ class FiniteNetwork:
         A hidden `Conv` has ``q^2 width^2`` parameters, 8 bytes each: 18 MiB for q = 3 and width
         512, drawn in about 50 ms on one core.
         """
-        if isinstance(width, bool) or not isinstance(width, Integral):
-            raise TypeError(f"width must be an integer, got {width!r} ({type(width).__name__})")
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        network.output_shapes(input_shape)  # says what is wrong with the shape
-        shape = tuple(int(size) for size in input_shape)
-        rng = np.random.default_rng(seed)
-        paper = network.scaling == "paper"
-
-        pixels = math.prod(shape[:-1])
-        if isinstance(network.layers[0], Dense):  # an image is a vector from the start
-            pixels, shape = 1, (math.prod(shape),)
-        channels = shape[-1]
-        fan_in = 1 if paper else channels  # what the next layer divides by, but for its q^2
-        parameters: list[Parameters | None] = []
-        for index, layer in enumerate(network.layers):
-            match layer:
-                case Conv(q, w_std, b_std):
-                    size, scale = (q, q, channels, width), w_std / (q * math.sqrt(fan_in))
-                case Dense(w_std, b_std):
-                    outputs = 1 if index == len(network.layers) - 1 else width
-                    size, scale = (channels, outputs), w_std / math.sqrt(fan_in)
-                case _:
-                    if isinstance(layer, Flatten):
-                        channels *= pixels
-                        fan_in *= 1 if paper else pixels
-                    parameters.append(None)
-                    continue
-            weight, bias = rng.standard_normal(size), rng.standard_normal(size[-1])
-            parameters.append(Parameters(weight, bias, scale, b_std))
-            channels = fan_in = width
-        return cls(network, tuple(int(s) for s in input_shape), int(width), tuple(parameters))
+        parameters = draw_parameters(network, input_shape, width, seed)
+        return cls(network, tuple(int(s) for s in input_shape), int(width), parameters)
 
     def forward(self, x: ArrayLike) -> FloatArray:
         """Outputs of the network.
@@ -268,6 +238,56 @@ class FiniteNetwork:
             )
         values = values.astype(np.float64)
         return values.reshape(len(values), -1) if dense else values
+
+
+def check_width(width: object) -> int:
+    """Return the width of hidden layers as a plain integer, or say what is wrong with it."""
+    if isinstance(width, bool) or not isinstance(width, Integral):
+        raise TypeError(f"width must be an integer, got {width!r} ({type(width).__name__})")
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
+    return int(width)
+
+
+def draw_parameters(
+    network: Network, input_shape: Sequence[int], width: int, seed: Seed, outputs: int = 1
+) -> tuple[Parameters | None, ...]:
+    """Draw all parameters, as `FiniteNetwork.sample` says, for any number of outputs.
+
+    Returns
+    -------
+    tuple of Parameters or None
+        One for each layer of the network, None where it has nothing to learn.
+    """
+    width = check_width(width)
+    network.output_shapes(input_shape)  # says what is wrong with the shape
+    shape = tuple(int(size) for size in input_shape)
+    rng = np.random.default_rng(seed)
+    paper = network.scaling == "paper"
+
+    pixels = math.prod(shape[:-1])
+    if isinstance(network.layers[0], Dense):  # an image is a vector from the start
+        pixels, shape = 1, (math.prod(shape),)
+    channels = shape[-1]
+    fan_in = 1 if paper else channels  # what the next layer divides by, but for its q^2
+    parameters: list[Parameters | None] = []
+    for index, layer in enumerate(network.layers):
+        match layer:
+            case Conv(q, w_std, b_std):
+                size, scale = (q, q, channels, width), w_std / (q * math.sqrt(fan_in))
+            case Dense(w_std, b_std):
+                features = outputs if index == len(network.layers) - 1 else width
+                size, scale = (channels, features), w_std / math.sqrt(fan_in)
+            case _:
+                if isinstance(layer, Flatten):
+                    channels *= pixels
+                    fan_in *= 1 if paper else pixels
+                parameters.append(None)
+                continue
+        weight, bias = rng.standard_normal(size), rng.standard_normal(size[-1])
+        parameters.append(Parameters(weight, bias, scale, b_std))
+        channels = fan_in = width
+    return tuple(parameters)
 
 
 def _forward(layer: Layer, own: Parameters | None, x: FloatArray) -> FloatArray:

@@ -1,0 +1,157 @@
+"""The limit made visible: finite networks of PyTorch beside the exact kernels, on digits.
+
+usage: python benchmarks/finite.py theorem31 --out results/theorem31.json
+       python benchmarks/finite.py theorem32 --out results/theorem32.json
+       python benchmarks/finite.py weakly-trained --out results/weakly-trained.json
+
+theorem31: how the error of tangent kernels falls with the width, and the mean over many networks.
+theorem32: wide networks trained by gradient descent, beside regression with the tangent kernel.
+weakly-trained: networks of which the last layer alone is trained, beside the NNGP kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import widelimit as wl
+from widelimit.experiments.environment import describe_environment
+from widelimit.experiments.finite_width import (
+    compare_means,
+    digits_pair,
+    measure_decay,
+    train_weakly,
+    train_widths,
+)
+from widelimit.files import check_file, write_atomically
+from widelimit.keeping import keep
+from widelimit.network import (
+    Conv,
+    Dense,
+    Flatten,
+    LocalAvgPool,
+    Network,
+    ReLU,
+)
+
+WIDTHS = tuple(2**i for i in range(4, 12))
+# Of width 2,048 a convolution has 38 million weights: fewer networks, and three images.
+SEEDS = {"dense": (60, 60, 60, 60, 60, 60, 40, 20), "conv": (60, 60, 60, 60, 40, 20)}
+
+MEANS = {
+    "CNTK-V, depth 3": wl.cntk_vanilla(3),
+    "CNTK-GAP, depth 3": wl.cntk_gap(3),
+    "CNTK-LAP, depth 3": Network(
+        [Conv(3), ReLU(), Conv(3), ReLU(), LocalAvgPool(1), Dense()], scaling="fan_in"
+    ),
+    "dense, depth 2": wl.ntk_dense(2),
+    "dense, depth 2, with biases": wl.ntk_dense(2, b_std=0.5),
+    "partly frozen": Network(
+        [
+            *(Conv(3, b_std=0.3, trainable=False), ReLU(), Conv(3, b_std=0.2), ReLU()),
+            *(Flatten(), Dense(trainable=False)),
+        ]
+    ),
+}
+DRAWS, MEAN_WIDTH = 200, 512
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def theorem31() -> dict[str, Any]:
+    """Measure errors over widths and depths, and the means of 200 networks."""
+    x = digits_pair((3, 8), 10, 0)["x"]
+    cases = {
+        "dense, depth 1": (wl.ntk_dense(1), x, "dense"),
+        "dense, depth 3": (wl.ntk_dense(3), x, "dense"),
+        "CNTK-GAP, depth 4": (wl.cntk_gap(4), x[:4], "conv"),
+        "CNTK-V, depth 3": (wl.cntk_vanilla(3), x[:4], "conv"),
+    }
+    decays = [
+        measure_decay(name, net, images, WIDTHS[: len(SEEDS[kind])], SEEDS[kind], say=say)
+        for name, (net, images, kind) in cases.items()
+    ]
+    means = [
+        compare_means(name, net, x[[0, 1, -1]], MEAN_WIDTH, DRAWS, say=say)
+        for name, net in MEANS.items()
+    ]
+    return {
+        "decays": [dataclasses.asdict(decay) for decay in decays],
+        "means": [dataclasses.asdict(mean) for mean in means],
+    }
+
+
+def theorem32() -> dict[str, Any]:
+    """Train dense networks on twenty images of 3 and 8."""
+    data = digits_pair((3, 8), 20, 100)
+    training = train_widths(
+        "3 and 8, dense, depth 2",
+        wl.ntk_dense(2),
+        data["x"],
+        data["y"],
+        data["x_test"],
+        data["y_test"],
+        (64, 256, 1024, 4096),
+        (4, 4, 4, 2),
+        kappa=0.1,
+        say=say,
+    )
+    return {"training": dataclasses.asdict(training)}
+
+
+def weakly_trained() -> dict[str, Any]:
+    """Regress with random features of 40 images of 3 and 8, of which 200 others are tested."""
+    data = digits_pair((3, 8), 40, 200)
+    found = [
+        train_weakly(
+            name, net, data["x"], data["y"], data["x_test"], data["y_test"], widths, 5, say=say
+        )
+        for name, net, widths in (
+            ("dense, depth 3", wl.ntk_dense(3), (16, 64, 256, 1024)),
+            ("CNTK-GAP, depth 4", wl.cntk_gap(4), (16, 64, 256)),
+        )
+    ]
+    return {"weakly_trained": [dataclasses.asdict(one) for one in found]}
+
+
+WHAT: dict[str, Callable[[], dict[str, Any]]] = {
+    "theorem31": theorem31,
+    "theorem32": theorem32,
+    "weakly-trained": weakly_trained,
+}
+
+
+def run(what: str, threads: int = 1) -> dict[str, Any]:
+    """Return the record of one experiment."""
+    import torch
+
+    torch.set_num_threads(threads)
+    environment = dataclasses.asdict(describe_environment())
+    start = time.perf_counter()
+    found = WHAT[what]()
+    seconds = time.perf_counter() - start
+    return {"environment": environment, "threads": threads, "seconds": seconds} | found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=WHAT)
+    parser.add_argument("--out", type=Path, help="write the record")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    arguments = parser.parse_args()
+    if arguments.out is None:
+        parser.error("give --out")
+    check_file(arguments.out)
+    text = json.dumps(run(arguments.what, arguments.threads), indent=1) + "\n"
+    keep(arguments.out, lambda path: write_atomically(path, text))
+
+
+if __name__ == "__main__":
+    main()

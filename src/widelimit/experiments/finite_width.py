@@ -1,0 +1,545 @@
+"""Theorems 3.1 and 3.2 with real networks: what their kernels and their training tend to.
+
+Every function returns frozen dataclasses of plain values, ready for JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from widelimit.arrays import FloatArray
+from widelimit.estimators.regressor import NTKRegressor
+from widelimit.finite.building import build
+from widelimit.finite.tangent import empirical_nngp, empirical_ntk
+from widelimit.finite.training import descend
+from widelimit.matrices import kernel
+from widelimit.network import Network
+
+__all__ = [
+    "Decay",
+    "Means",
+    "Training",
+    "WeaklyTrained",
+    "compare_means",
+    "digits_pair",
+    "measure_decay",
+    "train_weakly",
+    "train_widths",
+]
+
+_NORMAL_95 = 1.96
+Say = Callable[[str], None]
+
+
+def _silent(_: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Decay:
+    """Theorem 3.1: how the distance of tangent kernels from the exact one falls with the width.
+
+    Parameters
+    ----------
+    name : str
+    network : str
+        Canonical JSON.
+    widths : tuple of int
+    errors : tuple of tuple of float
+        ``|K_hat - K|_F / |K|_F`` for each width (row) and seed.
+    slope, slope_error : float
+        Of log mean error over log width, by least squares, and its standard error from the scatter
+        of seeds.
+    epsilons : tuple of float
+    within : tuple of tuple of float
+        For each width (row), the share of seeds whose error is at most each epsilon.
+    """
+
+    name: str
+    network: str
+    widths: tuple[int, ...]
+    errors: tuple[tuple[float, ...], ...]
+    slope: float
+    slope_error: float
+    epsilons: tuple[float, ...]
+    within: tuple[tuple[float, ...], ...]
+
+    @property
+    def mean(self) -> FloatArray:
+        """Mean error of each width."""
+        return np.array([np.mean(row) for row in self.errors])
+
+    @property
+    def standard_error(self) -> FloatArray:
+        """Standard error of `mean`."""
+        return np.array([np.std(row, ddof=1) / np.sqrt(len(row)) for row in self.errors])
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the slope."""
+        half = _NORMAL_95 * self.slope_error
+        return self.slope - half, self.slope + half
+
+
+def measure_decay(
+    name: str,
+    network: Network,
+    x: ArrayLike,
+    widths: Sequence[int],
+    seeds: int | Sequence[int],
+    *,
+    epsilons: Sequence[float] = (0.05, 0.1, 0.2),
+    say: Say = _silent,
+) -> Decay:
+    """Measure the error of empirical tangent kernels over widths (Theorem 3.1).
+
+    Parameters
+    ----------
+    name : str
+        For readers.
+    network : Network
+    x : array_like of shape (n, h, w, c), or (n, d) for dense networks
+    widths : sequence of int
+        At least two, ascending.
+    seeds : int or sequence of int
+        Networks of each width, or of each of them, at least 2.
+    epsilons : sequence of float
+        Relative errors whose share is counted.
+    say : callable
+        Gets a sentence after each width.
+
+    Returns
+    -------
+    Decay
+    """
+    counts = [seeds] * len(widths) if isinstance(seeds, int) else list(seeds)
+    if len(widths) < 2 or list(widths) != sorted(set(widths)):
+        raise ValueError(f"widths must ascend, and be at least two, got {list(widths)}")
+    if len(counts) != len(widths) or min(counts) < 2:
+        raise ValueError(f"seeds must be at least 2, one number for each width, got {seeds}")
+    images = np.asarray(x)
+    exact = kernel(network, images, dtype="float64")
+    norm = np.linalg.norm(exact)
+    errors: list[tuple[float, ...]] = []
+    for width, count in zip(widths, counts, strict=True):
+        row: list[float] = []
+        for seed in range(count):
+            module = _build(network, width, (seed, width), images)
+            row.append(float(np.linalg.norm(empirical_ntk(module, images) - exact) / norm))
+        errors.append(tuple(row))
+        say(f"{name}, width {width:,}: mean relative error {np.mean(row):.4f} of {count} networks")
+    slope, slope_error = fit_slope(widths, errors)
+    within = tuple(tuple(float(np.mean(np.array(r) <= e)) for e in epsilons) for r in errors)
+    return Decay(
+        name,
+        network.to_json(),
+        tuple(widths),
+        tuple(errors),
+        slope,
+        slope_error,
+        tuple(epsilons),
+        within,
+    )
+
+
+def fit_slope(widths: Sequence[int], errors: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the slope of log mean error over log width by least squares, and its standard error.
+
+    The error is that of the means, ``var(log mean) = var / (seeds mean^2)``: the line is what is
+    asked about, so that its own misfit is no part of it.
+    """
+    log = np.log(np.asarray(widths, np.float64))
+    centred = log - log.mean()
+    share = centred / (centred @ centred)
+    means = np.array([np.mean(row) for row in errors])
+    relative = np.array([np.std(r, ddof=1) / np.sqrt(len(r)) / np.mean(r) for r in errors])
+    return float(share @ np.log(means)), float(np.sqrt(share**2 @ relative**2))
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """The mean of many tangent kernels of one width, beside the exact kernel.
+
+    Parameters
+    ----------
+    name, network : str
+    width, draws : int
+        The bias is estimated with as many networks of half the width.
+    largest : float
+        Largest of ``(|mean - exact| - |bias|) / standard error`` over entries; the bias, O(1/width),
+        is the difference of the means of both widths.
+    largest_without_bias : float
+        The same without the bias taken off.
+    relative_error : float
+        ``|mean - exact|_F / |exact|_F``.
+    """
+
+    name: str
+    network: str
+    width: int
+    draws: int
+    largest: float
+    largest_without_bias: float
+    relative_error: float
+
+
+def compare_means(
+    name: str, network: Network, x: ArrayLike, width: int, draws: int, *, say: Say = _silent
+) -> Means:
+    """Compare the mean of empirical tangent kernels with the exact one, entry by entry.
+
+    Parameters
+    ----------
+    name : str
+    network : Network
+    x : array_like of shape (n, h, w, c), or (n, d) for dense networks
+    width, draws : int
+        Both at least 2.
+    say : callable
+
+    Returns
+    -------
+    Means
+    """
+    images = np.asarray(x)
+    exact = kernel(network, images, dtype="float64")
+    both: list[FloatArray] = []
+    for size in (width // 2, width):
+        both.append(
+            np.array(
+                [
+                    empirical_ntk(_build(network, size, (draw, size), images), images)
+                    for draw in range(draws)
+                ]
+            )
+        )
+    half, full = (values.mean(axis=0) for values in both)
+    error = both[1].std(axis=0, ddof=1) / np.sqrt(draws)
+    away = np.abs(full - exact)
+    found = Means(
+        name,
+        network.to_json(),
+        width,
+        draws,
+        float(((away - np.abs(half - full)) / error).max()),
+        float((away / error).max()),
+        float(np.linalg.norm(full - exact) / np.linalg.norm(exact)),
+    )
+    say(
+        f"{name}: mean of {draws} networks of width {width} is {found.relative_error:.2%} off, at "
+        f"most {found.largest:.2f} standard errors beyond its bias"
+    )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Theorem 3.2: networks that were trained, beside regression with the tangent kernel.
+
+    Parameters
+    ----------
+    name, network : str
+    n_train, n_test : int
+    kappa : float
+    zero_at_start : bool
+    scale : float
+        Root mean square of the predictions of the kernel on test points.
+    kernel_accuracy : float
+    times : tuple of float
+        In 1 / eigenvalue of the kernel; the last is the end.
+    runs : tuple of Run
+    """
+
+    name: str
+    network: str
+    n_train: int
+    n_test: int
+    kappa: float
+    zero_at_start: bool
+    scale: float
+    kernel_accuracy: float
+    times: tuple[float, ...]
+    runs: tuple[Run, ...]
+
+    def gaps(self) -> dict[int, float]:
+        """Return for each width the mean over seeds of the largest gap on test points in the end."""
+        widths = sorted({run.width for run in self.runs})
+        return {
+            w: float(np.mean([run.gaps[-1] for run in self.runs if run.width == w])) for w in widths
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One network of `Training`.
+
+    Parameters
+    ----------
+    width, seed, steps : int
+    residual : float
+        Largest ``|f(x_i) - y_i|`` of training points in the end.
+    training_error : float
+        Share of training points on the wrong side of 0 in the end.
+    gaps : tuple of float
+        At each time, the largest gap on test points from the outputs of the kernel at that time
+        (Eq. 3-4).
+    gap_to_end : float
+        In the end, from kernel regression, training for ever.
+    accuracy : float
+    """
+
+    width: int
+    seed: int
+    steps: int
+    residual: float
+    training_error: float
+    gaps: tuple[float, ...]
+    gap_to_end: float
+    accuracy: float
+
+
+def train_widths(
+    name: str,
+    network: Network,
+    x: ArrayLike,
+    y: ArrayLike,
+    x_test: ArrayLike,
+    y_test: ArrayLike,
+    widths: Sequence[int],
+    seeds: int | Sequence[int] = 1,
+    *,
+    kappa: float = 0.1,
+    zero_at_start: bool = True,
+    decay: float = 5.0,
+    n_times: int = 12,
+    say: Say = _silent,
+) -> Training:
+    """Train networks of several widths by gradient descent, and compare with kernel regression.
+
+    Parameters
+    ----------
+    name : str
+    network : Network
+    x, x_test : array_like of shape (n, d) or (n, h, w, c)
+    y, y_test : array_like of shape (n,)
+        -1 and 1.
+    widths : sequence of int
+    seeds : int or sequence of int
+        Networks of each width, or of each of them.
+    kappa, zero_at_start
+        As for `build`.
+    decay : float
+        Training ends where the slowest direction is learned to ``exp(-decay)``.
+    n_times : int
+        At which outputs are compared.
+    say : callable
+
+    Returns
+    -------
+    Training
+    """
+    samples, targets, tests = np.asarray(x), np.asarray(y, np.float64), np.asarray(x_test)
+    counts = [seeds] * len(widths) if isinstance(seeds, int) else list(seeds)
+    eigenvalues = np.linalg.eigvalsh(kernel(network, samples, dtype="float64"))
+    if eigenvalues[0] <= 0:
+        raise ValueError("the kernel of x is singular: leave out repeated samples")
+    end = decay / eigenvalues[0]
+    times = tuple(np.geomspace(0.1 / eigenvalues[-1], end, n_times).tolist())
+    model = NTKRegressor(network, ridge=0.0, normalize_y=False, standardise=False, dtype="float64")
+    model.fit(samples, targets)
+    predicted = np.stack(list(model.staged_predict(tests, times)))
+    final = np.asarray(model.predict(tests))
+    labels = np.asarray(y_test)
+    runs: list[Run] = []
+    for width, count in zip(widths, counts, strict=True):
+        for seed in range(count):
+            module = _build(
+                network, width, (seed, width), samples, kappa=kappa, zero_at_start=zero_at_start
+            )
+            done = descend(module, samples, targets, tests, times, float(eigenvalues[-1]))
+            gaps = np.abs(done.test - predicted).max(axis=1)
+            run = Run(
+                width,
+                seed,
+                done.steps,
+                float(np.abs(done.train[-1] - targets).max()),
+                float(np.mean(np.sign(done.train[-1]) != np.sign(targets))),
+                tuple(gaps.tolist()),
+                float(np.abs(done.test[-1] - final).max()),
+                float(np.mean(np.sign(done.test[-1]) == np.sign(labels))),
+            )
+            runs.append(run)
+            say(
+                f"{name}, width {width:,}, seed {seed}: largest gap {gaps[-1]:.4f} (on the way "
+                f"{gaps.max():.4f}), training residual {run.residual:.4f}, {run.steps} steps"
+            )
+    return Training(
+        name,
+        network.to_json(),
+        len(samples),
+        len(tests),
+        kappa,
+        zero_at_start,
+        float(np.sqrt(np.mean(final**2))),
+        float(np.mean(np.sign(final) == np.sign(labels))),
+        times,
+        tuple(runs),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class WeaklyTrained:
+    """Networks of which the last layer alone is trained, beside regression with the NNGP kernel.
+
+    Parameters
+    ----------
+    name, network : str
+    n_train, n_test : int
+    ridge : float
+        Relative to the mean of the diagonal.
+    widths : tuple of int
+    accuracies : tuple of tuple of float
+        On test points, for each width (row) and seed.
+    gaps : tuple of tuple of float
+        Root mean square distance of predictions from those of the NNGP kernel, likewise.
+    exact_accuracy, ntk_accuracy : float
+        Of the NNGP kernel and of the NTK.
+    scale : float
+        Root mean square of the predictions of the NNGP kernel.
+    """
+
+    name: str
+    network: str
+    n_train: int
+    n_test: int
+    ridge: float
+    widths: tuple[int, ...]
+    accuracies: tuple[tuple[float, ...], ...]
+    gaps: tuple[tuple[float, ...], ...]
+    exact_accuracy: float
+    ntk_accuracy: float
+    scale: float
+
+
+def train_weakly(
+    name: str,
+    network: Network,
+    x: ArrayLike,
+    y: ArrayLike,
+    x_test: ArrayLike,
+    y_test: ArrayLike,
+    widths: Sequence[int],
+    seeds: int,
+    *,
+    ridge: float = 1e-3,
+    say: Say = _silent,
+) -> WeaklyTrained:
+    """Compare random features of finite width with the NNGP kernel that they tend to.
+
+    To train the last layer to the end with a decay of weights is regression with the kernel
+    `empirical_nngp`, which is solved in closed form.
+
+    Parameters
+    ----------
+    name : str
+    network : Network
+    x, x_test : array_like of shape (n, d) or (n, h, w, c)
+    y, y_test : array_like of shape (n,)
+        -1 and 1.
+    widths : sequence of int
+    seeds : int
+    ridge : float
+        Above 0: random features of a width below n have a singular kernel.
+    say : callable
+
+    Returns
+    -------
+    WeaklyTrained
+    """
+    samples, targets, tests = np.asarray(x), np.asarray(y, np.float64), np.asarray(x_test)
+    labels = np.sign(np.asarray(y_test))
+
+    def regress(k: FloatArray, k_test: FloatArray) -> FloatArray:
+        shift = ridge * float(np.mean(k.diagonal())) * np.eye(len(k))
+        return k_test @ np.linalg.solve(k + shift, targets)
+
+    def accuracy(outputs: FloatArray) -> float:
+        return float(np.mean(np.sign(outputs) == labels))
+
+    kinds = ("nngp", "ntk")
+    pairs = zip(
+        kernel(network, samples, kind=kinds, dtype="float64"),
+        kernel(network, tests, samples, kind=kinds, dtype="float64"),
+        strict=True,
+    )
+    exact, ntk = (regress(k, k_test) for k, k_test in pairs)
+    accuracies: list[tuple[float, ...]] = []
+    gaps: list[tuple[float, ...]] = []
+    for width in widths:
+        rows: list[tuple[float, float]] = []
+        for seed in range(seeds):
+            module = _build(network, width, (seed, width), samples)
+            k, k_test = empirical_nngp(module, samples), empirical_nngp(module, tests, samples)
+            outputs = regress(k, k_test)
+            rows.append((accuracy(outputs), float(np.sqrt(np.mean((outputs - exact) ** 2)))))
+        accuracies.append(tuple(row[0] for row in rows))
+        gaps.append(tuple(row[1] for row in rows))
+        say(
+            f"{name}, width {width:,}: accuracy {np.mean(accuracies[-1]):.3f}, distance from the "
+            f"NNGP kernel {np.mean(gaps[-1]):.3f}"
+        )
+    return WeaklyTrained(
+        name,
+        network.to_json(),
+        len(samples),
+        len(tests),
+        ridge,
+        tuple(widths),
+        tuple(accuracies),
+        tuple(gaps),
+        accuracy(exact),
+        accuracy(ntk),
+        float(np.sqrt(np.mean(exact**2))),
+    )
+
+
+def digits_pair(
+    classes: tuple[int, int], n_train: int, n_test: int, seed: int = 0
+) -> Mapping[str, FloatArray]:
+    """Draw images of two of the digits, as many of each, with labels -1 and 1.
+
+    Returns
+    -------
+    mapping
+        "x", "y", "x_test", "y_test"; images of shape (n, 8, 8, 1).
+    """
+    from widelimit.data import load_dataset
+
+    data = load_dataset("digits")
+    x = np.concatenate([data.x_train, data.x_test])
+    y = np.concatenate([data.y_train, data.y_test])
+    rng = np.random.default_rng(seed)
+    places = [rng.permutation(np.flatnonzero(y == c)) for c in classes]
+    fewest = min(map(len, places))
+    if n_train % 2 or n_test % 2 or not 0 < n_train + n_test <= 2 * fewest:
+        raise ValueError(
+            f"n_train and n_test must be even, together at most {2 * fewest}, got {n_train} and "
+            f"{n_test}"
+        )
+    half = n_train // 2
+    train = np.concatenate([p[:half] for p in places])
+    test = np.concatenate([p[half : half + n_test // 2] for p in places])
+    sign = np.where(y == classes[1], 1.0, -1.0)
+    return {"x": x[train], "y": sign[train], "x_test": x[test], "y_test": sign[test]}
+
+
+def _build(
+    network: Network, width: int, seed: tuple[int, int], x: FloatArray, **options: float
+) -> object:
+    shape = x.shape[1:]
+    channels = "last" if x.ndim == 4 else None
+    given: dict[str, object] = {"input_shape": shape, "channels": channels, **options}
+    return build(network, width, seed, **given)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,458 @@
+"""Modules of PyTorch: the same networks as in NumPy, kernels within memory, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from test_finite import TINY, normal
+
+import widelimit as wl
+from widelimit.finite import FiniteNetwork, building, tangent
+from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, LocalAvgPool, Network, ReLU
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+SHAPE = (4, 5, 2)
+tiny = pytest.mark.parametrize("network", TINY.values(), ids=TINY)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def build(network: Network, width: int = 6, seed: int = 3, **options: Any) -> Any:
+    return wl.finite.build(network, width, seed, **{"dtype": "float64"} | options)
+
+
+def outputs(module: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    some = next(module.parameters())
+    with torch.no_grad():
+        return module(torch.from_numpy(np.array(x)).to(some.dtype)).numpy()
+
+
+# ------------------------------------------------------------- the network that NumPy has, too
+
+
+@tiny
+def test_the_same_network_as_in_numpy(network: Network) -> None:
+    x, z = normal(3, *SHAPE), normal(2, *SHAPE, seed=1)
+    finite, module = FiniteNetwork.sample(network, SHAPE, 6, 3), build(network)
+    np.testing.assert_allclose(outputs(module, x)[:, 0], finite.forward(x), rtol=1e-10)
+    for sides in ((x,), (x, z)):
+        for name in ("empirical_ntk", "empirical_nngp"):
+            found, expected = (
+                getattr(wl.finite, name)(module, *sides),
+                getattr(finite, name)(*sides),
+            )
+            np.testing.assert_allclose(found, expected, rtol=1e-10, err_msg=name)
+            if len(sides) == 1:
+                np.testing.assert_array_equal(found, found.T)
+
+
+@tiny
+def test_layers_add_up_and_frozen_ones_add_nothing(network: Network) -> None:
+    x = normal(3, *SHAPE)
+    module = build(network)
+    parts = wl.finite.empirical_ntk(module, x, per_layer=True)
+    trained = [
+        f"scaled.{i}"
+        for i, layer in enumerate(network.layers)
+        if isinstance(layer, Conv | Dense) and layer.trainable
+    ]
+    assert list(parts) == trained
+    np.testing.assert_allclose(
+        sum(parts.values()), wl.finite.empirical_ntk(module, x), rtol=1e-12, atol=0
+    )
+    for name, parameter in module.named_parameters():
+        assert parameter.requires_grad == (name.rpartition(".")[0] in trained)
+
+
+@pytest.mark.parametrize("channels", ["first", "last"])
+def test_channels(channels: str) -> None:
+    x = normal(3, *SHAPE)
+    given = x.transpose(0, 3, 1, 2) if channels == "first" else x
+    for name in ("vanilla", "lap", "flat first"):
+        module = build(TINY[name], channels=channels, input_shape=given.shape[1:])
+        expected = FiniteNetwork.sample(TINY[name], SHAPE, 6, 3).forward(x)
+        np.testing.assert_allclose(outputs(module, given)[:, 0], expected, rtol=1e-10)
+    module = build(wl.cntk_gap(3))
+    with pytest.raises(ValueError, match=r'two ways.*write build\(..., channels="first"\)'):
+        outputs(module, normal(1, 3, 8, 8))
+    outputs(build(wl.cntk_gap(3), channels="first"), normal(1, 3, 8, 8))
+
+
+def test_parameters_are_standard_normal_and_drawn_once() -> None:
+    early = build(wl.cntk_vanilla(4), 40, input_shape=SHAPE)
+    late = build(wl.cntk_vanilla(4), 40)
+    assert late.input_shape is None
+    optimiser = torch.optim.SGD(late.parameters(), 0.1)  # holds what will be drawn
+    x = normal(2, *SHAPE)
+    np.testing.assert_array_equal(outputs(late, x), outputs(early, x))
+    for a, b in zip(early.parameters(), late.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert abs(float(a.detach().double().std()) - 1) < 5 / np.sqrt(2 * a.numel())
+        assert any(b is p for p in optimiser.param_groups[0]["params"])
+    assert late.input_shape == SHAPE
+    assert not np.array_equal(outputs(build(wl.cntk_vanilla(4), 40, seed=4), x), outputs(early, x))
+    single = build(wl.cntk_vanilla(4), 40, dtype="float32")
+    np.testing.assert_allclose(outputs(single, x), outputs(early, x), rtol=1e-4)
+    assert next(single.parameters()).dtype == torch.float32
+
+
+def test_kappa_scales_outputs_and_the_copy_is_subtracted() -> None:
+    network, x = TINY["lap"], normal(3, *SHAPE)
+    plain, scaled = build(network), build(network, kappa=0.05)
+    np.testing.assert_allclose(outputs(scaled, x), 0.05 * outputs(plain, x), rtol=1e-12)
+    zero = build(network, kappa=0.05, zero_at_start=True)
+    assert not outputs(zero, x).any()
+    k, nngp = wl.finite.empirical_ntk(plain, x), wl.finite.empirical_nngp(plain, x)
+    for module in (scaled, zero):
+        np.testing.assert_allclose(wl.finite.empirical_ntk(module, x), 0.05**2 * k, rtol=1e-10)
+        np.testing.assert_allclose(wl.finite.empirical_nngp(module, x), 0.05**2 * nngp, rtol=1e-10)
+    # After a step the output is what the step has changed; the copy, a buffer, has not moved.
+    before = outputs(plain, x)
+    with torch.no_grad():
+        for module in (plain, zero):
+            for parameter in module.parameters():
+                parameter += 0.1 * parameter.requires_grad
+    np.testing.assert_allclose(outputs(zero, x), 0.05 * (outputs(plain, x) - before), rtol=1e-9)
+    again = build(network, kappa=0.05, zero_at_start=True, input_shape=SHAPE, seed=9)
+    again.load_state_dict(zero.state_dict())
+    np.testing.assert_array_equal(outputs(again, x), outputs(zero, x))
+
+
+def test_several_outputs_have_the_mean_of_their_kernels() -> None:
+    x = normal(3, *SHAPE)
+    module = build(TINY["gap"], outputs=3, input_shape=SHAPE)
+    assert outputs(module, x).shape == (3, 3)
+    kernels = []
+    for o in range(3):
+        one = nn.Sequential(module, Take(o))
+        kernels.append(wl.finite.empirical_ntk(one, x))
+    np.testing.assert_allclose(
+        wl.finite.empirical_ntk(module, x), np.mean(kernels, axis=0), rtol=1e-10
+    )
+
+
+class Take(nn.Module):
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.place = place
+
+    def forward(self, x: Any) -> Any:
+        return x[:, self.place]
+
+
+# --------------------------------------------------------------------- the limit is the exact one
+
+UNBIASED = Network([Conv(3, 1.2, 0.4), ReLU(), LocalAvgPool(1), Dense(0.9, 0.6, trainable=False)])
+
+
+def test_mean_over_networks_is_the_exact_kernel() -> None:
+    # One hidden layer: the mean over draws is the limit at any width, so that no bias is left.
+    x = normal(3, *SHAPE)
+    exact = wl.kernel(UNBIASED, x, kind=("nngp", "ntk"), dtype="float64")
+    modules = [build(UNBIASED, 16, seed, input_shape=SHAPE, kappa=2.0) for seed in range(150)]
+    for name, k in zip(("empirical_nngp", "empirical_ntk"), exact, strict=True):
+        values = np.array([getattr(wl.finite, name)(module, x) for module in modules]) / 4
+        error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+        assert np.abs((values.mean(axis=0) - k) / error).max() < 3.0
+        assert np.abs((values.mean(axis=0) - 1.25 * k) / error).max() > 5.0
+
+
+# ----------------------------------------------------------------------------- within the memory
+
+
+@pytest.mark.parametrize("name", ["vanilla", "dense"])
+def test_blocks_and_single_layers_change_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = build(TINY[name], 8, input_shape=SHAPE)
+    x, z = normal(7, *SHAPE), normal(5, *SHAPE, seed=1)
+    expected = [wl.finite.empirical_ntk(module, *sides) for sides in ((x,), (x, z))]
+    plans: list[Any] = []
+    real = tangent._plan
+
+    def spied(*arguments: Any) -> Any:
+        plans.append(real(*arguments))
+        return plans[-1]
+
+    monkeypatch.setattr(tangent, "_plan", spied)
+    failures = 0
+    for budget in tangent._LIBRARIES + np.geomspace(1e6, 1e3, 40):
+        monkeypatch.setattr(tangent, "remaining", lambda _, budget=budget: int(budget))
+        for sides, k in zip(((x,), (x, z)), expected, strict=True):
+            try:
+                found = wl.finite.empirical_ntk(module, *sides)
+            except MemoryError:
+                failures += 1
+                continue
+            assert not failures  # less is not enough where more was not
+            np.testing.assert_allclose(found, k, rtol=1e-10)
+            if len(sides) == 1:
+                np.testing.assert_array_equal(found, found.T)
+    seen = {(len(plan.groups), plan.block) for plan in plans}
+    assert failures > 0
+    message = r"two samples by the parameters of scaled.\d take .* GB are left: give more memory"
+    with pytest.raises(MemoryError, match=message):
+        wl.finite.empirical_ntk(module, x)
+    layers = len(module.scaled)
+    assert {(1, 7), (layers, 7), (layers, 1)} <= seen
+    assert any(1 < block < 5 for _, block in seen)
+
+
+PEAK = """
+import json, sys
+import numpy as np, torch
+import widelimit as wl
+from widelimit.machine import held_memory, peak_memory
+torch.set_num_threads(1)
+module = wl.finite.build(wl.ntk_dense(2), 1000, input_shape=(64,))
+x = np.random.default_rng(0).standard_normal((24, 64))
+wl.finite.empirical_ntk(module, x[:1])  # what libraries take when they are first used
+before = held_memory()
+budget = before + int(sys.argv[1])
+wl.finite.empirical_ntk(module, x, memory=budget)
+print(json.dumps([before, budget, peak_memory()]))
+"""
+
+
+def test_memory_is_a_promise() -> None:
+    # All gradients have 24 * 1.1 million entries: 102 MB, and the work takes as much.
+    room = 80_000_000
+    command = [sys.executable, "-c", PEAK, str(room)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    before, budget, peak = json.loads(done.stdout)
+    assert peak <= budget
+    assert peak > before + room / 4  # and it is made use of
+
+
+# ---------------------------------------------------------------------------------- from modules
+
+
+def convolutional(width: int = 8) -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Sequential(nn.Conv2d(width, width, 5, padding="same", bias=False), nn.ReLU()),
+        nn.Identity(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, 3),
+    )
+
+
+def test_a_sequential_becomes_a_network() -> None:
+    module = convolutional(40)
+    network = wl.finite.from_torch(module)
+    assert str(network) == "Conv(3) ReLU Conv(5) ReLU GlobalAvgPool Dense"
+    assert network.scaling == "fan_in"
+    for layer in (network.layers[0], network.layers[2], network.layers[-1]):
+        assert isinstance(layer, Conv | Dense)
+        # PyTorch draws from U(-1, 1) / sqrt(fan-in): variance 1/3.
+        assert layer.w_std == pytest.approx(3**-0.5, rel=0.05)
+        assert layer.trainable
+    assert [getattr(x, "b_std", 0) > 0 for x in network.layers] == [True, *[False] * 4, True]
+    module[0].requires_grad_(False)
+    assert wl.finite.from_torch(module).layers[0].trainable is False
+
+    pooled = nn.Sequential(
+        nn.Conv2d(2, 3, 1), nn.ReLU(), nn.AvgPool2d(3, 1, 1), nn.Flatten(), nn.Linear(60, 4),
+        nn.ReLU(), nn.Linear(4, 1),
+    )  # fmt: skip
+    expected = "Conv(1) ReLU LocalAvgPool(1) Flatten Dense ReLU Dense"
+    assert str(wl.finite.from_torch(pooled)) == expected
+    rows = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1))
+    assert str(wl.finite.from_torch(rows)) == "Dense ReLU Dense"
+    built = build(TINY["lap"], input_shape=SHAPE)
+    assert wl.finite.from_torch(built) == TINY["lap"]
+
+
+def test_the_network_computes_what_the_module_computes() -> None:
+    # Parameters of the module over their scales, put into a network that is built.
+    module = convolutional().double()
+    network, scales = building.read_layers(module)
+    twin = build(network, 8, outputs=3, channels="first", input_shape=(2, 4, 5))
+    own = {name: p.detach() / scales[name] for name, p in module.named_parameters()}
+    names = {"0": "scaled.0", "2.0": "scaled.2", "6": "scaled.5"}
+    state = {f"{names[n.rpartition('.')[0]]}.{n.rpartition('.')[2]}": p for n, p in own.items()}
+    twin.load_state_dict(state)
+    x = normal(3, 2, 4, 5)
+    np.testing.assert_allclose(outputs(twin, x), outputs(module, x), rtol=1e-10)
+    np.testing.assert_allclose(
+        wl.finite.empirical_nngp(module, x), wl.finite.empirical_nngp(twin, x), rtol=1e-10
+    )
+    # and so its tangent kernel in the NTK parametrisation is that of the module with scales
+    parts = tangent.tangent_by_layer(module, x, scales=scales)
+    of_twin = wl.finite.empirical_ntk(twin, x, per_layer=True)
+    for name, k in parts.items():
+        np.testing.assert_allclose(k, of_twin[names[name]], rtol=1e-9)
+
+
+REFUSED = {
+    "stride": (nn.Conv2d(2, 4, 3, stride=2, padding=1), r"0: Conv2d\(.*must have stride 1"),
+    "padding": (nn.Conv2d(2, 4, 3), r"same padding with zeros, padding=1"),
+    "reflect": (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), "same padding with zeros"),
+    "even": (nn.Conv2d(2, 4, 2, padding="same"), "an odd square kernel"),
+    "groups": (nn.Conv2d(2, 4, 3, padding=1, groups=2), "no dilation and no groups"),
+    "lazy": (nn.LazyConv2d(4, 3), "LazyConv2d"),
+    "batch": (nn.BatchNorm2d(2), r"0: BatchNorm2d\(2"),
+    "pool": (nn.AvgPool2d(2), "odd square kernel, stride 1"),
+    "border": (nn.AvgPool2d(3, 1, 1, count_include_pad=False), "count_include_pad=True"),
+    "max": (nn.MaxPool2d(2), "0: MaxPool2d"),
+    "gelu": (nn.GELU(), "0: GELU"),
+    "adaptive": (nn.AdaptiveAvgPool2d(2), "output_size must be 1"),
+    "flatten": (nn.Flatten(2), "other axes"),
+    "order": (nn.ReLU(), r"layers\[0\] is ReLU\(\) at the beginning"),
+    "no flatten": (nn.AdaptiveAvgPool2d(1), r"1 = Linear.* follows AdaptiveAvgPool2d\(1\)"),
+}
+
+
+@pytest.mark.parametrize(("part", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_has_no_counterpart_is_named(part: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot be read as a Network.*{message}"):
+        wl.finite.from_torch(nn.Sequential(part, nn.Linear(4, 1)))
+
+
+def test_all_layers_without_a_counterpart_are_named_at_once() -> None:
+    module = nn.Sequential(nn.Sequential(nn.GELU(), nn.MaxPool2d(2)), nn.Tanh(), nn.Linear(4, 1))
+    with pytest.raises(ValueError, match=r"0\.0: GELU.*; 0\.1: MaxPool2d.*; 1: Tanh\(\)$"):
+        wl.finite.from_torch(module)
+    half = nn.Linear(4, 1)
+    half.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match="trains weights or biases alone"):
+        wl.finite.from_torch(nn.Sequential(half))
+    zero = nn.Linear(4, 1)
+    nn.init.zeros_(zero.weight)
+    with pytest.raises(ValueError, match="weights that are all 0"):
+        wl.finite.from_torch(nn.Sequential(zero))
+    with pytest.raises(TypeError, match=r"must be a torch.nn.Sequential.*got Linear"):
+        wl.finite.from_torch(half)
+
+
+# ------------------------------------------------------------------------------- how far it is
+
+
+def test_compare_with_the_limit() -> None:
+    x = normal(4, 12)
+    distances: dict[int, float] = {}
+    for width in (32, 512):
+        torch.manual_seed(1)
+        module = nn.Sequential(
+            nn.Linear(12, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
+        )
+        found = wl.finite.compare(module, x, draws=40)
+        assert found.network == wl.finite.from_torch(module)
+        assert found.width == width
+        np.testing.assert_allclose(
+            found.exact, wl.kernel(found.network, x, dtype="float64"), rtol=1e-12
+        )
+        distances[width] = found.expected
+        assert found.distance < 3 * found.expected  # one of the kind that fresh ones are
+        assert found.width_for(found.expected) == width
+        assert found.width_for(0.01) == pytest.approx(100 * found.width_for(0.1), abs=100)
+    # sixteen times as wide: a quarter of the distance
+    assert distances[32] / distances[512] == pytest.approx(4, rel=0.35)
+    text = str(found)
+    assert "Dense ReLU Dense ReLU Dense, width 512" in text
+    assert f"for 1 %: {found.width_for(0.01):,}" in text
+
+
+def test_compare_takes_what_was_built() -> None:
+    x = normal(3, *SHAPE)
+    module = build(wl.cntk_gap(3), 256, kappa=0.05, zero_at_start=True)
+    found = wl.finite.compare(module, x, draws=4)
+    np.testing.assert_allclose(found.exact, 0.05**2 * wl.kernel(wl.cntk_gap(3), x), rtol=1e-4)
+    np.testing.assert_allclose(found.empirical, wl.finite.empirical_ntk(module, x), rtol=1e-10)
+    assert found.width == 256
+    assert found.distance < 0.5
+    before = [p.detach().clone() for p in module.parameters()]
+    wl.finite.compare(module, x, draws=2)
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"width": 0}, ValueError, "width must be at least 1, got 0"),
+        ({"width": 2.0}, TypeError, "width must be an integer"),
+        ({"network": "cntk-gap-3"}, TypeError, "network must be a Network, got 'cntk-gap-3'"),
+        ({"outputs": 0}, ValueError, "outputs must be an integer and at least 1, got 0"),
+        ({"kappa": 0.0}, ValueError, "kappa must be a number above 0, got 0.0"),
+        ({"kappa": float("nan")}, ValueError, "kappa must be a number above 0"),
+        ({"channels": "middle"}, ValueError, "channels must be"),
+        ({"dtype": "float16"}, ValueError, 'dtype must be "float32" or "float64"'),
+        ({"input_shape": (4,)}, ValueError, "input_shape of .* must be"),
+    ],
+)
+def test_arguments_of_build(options: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        wl.finite.build(**{"network": wl.cntk_gap(3), "width": 4} | options)
+
+
+def test_inputs_are_checked() -> None:
+    module = build(wl.cntk_gap(3), input_shape=SHAPE)
+    ntk, x = wl.finite.empirical_ntk, normal(2, *SHAPE)
+    with pytest.raises(ValueError, match=r"x must have shape \(n, 4, 5, 2\), got \(1, 4, 5, 3\)"):
+        ntk(module, normal(2, 4, 5, 3))
+    with pytest.raises(ValueError, match="inputs of one shape"):
+        ntk(module, x, normal(2, 4, 6, 2))
+    with pytest.raises(ValueError, match="x2 must be finite"):
+        ntk(module, x, np.nan * x)
+    with pytest.raises(TypeError, match="x1 must hold real numbers, got complex128"):
+        ntk(module, 1j * x)
+    with pytest.raises(ValueError, match="x1 must hold samples"):
+        ntk(module, x[:0])
+    with pytest.raises(TypeError, match=r"must be a torch.nn.Module, got Network: build"):
+        ntk(wl.cntk_gap(3), x)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match="parameters that require gradients, got none"):
+        ntk(module, x)
+    with pytest.raises(ValueError, match=r"map \(n, ...\) to \(n, k\)"):
+        ntk(nn.Sequential(nn.Conv2d(2, 3, 1)), normal(2, 2, 3, 3))
+    mixing = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    with pytest.raises(ValueError, match=r"training mode, where 1 = BatchNorm1d.*module.eval\(\)"):
+        ntk(mixing, normal(3, 3))
+    ntk(mixing.eval(), normal(3, 3))  # any module will do
+    with pytest.raises(ValueError, match="draws must be at least 2, got 1"):
+        wl.finite.compare(build(wl.ntk_dense(1)), normal(2, 3), draws=1)
+    with pytest.raises(ValueError, match="must have a hidden layer"):
+        wl.finite.compare(nn.Sequential(nn.Linear(3, 1)), normal(2, 3))
+
+
+def test_tensors_of_any_kind_are_taken() -> None:
+    module = build(wl.ntk_dense(1), input_shape=(3,))
+    x = normal(2, 3)
+    expected = wl.finite.empirical_ntk(module, x)
+    for given in (torch.from_numpy(x), torch.from_numpy(x).requires_grad_(True), x.tolist()):
+        np.testing.assert_array_equal(wl.finite.empirical_ntk(module, given), expected)
+
+
+def test_flat_layers_of_an_image_read_as_everywhere() -> None:
+    network = Network([Flatten(), Dense(), ReLU(), Dense()])
+    x = normal(2, *SHAPE)
+    found = outputs(build(network), x)
+    np.testing.assert_allclose(found, outputs(build(network), x.reshape(2, -1)), rtol=1e-12)
+
+
+def test_global_pool_of_the_input() -> None:
+    network = Network([GlobalAvgPool(), Dense(), ReLU(), Dense()])
+    x = normal(2, *SHAPE)
+    expected = FiniteNetwork.sample(network, SHAPE, 6, 3).forward(x)
+    np.testing.assert_allclose(outputs(build(network), x)[:, 0], expected, rtol=1e-10)
