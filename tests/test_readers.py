@@ -575,7 +575,9 @@ def test_qmnist_has_labels_of_several_numbers(tmp_path: Path) -> None:
         (tmp_path / f"qmnist-{part}-images-idx3-ubyte.gz").write_bytes(images)
         labels = gzip.compress(idx(extended, 12))
         (tmp_path / f"qmnist-{part}-labels-idx2-int.gz").write_bytes(labels)
-    np.testing.assert_array_equal(load_dataset(tmp_path).y_train, LABELS)
+    data = load_dataset(tmp_path)
+    np.testing.assert_array_equal(data.y_train, LABELS)
+    assert data.class_names == ("0", "1", "2")
 
 
 # --- CIFAR ---
