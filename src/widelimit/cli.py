@@ -810,7 +810,86 @@ def table1(
         _tell(job, yes)
         record = job.run(_complain, progress=True)
         typer.echo(to_markdown(record))
+        for error in record["errors"]:
+            _complain(error)
         place = keep(out, lambda path: write_record(path, record))
+        typer.echo(f"record: {place}")
+
+
+@reproduce.command("small-data", cls=_Command, context_settings=_HELP)
+def small_data(
+    data: DataArgument = "cifar10",
+    out: Annotated[Path, typer.Option(help="The record, a .json file.")] = Path("small-data.json"),
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for the kernels; the same command goes on with it after it was stopped.",
+            show_default="beside the record",
+        ),
+    ] = None,
+    largest: Annotated[
+        int, typer.Option(min=2, help="Images in the largest training set, at most.")
+    ] = 1280,
+    n_test: Annotated[
+        int | None, typer.Option(min=1, help="Test images.", show_default="all")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Training sets of each size.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    channels: ChannelsOption = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
+    ] = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Ten images to 1,280: kernels beside a tuned SVM and logistic regression, over draws."""
+    with (
+        exits("finished tiles are kept, the same command goes on"),
+        user_input(),
+        _warnings(),
+    ):
+        from rich.console import Console
+
+        from widelimit.display import Display
+        from widelimit.experiments.learning_curve import CURVE_STAGE, METHODS
+        from widelimit.experiments.small_data import SmallData
+        from widelimit.files import write_atomically
+        from widelimit.job import check_backend, check_channels_word, read_size
+        from widelimit.report.terminal import make_tables
+
+        job = SmallData.prepare(
+            data,
+            out,
+            store,
+            largest=largest,
+            n_test=n_test,
+            draws=draws,
+            seed=seed,
+            overwrite=overwrite,
+            reading={
+                "channels": check_channels_word(channels),
+                "size": read_size(size),
+                "skip_bad": skip_bad,
+            },
+            backend=check_backend(backend),
+            threads=threads,
+            memory=memory,
+        )
+        _tell(job.cost, yes)
+        stages = [method.label for method in METHODS if method.network is not None]
+        with Display([*stages, CURVE_STAGE]) as display:
+            record = job.run(progress=display.show)
+        console = Console()
+        for table in make_tables(record, console):
+            console.print(table)
+        for error in record.errors:
+            _complain(error)
+        place = keep(out, lambda path: write_atomically(path, record.to_json()))
         typer.echo(f"record: {place}")
 
 

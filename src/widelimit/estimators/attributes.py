@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
 from widelimit.backends.base import Dtype
 from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, Stores
 from widelimit.estimators.preparation import Standardisation
 from widelimit.estimators.samples import ImageShape, Training
+from widelimit.estimators.scaling import check_is_fitted
 from widelimit.estimators.typical import Familiar
 from widelimit.network import Network
 from widelimit.program import Kind
 from widelimit.solvers import Factor, Solution, Status
 
 __all__ = ["FittedAttributes", "check_is_fitted"]
-
-# scikit-learn has no types.
-check_is_fitted: Callable[[Any, str], None] = cast("Any", validation).check_is_fitted
 
 
 class FittedAttributes:

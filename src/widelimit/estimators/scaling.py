@@ -9,11 +9,11 @@ from sklearn import base  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
-from widelimit.estimators.attributes import check_is_fitted
 from widelimit.estimators.samples import ImageShape, split_shape
 
 __all__ = ["ChannelStandardiser", "ImageNormaliser", "channel_scale", "normalised", "read_images"]
 
+check_is_fitted: Any = cast("Any", validation).check_is_fitted
 _validate_data: Any = cast("Any", validation).validate_data
 _ROUNDING = 1e-12  # of what a number is the difference of: less is zero
 

@@ -12,9 +12,8 @@ from sklearn import base  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
-from widelimit.estimators.attributes import check_is_fitted
 from widelimit.estimators.samples import ImageShape
-from widelimit.estimators.scaling import normalised, read_images
+from widelimit.estimators.scaling import check_is_fitted, normalised, read_images
 
 __all__ = ["ZCA"]
 

@@ -17,7 +17,7 @@ from widelimit.arrays import FloatArray, IntArray
 from widelimit.data.dataset import Dataset
 from widelimit.program import compile_networks
 
-__all__ = ["DEPTH", "Design", "make_design", "shrink_images"]
+__all__ = ["DEPTH", "Design", "fixed_design", "make_design", "shrink_images"]
 
 DEPTH = 11  # of both convolutional kernels: the depth at which the paper's Table 1 is best
 MAX_TRAINING = 1280
@@ -128,6 +128,70 @@ def make_design(dataset: Dataset, *, draws: int = 5, seed: int = 0, minutes: flo
         notes=(),
     )
     return replace(design, notes=tuple(_notes(dataset, design, minutes)))
+
+
+def fixed_design(
+    dataset: Dataset, *, largest: int, n_test: int | None = None, draws: int = 20, seed: int = 0
+) -> Design:
+    """Return a design with training sets up to a number of images, whatever that takes.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Its first test images are used; if its split is not "given", those that a draw leaves over.
+    largest : int
+        Images in the largest training set, at most: sizes are 1, 2, 4, ... times the number of
+        classes. The pool is half as large again, where there are so many, so that draws differ.
+    n_test : int or None
+        Test images of a given split. None: all.
+    draws, seed : int
+        As for `make_design`.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is outside its range, or there are too few images.
+    """
+    _check(dataset, draws, seed, 1.0)
+    classes, given = dataset.n_classes, dataset.split == "given"
+    labels = dataset.y_train if given else _labels(dataset)
+    smallest = int(np.bincount(labels, minlength=classes).min())
+    per_class = min(largest // classes, smallest if given else smallest * 4 // 5)
+    if per_class < 1:
+        raise ValueError(
+            f"the largest training set must have an image of each of {classes} classes, got "
+            f"{largest}"
+        )
+    per_class = 2 ** (per_class.bit_length() - 1)
+    count = min(smallest, per_class + max(1, per_class // 2))
+    pool = _draw_balanced(labels, count, np.random.default_rng([seed, 1]))
+    test, tested = None, 0
+    if given:
+        tested = dataset.y_test.size if n_test is None else n_test
+        if not 1 <= tested <= dataset.y_test.size:
+            raise ValueError(
+                f"{dataset.name} must have {tested:,} test images, got {dataset.y_test.size:,}"
+            )
+        test = dataset.y_train.size + np.arange(tested)
+    elif n_test is not None:
+        raise ValueError(
+            f"{dataset.name} has no test set of its own: each draw is tested on what it leaves "
+            "over, leave n_test out"
+        )
+    pairs = _pairs(pool.size) + pool.size * tested
+    return Design(
+        pool=pool,
+        test=test,
+        per_class=tuple(2**j for j in range(per_class.bit_length())),
+        n_classes=classes,
+        shrink=1,
+        dtype="float32",
+        pairs=pairs,
+        element_layers=float(pairs) * _cost_per_pair(dataset.image_shape),
+        seed=seed,
+        draws=draws,
+        notes=(),
+    )
 
 
 def shrink_images(x: FloatArray, factor: int) -> FloatArray:
