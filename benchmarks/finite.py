@@ -3,6 +3,7 @@
 usage: python benchmarks/finite.py theorem31 --out results/theorem31.json
        python benchmarks/finite.py theorem32 --out results/theorem32.json
        python benchmarks/finite.py weakly-trained --out results/weakly-trained.json
+       with --plot FILE.svg: the picture of the record, too
 
 theorem31: how the error of tangent kernels falls with the width, and the mean over many networks.
 theorem32: wide networks trained by gradient descent, beside regression with the tangent kernel.
@@ -13,15 +14,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import widelimit as wl
 from widelimit.experiments.environment import describe_environment
 from widelimit.experiments.finite_width import (
+    Decay,
+    Run,
+    Training,
+    WeaklyTrained,
     compare_means,
     digits_pair,
     measure_decay,
@@ -65,7 +71,7 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def theorem31() -> dict[str, Any]:
+def theorem31() -> Iterator[dict[str, Any]]:
     """Measure errors over widths and depths, and the means of 200 networks."""
     x = digits_pair((3, 8), 10, 0)["x"]
     cases = {
@@ -74,21 +80,19 @@ def theorem31() -> dict[str, Any]:
         "CNTK-GAP, depth 4": (wl.cntk_gap(4), x[:4], "conv"),
         "CNTK-V, depth 3": (wl.cntk_vanilla(3), x[:4], "conv"),
     }
-    decays = [
-        measure_decay(name, net, images, WIDTHS[: len(SEEDS[kind])], SEEDS[kind], say=say)
-        for name, (net, images, kind) in cases.items()
-    ]
-    means = [
-        compare_means(name, net, x[[0, 1, -1]], MEAN_WIDTH, DRAWS, say=say)
-        for name, net in MEANS.items()
-    ]
-    return {
-        "decays": [dataclasses.asdict(decay) for decay in decays],
-        "means": [dataclasses.asdict(mean) for mean in means],
-    }
+    found: dict[str, Any] = {"decays": [], "means": []}
+    for name, (net, images, kind) in cases.items():
+        seeds = SEEDS[kind]
+        decay = measure_decay(name, net, images, WIDTHS[: len(seeds)], seeds, say=say)
+        found["decays"].append(dataclasses.asdict(decay))
+        yield found
+    for name, net in MEANS.items():
+        mean = compare_means(name, net, x[[0, 1, -1]], MEAN_WIDTH, DRAWS, say=say)
+        found["means"].append(dataclasses.asdict(mean))
+        yield found
 
 
-def theorem32() -> dict[str, Any]:
+def theorem32() -> Iterator[dict[str, Any]]:
     """Train dense networks on twenty images of 3 and 8."""
     data = digits_pair((3, 8), 20, 100)
     training = train_widths(
@@ -99,14 +103,14 @@ def theorem32() -> dict[str, Any]:
         data["x_test"],
         data["y_test"],
         (64, 256, 1024, 4096),
-        (4, 4, 4, 2),
+        (4, 4, 4, 1),
         kappa=0.1,
         say=say,
     )
-    return {"training": dataclasses.asdict(training)}
+    yield {"training": dataclasses.asdict(training)}
 
 
-def weakly_trained() -> dict[str, Any]:
+def weakly_trained() -> Iterator[dict[str, Any]]:
     """Regress with random features of 40 images of 3 and 8, of which 200 others are tested."""
     data = digits_pair((3, 8), 40, 200)
     found = [
@@ -118,39 +122,60 @@ def weakly_trained() -> dict[str, Any]:
             ("CNTK-GAP, depth 4", wl.cntk_gap(4), (16, 64, 256)),
         )
     ]
-    return {"weakly_trained": [dataclasses.asdict(one) for one in found]}
+    yield {"weakly_trained": [dataclasses.asdict(one) for one in found]}
 
 
-WHAT: dict[str, Callable[[], dict[str, Any]]] = {
+WHAT: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
     "theorem31": theorem31,
     "theorem32": theorem32,
     "weakly-trained": weakly_trained,
 }
 
 
-def run(what: str, threads: int = 1) -> dict[str, Any]:
-    """Return the record of one experiment."""
+def run(what: str, threads: int = 1) -> Iterator[dict[str, Any]]:
+    """Yield the record of one experiment, each time with one part more."""
     import torch
 
     torch.set_num_threads(threads)
     environment = dataclasses.asdict(describe_environment())
     start = time.perf_counter()
-    found = WHAT[what]()
-    seconds = time.perf_counter() - start
-    return {"environment": environment, "threads": threads, "seconds": seconds} | found
+    for found in WHAT[what]():
+        seconds = time.perf_counter() - start
+        yield {"environment": environment, "threads": threads, "seconds": seconds} | found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=WHAT)
-    parser.add_argument("--out", type=Path, help="write the record")
+    parser.add_argument("--out", type=Path, required=True, help="write the record")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    parser.add_argument("--plot", type=Path, help="draw the record, too, into an SVG file")
     arguments = parser.parse_args()
-    if arguments.out is None:
-        parser.error("give --out")
     check_file(arguments.out)
-    text = json.dumps(run(arguments.what, arguments.threads), indent=1) + "\n"
-    keep(arguments.out, lambda path: write_atomically(path, text))
+    record: dict[str, Any] = {}
+    for record in run(arguments.what, arguments.threads):
+        text = json.dumps(record, indent=1) + "\n"
+        keep(arguments.out, lambda path, text=text: write_atomically(path, text))
+    if arguments.plot is not None:
+        plot(record, arguments.plot)
+
+
+def plot(record: dict[str, Any], out: Path) -> None:
+    """Draw a record into an SVG file."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "widelimit", "svg.fonttype": "none", "font.size": 9}):
+        if "decays" in record:
+            axes = wl.plot.width_errors([Decay(**one) for one in record["decays"]])
+        elif "training" in record:
+            given = record["training"]
+            runs = tuple(Run(**one) for one in given["runs"])
+            axes = wl.plot.training_gaps(Training(**{**given, "runs": runs}))
+        else:
+            axes = wl.plot.weakly_trained([WeaklyTrained(**r) for r in record["weakly_trained"]])
+        drawn = io.BytesIO()
+        axes.figure.savefig(drawn, format="svg", metadata={"Date": None})
+    write_atomically(out, drawn.getvalue())
 
 
 if __name__ == "__main__":

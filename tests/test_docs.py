@@ -89,7 +89,8 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     text = page.read_text("utf-8")
     if any("import torch" in example.code for example in find_examples(text)):
-        pytest.importorskip("torch")  # not among the packages of the tests
+        torch = pytest.importorskip("torch")  # not among the packages of the tests
+        torch.set_num_threads(1)  # more of them wait for each other where tests run side by side
     run_examples(str(page), text)
 
 

@@ -19,6 +19,7 @@ from widelimit.estimators.attributes import FittedAttributes
 from widelimit.estimators.classifier import NTKClassifier
 from widelimit.estimators.influence import Influence
 from widelimit.estimators.regressor import NTKRegressor
+from widelimit.experiments.finite_width import Decay, Training, WeaklyTrained
 from widelimit.experiments.record import Record
 from widelimit.network import Network
 from widelimit.solvers.matrix import Matrix
@@ -37,6 +38,9 @@ __all__ = [
     "regression",
     "reliability",
     "spectrum",
+    "training_gaps",
+    "weakly_trained",
+    "width_errors",
 ]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -524,6 +528,131 @@ def influence(
     axes.set_xlabel("part of the output of the predicted class")
     told = "place" if found.names is None else "name"
     axes.set_ylabel("training image" if labels is None else f"training image: label ({told})")
+    return _finish(axes)
+
+
+def width_errors(decays: Sequence[Decay], *, ax: Axes | None = None) -> Axes:
+    """Draw how the error of tangent kernels falls with the width (Theorem 3.1), with slopes.
+
+    Bars are one standard error over seeds, lines the power laws that are fitted.
+
+    Parameters
+    ----------
+    decays : sequence of Decay
+        As `widelimit.experiments.finite_width.measure_decay` returns them.
+    ax : matplotlib.axes.Axes or None
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    axes = _axes(ax)
+    widths: set[int] = set()
+    for decay in decays:
+        colour, marker = _next(axes)
+        low, high = decay.interval
+        axes.errorbar(
+            decay.widths,
+            decay.mean,
+            decay.standard_error,
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linestyle="",
+            capsize=2,
+            elinewidth=1,
+            label=f"{decay.name}: slope {decay.slope:.2f} ({low:.2f} to {high:.2f})",
+        )
+        x = np.array(decay.widths, np.float64)
+        level = np.log(decay.mean).mean() - decay.slope * np.log(x).mean()
+        axes.plot(x, np.exp(level) * x**decay.slope, color=colour, linewidth=1)
+        widths |= set(decay.widths)
+    axes.set(xscale="log", yscale="log", xlabel="width")
+    axes.set_ylabel("relative error of the tangent kernel")
+    _tick(axes.xaxis, sorted(widths), [f"{width:,}" for width in sorted(widths)])
+    return _finish(axes)
+
+
+def training_gaps(training: Training, *, ax: Axes | None = None) -> Axes:
+    """Draw how far trained networks are from the kernel, at all times of training (Theorem 3.2).
+
+    Parameters
+    ----------
+    training : Training
+        As `widelimit.experiments.finite_width.train_widths` returns it.
+    ax : matplotlib.axes.Axes or None
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    axes = _axes(ax)
+    for width in training.gaps():
+        colour, marker = _next(axes)
+        gaps = np.mean([run.gaps for run in training.runs if run.width == width], axis=0)
+        axes.plot(
+            training.times,
+            gaps,
+            color=colour,
+            marker=marker,
+            markersize=4,
+            label=f"width {width:,}",
+        )
+    axes.axhline(training.scale, color=_ink(), linestyle=":", linewidth=1, label="predictions, rms")
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("time of training, in 1 / eigenvalue of the kernel")
+    axes.set_ylabel("largest gap on test points")
+    return _finish(axes)
+
+
+def weakly_trained(found: Sequence[WeaklyTrained], *, ax: Axes | None = None) -> Axes:
+    """Draw how far networks of which the last layer is trained are from the NNGP kernel.
+
+    Parameters
+    ----------
+    found : sequence of WeaklyTrained
+        As `widelimit.experiments.finite_width.train_weakly` returns them.
+    ax : matplotlib.axes.Axes or None
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    axes = _axes(ax)
+    widths: set[int] = set()
+    for one in found:
+        colour, marker = _next(axes)
+        gaps = np.array(one.gaps) / one.scale
+        axes.errorbar(
+            one.widths,
+            gaps.mean(axis=1),
+            gaps.std(axis=1, ddof=1) if gaps.shape[1] > 1 else None,
+            color=colour,
+            marker=marker,
+            markersize=5,
+            capsize=2,
+            elinewidth=1,
+            label=one.name,
+        )
+        widths |= set(one.widths)
+    axes.set(xscale="log", yscale="log", xlabel="width")
+    axes.set_ylabel("distance from the NNGP kernel, relative")
+    _tick(axes.xaxis, sorted(widths), [f"{width:,}" for width in sorted(widths)])
     return _finish(axes)
 
 

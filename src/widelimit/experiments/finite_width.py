@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -70,7 +71,7 @@ class Decay:
     @property
     def mean(self) -> FloatArray:
         """Mean error of each width."""
-        return np.array([np.mean(row) for row in self.errors])
+        return np.array([np.mean(row) for row in self.errors], np.float64)
 
     @property
     def standard_error(self) -> FloatArray:
@@ -169,8 +170,8 @@ class Means:
     width, draws : int
         The bias is estimated with as many networks of half the width.
     largest : float
-        Largest of ``(|mean - exact| - |bias|) / standard error`` over entries; the bias, O(1/width),
-        is the difference of the means of both widths.
+        Largest of ``(|mean - exact| - |bias|) / standard error`` over entries; the bias,
+        O(1/width), is the difference of the means of both widths.
     largest_without_bias : float
         The same without the bias taken off.
     relative_error : float
@@ -265,7 +266,7 @@ class Training:
     runs: tuple[Run, ...]
 
     def gaps(self) -> dict[int, float]:
-        """Return for each width the mean over seeds of the largest gap on test points in the end."""
+        """Return for each width the largest gap in the end, mean over seeds."""
         widths = sorted({run.width for run in self.runs})
         return {
             w: float(np.mean([run.gaps[-1] for run in self.runs if run.width == w])) for w in widths
@@ -334,42 +335,45 @@ def train_widths(
     decay : float
         Training ends where the slowest direction is learned to ``exp(-decay)``.
     n_times : int
-        At which outputs are compared.
+        At which outputs are compared, at least 2.
     say : callable
 
     Returns
     -------
     Training
     """
-    samples, targets, tests = np.asarray(x), np.asarray(y, np.float64), np.asarray(x_test)
+    samples, targets, tests = _float64(x), _float64(y), _float64(x_test)
     counts = [seeds] * len(widths) if isinstance(seeds, int) else list(seeds)
-    eigenvalues = np.linalg.eigvalsh(kernel(network, samples, dtype="float64"))
+    eigenvalues = cast(
+        "list[float]", np.linalg.eigvalsh(kernel(network, samples, dtype="float64")).tolist()
+    )
     if eigenvalues[0] <= 0:
         raise ValueError("the kernel of x is singular: leave out repeated samples")
     end = decay / eigenvalues[0]
-    times = tuple(np.geomspace(0.1 / eigenvalues[-1], end, n_times).tolist())
+    first = 0.1 / eigenvalues[-1]
+    times = [first * (end / first) ** (i / (n_times - 1)) for i in range(n_times)]
     model = NTKRegressor(network, ridge=0.0, normalize_y=False, standardise=False, dtype="float64")
     model.fit(samples, targets)
     predicted = np.stack(list(model.staged_predict(tests, times)))
-    final = np.asarray(model.predict(tests))
-    labels = np.asarray(y_test)
+    final = cast("FloatArray", model.predict(tests))
+    labels = _float64(y_test)
     runs: list[Run] = []
     for width, count in zip(widths, counts, strict=True):
         for seed in range(count):
             module = _build(
                 network, width, (seed, width), samples, kappa=kappa, zero_at_start=zero_at_start
             )
-            done = descend(module, samples, targets, tests, times, float(eigenvalues[-1]))
+            done = descend(module, samples, targets, tests, times, eigenvalues[-1])
             gaps = np.abs(done.test - predicted).max(axis=1)
             run = Run(
                 width,
                 seed,
                 done.steps,
-                float(np.abs(done.train[-1] - targets).max()),
-                float(np.mean(np.sign(done.train[-1]) != np.sign(targets))),
+                _largest(done.train[-1] - targets),
+                1.0 - _accuracy(done.train[-1], targets),
                 tuple(gaps.tolist()),
-                float(np.abs(done.test[-1] - final).max()),
-                float(np.mean(np.sign(done.test[-1]) == np.sign(labels))),
+                _largest(done.test[-1] - final),
+                _accuracy(done.test[-1], labels),
             )
             runs.append(run)
             say(
@@ -383,9 +387,9 @@ def train_widths(
         len(tests),
         kappa,
         zero_at_start,
-        float(np.sqrt(np.mean(final**2))),
-        float(np.mean(np.sign(final) == np.sign(labels))),
-        times,
+        _rms(final),
+        _accuracy(final, labels),
+        tuple(times),
         tuple(runs),
     )
 
@@ -459,15 +463,12 @@ def train_weakly(
     -------
     WeaklyTrained
     """
-    samples, targets, tests = np.asarray(x), np.asarray(y, np.float64), np.asarray(x_test)
-    labels = np.sign(np.asarray(y_test))
+    samples, targets, tests = _float64(x), _float64(y), _float64(x_test)
+    labels = _float64(y_test)
 
     def regress(k: FloatArray, k_test: FloatArray) -> FloatArray:
         shift = ridge * float(np.mean(k.diagonal())) * np.eye(len(k))
         return k_test @ np.linalg.solve(k + shift, targets)
-
-    def accuracy(outputs: FloatArray) -> float:
-        return float(np.mean(np.sign(outputs) == labels))
 
     kinds = ("nngp", "ntk")
     pairs = zip(
@@ -484,7 +485,7 @@ def train_weakly(
             module = _build(network, width, (seed, width), samples)
             k, k_test = empirical_nngp(module, samples), empirical_nngp(module, tests, samples)
             outputs = regress(k, k_test)
-            rows.append((accuracy(outputs), float(np.sqrt(np.mean((outputs - exact) ** 2)))))
+            rows.append((_accuracy(outputs, labels), _rms(outputs - exact)))
         accuracies.append(tuple(row[0] for row in rows))
         gaps.append(tuple(row[1] for row in rows))
         say(
@@ -500,9 +501,9 @@ def train_weakly(
         tuple(widths),
         tuple(accuracies),
         tuple(gaps),
-        accuracy(exact),
-        accuracy(ntk),
-        float(np.sqrt(np.mean(exact**2))),
+        _accuracy(exact, labels),
+        _accuracy(ntk, labels),
+        _rms(exact),
     )
 
 
@@ -536,10 +537,23 @@ def digits_pair(
     return {"x": x[train], "y": sign[train], "x_test": x[test], "y_test": sign[test]}
 
 
-def _build(
-    network: Network, width: int, seed: tuple[int, int], x: FloatArray, **options: float
-) -> object:
-    shape = x.shape[1:]
+def _largest(values: FloatArray) -> float:
+    return float(np.max(np.abs(values)))
+
+
+def _accuracy(outputs: FloatArray, labels: FloatArray) -> float:
+    """Return the share of outputs that lie on the side of 0 of their labels."""
+    return float(np.mean(outputs * labels > 0))
+
+
+def _rms(values: FloatArray) -> float:
+    return float(np.linalg.norm(values) / np.sqrt(values.size))
+
+
+def _float64(values: ArrayLike) -> FloatArray:
+    return np.asarray(values, np.float64)
+
+
+def _build(network: Network, width: int, seed: tuple[int, int], x: Any, **options: Any) -> Any:
     channels = "last" if x.ndim == 4 else None
-    given: dict[str, object] = {"input_shape": shape, "channels": channels, **options}
-    return build(network, width, seed, **given)  # pyright: ignore[reportArgumentType]
+    return build(network, width, seed, input_shape=x.shape[1:], channels=channels, **options)

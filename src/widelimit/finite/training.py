@@ -81,7 +81,8 @@ def descend(
         module(train[:1])  # parameters that wait for the shape of the input
     trained = [p for p in module.parameters() if p.requires_grad]
     unit = 1.0 / largest_eigenvalue
-    time, steps, found = 0.0, 0, []
+    time, steps = 0.0, 0
+    found: list[list[FloatArray]] = []
     while len(found) < len(wanted):
         end = float(wanted[len(found)])
         step = min(max(_GROWTH * time, _FIRST * unit), _LARGEST * unit)
@@ -95,7 +96,9 @@ def descend(
         time, steps = (end if reached else time + step), steps + 1
         if reached:
             with torch.no_grad():
-                outputs = [module(a)[:, 0].double().cpu().numpy() for a in (train, test)]
+                outputs: list[FloatArray] = [
+                    module(a)[:, 0].double().cpu().numpy() for a in (train, test)
+                ]
             if not all(np.isfinite(a).all() for a in outputs):
                 raise ValueError(
                     f"outputs diverged by time {time:.3g}: the tangent kernel of this network has "
