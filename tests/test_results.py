@@ -10,6 +10,7 @@ import pytest
 
 from widelimit.doctor import Machine
 from widelimit.experiments.environment import Environment
+from widelimit.report import rank
 from widelimit.report.table1 import to_markdown
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,14 @@ def test_table_1(name: str) -> None:
     table = to_markdown(record)
     assert "| 21 | " in table
     assert f"\n{table}\n" in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_a_ranking() -> None:
+    record = json.loads((ROOT / "results" / "rank-16x16.json").read_text())
+    assert len(record["architectures"]) >= 12
+    page = (ROOT / "docs" / "results.md").read_text()
+    for table in rank.to_markdown(record).split("\n\n"):
+        assert f"\n{table}\n" in page
 
 
 def test_a_card() -> None:
