@@ -125,6 +125,12 @@ def test_both_kinds_of_flips_predict_the_same(net: str, ridge: float) -> None:
     assert np.allclose(one, predict(network, mirrored, average, ridge), rtol=1e-6, atol=1e-7)
 
 
+def test_flips_are_of_left_and_right() -> None:
+    x = np.arange(12.0).reshape(1, 2, 3, 2)
+    assert flip(x)[0, :, :, 0].tolist() == [[4, 2, 0], [10, 8, 6]]
+    assert flip(x)[0, :, :, 1].tolist() == [[5, 3, 1], [11, 9, 7]]
+
+
 def test_pairs_of_parts() -> None:
     def pairs(flips: Any) -> dict[str, int]:
         return {part.name: part.pairs for part in Protocol(5, 3, flips=flips).parts()}

@@ -11,6 +11,7 @@ import pytest
 
 from widelimit.doctor import Machine
 from widelimit.experiments.environment import Environment
+from widelimit.report import rank
 from widelimit.report.table1 import to_markdown
 
 ROOT = Path(__file__).parents[1]
@@ -32,12 +33,20 @@ def test_fashion_mnist() -> None:
     assert table in (ROOT / "docs" / "results.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["gap-2k", "v-50k", "v-2k"])
+@pytest.mark.parametrize("name", ["gap-2k", "v-50k", "v-2k", "gap-500"])
 def test_table_1(name: str) -> None:
     record = json.loads((ROOT / "results" / f"table1-{name}.json").read_text())
     table = to_markdown(record)
-    assert "| 21 | " in table
+    assert "| 11 | " in table
     assert f"\n{table}\n" in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_a_ranking() -> None:
+    record = json.loads((ROOT / "results" / "rank-16x16.json").read_text())
+    assert len(record["architectures"]) >= 12
+    page = (ROOT / "docs" / "results.md").read_text()
+    for table in rank.to_markdown(record).split("\n\n"):
+        assert f"\n{table}\n" in page
 
 
 def test_a_card() -> None:
