@@ -34,6 +34,10 @@ COMMANDS = {
         "suspects d.npz --net cntk-vanilla-2 --out {}",
         "widelimit.classify.NTKClassifier.fit",
     ),
+    "rank": (
+        "rank d.npz --n 9 --draws 1 --net cntk-vanilla-2 --net cntk-gap-2 --out {}.json",
+        "widelimit.experiments.rank.Rank.run",
+    ),
     "bench": ("bench --quick --only sizes --out {}", "widelimit.bench.run"),
     "demo": ("demo --data d.npz --draws 1 --threads 1 --out {}", "widelimit.report.demo.Demo.run"),
 }
@@ -96,7 +100,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     if fault == "no folder" and name in ("bench", "demo", "suspects"):
         return
     if fault == "something else":
-        suffix = {"kernel": ".npy", "store": ".zarr"}.get(name, "")
+        suffix = {"kernel": ".npy", "store": ".zarr", "rank": ".json"}.get(name, "")
         path = out.with_name(out.name + suffix)
         if name in ("store", "demo", "suspects"):
             path.touch()
@@ -118,7 +122,8 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     assert re.search(message, error), error
     assert str(out) in error
     assert "partial" not in error
-    left = {path.name for path in place.rglob("*")} - {"taken", "taken.npy", "taken.zarr", "m"}
+    known = {"taken", "taken.npy", "taken.zarr", "taken.json", "m"}
+    left = {path.name for path in place.rglob("*")} - known
     assert left == ({"m.zarr", ".lock"} if (name, fault) == ("store", "too small") else set())
 
 
@@ -192,7 +197,7 @@ def looked_at(name: str, kept: Path) -> None:
         assert sorted(os.listdir(kept)) == ["demo-d.html", "demo-d.json"]
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "store"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("store", "rank")])
 def test_a_result_whose_disk_is_full_is_kept_elsewhere(name: str, full: Path) -> None:
     words = COMMANDS[name][0]
     out = full / "m"

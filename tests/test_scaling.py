@@ -53,6 +53,7 @@ def test_each_image_has_its_own_mean_and_norm() -> None:
     assert np.allclose(wl.ZCA().fit(scaled).transform(scaled), wl.ZCA().fit(x).transform(x))
 
 
+@pytest.mark.filterwarnings("ignore:X lies far")
 @pytest.mark.parametrize("kind", [wl.ChannelStandardiser, wl.ImageNormaliser])
 def test_transformers_of_scikit_learn(kind: type) -> None:
     check_estimator(kind())
