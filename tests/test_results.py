@@ -155,3 +155,10 @@ def test_picture_of_calibration_is_the_same_each_time(tmp_path: Path) -> None:
     for picture in pictures:
         benchmark.plot(ROOT / "results" / "calibration.json", picture)
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_costs() -> None:
+    record = json.loads((ROOT / "docs" / "records" / "costs.json").read_text())
+    page = load_benchmark("costs").render(record)
+    assert "| 60,000 | " in page
+    assert page == (ROOT / "docs" / "costs.md").read_text()
