@@ -160,6 +160,19 @@ def main() -> None:
         plot(record, arguments.plot)
 
 
+def table(record: dict[str, Any]) -> str:
+    """Return the table of a record of theorem31."""
+    rows = ["| network | widths | networks a width | slope, 95 % |", "|---|---|---|---|"]
+    for decay in record["decays"]:
+        first, last = decay["widths"][0], decay["widths"][-1]
+        spread = 1.96 * decay["slope_error"]
+        rows.append(
+            f"| {decay['name']} | {first} to {last:,} | {len(decay['errors'][0])} | "
+            f"{decay['slope']:.2f} ± {spread:.2f} |"
+        )
+    return "\n".join(rows)
+
+
 def plot(record: dict[str, Any], out: Path) -> None:
     """Draw a record into an SVG file."""
     import matplotlib as mpl

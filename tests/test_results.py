@@ -103,6 +103,14 @@ def test_tabular() -> None:
     assert table in (ROOT / "docs" / "results.md").read_text()
 
 
+def test_theorem_31() -> None:
+    record = json.loads((ROOT / "results" / "theorem31.json").read_text())
+    table = load_benchmark("finite").table(record)
+    assert table in (ROOT / "docs" / "finite.md").read_text()
+    for decay in record["decays"]:
+        assert -0.6 < decay["slope"] < -0.4
+
+
 def test_calibration() -> None:
     path = ROOT / "results" / "calibration.json"
     benchmark = load_benchmark("calibration")
