@@ -10,6 +10,7 @@ import pytest
 
 import widelimit as wl
 from widelimit import plot
+from widelimit.experiments.finite_width import Decay, Run, Training, WeaklyTrained
 from widelimit.experiments.record import Curve, Point
 from widelimit.solvers import Spectrum
 
@@ -60,6 +61,12 @@ def toy() -> Any:
     )
 
 
+DECAY = Decay("toy", "", (16, 64), ((0.4, 0.6), (0.2, 0.3)), -0.5, 0.02, (0.1,), ((0.0,),) * 2)
+RUN = Run(64, 0, 10, 0.1, 0.0, (0.1, 0.2), 0.2, 0.9)
+TRAINING = Training("toy", "", 2, 2, 0.1, True, 0.8, 0.9, (1.0, 10.0), (RUN, RUN))
+WEAK = WeaklyTrained(
+    "toy", "", 2, 2, 0.1, (16, 64), ((0.5,), (0.6,)), ((0.5,), (0.2,)), 0.9, 0.9, 0.5
+)
 PICTURES = {
     "kernel_matrix": lambda t, **o: plot.kernel_matrix(t.k, t.y, **o),
     "spectrum": lambda t, **o: plot.spectrum(t.model, **o),
@@ -69,6 +76,9 @@ PICTURES = {
     "regression": lambda t, **o: plot.regression(
         t.line, np.linspace(-3, 3, 20), x_train=LINE, y_train=np.sin(LINE), draws=2, **o
     ),
+    "width_errors": lambda t, **o: plot.width_errors([DECAY], **o),
+    "training_gaps": lambda t, **o: plot.training_gaps(TRAINING, **o),
+    "weakly_trained": lambda t, **o: plot.weakly_trained([WEAK], **o),
     "influence": lambda t, **o: plot.influence(t.model.influence(t.x_test[:1], 4), t.x, t.y, **o),
 }
 

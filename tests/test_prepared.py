@@ -200,8 +200,10 @@ def test_several_threads_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_checked() -> None:
-    with pytest.raises(TypeError, match="net must be a Network or a list"):
-        PreparedKernel(["cntk"], X)  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="net must be a Network, a preset like"):
+        PreparedKernel([3], X)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="got 'cntk'"):
+        PreparedKernel(["cntk"], X)
     with pytest.raises(ValueError, match='dtype must be "float32" or "float64"'):
         PreparedKernel(NETS, X, dtype="half")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="threads must be at least 1"):
