@@ -700,12 +700,12 @@ def floating(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "match"),
     [
-        (truncated, "cannot read cat/3.png"),
-        (postscript, "cannot read cat/3.png"),
-        (lambda path: path.write_text("hello"), "cannot read cat/3.png"),
-        (lambda path: path.write_bytes(b""), "cannot read cat/3.png"),
-        (lambda path: path.write_bytes(png_of_size(30_000, 30_000)), "cannot read cat/3.png"),
-        (lambda path: path.write_bytes(png_of_size(6, 2**31 - 1)), "cannot read cat/3.png"),
+        (truncated, "cannot be read: cat/3.png"),
+        (postscript, "cannot be read: cat/3.png"),
+        (lambda path: path.write_text("hello"), "cannot be read: cat/3.png"),
+        (lambda path: path.write_bytes(b""), "cannot be read: cat/3.png"),
+        (lambda path: path.write_bytes(png_of_size(30_000, 30_000)), "cannot be read: cat/3.png"),
+        (lambda path: path.write_bytes(png_of_size(6, 2**31 - 1)), "cannot be read: cat/3.png"),
         (larger, r"4x6 \(9: .*, \.\.\.\), 4x7 \(1: cat/3.png\) .*size=\(4, 6\) \(--size 4x6\)"),
         (floating, "got floats in cat/3.png"),
     ],

@@ -199,7 +199,8 @@ def _read_images(
         try:
             image = read_image(path, folder, formats, changes)
         except ValueError as error:
-            bad.append(str(error).removeprefix(f"{folder}: "))
+            said = str(error).removeprefix(f"{folder}: cannot read ")
+            bad.append(said.removesuffix(": mend the file or remove it"))
             continue
         sizes[image.shape[:2]].append(path)
         if size is not None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from widelimit.arrays import FloatArray
 from widelimit.reading import open_regular
@@ -184,6 +184,8 @@ def read_image(
         Exception
     ) as error:  # a damaged image may raise anything, from SyntaxError to struct.error
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # whose words name an object of Python
+            reason = "it begins like no image that Pillow reads"
         raise ValueError(
             f"{folder}: cannot read {name} ({reason}): mend the file or remove it"
         ) from error
