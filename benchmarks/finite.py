@@ -161,15 +161,41 @@ def main() -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Return the table of a record of theorem31."""
+    """Return the tables of a record of theorem31, or the one of theorem32."""
+    if "training" in record:
+        return _training_table(record["training"])
     rows = ["| network | widths | networks a width | slope, 95 % |", "|---|---|---|---|"]
     for decay in record["decays"]:
         first, last = decay["widths"][0], decay["widths"][-1]
         spread = 1.96 * decay["slope_error"]
+        counts = sorted({len(errors) for errors in decay["errors"]})
+        number = " to ".join(str(n) for n in (counts[0], counts[-1])[: len(counts)])
         rows.append(
-            f"| {decay['name']} | {first} to {last:,} | {len(decay['errors'][0])} | "
+            f"| {decay['name']} | {first} to {last:,} | {number} | "
             f"{decay['slope']:.2f} ± {spread:.2f} |"
         )
+    rows += [
+        "",
+        "| mean of 200 networks | width | from the exact kernel | largest entry, beyond the bias |",
+        "|---|---|---|---|",
+    ]
+    rows += [
+        f"| {mean['name']} | {mean['width']} | {mean['relative_error']:.2%} | "
+        f"{mean['largest']:.1f} standard errors |"
+        for mean in record["means"]
+    ]
+    return "\n".join(rows)
+
+
+def _training_table(training: dict[str, Any]) -> str:
+    runs = training["runs"]
+    rows = ["| width | networks | largest gap on test points | training residual |"]
+    rows.append("|---|---|---|---|")
+    for width in sorted({run["width"] for run in runs}):
+        own = [run for run in runs if run["width"] == width]
+        gap = sum(run["gaps"][-1] for run in own) / len(own)
+        residual = max(run["residual"] for run in own)
+        rows.append(f"| {width:,} | {len(own)} | {gap:.3f} | {residual:.3f} |")
     return "\n".join(rows)
 
 

@@ -103,12 +103,14 @@ def test_tabular() -> None:
     assert table in (ROOT / "docs" / "results.md").read_text()
 
 
-def test_theorem_31() -> None:
-    record = json.loads((ROOT / "results" / "theorem31.json").read_text())
-    table = load_benchmark("finite").table(record)
-    assert table in (ROOT / "docs" / "finite.md").read_text()
-    for decay in record["decays"]:
+@pytest.mark.parametrize("name", ["theorem31", "theorem32"])
+def test_theorems(name: str) -> None:
+    record = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    assert load_benchmark("finite").table(record) in (ROOT / "docs" / "finite.md").read_text()
+    for decay in record.get("decays", []):
         assert -0.6 < decay["slope"] < -0.4
+    for mean in record.get("means", []):
+        assert mean["largest"] < 3
 
 
 def test_calibration() -> None:
