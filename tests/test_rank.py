@@ -143,3 +143,13 @@ def test_wrong_options_are_one_line(
     assert (result.stderr.count("\n"), "Traceback" in result.output) == (1, False), result.stderr
     assert words in result.stderr
     assert [path.name for path in data.parent.iterdir()] == ["ten.npz"]
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("widelimit.experiments.rank.gram", lambda *_, **__: pytest.fail("begun"))
+    (tmp_path / "file").touch()
+    done = call("digits", "--n", 20, "--out", tmp_path / "r.json", "--store", tmp_path / "file")
+    assert done.exit_code == 2
+    assert "file: this is no folder: give another path" in done.stderr

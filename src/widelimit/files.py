@@ -304,6 +304,22 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(encoded)
 
 
+def check_record(path: Path, store: Path, *, replace: bool) -> None:
+    """Refuse the path of a record, or of a folder for stores, that could not be written in the end.
+
+    Raises
+    ------
+    OSError
+        As for `check_file` and `check_folder`.
+    ValueError
+        If the record is no .json file.
+    """
+    if path.suffix != ".json":
+        raise ValueError(f"the record must be a .json file, got {path}")
+    check_file(path, replace=replace)
+    check_folder(store)
+
+
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a record as JSON, which has no NaN and no infinity, by `write_atomically`."""
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)

@@ -29,7 +29,7 @@ from widelimit.data.load import load_dataset
 from widelimit.estimators.scaling import ChannelStandardiser
 from widelimit.experiments.environment import describe_environment
 from widelimit.experiments.paper import CNN, CNTK, DEPTHS
-from widelimit.files import check_file
+from widelimit.files import check_record
 from widelimit.machine import peak_memory
 from widelimit.matrices import gram
 from widelimit.network import Dense, Flatten, LocalAvgPool, Network
@@ -159,9 +159,8 @@ class Rank:
             If the data cannot be read or have too few images, an option is wrong, or the record
             will not be written.
         """
-        if out.suffix != ".json":
-            raise ValueError(f"the record must be a .json file, got {out}")
-        check_file(out, replace=overwrite)
+        folder = out.with_name(f"{out.stem}.zarr") if store is None else store
+        check_record(out, folder, replace=overwrite)
         chosen = networks or architectures()
         if len(chosen) < 2:
             raise ValueError(f"a ranking needs two networks or more, got {len(chosen)}")
@@ -185,7 +184,6 @@ class Rank:
         pool = draw_training_sets(dataset.y_train, [count], rng)[0]
         how: Any = {"backend": backend, "threads": threads}
         cost = forecast(list(chosen.values()), dataset.image_shape, pool.size, **how)
-        folder = out.with_name(f"{out.stem}.zarr") if store is None else store
         how["memory"] = memory
         return cls(dataset, chosen, per_class, draws, seed, pool, cost, out, folder, how)
 

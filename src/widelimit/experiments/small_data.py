@@ -24,7 +24,7 @@ from widelimit.experiments import learning_curve
 from widelimit.experiments.design import DEPTH, Design, fixed_design
 from widelimit.experiments.methods import METHODS
 from widelimit.experiments.record import Record
-from widelimit.files import check_file, check_folder, own_folder
+from widelimit.files import check_record, own_folder
 from widelimit.matrices import gram
 from widelimit.matrices.progress import Progress
 from widelimit.network import Network
@@ -90,11 +90,8 @@ class SmallData:
         OSError, ValueError
             As for `Table1.prepare` and `fixed_design`.
         """
-        if out.suffix != ".json":
-            raise ValueError(f"the record must be a .json file, got {out}")
-        check_file(out, replace=overwrite)
         folder = out.with_name(f"{out.stem}-stores") if store is None else store
-        check_folder(folder)
+        check_record(out, folder, replace=overwrite)
         dataset = load_dataset(data, **(reading or {}))
         design = fixed_design(dataset, largest=largest, n_test=n_test, draws=draws, seed=seed)
         # Of a symmetric matrix as many inputs as make the pairs that there are.

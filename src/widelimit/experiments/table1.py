@@ -37,7 +37,7 @@ from widelimit.experiments.planning import (
     published,
 )
 from widelimit.experiments.protocol import Draw, Part, join_parts
-from widelimit.files import check_file, check_folder, own_folder, write_atomically
+from widelimit.files import check_folder, check_record, own_folder, write_atomically
 from widelimit.machine import peak_memory
 from widelimit.matrices import gram
 from widelimit.matrices.progress import Progress
@@ -122,11 +122,8 @@ class Table1:
         MemoryError
             If the equations do not fit.
         """
-        if out.suffix != ".json":
-            raise ValueError(f"the record must be a .json file, got {out}")
-        check_file(out, replace=overwrite)
         folder = out.with_name(f"{out.stem}-stores") if store is None else store
-        check_folder(folder)
+        check_record(out, folder, replace=overwrite)
         dataset = load_dataset(data, **(reading or {}))
         how: Any = {"backend": backend, "threads": threads}
         columns, notes = planned_before(folder, asked, dataset) or make_plan(dataset, asked, how)
