@@ -44,7 +44,7 @@ there is somebody to ask (`--yes` means: do not).
 - Half the side of the images is a sixteenth of the time of CNTK-GAP: `--size 32x32`.
 - CNTK-V costs a thousandth, and pooling is worth more the fewer images there are.
 - Depth counts in proportion: `cntk-gap-4` takes a third of `cntk-gap-11`.
-- A card ([docs/gpu.md](gpu.md)) is about a hundred times as fast as a processor.
+- A card is much faster: [docs/gpu.md](gpu.md) has its rates.
 
 The times below are **predicted** from rates that were measured with {threads} threads on the
 machine of the record: float32, the symmetric matrix of all images. Solving comes once, for the

@@ -97,16 +97,19 @@ def test_small_work_is_not_measured(clock: Clock) -> None:
 
 
 def test_what_would_be_cheaper(clock: Clock) -> None:
-    found = dict(cheaper([wl.cntk_gap(11)], PHOTOS, 500))
+    def options(net: wl.Network, shape: tuple[int, ...], n: int) -> list[tuple[str, float]]:
+        return cheaper(estimate([net], shape, n), [net], shape, n)
+
+    found = dict(options(wl.cntk_gap(11), PHOTOS, 500))
     now = estimate([wl.cntk_gap(11)], PHOTOS, 500).seconds
     assert found["--size 64x64"] == pytest.approx(now / 16, rel=1e-3)
     assert found["--size 32x32"] == pytest.approx(now / 256, rel=1e-3)
     assert found["--net cntk-gap-5"] == pytest.approx(now * 0.4, rel=1e-3)
     assert found["--net cntk-vanilla-11"] < now / 1000
     assert all(seconds < 0.9 * now for seconds in found.values())
-    wide = dict(cheaper([wl.cntk_gap(3)], (50, 100, 3), 500))
+    wide = dict(options(wl.cntk_gap(3), (50, 100, 3), 500))
     assert list(wide) == ["--size 32x64", "--size 16x32", "--net cntk-vanilla-3"]
-    assert cheaper([wl.ntk_dense(3)], (784,), 60_000) == []
+    assert options(wl.ntk_dense(3), (784,), 60_000) == []
 
 
 def test_equations_take_their_time() -> None:

@@ -36,8 +36,6 @@ DATA_HELP = (
     ".h5, .csv, an archive of CIFAR, IDX."
 )
 
-_NAMED = ("digits", "fashion-mnist", "cifar10")
-
 
 def _words(*words: str) -> Callable[[str], list[str]]:
     """Return what a shell completes an unfinished word to."""
@@ -46,6 +44,12 @@ def _words(*words: str) -> Callable[[str], list[str]]:
         return [word for word in words if word.startswith(incomplete)]
 
     return complete
+
+
+def _data_sets(incomplete: str) -> list[str]:
+    from widelimit.data.load import NAMED
+
+    return _words(*NAMED)(incomplete)
 
 
 def _networks(incomplete: str) -> list[str]:
@@ -64,7 +68,7 @@ BackendOption = Annotated[
     ),
 ]
 DataArgument = Annotated[
-    str, typer.Argument(metavar="DATA", help=DATA_HELP, autocompletion=_words(*_NAMED))
+    str, typer.Argument(metavar="DATA", help=DATA_HELP, autocompletion=_data_sets)
 ]
 Yes = Annotated[
     bool, typer.Option("--yes", "-y", help="Do not ask before work of more than ten minutes.")
@@ -252,7 +256,7 @@ def common(
 
 @command()
 def demo(
-    data: Annotated[str, typer.Option(help=DATA_HELP, autocompletion=_words(*_NAMED))] = "digits",
+    data: Annotated[str, typer.Option(help=DATA_HELP, autocompletion=_data_sets)] = "digits",
     out: Annotated[str, typer.Option(help="Folder for the report.")] = "out",
     draws: Annotated[
         int | None,
@@ -283,7 +287,7 @@ def demo(
     with exits():
         from rich.console import Console
 
-        from widelimit.job import check_channels_word, read_image_shape, read_size
+        from widelimit.job import read_reading
         from widelimit.report.demo import Demo
 
         with user_input(), _warnings():
@@ -294,11 +298,7 @@ def demo(
                 seed=seed,
                 minutes=minutes,
                 threads=threads,
-                channels=check_channels_word(channels),
-                size=read_size(size),
-                skip_bad=skip_bad,
-                label=label,
-                image_shape=read_image_shape(image_shape),
+                **read_reading(channels, size, skip_bad, label, image_shape),
                 quick=quick,
             )
         job.run(Console())
@@ -407,14 +407,7 @@ def kernel(
     stored = out is not None and out.endswith(".zarr")
     kept = "the finished tiles are kept, the same command goes on" if stored else NOTHING_WRITTEN
     with exits(kept), user_input(), _warnings():
-        from widelimit.job import (
-            Job,
-            check_channels_word,
-            describe_store,
-            read_image_shape,
-            read_network,
-            read_size,
-        )
+        from widelimit.job import Job, describe_store, read_network, read_reading
 
         if status is not None:
             if inputs is not None or out is not None or net:
@@ -436,11 +429,7 @@ def kernel(
             dtype=dtype,
             backend=backend,
             threads=threads,
-            channels=check_channels_word(channels),
-            size=read_size(size),
-            skip_bad=skip_bad,
-            label=label,
-            image_shape=read_image_shape(image_shape),
+            **read_reading(channels, size, skip_bad, label, image_shape),
             memory=memory,
             verify=verify,
             allow_mixed=allow_mixed,
@@ -534,13 +523,7 @@ def fit(
     kept = NOTHING_WRITTEN if store is None else "finished tiles are kept, the same command goes on"
     with exits(kept), user_input(), _warnings():
         from widelimit.classify import Fit, read_choice
-        from widelimit.job import (
-            check_backend,
-            check_channels_word,
-            read_image_shape,
-            read_network,
-            read_size,
-        )
+        from widelimit.job import check_backend, read_network, read_reading
 
         networks = [read_network(text) for text in net or []]
         job = Fit.prepare(
@@ -549,11 +532,7 @@ def fit(
             overwrite=overwrite,
             per_class=per_class,
             test=test,
-            channels=check_channels_word(channels),
-            size=read_size(size),
-            skip_bad=skip_bad,
-            label=label,
-            image_shape=read_image_shape(image_shape),
+            **read_reading(channels, size, skip_bad, label, image_shape),
             seed=seed,
             net=None if not networks else networks[0] if len(networks) == 1 else networks,
             kind=kind,
@@ -647,23 +626,13 @@ def suspects(
     """
     with exits(), user_input(), _warnings():
         from widelimit.classify import Suspicion, read_choice
-        from widelimit.job import (
-            check_backend,
-            check_channels_word,
-            read_image_shape,
-            read_network,
-            read_size,
-        )
+        from widelimit.job import check_backend, read_network, read_reading
 
         job = Suspicion.prepare(
             data,
             out,
             overwrite=overwrite,
-            channels=check_channels_word(channels),
-            size=read_size(size),
-            skip_bad=skip_bad,
-            label=label,
-            image_shape=read_image_shape(image_shape),
+            **read_reading(channels, size, skip_bad, label, image_shape),
             net=None if net is None else read_network(net),
             ridge=read_choice("ridge", ridge),
             backend=check_backend(backend),
@@ -774,7 +743,7 @@ def table1(
         from widelimit.experiments.planning import COLUMNS, Asked
         from widelimit.experiments.table1 import Table1
         from widelimit.files import write_record
-        from widelimit.job import check_backend, check_channels_word, read_numbers, read_size
+        from widelimit.job import check_backend, read_numbers, read_reading
         from widelimit.report.table1 import to_markdown
 
         asked = Asked(
@@ -797,11 +766,7 @@ def table1(
             out,
             store,
             overwrite=overwrite,
-            reading={
-                "channels": check_channels_word(channels),
-                "size": read_size(size),
-                "skip_bad": skip_bad,
-            },
+            reading=read_reading(channels, size, skip_bad),
             backend=check_backend(backend),
             threads=threads,
             memory=memory,
@@ -859,7 +824,7 @@ def small_data(
         from widelimit.experiments.learning_curve import CURVE_STAGE, METHODS
         from widelimit.experiments.small_data import SmallData
         from widelimit.files import write_atomically
-        from widelimit.job import check_backend, check_channels_word, read_size
+        from widelimit.job import check_backend, read_reading
         from widelimit.report.terminal import make_tables
 
         job = SmallData.prepare(
@@ -871,11 +836,7 @@ def small_data(
             draws=draws,
             seed=seed,
             overwrite=overwrite,
-            reading={
-                "channels": check_channels_word(channels),
-                "size": read_size(size),
-                "skip_bad": skip_bad,
-            },
+            reading=read_reading(channels, size, skip_bad),
             backend=check_backend(backend),
             threads=threads,
             memory=memory,
@@ -944,13 +905,7 @@ def rank(
     ):
         from widelimit.experiments.rank import Rank
         from widelimit.files import write_record
-        from widelimit.job import (
-            check_backend,
-            check_channels_word,
-            read_network,
-            read_numbers,
-            read_size,
-        )
+        from widelimit.job import check_backend, read_network, read_numbers, read_reading
         from widelimit.report.rank import to_markdown
 
         job = Rank.prepare(
@@ -963,11 +918,7 @@ def rank(
             draws=draws,
             seed=seed,
             overwrite=overwrite,
-            reading={
-                "channels": check_channels_word(channels),
-                "size": read_size(size),
-                "skip_bad": skip_bad,
-            },
+            reading=read_reading(channels, size, skip_bad),
             backend=check_backend(backend),
             threads=threads,
             memory=memory,

@@ -158,6 +158,7 @@ def estimate(
 
 
 def cheaper(
+    now: Cost,
     networks: Sequence[Network],
     shape: Sequence[int],
     n1: int,
@@ -168,12 +169,13 @@ def cheaper(
 
     Parameters
     ----------
+    now : Cost
+        What `estimate` says of the rest.
     networks, shape, n1, n2, **how
         As for `estimate`.
     """
     if len(shape) != 3 or all(network.is_dense for network in networks):
         return []
-    now = estimate(networks, shape, n1, n2, **how)
     h, w, c = shape
     tried: list[tuple[str, float]] = []
     side = max(h, w)
@@ -257,7 +259,7 @@ def forecast(
     cost = estimate(networks, shape, n1, n2, **how)
     solving = 0.0 if solve is None else solving_seconds(n1, decompose=solve == "eigenvectors")
     long = cost.seconds >= _WORTH_LESS
-    return Forecast(cost, solving, cheaper(networks, shape, n1, n2, **how) if long else [])
+    return Forecast(cost, solving, cheaper(cost, networks, shape, n1, n2, **how) if long else [])
 
 
 def solving_seconds(n: int, *, decompose: bool = False) -> float:
@@ -267,8 +269,7 @@ def solving_seconds(n: int, *, decompose: bool = False) -> float:
     ----------
     n : int
     decompose : bool
-        Whether its eigenvectors are computed, as for ridge="loo": about thirty times a Cholesky
-        factor.
+        Whether its eigenvectors are computed, as for ridge="loo".
     """
     key = ["solve", decompose]
     if n < _SOLVED:
@@ -346,8 +347,7 @@ def _measure(
 ) -> float:
     """Compute some pairs, and as many more until they take long enough to be timed."""
     each = _element_layers(networks, shape, kinds)
-    speed = _GUESS * threads
-    rows = threads * max(1, round(_PROBE * speed / threads / (_LANES * each))) if each else 256
+    rows = threads * max(1, round(_PROBE * _GUESS / (_LANES * each))) if each else 256
     columns = _LANES if each else 256
     rng = np.random.default_rng(0)
     while True:

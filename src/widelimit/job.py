@@ -182,7 +182,9 @@ def explain_networks(
         f"{matrices} of {inputs:,} x {inputs:,}: {to_size(cost.result)} in an .npy file, "
         f"{to_size(cost.stored)} in a store",
     ]
-    others = [f"{words} {duration(s)}" for words, s in cheaper(networks, shape, inputs, **how)]
+    others = [
+        f"{words} {duration(s)}" for words, s in cheaper(cost, networks, shape, inputs, **how)
+    ]
     if others:
         lines.append(f"cheaper: {', '.join(others)}")
     given = [str(net) for net in networks] if names is None else list(names)
@@ -244,6 +246,29 @@ def check_backend(name: str) -> BackendName:
     except RuntimeError as error:
         raise ValueError(str(error)) from error
     return chosen
+
+
+def read_reading(
+    channels: str | None,
+    size: str | None,
+    skip_bad: bool,
+    label: str | None = None,
+    image_shape: str | None = None,
+) -> dict[str, Any]:
+    """Return how options of the command line want data to be read, as `load_dataset` takes it.
+
+    Raises
+    ------
+    ValueError
+        If one of them is none of its words.
+    """
+    return {
+        "channels": check_channels_word(channels),
+        "size": read_size(size),
+        "skip_bad": skip_bad,
+        "label": label,
+        "image_shape": read_image_shape(image_shape),
+    }
 
 
 def check_channels_word(channels: str | None) -> Channels:

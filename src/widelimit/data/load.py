@@ -55,6 +55,8 @@ _FOLDERS = {
         *("cifar-100-binary.tar.gz", "cifar-100-python.tar.gz", "cifar-100-matlab.tar.gz"),
     ),
 }
+NAMED = ("digits", *_FOLDERS)
+"""Data sets that have names."""
 _HOW_TO_GET = {
     "fashion-mnist": (
         "install Debian's package dataset-fashion-mnist, or download train-images-idx3-ubyte.gz, "
@@ -447,9 +449,8 @@ def _members(path: Path) -> str:
 
 
 def _explain_missing(name: str, path: Path) -> str:
-    known = ["digits", *_FOLDERS]
     message = f"there is no data set and no path {name!r}"
-    if similar := difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6):
+    if similar := difflib.get_close_matches(name.lower(), NAMED, n=1, cutoff=0.6):
         return f"{message}: did you mean {similar[0]}?"
     if path.parent.is_dir():
         try:
@@ -459,7 +460,7 @@ def _explain_missing(name: str, path: Path) -> str:
         if similar := difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6):
             return f"{message}: did you mean {path.parent / similar[0]}?"
         return (
-            f"{message}: give {', '.join(known)}, a folder of images by class, or a file "
+            f"{message}: give {', '.join(NAMED)}, a folder of images by class, or a file "
             "(.npz, .mat, .h5, .csv)"
         )
     existing = next(parent for parent in path.absolute().parents if parent.is_dir())

@@ -12,8 +12,8 @@ from sklearn.gaussian_process import kernels  # pyright: ignore[reportMissingTyp
 
 from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
-from widelimit.estimators.metric import NetworkKernel, read_network
-from widelimit.matrices.inputs import Channels
+from widelimit.estimators.metric import NetworkKernel
+from widelimit.matrices.inputs import Channels, check_networks
 from widelimit.network import Conv, Dense, Network
 from widelimit.program import Kind
 
@@ -116,7 +116,8 @@ class NTK(NetworkKernel):
     @property
     def network(self) -> Network:
         """The network with these standard deviations."""
-        return with_std(read_network(self.net), self.w_std, self.b_std)
+        (network,) = check_networks([self.net])
+        return with_std(network, self.w_std, self.b_std)
 
     @property
     def hyperparameter_w_std(self) -> Any:

@@ -10,17 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.gaussian_process import kernels  # pyright: ignore[reportMissingTypeStubs]
 
-from widelimit.architectures import named_network
 from widelimit.arrays import FloatArray
 from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
 from widelimit.estimators.samples import resolve_shape, split_shape
-from widelimit.matrices.inputs import Channels
+from widelimit.matrices.inputs import Channels, check_networks
 from widelimit.matrices.kernel import kernel, kernel_diagonal
 from widelimit.network import Network
 from widelimit.program import Kind
 
-__all__ = ["KernelMetric", "NetworkKernel", "read_network"]
+__all__ = ["KernelMetric", "NetworkKernel"]
 
 _Matrix: TypeAlias = NDArray[Any]
 # scikit-learn has no types. Of its kernels pairwise_kernels asks for whole matrices, of any other
@@ -87,11 +86,6 @@ class NetworkKernel(_Kernel):
         return rows if shape is None else rows.reshape(-1, *shape)
 
 
-def read_network(net: Network | str) -> Network:
-    """Return a network that is given, or named."""
-    return named_network(net) if isinstance(net, str) else net
-
-
 @dataclass
 class KernelMetric(NetworkKernel):
     """The kernel of a network as a callable: ``SVC(kernel=KernelMetric("cntk-gap-11", ...))``.
@@ -137,7 +131,8 @@ class KernelMetric(NetworkKernel):
     @property
     def network(self) -> Network:
         """The network whose kernel it is."""
-        return read_network(self.net)
+        (network,) = check_networks([self.net])
+        return network
 
     def __call__(self, x1: Any, x2: Any = None, eval_gradient: bool = False) -> Any:
         """Return the kernel between rows or images, (n1, n2); a float between two rows (d,).

@@ -141,7 +141,7 @@ standardisation_, whiten_, whiten_grid_, whiten_curve_, store_, n_features_in_, 
         store: str | os.PathLike[str] | None = None,
         memory: int | str | None = None,
         executor: Any = None,
-        progress: bool = False,
+        progress: bool | Callable[[Any], None] = False,
     ) -> None:
         super().__init__(
             net,
