@@ -895,8 +895,7 @@ def rank(
 ) -> None:
     """Rank architectures on few images, by leaving one out and by a validation set.
 
-    With Kendall's tau: between few images and more, between leaving one out and validation, and
-    with the paper's columns for all of CIFAR-10.
+    Kendall's tau compares few images with more, both ways of scoring, and the paper's columns.
     """
     with (
         exits("finished tiles are kept, the same command goes on"),

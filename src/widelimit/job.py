@@ -345,7 +345,7 @@ def _with_channel(text: str, values: NDArray[Any]) -> NDArray[Any]:
     if w <= 4:
         raise ValueError(
             f"{text} must hold rows (n, d) or images (n, h, w, c), got {values.shape}: one image "
-            f"is (1, {n}, {h}, {w}), series of {h} values in {w} channels are ({n}, 1, {h}, {w}), "
+            f"is (1, {n}, {h}, {w}), series of {h} values in {w} channels are ({n}, {h}, 1, {w}), "
             f"and grey images of {h} x {w} pixels are ({n}, {h}, {w}, 1)"
         )
     warnings.warn(f"{text}: taken for {n:,} grey images of {h} x {w} pixels", stacklevel=3)
