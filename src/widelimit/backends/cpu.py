@@ -118,6 +118,7 @@ def profile_arrays(
 
 @dataclass(frozen=True, eq=False)
 class _Profile:
+    compiled: _Compiled  # looking it up for each call would cost more than handing out the call
     batch: Any
     scale: FloatArray  # (n,): images were divided by it
     dtype: Dtype
@@ -173,7 +174,8 @@ class CpuBackend:
         made = profile_arrays(program, images, dtype)
         make = _engine.Batch32 if dtype == "float32" else _engine.Batch64
         arrays = (made.images, made.profiles, made.biases, identity, made.diagonal)
-        return _Profile(make(_compile(program).program, *arrays), made.scale, dtype)
+        compiled = _compile(program)
+        return _Profile(compiled, make(compiled.program, *arrays), made.scale, dtype)
 
     def sums(
         self,
@@ -186,7 +188,7 @@ class CpuBackend:
         """Run the engine on lane groups of the columns; see `Backend.sums`."""
         assert isinstance(left, _Profile)
         assert isinstance(right, _Profile)
-        compiled = _compile(program)
+        compiled = left.compiled
         result = np.empty((len(program.taps), 2, *pairs.shape))
         run = _engine.run32 if left.dtype == "float32" else _engine.run64
         rows, columns = pairs.rows, pairs.columns
