@@ -632,7 +632,7 @@ def test_an_extension_that_was_stopped_goes_on(
     monkeypatch.setattr(TileStore, "copy", note)
     with pytest.raises(KeyboardInterrupt):
         wl.gram(VANILLA, X, store=path, threads=1, reuse=old, progress=interrupt)
-    assert stop <= len(open_tiles(path).finished()) < 15
+    assert stop <= len(open_tiles(path).finished()) <= 15  # what is complete is kept
     if lost:
         shutil.rmtree(old)
     wl.gram(VANILLA, X, store=path, threads=1, reuse=None if lost else old)
@@ -895,8 +895,8 @@ def test_plans_fit(
 
 
 def test_columns_are_held_for_all_tasks_under_way() -> None:
-    """Two for each thread; no more tiles are open than that all threads have work."""
-    for threads, calls, columns in ((1, 99, 2), (8, 99, 2), (8, 8, 3), (8, 3, 7), (8, 1, 10)):
+    """Four for each thread; no more tiles are open than that all threads have work."""
+    for threads, calls, columns in ((1, 99, 2), (8, 99, 2), (8, 16, 3), (8, 6, 7), (8, 1, 10)):
         assert columns_in_use(threads, calls) == columns
 
 
@@ -915,15 +915,16 @@ def test_what_a_plan_takes() -> None:
     )
     megabyte = 2**20  # small things of a thread
     tile = 10 * 10 * 4
-    # Three threads: each has finished a tile of six matrices, and two more are handed out; of each
-    # finished one there are a whole, an encoded and a checked copy of a matrix, and which of its
-    # entries are NaN; and one of another store. Five blocks of profiles are held and one is made,
-    # of samples that are there thrice; two holes of a block are kept by the allocator. 100 x 100
-    # tiles are in some sets, with six checksums each.
+    # Three threads: each has finished a tile of six matrices, and two more are handed out; of the
+    # one that a thread more stores there are a whole, an encoded and a checked copy of a matrix,
+    # and which of its entries are NaN; and one of another store. Five blocks of profiles are held
+    # and one is made, of samples that are there thrice; two holes of a block are kept by the
+    # allocator. 100 x 100 tiles are in some sets, with six checksums each.
     need = (
         3 * (10**9 + 10**5 + 10 * 10 + megabyte)
+        + megabyte
         + 5 * 6 * tile
-        + (3 * 3 + 1) * tile
+        + 4 * tile
         + (6 + 2) * 10**7
         + 3 * 10**4
         + 100**2 * (8 + 4 * 6)

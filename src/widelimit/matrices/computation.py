@@ -19,7 +19,7 @@ from widelimit.matrices.families import calls, find_families, profile_bytes, scr
 from widelimit.matrices.inputs import number_samples
 from widelimit.matrices.manifest import Maker, Manifest
 from widelimit.matrices.matrix import read_manifest
-from widelimit.matrices.plan import Plan, Sizes, solve
+from widelimit.matrices.plan import IN_FLIGHT, Plan, Sizes, solve
 from widelimit.matrices.profiles import Samples, make_sides
 from widelimit.matrices.store import TileStore
 from widelimit.matrices.stored_inputs import StoredInputs
@@ -79,7 +79,7 @@ class Computation:
 
         @cache
         def cut(side: int) -> tuple[int, int]:
-            return calls(families, manifest.dtype, side, 2 * threads)
+            return calls(families, manifest.dtype, side, IN_FLIGHT * threads)
 
         *_, n1, n2 = manifest.shape
         return Sizes(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Self
 
 from widelimit.backends.base import Dtype, Entries
 from widelimit.machine import blas_on_one_thread
 from widelimit.matrices.families import Family, calls, profile_bytes
 from widelimit.matrices.passes import Output, Pass
-from widelimit.matrices.plan import columns_in_use, most_open
+from widelimit.matrices.plan import IN_FLIGHT, columns_in_use, most_open
 from widelimit.matrices.profiles import Block, Samples, Side, make_sides
 from widelimit.matrices.sinks import Diagonal, InMemory, Sink
 from widelimit.matrices.threads import Threads
@@ -34,7 +37,7 @@ _BLAS_ALONE = 2**16  # entries; of fewer it takes longer to set the BLAS than to
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What one task has done: entries of one family, and perhaps the last of a tile."""
+    """What has been done: entries of one family, or a whole tile, which its sink has taken."""
 
     entries: int
     family: int
@@ -44,11 +47,10 @@ class Done:
 class _OpenTile:
     """A tile whose tasks are under way."""
 
-    def __init__(self, key: Key, values: Output, sink: Sink) -> None:
+    def __init__(self, key: Key, values: Output, complete: Callable[[], None]) -> None:
         self.key, self.values = key, values
-        self._sink = sink
+        self._complete = complete
         self._left = 1  # the task of handing out tasks
-        self._handed_over = False
         self._lock = threading.Lock()
 
     def add(self) -> None:
@@ -56,24 +58,68 @@ class _OpenTile:
         with self._lock:
             self._left += 1
 
-    def remove(self) -> Key | None:
-        """Count one task less; hand the tile over after the last, and return its key."""
+    def remove(self) -> None:
+        """Count one task less; after the last the tile is complete."""
         with self._lock:
             self._left -= 1
             if self._left:
-                return None
-        self._sink.end(self.key, self.values)
-        self._handed_over = True
-        return self.key
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a task is under way, or the tile is being handed over."""
-        return not self._handed_over
+                return
+        self._complete()
 
     def run(self, compute: Callable[[], int], family: int) -> Done:
         """Run one task."""
-        return Done(compute(), family, self.remove())
+        entries = compute()
+        self.remove()
+        return Done(entries, family, None)
+
+
+class _OpenTiles:
+    """Tiles that are begun, until their sink has taken them, on a thread of its own.
+
+    Threads that compute never wait for a disk. What is complete when a run ends is still taken.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="widelimit-sink")
+        self._open = 0
+        self._ended: SimpleQueue[tuple[Key, Future[None]]] = SimpleQueue()
+        self._taken: list[Key] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+
+    def begin(self, key: Key) -> _OpenTile:
+        """Begin a tile."""
+        values = self._sink.begin(key)
+        self._open += 1
+
+        def complete() -> None:
+            taking = self._thread.submit(self._sink.end, key, values)
+            taking.add_done_callback(lambda taking: self._ended.put((key, taking)))
+
+        return _OpenTile(key, values, complete)
+
+    def count(self, *, wait: bool = False) -> int:
+        """Return how many are open; raise what the sink has raised. `wait`: until one is taken."""
+        while self._open:
+            try:
+                key, taking = self._ended.get(block=wait)
+            except Empty:
+                break
+            self._open, wait = self._open - 1, False
+            taking.result()
+            self._taken.append(key)
+        return self._open
+
+    def taken(self) -> list[Key]:
+        """Return those that the sink has taken since the last call."""
+        self.count()
+        keys, self._taken = self._taken, []
+        return keys
 
 
 class Engine:
@@ -129,23 +175,26 @@ class Engine:
         """
         # Threads here share the processors out; those of a BLAS would come on top of them.
         large = self._grid.n1 * self._grid.n2 > _BLAS_ALONE
-        with Threads(self._threads) as threads, blas_on_one_thread() if large else nullcontext():
-            yield from threads.run(self._tasks(keys, sink, threads))
+        blas = blas_on_one_thread() if large else nullcontext()
+        with _OpenTiles(sink) as tiles, Threads(self._threads) as threads, blas:
+            for done in threads.run(self._tasks(keys, tiles, threads)):
+                yield done
+                yield from (Done(0, 0, key) for key in tiles.taken())
+            while tiles.count(wait=True):
+                yield from (Done(0, 0, key) for key in tiles.taken())
+            yield from (Done(0, 0, key) for key in tiles.taken())
 
     def _tasks(
-        self, keys: Iterable[Key], sink: Sink, threads: Threads
+        self, keys: Iterable[Key], tiles: _OpenTiles, threads: Threads
     ) -> Iterator[Callable[[], Done] | None]:
         """Yield tasks; None while what they need would be more than `Sizes.need` counts."""
-        tiles: list[_OpenTile] = []
         for key in keys:
-            while len(tiles := [tile for tile in tiles if tile.is_open]) >= most_open(
-                self._threads
-            ):
+            while tiles.count() >= most_open(self._threads):
                 yield None
-            yield from self._tile(key, sink, threads, tiles)
+            yield from self._tile(key, tiles, threads)
 
     def _tile(
-        self, key: Key, sink: Sink, threads: Threads, tiles: list[_OpenTile]
+        self, key: Key, tiles: _OpenTiles, threads: Threads
     ) -> Iterator[Callable[[], Done] | None]:
         """Begin one tile, and yield its tasks."""
         sides: list[list[Block]] = []
@@ -154,16 +203,14 @@ class Engine:
                 yield None
             sides.append(side.block(index, threads))
         entries = self._entries(key)
-        tile = _OpenTile(key, sink.begin(key), sink)
-        tiles.append(tile)
+        tile = tiles.begin(key)
         for index, (family, a, b) in enumerate(zip(self._families, *sides, strict=True)):
             mirrored = entries.part == "upper"
             part = Pass(family, self._dtype, a, b, mirrored, tile.values, threads.cancel)
             for compute in part.tasks(entries):
                 tile.add()
                 yield partial(tile.run, compute, index)
-        if finished := tile.remove():
-            yield partial(Done, 0, 0, finished)
+        tile.remove()
 
     def _entries(self, key: Key) -> Entries:
         """Return which entries of a tile are computed."""
@@ -240,7 +287,7 @@ def held_blocks(
     families: Sequence[Family], dtype: Dtype, grid: Grid, threads: int
 ) -> tuple[int, int]:
     """Return how many blocks of profiles of rows and of columns `fill` holds: what is useful."""
-    count, _ = calls(families, dtype, grid.tile, 2 * threads)
+    count, _ = calls(families, dtype, grid.tile, IN_FLIGHT * threads)
     columns = columns_in_use(threads, count)
     room = min(family.backend.profile_room() for family in families)
     fit = room // (grid.tile * profile_bytes(families, dtype))

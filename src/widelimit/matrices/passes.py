@@ -101,7 +101,7 @@ def _check_range(value: FloatArray, dtype: np.dtype[Any]) -> None:
     """Refuse values that the dtype of the result cannot hold."""
     limits = np.finfo(dtype)
     least, most = float(limits.smallest_normal), float(limits.max)
-    largest = float(np.max(np.abs(value)))
+    largest = max(float(value.max()), -float(value.min()))  # NaN if any is
     if not largest <= most or 0 < largest < least:
         remedy = "use dtype='float64', or" if dtype == np.float32 else "use"
         raise OverflowError(

@@ -9,7 +9,19 @@ from itertools import islice
 
 from widelimit.matrices.tiles import Grid, Key
 
-__all__ = ["Plan", "Sizes", "batches", "columns_in_use", "most_open", "solve", "tasks_in_flight"]
+__all__ = [
+    "IN_FLIGHT",
+    "Plan",
+    "Sizes",
+    "batches",
+    "columns_in_use",
+    "most_open",
+    "solve",
+    "tasks_in_flight",
+]
+
+IN_FLIGHT = 4
+"""Tasks that each thread has: those that wait outlast the profiles of the next block of samples."""
 
 _SIDES = (1024, 512, 256, 128, 64)
 _TILE_COST = 5e10  # element-layers: half a minute of one core, the most that a kill can cost it
@@ -31,11 +43,11 @@ def columns_in_use(threads: int, calls: int) -> int:
     Parameters
     ----------
     threads : int
-        Each has two tasks in flight.
+        Each has `IN_FLIGHT` tasks.
     calls : int
         Into which a tile is cut, at least.
     """
-    return min(most_open(threads), 1 + math.ceil(2 * threads / calls))
+    return min(most_open(threads), 1 + math.ceil(IN_FLIGHT * threads / calls))
 
 
 def tasks_in_flight(size: int) -> int:
@@ -118,13 +130,14 @@ class Sizes:
     def need(self, tile: int, threads: int, held: int) -> int:
         """Return the bytes that are taken at the peak, with so many blocks of profiles held."""
         # Of a tile that is being finished one matrix is copied to be filled up, encoded, and given
-        # its checksum, after a look for NaN. One of another store may be read meanwhile.
-        tiles = most_open(threads) * self.matrices * self.entry + (threads * 3 + 1) * self.entry
+        # its checksum, after a look for NaN, on one thread more. One of another store may be read
+        # meanwhile.
+        tiles = (most_open(threads) * self.matrices + 4) * self.entry
         blocks = (held + 1) * self.profile + 3 * self.sample
         thread = self.scratch + self.calls(tile)[1] + tile**2 + _THREAD
         # What is freed between blocks that are held may fit nothing that is wanted then.
         holes = 2 * min(_MAX_HOLE, tile * max(self.profile, self.sample))
-        taken = threads * thread + tile**2 * tiles + tile * blocks + holes
+        taken = threads * thread + _THREAD + tile**2 * tiles + tile * blocks + holes
         return taken + self.bookkeeping(tile)
 
     def bookkeeping(self, tile: int) -> int:

@@ -12,6 +12,8 @@ from typing import Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from widelimit.matrices.plan import IN_FLIGHT
+
 __all__ = ["Threads"]
 
 _PAUSE = 1e-3  # seconds
@@ -48,7 +50,7 @@ class Threads:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, tasks: Iterable[Callable[[], _Result] | None]) -> Iterator[_Result]:
-        """Run tasks, two for each thread in flight; yield what each returns, as they finish.
+        """Run tasks, `IN_FLIGHT` for each thread; yield what each returns, as they finish.
 
         None for a task: none can be begun before another one has ended.
         """
@@ -61,7 +63,7 @@ class Threads:
                 under_way += 1
             elif not under_way:
                 time.sleep(_PAUSE)  # what has finished is being let go of
-            patience, most = (_PAUSE, 0) if task is None else (None, 2 * self._n - 1)
+            patience, most = (_PAUSE, 0) if task is None else (None, IN_FLIGHT * self._n - 1)
             while under_way > most:
                 try:
                     future = ended.get(timeout=patience)
