@@ -267,7 +267,7 @@ def test_every_slice_is_in_one_entry(h: int, w: int, pools: list[Any]) -> None:
     for di, dj, variant in program.slices.tolist():
         for d in ((di, dj), (-di, -dj)):
             assert found[d] == 1
-            assert depth_of[d] >= len(program.variants[variant])
+            assert depth_of[d] >= len(program.variants[int(variant)])
     assert entries[0][:3] == (0, 0, ALONE)
     # What is not its own opposite is followed by its opposite.
     rest = [entry for entry in entries if entry[2] != ALONE]

@@ -285,7 +285,7 @@ def nets(draw: st.DrawFn) -> Network:
 def slices_of(program: Program) -> dict[tuple[int, int], int]:
     """Displacement of every slice, negative ones too -> number of nodes that it goes through."""
     found = {
-        (di, dj): len(program.variants[variant]) for di, dj, variant in program.slices.tolist()
+        (di, dj): len(program.variants[int(variant)]) for di, dj, variant in program.slices.tolist()
     }
     assert all(d >= (0, 0) for d in found)
     assert list(found) == sorted(found)

@@ -201,8 +201,8 @@ class Program:
             wanted[node] = mask if before is None or before is mask else before | mask
 
         for tap in self.taps:
-            rows, columns = (tap.weights(extent).any(axis=1) for extent in (h, w))
-            want(tap.node, (rows[:, None] & columns)[h - 1 :])
+            rows, columns = (tap.weights(extent).max(axis=1) > 0 for extent in (h, w))
+            want(tap.node, np.logical_and.outer(rows[h - 1 :], columns))
         for number in range(len(self.nodes), 0, -1):
             mask = wanted[number]
             assert mask is not None  # what no tap needs is no node

@@ -98,7 +98,7 @@ class ReferenceBackend:
         for di, dj, variant in program.slices.tolist():
             if cancel[0]:
                 raise Cancelled
-            nodes = program.variants[variant]
+            nodes = program.variants[int(variant)]
             sums = _slice(program, nodes, left, right, pairs, di, dj)
             if (di, dj) != (0, 0):
                 # The two together, so that k(x, z) and k(z, x) agree to the last bit.
