@@ -29,6 +29,7 @@ LAYERS = [
     "network",
     "architectures",
     "dual",
+    "lattice",
     "program",
     "backends",
     "matrices",

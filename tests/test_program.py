@@ -12,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
+from widelimit.backends.base import Pairs
+from widelimit.backends.lowered import depths, lower
+from widelimit.backends.reference import ReferenceBackend
 from widelimit.network import (
     Conv,
     Dense,
@@ -42,9 +45,9 @@ def test_depths_and_readouts_of_one_stem_are_one_family() -> None:
     ((program, positions),) = compile_networks(nets, SHAPE, BOTH)
     assert positions == (1, 3, 0, 2)  # deepest first
     assert program.networks == tuple(nets[i] for i in positions)
-    assert [tap.layer for tap in program.taps] == [5, 3, 2, 1]
+    assert [tap.node for tap in program.taps] == [5, 3, 2, 1]
     assert [readout.tap for readout in program.readouts] == [0, 1, 2, 3]
-    assert len(program.steps) == 5
+    assert len(program.nodes) == 5
 
 
 def test_what_begins_otherwise_is_another_family() -> None:
@@ -121,7 +124,7 @@ def test_steps_carry_the_general_form() -> None:
     program = compile_family([Network([*layers, Dense()])], SHAPE, BOTH)
     found = [
         (s.filter_size, s.weight_variance, s.bias_variance, s.trainable, s.relu, s.signed)
-        for s in program.steps
+        for s in program.nodes
     ]
     two = (2**0.5) ** 2
     assert found == [
@@ -131,7 +134,7 @@ def test_steps_carry_the_general_form() -> None:
         (3, two, 0.0, True, True, False),
     ]
     nngp = compile_family([Network([*layers, Dense()])], SHAPE, ["nngp"])
-    assert not any(step.trainable for step in nngp.steps)
+    assert not any(node.trainable for node in nngp.nodes)
 
 
 @pytest.mark.parametrize(("scaling", "scale"), [("fan_in", 1 / 3), ("paper", 1.0)])
@@ -190,6 +193,53 @@ def test_programs_are_values() -> None:
     assert program != compile_family([cntk_gap(3)], (5, 4, 3), BOTH)
 
 
+def test_equal_layers_are_one_node_also_where_networks_branch() -> None:
+    a = Network([*C3, Conv(5), ReLU(), *C3, GlobalAvgPool(), Dense()])
+    b = Network([*C3, *C3, *C3, Flatten(), Dense()])
+    program = compile_family([a, b], SHAPE, BOTH)
+    assert [(node.source, node.filter_size) for node in program.nodes] == [
+        (0, 3),
+        (1, 5),
+        (2, 3),
+        (1, 3),
+        (4, 3),
+    ]
+    assert [tap.node for tap in program.taps] == [3, 5]
+    assert set(program.variants) == {(1, 2, 3, 4, 5), (1, 2, 3)}
+    assert program.element_layers == 3 * 20**2 + 2 * 20
+    assert "4  Conv(3) ReLU  yes      no    own field, of step 1" in program.explain()
+    assert len(families([a, b])) == 2  # compiled engines compute chains
+    with pytest.raises(ValueError, match=r"must be a chain.* compile them apart"):
+        depths(program)
+    with pytest.raises(ValueError, match=r"must be a chain.* compile them apart"):
+        lower(program)
+
+
+@pytest.mark.parametrize("kinds", [("ntk",), ("nngp",), BOTH])
+def test_a_family_that_branches_is_its_networks(kinds: Any) -> None:
+    nets = [
+        Network([*C3, Conv(5), *C3, GlobalAvgPool(), Dense(), ReLU(), Dense()]),
+        Network([*C3, *C3, Conv(1, trainable=False), LocalAvgPool(1), Dense()]),
+        Network([*C3, *C3, Flatten(), Dense()]),
+    ]
+    x = np.random.default_rng(0).standard_normal((4, *SHAPE))
+    backend = ReferenceBackend()
+
+    def sums(networks: list[Network]) -> dict[Any, Any]:
+        program = compile_family(networks, SHAPE, kinds)
+        profile = backend.profile(program, x, np.arange(4), "float64")
+        pairs = Pairs(np.arange(4), np.arange(4))
+        values = backend.sums(program, profile, profile, pairs, np.zeros(1, np.int32))
+        return {
+            net: values[readout.tap]
+            for net, readout in zip(networks, program.readouts, strict=True)
+        }
+
+    together = sums(nets)
+    for net in nets:
+        np.testing.assert_allclose(together[net], sums([net])[net], rtol=1e-13, atol=1e-15)
+
+
 # ---------------------------------------------------------------- weights of a readout
 
 POOLINGS = [Flatten(), GlobalAvgPool(), *map(LocalAvgPool, (0, 1, 2, 3, 7))]
@@ -232,6 +282,16 @@ def nets(draw: st.DrawFn) -> Network:
     return Network([*C3 * n, pooling, Dense()])
 
 
+def slices_of(program: Program) -> dict[tuple[int, int], int]:
+    """Displacement of every slice, negative ones too -> number of nodes that it goes through."""
+    found = {
+        (di, dj): len(program.variants[int(variant)]) for di, dj, variant in program.slices.tolist()
+    }
+    assert all(d >= (0, 0) for d in found)
+    assert list(found) == sorted(found)
+    return found | {(-di, -dj): depth for (di, dj), depth in found.items()}
+
+
 @given(st.lists(nets(), min_size=1, max_size=4), st.tuples(st.integers(1, 5), st.integers(1, 6)))
 @some
 def test_displacements_and_cost_by_brute_force(networks: list[Network], hw: Any) -> None:
@@ -248,7 +308,7 @@ def test_displacements_and_cost_by_brute_force(networks: list[Network], hw: Any)
                 rows = count_windows(pooling, i, i_prime, h)
                 if rows * count_windows(pooling, j, j_prime, w) > 0:
                     deepest[d] = max(deepest.get(d, 0), network.n_conv)
-        assert program.displacements == deepest
+        assert slices_of(program) == deepest
         pairs = product(range(h), range(w), range(h), range(w))
         cost = sum(deepest.get((k - i, m - j), 0) for i, j, k, m in pairs)
         assert program.element_layers == cost
@@ -266,11 +326,11 @@ def test_displacements_and_cost_by_brute_force(networks: list[Network], hw: Any)
 )
 def test_cost_at_32_x_32(network: Network, slices: int, element_layers: int | None) -> None:
     program = compile_family([network], (32, 32, 3), BOTH)
-    assert len(program.displacements) == slices
+    assert len(slices_of(program)) == slices
     if element_layers is not None:
         assert program.element_layers == element_layers
     else:  # zero for |di| or |dj| > 2c (docs/mathematics.md, "Readouts")
-        assert max(max(map(abs, d)) for d in program.displacements) == 8
+        assert max(max(map(abs, d)) for d in slices_of(program)) == 8
 
 
 def test_a_family_costs_what_its_deepest_network_costs() -> None:

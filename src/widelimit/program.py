@@ -1,7 +1,8 @@
 """A network compiled for one input shape: what a backend executes, and what it costs.
 
-Networks that share their first layers form a *family* and become one program: one pass over a
-slice serves every depth, every readout, and both kernels (docs/mathematics.md, "Readouts").
+Networks that share their first layers form a *family* and become one program: its nodes are the
+layers of all of them, equal layers of equal inputs once. One pass over a slice serves every depth,
+every readout, and both kernels (docs/mathematics.md, "Readouts").
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from widelimit.arrays import FloatArray
+from widelimit.arrays import FloatArray, IntArray
 from widelimit.dual import relu_dual
 from widelimit.network import (
     Conv,
@@ -28,7 +29,7 @@ from widelimit.network import (
     ReLU,
 )
 
-__all__ = ["Kind", "Program", "Readout", "Step", "Tap", "compile_family", "compile_networks"]
+__all__ = ["Kind", "Node", "Program", "Readout", "Tap", "compile_family", "compile_networks"]
 
 _LARGEST_SIDE = 2**12  # a table of a readout takes 16 bytes times its square
 _MOST_POOLED = 2**20  # pixels: four slices for each, and hours for each pair
@@ -37,12 +38,14 @@ Kind: TypeAlias = Literal["ntk", "nngp"]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One convolution and, if `relu`, the activation after it.
+class Node:
+    """One convolution of the fields at `source` and, if `relu`, the activation after it.
 
-    ``Sigma = weight_variance / q^2 * box_q(K) + bias_variance``, and alike for Theta.
+    ``Sigma = weight_variance / q^2 * box_q(K) + bias_variance``, and alike for Theta. Nodes are
+    numbered from 1 in their order in the program; 0 is the covariance of the inputs.
     """
 
+    source: int
     filter_size: int
     weight_variance: float
     bias_variance: float
@@ -53,9 +56,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """Where and how fields are summed: after `layer` steps, over pixels and displacements."""
+    """Where and how fields are summed: those of `node`, over pixels and displacements."""
 
-    layer: int
+    node: int  # 0: the covariance of the inputs
     pooling: Flatten | GlobalAvgPool | LocalAvgPool
     want_sigma: bool
     want_theta: bool
@@ -150,16 +153,17 @@ class Readout:
 
 @dataclass(frozen=True)
 class Program:
-    """Steps that all networks of a family share, and where each network leaves.
+    """The nodes of a family of networks, and where each network leaves.
 
-    A dense network has no steps: its one tap is the inner product of its inputs.
+    A node comes after its source. A dense network has none: its one tap is the inner product of
+    its inputs.
     """
 
     networks: tuple[Network, ...]
     kinds: tuple[Kind, ...]
     shape: tuple[int, ...]  # (h, w, c), or (d,) for dense networks
     input_scale: float  # 1/C, or 1 with scaling="paper"
-    steps: tuple[Step, ...]
+    nodes: tuple[Node, ...]
     taps: tuple[Tap, ...]
     readouts: tuple[Readout, ...]  # one for each network
 
@@ -169,28 +173,63 @@ class Program:
         return len(self.shape) == 1
 
     @cached_property
-    def displacements(self) -> dict[tuple[int, int], int]:
-        """Displacement of every slice that a readout weighs -> number of steps it goes through."""
+    def variants(self) -> tuple[tuple[int, ...], ...]:
+        """Nodes that a slice goes through, in order: one entry for each kind of slice."""
+        return self._plan[0]
+
+    @cached_property
+    def slices(self) -> IntArray:
+        """Slices that a readout weighs, of d and -d the one that is not negative, in order.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_slices, 3)
+            di, dj, and which of the `variants`. Weights of readouts are even in d.
+        """
+        return self._plan[1]
+
+    @cached_property
+    def _plan(self) -> tuple[tuple[tuple[int, ...], ...], IntArray]:
         if self.is_dense:
-            return {}
+            return (), np.zeros((0, 3), np.int64)
         h, w, _ = self.shape
-        deepest: dict[tuple[int, int], int] = {}
+        # Backwards: a tap says which displacements it weighs, and a node hands them to its source.
+        wanted: list[NDArray[np.bool_] | None] = [None] * (len(self.nodes) + 1)
+
+        def want(node: int, mask: NDArray[np.bool_]) -> None:
+            before = wanted[node]
+            wanted[node] = mask if before is None or before is mask else before | mask
+
         for tap in self.taps:
-            rows = np.flatnonzero(tap.weights(h).any(axis=1)) - (h - 1)
-            columns = np.flatnonzero(tap.weights(w).any(axis=1)) - (w - 1)
-            for di in rows.tolist():
-                for dj in columns.tolist():
-                    deepest[di, dj] = max(tap.layer, deepest.get((di, dj), 0))
-        return deepest
+            rows, columns = (tap.weights(extent).max(axis=1) > 0 for extent in (h, w))
+            want(tap.node, np.logical_and.outer(rows[h - 1 :], columns))
+        for number in range(len(self.nodes), 0, -1):
+            mask = wanted[number]
+            assert mask is not None  # what no tap needs is no node
+            want(self.nodes[number - 1].source, mask)
+        masks = {id(mask): mask for mask in wanted if mask is not None}
+        bits = np.array([mask.ravel() for mask in masks.values()]).T  # few: most nodes share one
+        rows, columns = np.divmod(np.arange(len(bits)), 2 * w - 1)
+        columns -= w - 1
+        weighed = bits.any(axis=1) & ((rows > 0) | (columns >= 0))
+        kinds, variant = np.unique(bits[weighed], axis=0, return_inverse=True)
+        found = [dict(zip(masks, kind, strict=True)) for kind in kinds.tolist()]
+        variants = tuple(
+            tuple(n for n, mask in enumerate(wanted) if n > 0 and kind[id(mask)]) for kind in found
+        )
+        slices = np.stack([rows[weighed], columns[weighed], variant.reshape(-1)], axis=1)
+        return variants, slices
 
     @cached_property
     def element_layers(self) -> int:
-        """Cost of one pair: entries of all slices, times the steps each goes through."""
+        """Cost of one pair: entries of all slices, times the nodes each goes through."""
         if self.is_dense:
             return 0
         h, w, _ = self.shape
-        slices = self.displacements.items()
-        return sum((h - abs(di)) * (w - abs(dj)) * steps for (di, dj), steps in slices)
+        di, dj, variant = self.slices.T
+        opposite = np.where((di == 0) & (dj == 0), 1, 2)
+        entries = (h - di) * (w - abs(dj)) * opposite
+        return int(entries @ np.array([len(nodes) for nodes in self.variants])[variant])
 
     def explain(self) -> str:
         """Say in words what will be computed, and at what cost."""
@@ -201,26 +240,28 @@ class Program:
             return "\n".join(lines)
         h, w, c = self.shape
         lines.append(f"{'step':>4}  {'layer':<14}{'trained':<9}{'bias':<6}tangent kernel on entry")
-        theta = False
-        for index, step in enumerate(self.steps, start=1):
-            name = f"Conv({step.filter_size})" + (" ReLU" if step.relu else "")
-            state = "own field" if theta else "zero"
-            bias = "yes" if step.bias_variance else "no"
-            trained = "yes" if step.trainable else "no"
-            lines.append(f"{index:>4}  {name:<14}{trained:<9}{bias:<6}{state}")
-            theta = theta or step.trainable
+        theta = [False]  # after each node, the input first
+        for number, node in enumerate(self.nodes, start=1):
+            name = f"Conv({node.filter_size})" + (" ReLU" if node.relu else "")
+            state = "own field" if theta[node.source] else "zero"
+            bias = "yes" if node.bias_variance else "no"
+            trained = "yes" if node.trainable else "no"
+            after = "" if node.source == number - 1 else f", of step {node.source}"
+            lines.append(f"{number:>4}  {name:<14}{trained:<9}{bias:<6}{state}{after}")
+            theta.append(theta[node.source] or node.trainable)
         for tap in self.taps:
             wanted = " and ".join(
                 name for name, want in (("K", tap.want_sigma), ("Theta", tap.want_theta)) if want
             )
-            lines.append(f"read out {wanted or 'nothing'} after step {tap.layer}: {tap.pooling}")
+            lines.append(f"read out {wanted or 'nothing'} after step {tap.node}: {tap.pooling}")
         total = (2 * h - 1) * (2 * w - 1)
-        gap = (h * w) ** 2 * max(1, len(self.steps))
+        n_slices = 2 * len(self.slices) - 1  # of d and -d one is listed
+        gap = (h * w) ** 2 * max(1, len(self.nodes))
         lines.append(
-            f"slices: {len(self.displacements)} of {total}; element-layers a pair: "
+            f"slices: {n_slices} of {total}; element-layers a pair: "
             f"{self.element_layers:,} ({self.element_layers / gap:.2%} of all)"
         )
-        profile = len(self.steps) * h * w
+        profile = len(self.nodes) * h * w
         lines.append(
             f"profile of an image: {profile * 4 / 1024:.1f} KiB in float32, "
             f"image {h * w * c * 4 / 1024:.1f} KiB"
@@ -245,27 +286,39 @@ def compile_networks(
     -------
     list of (Program, positions)
         Each program with the positions of its networks in `networks`. A network joins the first
-        family whose steps begin with its own.
+        family that has all of its nodes.
 
     Raises
     ------
     ValueError
         If a network cannot take inputs of this shape, or images are too large.
     """
-    families: list[list[int]] = []
-    for index in sorted(range(len(networks)), key=lambda i: -networks[i].n_conv):
-        networks[index].output_shapes(shape)
-        _check_size(networks[index], shape)
-        for family in families:
-            if _is_prefix(networks[index], networks[family[0]], shape, kinds):
+    for network in networks:
+        network.output_shapes(shape)
+        _check_size(network, shape)
+    numbers: dict[_Input, dict[Node, int]] = {}
+    own = [set(_lower(net, kinds, numbers.setdefault(_input(net), {}))) for net in networks]
+    families: list[tuple[_Input, set[int], list[int]]] = []
+    for index in sorted(range(len(networks)), key=lambda i: -len(own[i])):
+        reads = _input(networks[index])
+        for theirs, nodes, family in families:
+            if theirs == reads and own[index] <= nodes:
                 family.append(index)
                 break
         else:
-            families.append([index])
+            families.append((reads, own[index], [index]))
     return [
         (compile_family([networks[i] for i in family], shape, kinds), tuple(family))
-        for family in families
+        for _, _, family in families
     ]
+
+
+_Input: TypeAlias = tuple[str, bool]
+
+
+def _input(network: Network) -> _Input:
+    """Return what decides about the covariance of the inputs: networks of a family share it."""
+    return network.scaling, network.is_dense
 
 
 def _check_size(network: Network, shape: Sequence[int]) -> None:
@@ -284,17 +337,18 @@ def _check_size(network: Network, shape: Sequence[int]) -> None:
 def compile_family(
     networks: Sequence[Network], shape: Sequence[int], kinds: Sequence[Kind]
 ) -> Program:
-    """Compile networks whose steps are prefixes of those of the first; see `compile_networks`."""
+    """Compile networks that share layers with the first; see `compile_networks`."""
     shape = tuple(int(s) for s in shape)
     dense = networks[0].is_dense
     if dense:
         shape = (math.prod(shape),)
-    steps = _steps(networks[0], kinds)
+    numbers: dict[Node, int] = {}
+    first = _lower(networks[0], kinds, numbers)
     taps: list[Tap] = []
     readouts: list[Readout] = []
     for network in networks:
-        own = _steps(network, kinds)
-        if own != steps[: len(own)]:
+        own = _lower(network, kinds, numbers)
+        if _input(network) != _input(networks[0]) or own[:1] not in ((), first[:1]):
             raise ValueError(f"{network} does not begin like {networks[0]}: not one family")
         layers = network.layers
         position = next((i for i, x in enumerate(layers) if not isinstance(x, Conv | ReLU)), 0)
@@ -306,9 +360,11 @@ def compile_family(
         head = tuple(layers[start:])
         if pooling == LocalAvgPool(0):
             pooling = Flatten()  # the same weights; one tap serves both
-        tap = Tap(len(own), pooling, "nngp" in kinds or _reads_sigma(head), "ntk" in kinds)
+        tap = Tap(
+            own[-1] if own else 0, pooling, "nngp" in kinds or _reads_sigma(head), "ntk" in kinds
+        )
         place = next(
-            (i for i, t in enumerate(taps) if (t.layer, t.pooling) == (tap.layer, pooling)), None
+            (i for i, t in enumerate(taps) if (t.node, t.pooling) == (tap.node, pooling)), None
         )
         if place is None:
             place = len(taps)
@@ -320,32 +376,41 @@ def compile_family(
     fan_in = shape[-1]
     input_scale = 1.0 if networks[0].scaling == "paper" else 1.0 / fan_in
     return Program(
-        tuple(networks), tuple(kinds), shape, input_scale, steps, tuple(taps), tuple(readouts)
+        tuple(networks),
+        tuple(kinds),
+        shape,
+        input_scale,
+        tuple(numbers),
+        tuple(taps),
+        tuple(readouts),
     )
 
 
-def _steps(network: Network, kinds: Sequence[Kind]) -> tuple[Step, ...]:
-    # The NNGP kernel trains nothing: networks that differ in this alone share a pass.
+def _lower(network: Network, kinds: Sequence[Kind], numbers: dict[Node, int]) -> tuple[int, ...]:
+    """Return the nodes of a network, in order.
+
+    Parameters
+    ----------
+    network : Network
+    kinds : sequence of {"ntk", "nngp"}
+        The NNGP kernel trains nothing: networks that differ in this alone share a pass.
+    numbers : dict from Node to int
+        Nodes that are there already; new ones are added. Equal layers of one source are one node.
+    """
     any_trained = "ntk" in kinds
     layers = network.layers
-    steps: list[Step] = []
-    signed = True
+    found: list[int] = []
+    signed, source = True, 0
     for layer, following in zip(layers, [*layers[1:], None], strict=True):
         if isinstance(layer, Conv):
             relu = isinstance(following, ReLU)
             weight, bias = layer.w_std**2, layer.b_std**2
             trainable = layer.trainable and any_trained
-            steps.append(Step(layer.filter_size, weight, bias, trainable, relu, signed))
+            node = Node(source, layer.filter_size, weight, bias, trainable, relu, signed)
+            source = numbers.setdefault(node, len(numbers) + 1)
+            found.append(source)
             signed = signed and not relu
-    return tuple(steps)
-
-
-def _is_prefix(
-    network: Network, longest: Network, shape: Sequence[int], kinds: Sequence[Kind]
-) -> bool:
-    own, other = _steps(network, kinds), _steps(longest, kinds)
-    same_input = network.scaling == longest.scaling and network.is_dense == longest.is_dense
-    return same_input and own == other[: len(own)]
+    return tuple(found)
 
 
 def _reads_sigma(head: Sequence[Layer]) -> bool:

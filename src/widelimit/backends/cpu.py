@@ -15,7 +15,7 @@ from widelimit._core import _engine
 from widelimit.arrays import FloatArray
 from widelimit.backends.base import PROFILE_BYTES, Cancelled, Dtype, Entries, Pairs, Profile
 from widelimit.backends.cut import lane_groups
-from widelimit.backends.lowered import Lowered, lower
+from widelimit.backends.lowered import Lowered, depths, lower
 from widelimit.program import Program
 
 __all__ = [
@@ -66,12 +66,10 @@ def _compile(program: Program, drift: float = 1.0) -> _Compiled:
     lowered = lower(program, drift)
     steps = [astuple(step) for step in lowered.steps]
     taps = [
-        (tap.layer, tap.want_sigma, tap.want_theta, tap.weights(h), tap.weights(w))
+        (tap.node, tap.want_sigma, tap.want_theta, tap.weights(h), tap.weights(w))
         for tap in program.taps
     ]
-    # Of d and -d, which are added before they join the total, one is listed.
-    slices = sorted((*d, depth) for d, depth in program.displacements.items() if d >= (0, 0))
-    geometry = np.array(slices, np.int32)
+    geometry = depths(program).astype(np.int32)
     made = _engine.Program(h, w, c, lowered.in_scale, steps, taps, geometry)
     return _Compiled(made, lowered)
 
@@ -83,9 +81,9 @@ class ProfileArrays:
     Parameters
     ----------
     images : ndarray of shape (n, h, w, c)
-    profiles : ndarray of shape (n, n_steps, h, w)
+    profiles : ndarray of shape (n, n_nodes, h, w)
         X of each activation.
-    biases : ndarray of shape (n, n_steps)
+    biases : ndarray of shape (n, n_nodes)
     scale : ndarray of float64, shape (n,)
         A power of two for each image.
     diagonal : ndarray of float64, shape (n, n_taps, 2)
@@ -105,7 +103,7 @@ def profile_arrays(
     """Compute profiles in float64; return them in `dtype`, for any engine of ``lower(...)``."""
     compiled = _compile(program, drift)
     n, h, w, c = images.shape
-    shapes = ((n, h, w, c), (n, len(program.steps), h, w), (n, len(program.steps)))
+    shapes = ((n, h, w, c), (n, len(program.nodes), h, w), (n, len(program.nodes)))
     stored = [np.empty(shape, dtype) for shape in shapes]
     scale, diagonal = np.empty(n), np.empty((n, len(program.taps), 2))
     fill = _engine.profile32 if dtype == "float32" else _engine.profile64
@@ -156,7 +154,7 @@ class CpuBackend:
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of one image and its profile."""
         h, w, c = program.shape
-        return (4 if dtype == "float32" else 8) * h * w * (c + len(program.steps))
+        return (4 if dtype == "float32" else 8) * h * w * (c + len(program.nodes))
 
     def profile_room(self) -> int:
         """Return what is little beside a matrix in memory."""

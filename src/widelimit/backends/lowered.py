@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from widelimit.arrays import FloatArray
-from widelimit.program import Program, Step
+from widelimit.arrays import FloatArray, IntArray
+from widelimit.program import Node, Program
 
-__all__ = ["Lowered", "LoweredStep", "lower"]
+__all__ = ["Lowered", "LoweredStep", "depths", "lower"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +71,51 @@ def lower(program: Program, drift: float = 1.0) -> Lowered:
         room, layers in a row are alike, and one piece of code serves them all. The units decide
         about the last bit of profiles.
     """
+    _check_chain(program)
     units = _units(program, drift)
     wanted_below = [
-        max((tap.layer for tap in program.taps if tap.want_theta), default=-1),
-        max(tap.layer for tap in program.taps),
+        max((tap.node for tap in program.taps if tap.want_theta), default=-1),
+        max(tap.node for tap in program.taps),
     ]
     steps: list[LoweredStep] = []
     theta = False
-    for layer, (step, scale) in enumerate(zip(program.steps, units.out_scales, strict=True), 1):
-        enters, theta = theta, theta or step.trainable
-        here = any(tap.layer == layer and tap.want_sigma for tap in program.taps)
+    for layer, (node, scale) in enumerate(zip(program.nodes, units.out_scales, strict=True), 1):
+        enters, theta = theta, theta or node.trainable
+        here = any(tap.node == layer and tap.want_sigma for tap in program.taps)
         k_out = layer < wanted_below[1] or here
         theta_out = theta and layer <= wanted_below[0]
-        steps.append(_lowered(step, scale, enters and theta_out, k_out, theta_out))
-    factors = np.array([units.gains[tap.layer] for tap in program.taps])
+        steps.append(_lowered(node, scale, enters and theta_out, k_out, theta_out))
+    factors = np.array([units.gains[tap.node] for tap in program.taps])
     return Lowered(program, units.in_scale, tuple(steps), units.biases, factors)
 
 
-def _lowered(step: Step, scale: float, theta_in: bool, k_out: bool, theta_out: bool) -> LoweredStep:
-    biased = step.bias_variance > 0
-    flags = (step.relu, step.signed, step.trainable, theta_in, k_out, theta_out, biased)
-    return LoweredStep(step.filter_size, *flags, scale)
+def depths(program: Program) -> IntArray:
+    """Return `Program.slices` with a number of steps in place of the variant.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_slices, 3)
+        di, dj, steps: of a chain a slice goes through the first ones.
+    """
+    _check_chain(program)
+    slices = program.slices.copy()
+    slices[:, 2] = np.array([len(nodes) for nodes in program.variants])[slices[:, 2]]
+    return slices
+
+
+def _check_chain(program: Program) -> None:
+    """Refuse a family that branches: the compiled engines go from each layer to the next."""
+    if any(node.source != number for number, node in enumerate(program.nodes)):
+        raise ValueError(
+            "the networks of one compiled pass must be a chain, each beginning like a longer one, "
+            f"got {', '.join(map(str, program.networks))}: compile them apart"
+        )
+
+
+def _lowered(node: Node, scale: float, theta_in: bool, k_out: bool, theta_out: bool) -> LoweredStep:
+    biased = node.bias_variance > 0
+    flags = (node.relu, node.signed, node.trainable, theta_in, k_out, theta_out, biased)
+    return LoweredStep(node.filter_size, *flags, scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +136,8 @@ def _units(program: Program, drift: float) -> _Units:
     scales: list[float] = []
     image = np.ones((h, w))  # a constant image, to choose the scales by
     scale = 0.0
-    for step in program.steps:
-        r = step.filter_size // 2
+    for node in program.nodes:
+        r = node.filter_size // 2
         rows, columns = (np.minimum(np.arange(n) + r, n - 1) for n in (h, w))
         top, left = (np.maximum(np.arange(n) - r, 0) for n in (h, w))
         # A box sum from cumulative sums: its cost does not grow with the filter. Rounding is no
@@ -128,14 +152,14 @@ def _units(program: Program, drift: float) -> _Units:
         if not 1 / drift < image.max() * scale < drift:
             scale = 2.0 ** -round(math.log2(image.max()))
         image = image * scale
-        weight = gain * (step.weight_variance / step.filter_size**2)
+        weight = gain * (node.weight_variance / node.filter_size**2)
         gain = min(max(weight / scale, 1e-280), 1e280)
         if gain != weight / scale:  # leave to the field what the gain cannot hold
             scale = min(max(weight / gain, 1e-300), 1e300)
         scales.append(scale)
         gains[-1] /= scale  # the field is stored times `scale`
-        biases.append(math.sqrt(step.bias_variance / gain))
-        if step.relu:
+        biases.append(math.sqrt(node.bias_variance / gain))
+        if node.relu:
             gain /= 2  # E[s(u) s(v)] = m kappa1 / 2
         gains.append(gain)
     in_scale, *out_scales = [*scales, 1.0]

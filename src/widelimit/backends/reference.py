@@ -24,7 +24,7 @@ __all__ = ["ReferenceBackend"]
 class _Profile:
     images: FloatArray  # (n, h, w, c)
     identity: NDArray[np.int64]  # (n,)
-    x: tuple[FloatArray, ...]  # for each step: X(p) = sqrt(Sigma_xx(p, p)), shape (n, h, w)
+    x: tuple[FloatArray, ...]  # for each node: X(p) = sqrt(Sigma_xx(p, p)), shape (n, h, w)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,7 +58,7 @@ class ReferenceBackend:
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of one image and its profile."""
         h, w, c = program.shape
-        return 8 * h * w * (c + len(program.steps))
+        return 8 * h * w * (c + len(program.nodes))
 
     def profile_room(self) -> int:
         """Return what is little beside a matrix in memory."""
@@ -72,15 +72,15 @@ class ReferenceBackend:
     def profile(
         self, program: Program, images: FloatArray, identity: NDArray[np.int64], dtype: Dtype
     ) -> Profile:
-        """Compute ``X`` of each step; ``kappa1(1) = 1`` makes a ReLU a factor of 1/2."""
-        variance = program.input_scale * np.sum(images * images, axis=-1)
+        """Compute ``X`` of each node; ``kappa1(1) = 1`` makes a ReLU a factor of 1/2."""
+        variances = [program.input_scale * np.sum(images * images, axis=-1)]
         x: list[FloatArray] = []
-        for step in program.steps:
-            q = step.filter_size
-            variance = step.weight_variance / q**2 * box(variance, q) + step.bias_variance
+        for node in program.nodes:
+            q = node.filter_size
+            box_sum = box(variances[node.source], q)
+            variance = node.weight_variance / q**2 * box_sum + node.bias_variance
             x.append(np.sqrt(variance))
-            if step.relu:
-                variance = variance / 2
+            variances.append(variance / 2 if node.relu else variance)
         return _Profile(images, identity, tuple(x))
 
     def sums(
@@ -95,23 +95,28 @@ class ReferenceBackend:
         assert isinstance(left, _Profile)
         assert isinstance(right, _Profile)
         result = np.zeros((len(program.taps), 2, *pairs.shape))
-        for di, dj in program.displacements:
+        for di, dj, variant in program.slices.tolist():
             if cancel[0]:
                 raise Cancelled
-            if (di, dj) == (0, 0):
-                result += _slice(program, left, right, pairs, 0, 0)
-            elif (di, dj) > (0, 0):
+            nodes = program.variants[int(variant)]
+            sums = _slice(program, nodes, left, right, pairs, di, dj)
+            if (di, dj) != (0, 0):
                 # The two together, so that k(x, z) and k(z, x) agree to the last bit.
-                result += _slice(program, left, right, pairs, di, dj) + _slice(
-                    program, left, right, pairs, -di, -dj
-                )
+                sums = sums + _slice(program, nodes, left, right, pairs, -di, -dj)
+            result += sums
         return result
 
 
 def _slice(
-    program: Program, left: _Profile, right: _Profile, pairs: Pairs, di: int, dj: int
+    program: Program,
+    nodes: tuple[int, ...],
+    left: _Profile,
+    right: _Profile,
+    pairs: Pairs,
+    di: int,
+    dj: int,
 ) -> FloatArray:
-    """Take the slice of displacement d through all steps; return its weighted sums."""
+    """Take the slice of displacement d through some nodes; return its weighted sums."""
     rows, columns = pairs.rows, pairs.columns
     if not pairs.pairwise:
         rows, columns = rows[:, None], columns[None, :]
@@ -124,30 +129,35 @@ def _slice(
     p_prime = np.s_[max(0, di) : h + min(0, di), max(0, dj) : w + min(0, dj)]
     x, z = left.images[rows][..., *p, :], right.images[columns][..., *p_prime, :]
     k = program.input_scale * np.sum(x * z, axis=-1)
-    theta = np.zeros_like(k)
-    for layer in range(program.displacements[di, dj] + 1):
-        if layer > 0:
-            step = program.steps[layer - 1]
-            q, t = step.filter_size, float(step.trainable)
-            w_q = step.weight_variance / q**2
-            sigma = w_q * box(k, q) + step.bias_variance
-            theta = w_q * box(theta + t * k, q) + t * step.bias_variance
+    fields = {0: (k, np.zeros_like(k))}
+    last_read = {program.nodes[number - 1].source: number for number in nodes}
+    for number in (0, *nodes):
+        if number > 0:
+            node = program.nodes[number - 1]
+            q, t = node.filter_size, float(node.trainable)
+            k, theta = fields[node.source]
+            if last_read[node.source] == number:
+                del fields[node.source]
+            w_q = node.weight_variance / q**2
+            sigma = w_q * box(k, q) + node.bias_variance
+            theta = w_q * box(theta + t * k, q) + t * node.bias_variance
             k = sigma
-            if step.relu:
+            if node.relu:
                 # Eq. 11, 12, 37-40 without c/q^2
-                x_p = left.x[layer - 1][rows][..., *p]
-                z_p = right.x[layer - 1][columns][..., *p_prime]
+                x_p = left.x[number - 1][rows][..., *p]
+                z_p = right.x[number - 1][columns][..., *p_prime]
                 xz = x_p * z_p
                 if di == dj == 0:
                     sigma = np.where(same, xz, sigma)  # lambda = 1 exactly
                 kappa1, kappa0 = relu_dual(sigma, xz)
                 k, theta = kappa1 / 2, kappa0 * theta / 2
+            fields[number] = k, theta
         for index, tap in enumerate(program.taps):
-            if tap.layer == layer:
+            if tap.node == number:
                 by_row = tap.weights(h)[di + h - 1, : h - abs(di)]
                 by_column = tap.weights(w)[dj + w - 1, : w - abs(dj)]
-                for field, value in enumerate((k, theta)):
-                    if (tap.want_sigma, tap.want_theta)[field]:
+                for which, value in enumerate(fields[number]):
+                    if (tap.want_sigma, tap.want_theta)[which]:
                         weighted = np.einsum("...ij,i,j->...", value, by_row, by_column)
-                        result[index, field] = weighted
+                        result[index, which] = weighted
     return result

@@ -267,7 +267,7 @@ def fill_diagonal(
     """Compute ``k(x, x)`` of all kernels into an array (n_networks, n_kinds, n)."""
     for family in families:  # each in blocks of its own
         size = family.backend.lanes(dtype)
-        if not family.program.steps:  # dense: a block is little work, and little memory
+        if not family.program.nodes:  # dense: a block is little work, and little memory
             size *= _DENSE_SQUARES
         grid = Grid(len(samples), len(samples), size, "upper")
         sides = make_sides(samples, None, [family], dtype, size, 1, most_open(threads))

@@ -155,24 +155,24 @@ class FaultyBackend:
         return sums
 
     def _program(self, program: Program) -> Program:
-        steps, taps = program.steps, program.taps
+        nodes, taps = program.nodes, program.taps
         if self.fault == "shifted displacement":
-            moved = [_ShiftedTap(t.layer, t.pooling, t.want_sigma, t.want_theta) for t in taps]
+            moved = [_ShiftedTap(t.node, t.pooling, t.want_sigma, t.want_theta) for t in taps]
             return replace(program, taps=tuple(moved))
-        if not steps:
+        if not nodes:
             return program
-        *before, last = steps
+        *before, last = nodes
         match self.fault:
             case "perturbed weight":
                 last = replace(last, weight_variance=last.weight_variance * (1 + 1e-5))
-                return replace(program, steps=(*before, last))
+                return replace(program, nodes=(*before, last))
             case "frozen layer":
-                return replace(program, steps=(*before, replace(last, trainable=False)))
+                return replace(program, nodes=(*before, replace(last, trainable=False)))
             case "dropped layer":
-                earlier = [replace(t, layer=min(t.layer, len(before))) for t in taps]
-                return replace(program, steps=tuple(before), taps=tuple(earlier))
+                earlier = [replace(t, node=min(t.node, len(before))) for t in taps]
+                return replace(program, nodes=tuple(before), taps=tuple(earlier))
             case "lost sign":
-                unsigned = [replace(step, signed=False) for step in steps]
-                return replace(program, steps=tuple(unsigned))
+                unsigned = [replace(node, signed=False) for node in nodes]
+                return replace(program, nodes=tuple(unsigned))
             case _:
                 return program

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from widelimit.backends.cuda.device import Card
 from widelimit.backends.cuda.source import Layout, fields_source, finish_source, rows_source
+from widelimit.backends.lowered import depths
 
 __all__ = ["Kernel", "Kernels", "plan_kernels"]
 
@@ -113,7 +114,8 @@ def plan_kernels(layout: Layout, card: Card) -> Kernels:
 def _row_entries(layout: Layout) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """List the packed pairs of slices (di, dj) and (di, dj - w), the largest first."""
     h, w, _ = layout.program.shape
-    depths = layout.program.displacements
+    wanted = {(di, dj): depth for di, dj, depth in depths(layout.program).tolist()}
+    wanted |= {(-di, -dj): depth for (di, dj), depth in wanted.items()}
     entries: list[tuple[int, int, int, int]] = []
     variants = np.zeros((h + 1, 2), np.int32)
     for di in range(h):
@@ -121,12 +123,11 @@ def _row_entries(layout: Layout) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         # With x and z exchanged, dj goes through the slices of w - dj: where di is 0, half of all
         # dj is enough, and 0 and w / 2 are their own opposites.
         for dj in range(w if di else w // 2 + 1):
-            depth = max(depths.get((di, dj), 0), depths.get((di, dj - w), 0))
-            wanted = (di, dj) in depths or (di, dj - w) in depths
-            if not wanted:
+            both = [wanted[d] for d in ((di, dj), (di, dj - w)) if d in wanted]
+            if not both:
                 continue
             alone = di == 0 and 2 * dj in (0, w)
-            entries += [(di, dj, sign, depth) for sign in ((ALONE,) if alone else (0, 1))]
+            entries += [(di, dj, sign, max(both)) for sign in ((ALONE,) if alone else (0, 1))]
         variants[h - di] = first, len(entries) - first
     return np.array(entries, np.int32), variants
 
@@ -212,13 +213,10 @@ def _tile_kernel(layout: Layout, rows: int, warps: int, card: Card) -> Kernel | 
 
 
 def _field_entries(layout: Layout) -> NDArray[np.int32]:
-    depths = layout.program.displacements
     entries: list[tuple[int, int, int, int]] = []
-    for (di, dj), depth in sorted(depths.items()):
-        if (di, dj) == (0, 0):
-            entries.insert(0, (0, 0, ALONE, depth))
-        elif (di, dj) > (0, 0):
-            entries += [(di, dj, 0, depth), (di, dj, 1, depth)]
+    for di, dj, depth in depths(layout.program).tolist():
+        signs = (ALONE,) if di == dj == 0 else (0, 1)
+        entries += [(di, dj, sign, depth) for sign in signs]
     return np.array(entries, np.int32)
 
 

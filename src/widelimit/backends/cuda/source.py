@@ -83,7 +83,7 @@ class Layout:
     def order(self) -> tuple[int, ...]:
         """Taps by the layer after which they are read."""
         taps = self.program.taps
-        return tuple(sorted(range(len(taps)), key=lambda index: taps[index].layer))
+        return tuple(sorted(range(len(taps)), key=lambda index: taps[index].node))
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:
@@ -92,7 +92,7 @@ class Layout:
         for index in self.order:
             tap = self.program.taps[index]
             wanted = (tap.want_sigma, tap.want_theta)
-            found += [Field(index, which, tap.layer) for which in (0, 1) if wanted[which]]
+            found += [Field(index, which, tap.node) for which in (0, 1) if wanted[which]]
         return tuple(found)
 
     def weights(self) -> tuple[FloatArray, FloatArray]:
@@ -207,7 +207,7 @@ def _layers(layout: Layout) -> Iterator[_Layer]:
         step, following = steps[layer], steps[layer + 1]
         merge = step is not None and step.theta_out and step.k_out and following is not None
         merge = merge and following is not None and following.theta_in and following.trainable
-        here = [index for index, tap in enumerate(taps) if tap.layer == layer]
+        here = [index for index, tap in enumerate(taps) if tap.node == layer]
         if len(here) > _MOST_TAPS:
             raise ValueError(
                 f"at most {_MOST_TAPS} readouts after one layer can be computed on a GPU, got "
@@ -226,7 +226,7 @@ def _all_rows_weigh_one(layout: Layout, tap: Tap) -> bool:
     program = layout.program
     h = program.shape[0]
     weights = tap.weights(h)
-    heights = {abs(di) for di, _ in program.displacements}
+    heights = np.unique(program.slices[:, 0]).tolist()
     return all((weights[di + h - 1, : h - di] == 1).all() for di in heights)
 
 
@@ -354,7 +354,7 @@ class _Text:
 
 
 def _leaves_early(layout: Layout) -> bool:
-    return len(set(layout.program.displacements.values())) > 1
+    return len(layout.program.variants) > 1
 
 
 _CALL = (
