@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -119,9 +120,7 @@ def test_both_kinds_of_flips_predict_the_same(net: str, ridge: float) -> None:
     assert not np.allclose(one, predict(network, plain.draw(data, 0), plain, ridge), atol=1e-3)
     # And so it is for mirrored test images.
     mirrored = average.draw(data, 0)
-    mirrored = Draw(
-        mirrored.x_train, mirrored.y_train, flip(mirrored.x_test), mirrored.y_test, mirrored.train
-    )
+    mirrored = dataclasses.replace(mirrored, x_test=flip(mirrored.x_test))
     assert np.allclose(one, predict(network, mirrored, average, ridge), rtol=1e-6, atol=1e-7)
 
 

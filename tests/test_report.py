@@ -26,7 +26,7 @@ from widelimit.files import write_atomically
 from widelimit.markup import to_data_uri
 from widelimit.report import page
 from widelimit.report.chart import draw_curves
-from widelimit.report.page import render
+from widelimit.report.learning import render
 from widelimit.report.terminal import make_tables, show_notes
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}

@@ -930,6 +930,26 @@ def rank(
 
 
 @command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Records of reproduce, rank and demo: .json files."),
+    ],
+    out: Annotated[Path, typer.Option(help="The page, an .html file.")] = Path("report.html"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Make one page of the records of runs, for the browser: tables, plots, pictures.
+
+    It needs nothing but itself, and no network.
+    """
+    with exits(), user_input():
+        from widelimit.report.runs import Report
+
+        page = Report.prepare(runs, out, overwrite=overwrite)
+        typer.echo(f"report: {keep(out, page.write)}")
+
+
+@command()
 def bench(
     only: Annotated[
         list[str] | None,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
 
-__all__ = ["bar_of", "boxes", "facts", "image", "table", "to_data_uri"]
+__all__ = ["bar_of", "boxes", "facts", "image", "table", "to_data_uri", "to_png"]
 
 _EDGE = "1px solid rgba(128,128,128,.45)"
 _CELL = "text-align:left;padding:.15em .8em .15em 0;vertical-align:top"
@@ -76,12 +76,31 @@ def to_data_uri(x: NDArray[np.float64]) -> str:
     Parameters
     ----------
     x : ndarray of float64, shape (h, w, c)
-        Pixels in [0, 1]; those of an image that is normalised are stretched to that. Three
-        channels are shown as red, green and blue; of any other number the mean is shown in grey.
+        As for `to_png`.
 
     Returns
     -------
     str
+    """
+    return "data:image/png;base64," + base64.b64encode(to_png(x)).decode("ascii")
+
+
+def to_png(x: NDArray[np.float64], *, most: int | None = None, colours: int | None = None) -> bytes:
+    """Encode one image as PNG.
+
+    Parameters
+    ----------
+    x : ndarray of float64, shape (h, w, c)
+        Pixels in [0, 1]; those of an image that is normalised are stretched to that. Three
+        channels are shown as red, green and blue; of any other number the mean is shown in grey.
+    most : int or None
+        Pixels on the longer side, to which a larger image is averaged. None: as it is.
+    colours : int or None
+        Most of them. None: all.
+
+    Returns
+    -------
+    bytes
     """
     from PIL import Image
 
@@ -89,6 +108,13 @@ def to_data_uri(x: NDArray[np.float64]) -> str:
     if low < 0 or high > 1:
         x = (x - low) / ((high - low) or 1.0)
     pixels = np.rint(255 * (x if x.shape[2] == 3 else x.mean(axis=2))).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    if most is not None and max(picture.size) > most:
+        ratio = most / max(picture.size)
+        w, h = (max(1, round(ratio * side)) for side in picture.size)
+        picture = picture.resize((w, h), Image.Resampling.BOX)
+    if colours is not None and picture.mode == "RGB":
+        picture = picture.quantize(colours)
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+    picture.save(content, "PNG", optimize=True)
+    return content.getvalue()

@@ -68,6 +68,8 @@ class Draw:
     y_test : ndarray of int64, shape (m,)
     train : ndarray of int64
         Places of the training images in the data set, each once.
+    test : ndarray of int64, shape (m,)
+        Places of the test images.
     """
 
     x_train: FloatArray
@@ -75,6 +77,7 @@ class Draw:
     x_test: FloatArray
     y_test: IntArray
     train: IntArray
+    test: IntArray
 
     def sides(self, part: Part) -> tuple[FloatArray, FloatArray | None]:
         """Return the images of rows and columns of a part; None: the same."""
@@ -211,7 +214,7 @@ class Protocol:
         if self.flips == "double":
             x_train = np.concatenate([x_train, flip(x_train)])
             labels = np.concatenate([labels, labels])
-        return Draw(x_train, labels, x_test, y_test[: self.n_test], train)
+        return Draw(x_train, labels, x_test, y_test[: self.n_test], train, test)
 
     def parts(self) -> tuple[Part, ...]:
         """Return the matrices that one draw takes."""

@@ -36,6 +36,13 @@ from widelimit.experiments.planning import (
     planned_before,
     published,
 )
+from widelimit.experiments.portrait import (
+    CAPTIONS,
+    cut_by_class,
+    find_examples,
+    portray,
+    thumbnails,
+)
 from widelimit.experiments.protocol import Draw, Part, join_parts
 from widelimit.files import check_folder, check_record, own_folder, write_atomically
 from widelimit.machine import peak_memory
@@ -224,12 +231,14 @@ class Table1:
                 "provenance": self.dataset.provenance,
                 "image_shape": [h, w, c],
                 "n_classes": self.dataset.n_classes,
+                "class_names": list(self.dataset.class_names),
                 "n_train": len(self.dataset.y_train),
                 "n_test": len(self.dataset.y_test),
             },
             "asked": dataclasses.asdict(self.asked),
             "notes": self.notes,
             "columns": columns,
+            "test_images": thumbnails(self.dataset, sorted(_shown(columns))),
             "errors": errors,
             "seconds": round(time.perf_counter() - start, 3),
             "peak_memory": peak_memory(),
@@ -249,6 +258,9 @@ class Table1:
         seconds: dict[str, float] = {}
         computed = 0
         found: list[list[Record]] = [[] for _ in networks]
+        labels, blocks = np.empty(0, np.int64), list[IntArray]()
+        portraits: list[Record] = []
+        examples: list[Record | None] = []
         for i in range(protocol.draws):
             draw = protocol.draw(self.dataset, i)
             grams: dict[str, list[Any]] = {}
@@ -261,10 +273,17 @@ class Table1:
                 seconds[part.name] += time.perf_counter() - begin
             for k, results in enumerate(found):
                 matrices = {name: of_depths[k] for name, of_depths in grams.items()}
-                results.append(self._solve(column, cost.backend, draw, i, matrices))
+                train, test = join_parts(matrices)
+                result, outputs = self._solve(column, cost.backend, draw, i, train, test)
+                results.append(result)
+                if not i:  # a report shows one draw
+                    labels, blocks = draw.y_train, cut_by_class(draw.y_train)
+                    portraits.append(portray(train, labels, blocks))
+                    known = None if outputs is None else (outputs, draw.y_test, draw.test)
+                    examples.append(None if known is None else find_examples(*known))
         rows: list[Record] = []
-        for depth, results in zip(column.depths, found, strict=True):
-            rows.append(self._row(column, depth, results))
+        for depth, results, portrait in zip(column.depths, found, portraits, strict=True):
+            rows.append(self._row(column, depth, results) | {"kernel": portrait})
             say(f"{column.name}, depth {depth}: {_told(rows[-1])}")
         return {
             "column": column.name,
@@ -277,6 +296,9 @@ class Table1:
             "backend": cost.backend,
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "rows": rows,
+            # Of images sorted by class: first class, last class, images.
+            "blocks": [[int(labels[b[0]]), int(labels[b[-1]]), len(b)] for b in blocks],
+            "examples": _of_the_best(rows, examples),
         }
 
     def _compute(
@@ -309,17 +331,16 @@ class Table1:
         return matrices, pairs
 
     def _solve(
-        self, column: Column, backend: BackendName, draw: Draw, i: int, matrices: dict[str, Any]
-    ) -> Record:
-        """Solve for one depth in one draw; return what came out."""
+        self, column: Column, backend: BackendName, draw: Draw, i: int, train: Any, test: Any
+    ) -> tuple[Record, FloatArray | None]:
+        """Solve for one depth in one draw; return what came out, and outputs of test images."""
         start = time.perf_counter()
-        train, test = join_parts(matrices)
         classes = column.protocol.n_classes or self.dataset.n_classes
         targets = encode_labels(draw.y_train, np.arange(classes))
         method = self._method(column, backend, i)
         stored: Any = {}
         if method == "tiled":
-            place = self.store / column.factor_folder(i) / f"{matrices['train'].fingerprint}.zarr"
+            place = self.store / column.factor_folder(i) / f"{train.fingerprint}.zarr"
             place.parent.mkdir(exist_ok=True)
             stored = {"store": place, "memory": self.how["memory"], "threads": self.how["threads"]}
         solution = solve(train, targets, method=method, **stored)
@@ -334,15 +355,16 @@ class Table1:
             "reciprocal_condition": _finite(told.reciprocal_condition),
             "seconds": 0.0,
         }
-        value = np.asarray(solution.value)
+        value, outputs = np.asarray(solution.value), None
         if np.isfinite(value).all():
-            result["accuracy"] = _accuracy(_outputs(test, value), draw.y_test)
+            outputs = _outputs(test, value)
+            result["accuracy"] = _accuracy(outputs, draw.y_test)
             # Of a doubled training set the mirror image of what is left out would stay.
             if solution.factor is not None and column.protocol.flips != "double":
                 left_out = solution.factor.left_out(targets, value)
                 result["leave_one_out"] = _accuracy(left_out, draw.y_train)
         result["seconds"] = round(time.perf_counter() - start, 3)
-        return result
+        return result, outputs
 
     def _method(self, column: Column, backend: BackendName, i: int) -> Any:
         """Return how to solve: where there is room."""
@@ -382,6 +404,26 @@ class Table1:
         row["residual_norm"] = None if None in norms else max(norms)
         row["solve_seconds"] = round(sum(one["seconds"] for one in results), 3)
         return row | {"draws": results}
+
+
+def _of_the_best(rows: list[Record], examples: list[Record | None]) -> Record | None:
+    """Return the examples of the depth with the best leave-one-out accuracy, the first of equals.
+
+    Where nothing was left out it is the first depth that was solved: no test image has a say.
+    """
+    solved = [k for k, found in enumerate(examples) if found is not None]
+    if not solved:
+        return None
+    best = max(solved, key=lambda k: rows[k]["leave_one_out"] or 0.0)
+    found = examples[best]
+    assert found is not None
+    return {"depth": rows[best]["depth"], **found}
+
+
+def _shown(columns: list[Record]) -> set[int]:
+    """Return the numbers of all test images that are examples."""
+    of_columns = [column["examples"] for column in columns if column["examples"] is not None]
+    return {one["image"] for found in of_columns for kind in CAPTIONS for one in found[kind]}
 
 
 def _outputs(test: Any, value: FloatArray) -> FloatArray:

@@ -13,7 +13,7 @@ from html import escape
 
 from widelimit.experiments.record import Curve, Point, Record
 
-__all__ = ["draw_curves", "draw_key", "name_size"]
+__all__ = ["MARKERS", "draw_curves", "draw_key", "name_size"]
 
 # Accuracies that get a label where there is room, the most wanted first.
 _TICKS = (0.5, 0.9, 0.99, 0.999, 0.0, 0.8, 0.95, 0.98, 0.995, 0.998, 0.7, 0.6, 0.4, 0.2, 0.3)
@@ -22,7 +22,7 @@ _FEWEST_TICKS = 3  # with fewer, more of them are tried
 _MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 54, 8, 28, 46
 _LEAST_GAP = 17  # pixels between two labels of the vertical axis
 _DODGE = 4.0  # pixels between curves, so that error bars do not hide each other
-_MARKERS = (
+MARKERS = (
     '<circle r="4.6"/>',
     '<rect x="-4" y="-4" width="8" height="8"/>',
     '<path d="M0-5.6 5.6 0 0 5.6-5.6 0z"/>',
@@ -74,7 +74,7 @@ def draw_curves(record: Record, *, width: int, height: int, name: str) -> str:
     """
     axes = _make_axes(record, width, height)
     parts = [
-        f'<svg class="{escape(name)}" viewBox="0 0 {width} {height}" role="img" '
+        f'<svg class="plot {escape(name)}" viewBox="0 0 {width} {height}" role="img" '
         'aria-label="Test accuracy against the number of training images; the table below has the '
         'numbers.">'
     ]
@@ -87,11 +87,12 @@ def draw_curves(record: Record, *, width: int, height: int, name: str) -> str:
 
 
 def draw_key(index: int) -> str:
-    """Draw line and marker of one curve, for a legend."""
+    """Draw line and marker of one curve, for a legend: five colours, each with five markers."""
+    marker = MARKERS[(index + index // 5) % len(MARKERS)]
     return (
-        f'<svg class="key series-{index}" viewBox="0 0 34 14" width="34" height="14" '
+        f'<svg class="key series-{index % 5}" viewBox="0 0 34 14" width="34" height="14" '
         f'aria-hidden="true"><path class="line" d="M1 7H33"/>'
-        f'<g transform="translate(17 7)" class="marker">{_MARKERS[index % len(_MARKERS)]}</g></svg>'
+        f'<g transform="translate(17 7)" class="marker">{marker}</g></svg>'
     )
 
 
@@ -156,13 +157,13 @@ def _draw_curve(axes: _Axes, curve: Curve, index: int, offset: float) -> list[st
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
     parts = [f'<g class="series-{index}">', f'<polyline class="line" points="{line}"/>']
     parts += [_draw_bar(axes, x, point) for x, _, point in places if point.std is not None]
-    marker = _MARKERS[index % len(_MARKERS)]
+    marker = MARKERS[index % len(MARKERS)]
     for x, y, point in places:
         title = f"{curve.label}, {name_size(point.size)} images: {point.mean * 100:.1f} %"
         if point.std is not None:
             title += f" ± {point.std * 100:.1f}"
         parts.append(
-            f'<g class="marker" transform="translate({x:.1f} {y:.1f})">{marker}'
+            f'<g class="marker mark" transform="translate({x:.1f} {y:.1f})">{marker}'
             f"<title>{escape(title)}</title></g>"
         )
     return [*parts, "</g>"]

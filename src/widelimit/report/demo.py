@@ -17,7 +17,7 @@ from widelimit.experiments.learning_curve import CURVE_STAGE, METHODS, Design, K
 from widelimit.files import check_file, make_folder, write_atomically
 from widelimit.keeping import keep
 from widelimit.matrices.inputs import Channels
-from widelimit.report.page import render
+from widelimit.report.learning import render
 from widelimit.report.terminal import make_tables, show_notes
 
 __all__ = ["Demo"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
 
 import numpy as np
 
@@ -13,17 +12,10 @@ from widelimit.arrays import FloatArray, IntArray
 from widelimit.data.dataset import Dataset
 from widelimit.estimators.calibration import log_softmax
 from widelimit.markup import to_data_uri
+from widelimit.report.page import document
 from widelimit.report.table import to_csv
 
 __all__ = ["Suspect", "find_suspects", "render_sheet", "to_table"]
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem;
-  list-style: none; padding: 0; }
-.sheet img { width: 6rem; image-rendering: pixelated; }
-.sheet li { overflow-wrap: anywhere; font-size: 0.85rem; }
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,38 +83,27 @@ def to_table(suspects: Sequence[Suspect]) -> str:
 
 def render_sheet(data: Dataset, suspects: Sequence[Suspect]) -> str:
     """Return the suspects as a page that needs nothing but itself, with a thumbnail of each."""
-    style = resources.files("widelimit.report").joinpath("style.css").read_text("utf-8")
     what = "rows" if data.is_rows else "images"
-    title = escape(f"Likely wrong labels: {data.name}")
+    title = f"Likely wrong labels: {data.name}"
     cards = "\n".join(
         f"<li>{_thumbnail(data, s)}"
         f"<b>{escape(s.label)}</b> ({s.p_label:.1%}), rather <b>{escape(s.suggested)}</b> "
         f"({s.p_suggested:.1%})<br>{escape(s.file)}</li>"
         for s in suspects
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{style}{_STYLE}</style>
-</head>
-<body>
-<section>
-<h1>{title}</h1>
+    return document(
+        title,
+        [
+            f"""<section>
+<h1>{escape(title)}</h1>
 <p>{len(suspects):,} of {len(data.y_train):,} {what}, which a fit to all other {what} labels
 otherwise, those with the least probable labels first. In brackets the probabilities.</p>
 <ul class="sheet">
 {cards}
 </ul>
-</section>
-</body>
-</html>
-"""
+</section>"""
+        ],
+    )
 
 
 def _thumbnail(data: Dataset, suspect: Suspect) -> str:
