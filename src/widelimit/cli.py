@@ -112,6 +112,14 @@ ImageShapeOption = Annotated[
         show_default="rows stay rows",
     ),
 ]
+DownloadOption = Annotated[
+    bool,
+    typer.Option(
+        "--download",
+        help="Fetch CIFAR-10, 170 MB, where it is not on this machine: to the folder that "
+        "WIDELIMIT_DATA names, or ~/.local/share/widelimit.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
 ]
@@ -169,8 +177,8 @@ def exits(kept: str = NOTHING_WRITTEN) -> Generator[None]:
     """End the command with one line, instead of a traceback, where the user can do something."""
     try:
         yield
-    except KeyboardInterrupt:
-        _complain(f"interrupted, {kept}")
+    except KeyboardInterrupt as error:
+        _complain(f"interrupted, {error}" if str(error) else f"interrupted, {kept}")
         raise typer.Exit(INTERRUPTED) from None
     except MemoryError as error:
         _complain(f"out of memory: {error}" if str(error) else "out of memory")
@@ -717,6 +725,7 @@ def table1(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    download: DownloadOption = False,
     memory: Annotated[
         str | None,
         typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
@@ -766,7 +775,7 @@ def table1(
             out,
             store,
             overwrite=overwrite,
-            reading=read_reading(channels, size, skip_bad),
+            reading=read_reading(channels, size, skip_bad) | {"download": download},
             backend=check_backend(backend),
             threads=threads,
             memory=memory,
@@ -805,6 +814,7 @@ def small_data(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    download: DownloadOption = False,
     memory: Annotated[
         str | None,
         typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
@@ -836,7 +846,7 @@ def small_data(
             draws=draws,
             seed=seed,
             overwrite=overwrite,
-            reading=read_reading(channels, size, skip_bad),
+            reading=read_reading(channels, size, skip_bad) | {"download": download},
             backend=check_backend(backend),
             threads=threads,
             memory=memory,
@@ -886,6 +896,7 @@ def rank(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    download: DownloadOption = False,
     memory: Annotated[
         str | None,
         typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
@@ -917,7 +928,7 @@ def rank(
             draws=draws,
             seed=seed,
             overwrite=overwrite,
-            reading=read_reading(channels, size, skip_bad),
+            reading=read_reading(channels, size, skip_bad) | {"download": download},
             backend=check_backend(backend),
             threads=threads,
             memory=memory,
