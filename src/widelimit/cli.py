@@ -21,6 +21,7 @@ from widelimit.keeping import NotWritten, keep
 
 if TYPE_CHECKING:
     from widelimit.costs import Forecast
+    from widelimit.experiments.readouts import Readouts
     from widelimit.experiments.table1 import Table1
 
 __all__ = ["app", "main"]
@@ -112,6 +113,14 @@ ImageShapeOption = Annotated[
         show_default="rows stay rows",
     ),
 ]
+DownloadOption = Annotated[
+    bool,
+    typer.Option(
+        "--download",
+        help="Fetch CIFAR-10, 170 MB, where it is not on this machine: to the folder that "
+        "WIDELIMIT_DATA names, or ~/.local/share/widelimit.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
 ]
@@ -169,8 +178,8 @@ def exits(kept: str = NOTHING_WRITTEN) -> Generator[None]:
     """End the command with one line, instead of a traceback, where the user can do something."""
     try:
         yield
-    except KeyboardInterrupt:
-        _complain(f"interrupted, {kept}")
+    except KeyboardInterrupt as error:
+        _complain(f"interrupted, {error}" if str(error) else f"interrupted, {kept}")
         raise typer.Exit(INTERRUPTED) from None
     except MemoryError as error:
         _complain(f"out of memory: {error}" if str(error) else "out of memory")
@@ -222,7 +231,7 @@ def _complain(message: str) -> None:
     typer.echo(f"widelimit: {line}", err=True)
 
 
-def _tell(forecast: Forecast | Table1, yes: bool) -> None:
+def _tell(forecast: Forecast | Readouts | Table1, yes: bool) -> None:
     """Say what a command will take; ask a user at a terminal whether that is meant, if it is long.
 
     Elsewhere nobody can answer: the work begins.
@@ -717,6 +726,7 @@ def table1(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    download: DownloadOption = False,
     memory: Annotated[
         str | None,
         typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
@@ -766,7 +776,7 @@ def table1(
             out,
             store,
             overwrite=overwrite,
-            reading=read_reading(channels, size, skip_bad),
+            reading=read_reading(channels, size, skip_bad) | {"download": download},
             backend=check_backend(backend),
             threads=threads,
             memory=memory,
@@ -805,6 +815,7 @@ def small_data(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    download: DownloadOption = False,
     memory: Annotated[
         str | None,
         typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
@@ -836,7 +847,7 @@ def small_data(
             draws=draws,
             seed=seed,
             overwrite=overwrite,
-            reading=read_reading(channels, size, skip_bad),
+            reading=read_reading(channels, size, skip_bad) | {"download": download},
             backend=check_backend(backend),
             threads=threads,
             memory=memory,
@@ -851,6 +862,80 @@ def small_data(
         for error in record.errors:
             _complain(error)
         place = keep(out, lambda path: write_atomically(path, record.to_json()))
+        typer.echo(f"record: {place}")
+
+
+@reproduce.command(cls=_Command, context_settings=_HELP)
+def readouts(
+    data: DataArgument = "cifar10",
+    out: Annotated[Path, typer.Option(help="The record, a .json file.")] = Path("readouts.json"),
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for the kernels; the same command goes on with it after it was stopped.",
+            show_default="beside the record",
+        ),
+    ] = None,
+    depth: Annotated[int, typer.Option(min=2, help="Of the network.")] = 4,
+    n_train: Annotated[
+        int, typer.Option(min=1, help="Training images, as many of each class.")
+    ] = 500,
+    n_test: Annotated[int, typer.Option(min=1, help="Test images.")] = 500,
+    draws: Annotated[int, typer.Option(min=1, help="Training sets.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="As in 30min or 2h: takes as many images as fit into it here.",
+            show_default="as long as it takes",
+        ),
+    ] = None,
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    channels: ChannelsOption = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
+    download: DownloadOption = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
+    ] = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Global and local average pooling and none, and what flips and whitening change.
+
+    One network, of which only the readout differs: CNTK-V, with LAP(4), with GAP. On the images as
+    they are, averaged over horizontal flips, whitened (ZCA), and both; differences within draws.
+    """
+    with (
+        exits("finished tiles are kept, the same command goes on"),
+        user_input(),
+        _warnings(),
+    ):
+        from widelimit.display import read_duration
+        from widelimit.experiments.readouts import Asked, Readouts
+        from widelimit.files import write_record
+        from widelimit.job import check_backend, read_reading
+        from widelimit.report.readouts import to_markdown
+
+        limit = None if budget is None else read_duration(budget)
+        job = Readouts.prepare(
+            data,
+            Asked(depth, n_train, n_test, draws, seed, limit),
+            out,
+            store,
+            overwrite=overwrite,
+            reading=read_reading(channels, size, skip_bad) | {"download": download},
+            backend=check_backend(backend),
+            threads=threads,
+            memory=memory,
+        )
+        _tell(job, yes)
+        record = job.run(_complain, progress=True)
+        typer.echo(to_markdown(record))
+        place = keep(out, lambda path: write_record(path, record))
         typer.echo(f"record: {place}")
 
 
@@ -886,6 +971,7 @@ def rank(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    download: DownloadOption = False,
     memory: Annotated[
         str | None,
         typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
@@ -917,7 +1003,7 @@ def rank(
             draws=draws,
             seed=seed,
             overwrite=overwrite,
-            reading=read_reading(channels, size, skip_bad),
+            reading=read_reading(channels, size, skip_bad) | {"download": download},
             backend=check_backend(backend),
             threads=threads,
             memory=memory,

@@ -7,7 +7,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from widelimit.data.cifar import (
     load_cifar_folder,
 )
 from widelimit.data.dataset import Dataset, Size, check_size, draw_test_set
+from widelimit.data.download import CIFAR10, fetch
 from widelimit.data.folder import load_image_folder
 from widelimit.data.idx import find_idx_files, idx_group, load_idx
 from widelimit.data.image import resize
@@ -39,6 +40,7 @@ __all__ = ["load_dataset", "read_dataset"]
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")
 _DATA_FOLDER = "WIDELIMIT_DATA"  # environment variable
+_FETCHED = {"cifar10": CIFAR10}
 _MAX_SIBLINGS = 1000  # that are looked through for a similar name
 _DIGITS_TRAIN_PER_CLASS = 128
 _SHOWN = 8
@@ -64,7 +66,9 @@ _HOW_TO_GET = {
         "https://github.com/zalandoresearch/fashion-mnist to a folder fashion-mnist"
     ),
     "cifar10": (
-        "download cifar-10-binary.tar.gz, or another version, of "
+        "let --download of widelimit reproduce or rank fetch it, or "
+        'load_dataset("cifar10", download=True); or download '
+        "cifar-10-binary.tar.gz, or another version, of "
         "https://www.cs.toronto.edu/~kriz/cifar.html (there is no need to unpack it)"
     ),
     "cifar100": (
@@ -95,6 +99,7 @@ def load_dataset(
     skip_bad: bool = False,
     label: str | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    download: bool = False,
 ) -> Dataset:
     """Load images or rows, and labels, by name, from files, or from objects of other libraries.
 
@@ -107,8 +112,8 @@ def load_dataset(
         "fashion-mnist", "cifar10", "cifar100"
             Read from files on this machine: the folder ``fashion-mnist``,
             ``cifar-10-batches-bin`` and so on, or the archive of CIFAR, in the folder that the
-            environment variable WIDELIMIT_DATA names, or in ``/usr/share/datasets``. Nothing is
-            ever downloaded.
+            environment variable WIDELIMIT_DATA names, in ``~/.local/share/widelimit`` (or
+            ``widelimit`` in XDG_DATA_HOME), or in ``/usr/share/datasets``.
         path of a folder
             IDX files (MNIST, EMNIST, QMNIST, under any of the usual names), CIFAR-10 or CIFAR-100
             in any version, a table or file of arrays for each of train, test and val; or images:
@@ -152,15 +157,20 @@ def load_dataset(
         what has a similar name.
     OSError
         If a file cannot be opened.
+    ConnectionError
+        If it cannot be fetched.
     ValueError
         If the content is damaged, too large, or not as described above (the message says what was
-        found); a class has one image, so that no test set can be drawn.
+        found); a class has one image, so that no test set can be drawn; what was fetched has
+        another digest; or `download` is asked for of something else.
 
     Warns
     -----
     UserWarning
         Of files, columns and parts that were passed over, and of images that were changed.
     """
+    if download:
+        _make_there(source)
     data = read_dataset(
         source,
         channels=channels,
@@ -198,10 +208,7 @@ def read_dataset(
 def _read(
     source: str | os.PathLike[str], reading: Reading, size: Size | None, skip_bad: bool
 ) -> Dataset:
-    name, wanted = os.fspath(source), None
-    base, colon, part = name.rpartition(":")
-    if colon and part in ("train", "val", "test") and not os.path.exists(name):
-        name, wanted = base, part
+    name, wanted = _split_part(os.fspath(source))
     if name == "digits":
         return _only(_load_digits(), wanted)
     if name in _FOLDERS:
@@ -216,6 +223,14 @@ def _read(
         check_regular(path)
         return _load_file(path, reading, wanted)
     raise FileNotFoundError(_explain_missing(name, path))
+
+
+def _split_part(name: str) -> tuple[str, str | None]:
+    """Return what ``cifar10:test`` names, and which part of it."""
+    base, colon, part = name.rpartition(":")
+    if colon and part in ("train", "val", "test") and not os.path.exists(name):
+        return base, part
+    return name, None
 
 
 def _load_file(path: Path, reading: Reading, wanted: str | None) -> Dataset:
@@ -402,14 +417,43 @@ def _resized(data: Dataset, size: Size) -> Dataset:
 # ---------------------------------------------------------------- what is not there, or not known
 
 
-def _find_named(name: str) -> Path:
-    bases = [SYSTEM_FOLDER]
+def _folders() -> list[Path]:
+    """Return the folders that data sets with names lie in; what is fetched goes to the first."""
+    folders = [SYSTEM_FOLDER]
+    with suppress(RuntimeError):  # nobody knows where home is
+        base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+        folders.insert(0, Path(base) / "widelimit")
     if given := os.environ.get(_DATA_FOLDER):
-        bases.insert(0, Path(given).expanduser())
-    places = [base / place for base in bases for place in _FOLDERS[name]]
+        folders.insert(0, Path(given).expanduser())
+    return folders
+
+
+def _search(name: str) -> tuple[Path | None, list[Path]]:
+    """Return where a data set with a name is, if it is there, and where it may be."""
+    places = [folder / place for folder in _folders() for place in _FOLDERS[name]]
     for place in places:
         if place.is_dir() or (place.is_file() and place.name.endswith(ARCHIVES)):
-            return place
+            return place, places
+    return None, places
+
+
+def _make_there(source: Any) -> None:
+    """Fetch a data set that is not on this machine; of what was fetched, check that it is whole."""
+    name = _split_part(os.fspath(source))[0] if isinstance(source, str) else ""
+    if name not in _FETCHED:
+        given = repr(source) if isinstance(source, str) else type(source).__name__
+        raise ValueError(
+            f"only {', '.join(_FETCHED)} can be fetched, got {given}: without download"
+        )
+    place, _ = _search(name)
+    if place is None or place.name == _FETCHED[name].name:
+        fetch(_FETCHED[name], _folders()[0] if place is None else place.parent)
+
+
+def _find_named(name: str) -> Path:
+    place, places = _search(name)
+    if place is not None:
+        return place
     raise FileNotFoundError(
         f"{name} is not on this machine (looked for {', '.join(map(str, places))}): "
         f"{_HOW_TO_GET[name]}, and give the path of it, or set {_DATA_FOLDER} to the "

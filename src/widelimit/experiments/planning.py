@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,9 +34,11 @@ __all__ = [
     "ColumnCost",
     "cost_of",
     "make_plan",
+    "most_that_fit",
     "plan_text",
     "planned_before",
     "published",
+    "read_plan",
 ]
 
 PLAN = "plan.json"
@@ -258,10 +261,7 @@ def _fit(
     needed = cost(column)
     if needed <= seconds:
         return column, needed
-    low, high = 0, -(-whole.n_train // unit)  # low fits, high does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(of(middle)) <= seconds else (low, middle)
+    low = most_that_fit(-(-whole.n_train // unit) - 1, lambda count: cost(of(count)), seconds)
     if not low:
         raise ValueError(
             f"{column.name} takes {duration(cost(of(1)))} even with {unit} training images, and "
@@ -269,6 +269,15 @@ def _fit(
             "columns, depths or draws"
         )
     return of(low), cost(of(low))
+
+
+def most_that_fit(most: int, cost: Callable[[int], float], seconds: float) -> int:
+    """Return the largest count up to `most` that takes no longer than a time; 0: not even 1."""
+    low, high = 0, most + 1  # low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= seconds else (low, middle)
+    return low
 
 
 def cost_of(column: Column, dataset: Dataset, dtype: Any, how: dict[str, Any]) -> ColumnCost:
@@ -307,25 +316,10 @@ def planned_before(
 ) -> tuple[list[Column], list[str]] | None:
     """Return the plan of the run that a folder is of, whatever a budget would choose today."""
     path = folder / PLAN
-    try:
-        content = read_json(path, _MAX_PLAN)
-    except FileNotFoundError:
-        return None
     wanted = json.loads(plan_text(asked, [], []))
-    if content.get("format") != _PLAN_FORMAT:
-        raise ValueError(f"{path} must be the plan of a run of table 1: give another store")
-    before: Any = content.get("asked")
-    if before != wanted["asked"]:
-        known: dict[str, Any] = before if isinstance(before, dict) else {}  # pyright: ignore[reportUnknownVariableType]
-        differs = [
-            f"{name} {known.get(name)!r:.60} there and {value!r:.60} here"
-            for name, value in wanted["asked"].items()
-            if known.get(name) != value
-        ]
-        raise ValueError(
-            f"{folder} holds another run of table 1 ({'; '.join(differs) or 'of another version'}"
-            "): give another store, or delete that one"
-        )
+    content = read_plan(folder, _PLAN_FORMAT, wanted["asked"], "run of table 1")
+    if content is None:
+        return None
     try:
         columns = [
             Column(str(name), asked.depths, asked.protocol(int(n_train), int(n_test)))
@@ -338,6 +332,46 @@ def planned_before(
     if not (columns and known_columns):
         raise ValueError(f"{path} is damaged (its columns are not those asked for): delete it")
     return columns, notes
+
+
+def read_plan(folder: Path, form: str, asked: dict[str, Any], what: str) -> dict[str, Any] | None:
+    """Return the plan that is kept beside kernels; None if there is none.
+
+    Parameters
+    ----------
+    folder : Path
+    form : str
+        The format that the plan must have.
+    asked : dict
+        What is asked for now, as JSON has it.
+    what : str
+        What the folder is for, in messages.
+
+    Raises
+    ------
+    ValueError
+        If it is that of something else, or of another run.
+    """
+    path = folder / PLAN
+    try:
+        content = read_json(path, _MAX_PLAN)
+    except FileNotFoundError:
+        return None
+    if content.get("format") != form:
+        raise ValueError(f"{path} must be the plan of a {what}: give another store")
+    before: Any = content.get("asked")
+    if before != asked:
+        known: dict[str, Any] = before if isinstance(before, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+        differs = [
+            f"{name} {known.get(name)!r:.60} there and {value!r:.60} here"
+            for name, value in asked.items()
+            if known.get(name) != value
+        ]
+        raise ValueError(
+            f"{folder} holds another {what} ({'; '.join(differs) or 'of another version'}): give "
+            "another store, or delete that one"
+        )
+    return content
 
 
 def published(column: Column, dataset: Dataset) -> dict[int, float]:

@@ -35,7 +35,7 @@ from widelimit.matrices import gram
 from widelimit.network import Dense, Flatten, LocalAvgPool, Network
 from widelimit.solvers import encode_labels, solve
 
-__all__ = ["MEASURES", "Rank", "architectures", "tau_with_interval"]
+__all__ = ["MEASURES", "Rank", "architectures", "pooled", "tau_with_interval"]
 
 FORMAT = "widelimit.rank/1"
 MEASURES = ("loo_accuracy", "loo_score", "validation_accuracy")
@@ -62,19 +62,20 @@ def architectures() -> dict[str, Network]:
         found[f"cntk-gap-{depth}"] = cntk_gap(depth)
     for depth in (4, 6):
         for half_width in (1, 4):
-            found[f"cntk-lap{half_width}-{depth}"] = _pooled(cntk_vanilla(depth), half_width)
+            pooling = LocalAvgPool(half_width)
+            found[f"cntk-lap{half_width}-{depth}"] = pooled(cntk_vanilla(depth), pooling)
     for depth in (4, 6):
         found[f"cntk-vanilla-{depth}-filter5"] = cntk_vanilla(depth, filter_size=5)
         found[f"cntk-gap-{depth}-filter5"] = cntk_gap(depth, filter_size=5)
     return found
 
 
-def _pooled(network: Network, half_width: int) -> Network:
+def pooled(network: Network, pooling: LocalAvgPool) -> Network:
     """Return a network of `cntk_vanilla` with local average pooling before its last layers."""
     *convs, flatten, last = network.layers
     assert isinstance(flatten, Flatten)
     assert isinstance(last, Dense)
-    layers = [*convs, LocalAvgPool(half_width), flatten, last]
+    layers = [*convs, pooling, flatten, last]
     return Network(layers, scaling=network.scaling)
 
 
