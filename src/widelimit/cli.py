@@ -21,7 +21,7 @@ from widelimit.keeping import NotWritten, keep
 
 if TYPE_CHECKING:
     from widelimit.costs import Forecast
-    from widelimit.experiments.table1 import Table1
+    from widelimit.experiments.run import Run
 
 __all__ = ["app", "main"]
 
@@ -116,6 +116,39 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
 ]
 
+RecordOption = Annotated[Path, typer.Option("--out", help="The record, a .json file.")]
+PartsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        help="A folder for finished parts; the same command goes on with it after it was stopped.",
+        show_default="beside the record",
+    ),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Of the finite networks: cpu, cuda (an NVIDIA card), or auto, a card if there is one.",
+        autocompletion=_words("auto", "cpu", "cuda"),
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", help="Most memory to take, as in 6GB.", show_default="60 % of what is free"
+    ),
+]
+PictureOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot",
+        metavar="FILE",
+        help="Draw the record, too: an .svg or .png file.",
+        show_default=False,
+    ),
+]
+
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -190,6 +223,11 @@ def user_input() -> Generator[None]:
     except (OSError, ValueError) as error:
         _complain(_one_line(error))
         raise typer.Exit(WRONG_INPUT) from None
+    except ImportError as error:
+        if error.name is not None:  # a module that is broken; of an extra we say how to get it
+            raise
+        _complain(_one_line(error))
+        raise typer.Exit(WRONG_INPUT) from None
     except RuntimeError as error:
         from widelimit.backends.cuda.device import LostCard
 
@@ -212,7 +250,7 @@ def _show_warning(message: Warning | str, *rest: object, **more: object) -> None
     _complain(f"warning: {message}")
 
 
-def _one_line(error: OSError | ValueError) -> str:
+def _one_line(error: OSError | ValueError | ImportError) -> str:
     return said(error) if isinstance(error, OSError) else " ".join(str(error).split())
 
 
@@ -222,7 +260,7 @@ def _complain(message: str) -> None:
     typer.echo(f"widelimit: {line}", err=True)
 
 
-def _tell(forecast: Forecast | Table1, yes: bool) -> None:
+def _tell(forecast: Forecast | Run, yes: bool) -> None:
     """Say what a command will take; ask a user at a terminal whether that is meant, if it is long.
 
     Elsewhere nobody can answer: the work begins.
@@ -234,6 +272,31 @@ def _tell(forecast: Forecast | Table1, yes: bool) -> None:
             typer.confirm("go on?", default=True, abort=True, err=True)
         except typer.Abort:
             raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _parts_kept() -> Generator[None]:
+    with exits("finished parts are kept, the same command goes on"), user_input(), _warnings():
+        yield
+
+
+def _finish(job: Run, out: Path, picture: Path | None, yes: bool) -> None:
+    """Say what a run of finite networks takes, run it, and write its record, and its picture."""
+    from widelimit.files import write_record
+    from widelimit.plot import check_picture, draw_record
+    from widelimit.report.finite import to_markdown
+
+    if picture is not None:
+        check_picture(picture)
+    _tell(job, yes)
+    record = job.run(_complain, progress=True)
+    typer.echo(to_markdown(record))
+    for error in record.get("errors", []):
+        _complain(error)
+    place = keep(out, lambda path: write_record(path, record))
+    typer.echo(f"record: {place}")
+    if picture is not None:
+        typer.echo(f"picture: {keep(picture, lambda path: draw_record(record, path))}")
 
 
 def _show_version(wanted: bool) -> None:
@@ -852,6 +915,61 @@ def small_data(
             _complain(error)
         place = keep(out, lambda path: write_atomically(path, record.to_json()))
         typer.echo(f"record: {place}")
+
+
+@reproduce.command(cls=_Command, context_settings=_HELP)
+def table2(
+    data: DataArgument = "cifar10",
+    out: RecordOption = Path("table2.json"),
+    store: PartsOption = None,
+    depths: Annotated[str, typer.Option(help="Of the networks.")] = "3,4,6",
+    width: Annotated[int, typer.Option("--channels", min=1, help="Of the random networks.")] = 128,
+    draws: Annotated[int, typer.Option(min=1, help="Random networks of each depth.")] = 10,
+    classes: Annotated[int, typer.Option(min=2, help="The first classes: 2 is CIFAR-2.")] = 2,
+    n_train: Annotated[
+        int | None, typer.Option(min=1, help="Training images.", show_default="all")
+    ] = None,
+    n_test: Annotated[
+        int | None, typer.Option(min=1, help="Test images.", show_default="all")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the networks.")] = 0,
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
+    memory: MemoryOption = None,
+    picture: PictureOption = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Table 2: kernel regression on the gradient of random networks, beside exact kernels.
+
+    The median over draws of networks, for CNTK-V and CNTK-GAP.
+    """
+    with _parts_kept():
+        from widelimit.experiments.table2 import Table2
+        from widelimit.job import check_backend, read_numbers, read_reading
+
+        job = Table2.prepare(
+            data,
+            out,
+            store,
+            depths=read_numbers("--depths", depths),
+            channels=width,
+            draws=draws,
+            classes=classes,
+            n_train=n_train,
+            n_test=n_test,
+            seed=seed,
+            overwrite=overwrite,
+            reading=read_reading(None, size, skip_bad),
+            device=device,
+            backend=check_backend(backend),
+            threads=threads,
+            memory=memory,
+        )
+        _finish(job, out, picture, yes)
 
 
 @command()

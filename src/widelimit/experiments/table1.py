@@ -44,7 +44,7 @@ from widelimit.matrices.progress import Progress
 from widelimit.network import Network
 from widelimit.solvers import encode_labels, solve
 
-__all__ = ["Table1"]
+__all__ = ["Record", "Table1", "solve_and_test"]
 
 Record: TypeAlias = dict[str, Any]
 
@@ -312,37 +312,19 @@ class Table1:
         self, column: Column, backend: BackendName, draw: Draw, i: int, matrices: dict[str, Any]
     ) -> Record:
         """Solve for one depth in one draw; return what came out."""
-        start = time.perf_counter()
         train, test = join_parts(matrices)
         classes = column.protocol.n_classes or self.dataset.n_classes
-        targets = encode_labels(draw.y_train, np.arange(classes))
         method = self._method(column, backend, i)
         stored: Any = {}
         if method == "tiled":
             place = self.store / column.factor_folder(i) / f"{matrices['train'].fingerprint}.zarr"
             place.parent.mkdir(exist_ok=True)
             stored = {"store": place, "memory": self.how["memory"], "threads": self.how["threads"]}
-        solution = solve(train, targets, method=method, **stored)
-        told = solution.statistics
-        result: Record = {
-            "accuracy": None,
-            "leave_one_out": None,
-            "status": solution.status.name,
-            "message": solution.message,
-            "method": method,
-            "residual_norm": _finite(told.residual_norm),
-            "reciprocal_condition": _finite(told.reciprocal_condition),
-            "seconds": 0.0,
-        }
-        value = np.asarray(solution.value)
-        if np.isfinite(value).all():
-            result["accuracy"] = _accuracy(_outputs(test, value), draw.y_test)
-            # Of a doubled training set the mirror image of what is left out would stay.
-            if solution.factor is not None and column.protocol.flips != "double":
-                left_out = solution.factor.left_out(targets, value)
-                result["leave_one_out"] = _accuracy(left_out, draw.y_train)
-        result["seconds"] = round(time.perf_counter() - start, 3)
-        return result
+        # Of a doubled training set the mirror image of what is left out would stay.
+        leave_out = column.protocol.flips != "double"
+        return solve_and_test(
+            train, test, draw.y_train, draw.y_test, classes, method, leave_out, **stored
+        )
 
     def _method(self, column: Column, backend: BackendName, i: int) -> Any:
         """Return how to solve: where there is room."""
@@ -382,6 +364,54 @@ class Table1:
         row["residual_norm"] = None if None in norms else max(norms)
         row["solve_seconds"] = round(sum(one["seconds"] for one in results), 3)
         return row | {"draws": results}
+
+
+def solve_and_test(
+    train: Any,
+    test: Any,
+    y_train: IntArray,
+    y_test: IntArray,
+    classes: int,
+    method: Any = "cholesky",
+    leave_out: bool = True,
+    **stored: Any,
+) -> Record:
+    """Solve without a ridge, and return what comes out: accuracies, and how well it was solved.
+
+    Parameters
+    ----------
+    train, test : matrices of shape (n, n) and (m, n)
+        In stores or in memory.
+    y_train, y_test : ndarray of int64
+        Classes.
+    classes : int
+    method, **stored
+        As for `solve`.
+    leave_out : bool
+        Whether training images are predicted by leaving one out, too.
+    """
+    start = time.perf_counter()
+    targets = encode_labels(y_train, np.arange(classes))
+    solution = solve(train, targets, method=method, **stored)
+    told = solution.statistics
+    result: Record = {
+        "accuracy": None,
+        "leave_one_out": None,
+        "status": solution.status.name,
+        "message": solution.message,
+        "method": method,
+        "residual_norm": _finite(told.residual_norm),
+        "reciprocal_condition": _finite(told.reciprocal_condition),
+        "seconds": 0.0,
+    }
+    value = np.asarray(solution.value)
+    if np.isfinite(value).all():
+        result["accuracy"] = _accuracy(_outputs(test, value), y_test)
+        if solution.factor is not None and leave_out:
+            left_out = solution.factor.left_out(targets, value)
+            result["leave_one_out"] = _accuracy(left_out, y_train)
+    result["seconds"] = round(time.perf_counter() - start, 3)
+    return result
 
 
 def _outputs(test: Any, value: FloatArray) -> FloatArray:
