@@ -41,6 +41,7 @@ __all__ = ["Table2"]
 FORMAT = "widelimit.table2/1"
 READOUTS: dict[str, Callable[[int], Network]] = {"v": cntk_vanilla, "gap": cntk_gap}
 _PAPER_SHAPE = (32, 32, 3)
+_MOST_DRAWS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +129,8 @@ class Table2:
             As for `Table1.prepare`.
         """
         device = choose_device(device)
+        if draws > _MOST_DRAWS:
+            raise ValueError(f"draws must be at most {_MOST_DRAWS:,}, got {draws:,}")
         folder = out.with_name(f"{out.stem}-stores") if store is None else store
         check_record(out, folder, replace=overwrite)
         if not depths or len(set(depths)) < len(depths):
@@ -160,10 +163,12 @@ class Table2:
             "images": digest(images.x_train, images.y_train, images.x_test, images.y_test),
             "depths": list(depths),
             "channels": channels,
-            "draws": draws,
             "seed": seed,
         }
-        others = [f"{readout}-{part}.zarr" for readout in READOUTS for part in ("train", "test")]
+        # Those of more draws may be there: fewer are asked for now, or the rest of them.
+        more = range(draws, _MOST_DRAWS)
+        others = [f"{r}-{depth}-{i}.json" for r in READOUTS for depth in depths for i in more]
+        others += [f"{readout}-{part}.zarr" for readout in READOUTS for part in ("train", "test")]
         cells = Cells(folder, "table2", asked, costs, others)
         how |= {"memory": memory}
         args: Any = (tuple(depths), channels, draws, seed, cells, out, how, device, cells.left)
