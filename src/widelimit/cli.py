@@ -972,6 +972,90 @@ def table2(
         _finish(job, out, picture, yes)
 
 
+@reproduce.command("table1-cnn", cls=_Command, context_settings=_HELP)
+def table1_cnn(
+    data: DataArgument = "cifar10",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="cnn-v or cnn-gap; may be repeated.",
+            show_default="both",
+            autocompletion=_words("cnn-v", "cnn-gap"),
+        ),
+    ] = None,
+    out: RecordOption = Path("table1-cnn.json"),
+    store: PartsOption = None,
+    depths: Annotated[str, typer.Option(help="Of the networks.")] = "3,4,6,11,21",
+    widths: Annotated[
+        str, typer.Option("--channels", help="One number, or several: every depth with each.")
+    ] = "1024",
+    n_train: Annotated[
+        int | None, typer.Option(min=1, help="Training images.", show_default="50,000")
+    ] = None,
+    n_test: Annotated[
+        int | None, typer.Option(min=1, help="Test images.", show_default="10,000")
+    ] = None,
+    learning_rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="May be repeated: the one is taken that learns the training images first.",
+            show_default="0.1, 1 and 10",
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Networks of each depth.")] = 3,
+    kappa: Annotated[float, typer.Option(help="What outputs are multiplied by.")] = 0.05,
+    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
+    epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, and of the order of images.")] = 0,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="The exact kernels, too, on the same images.")
+    ] = False,
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
+    picture: PictureOption = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Table 1, its CNN columns: finite networks with the layers of the kernels, trained by SGD.
+
+    Test accuracy is the mean of the 10 epochs after every training image is right, or of the last
+    10, where that is not reached.
+    """
+    with _parts_kept():
+        from widelimit.experiments.table1_cnn import AskedCNN, Table1CNN
+        from widelimit.job import check_backend, read_numbers, read_reading
+
+        given: Any = {"columns": column, "learning_rates": learning_rate}
+        asked = AskedCNN(
+            depths=read_numbers("--depths", depths),
+            channels=read_numbers("--channels", widths),
+            n_train=n_train,
+            n_test=n_test,
+            trials=trials,
+            kappa=kappa,
+            batch=batch,
+            epochs=epochs,
+            seed=seed,
+            exact=exact,
+            **{name: tuple(values) for name, values in given.items() if values},
+        )
+        job = Table1CNN.prepare(
+            data,
+            asked,
+            out,
+            store,
+            overwrite=overwrite,
+            reading=read_reading(None, size, skip_bad),
+            device=device,
+            backend=check_backend(backend),
+            threads=threads,
+        )
+        _finish(job, out, picture, yes)
+
+
 @command()
 def rank(
     data: DataArgument,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLOURS",
     "check_picture",
+    "cnn_accuracies",
     "draw_record",
     "influence",
     "kernel_matrix",
@@ -696,7 +697,61 @@ def random_features(record: dict[str, Any], *, ax: Axes | None = None) -> Axes:
     _tick(axes.xaxis, range(len(rows)), names)
     axes.set_xlabel("kernel and depth")
     axes.set_ylabel("test accuracy")
-    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    return _finish(axes)
+
+
+def cnn_accuracies(record: dict[str, Any], *, ax: Axes | None = None) -> Axes:
+    """Draw the accuracies of trained networks over their width, beside those of exact kernels.
+
+    Bars are one standard error over trials.
+
+    Parameters
+    ----------
+    record : dict
+        Of ``widelimit reproduce table1-cnn``.
+    ax : matplotlib.axes.Axes or None
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    axes = _axes(ax)
+    exact = {(one["column"], one["depth"]): one["accuracy"] for one in record["exact"]}
+    curves: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in record["rows"]:
+        if row["accuracy"] is not None:
+            curves.setdefault((row["column"], row["depth"]), []).append(row)
+    widths: set[int] = set()
+    for key, rows in curves.items():
+        colour, marker = _next(axes)
+        name = f"{key[0].upper()}, depth {key[1]}"
+        axes.errorbar(
+            [row["channels"] for row in rows],
+            [row["accuracy"] for row in rows],
+            [row["standard_error"] or 0.0 for row in rows],
+            color=colour,
+            marker=marker,
+            markersize=5,
+            capsize=2,
+            elinewidth=1,
+            label=name,
+        )
+        for row in rows:
+            each = [one["accuracy"] for one in row["trials"]]
+            axes.plot([row["channels"]] * len(each), each, ".", color=colour, alpha=0.4)
+            widths.add(row["channels"])
+        if exact.get(key) is not None:
+            label = f"exact {name.replace('CNN', 'CNTK')}"
+            axes.axhline(exact[key], color=colour, linestyle=":", label=label)
+    axes.set(xscale="log", xlabel="channels", ylabel="test accuracy")
+    axes.yaxis.set_major_formatter("{x:.1%}")
+    _tick(axes.xaxis, sorted(widths), [f"{width:,}" for width in sorted(widths)])
     return _finish(axes)
 
 
@@ -751,6 +806,7 @@ def draw_record(record: dict[str, Any], path: Path) -> None:
 
 
 _DRAWN: dict[str, Callable[[dict[str, Any], Any], Any]] = {
+    "widelimit.table1_cnn": lambda record, ax: cnn_accuracies(record, ax=ax),
     "widelimit.table2": lambda record, ax: random_features(record, ax=ax),
 }
 

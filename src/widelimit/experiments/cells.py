@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Generator, Mapping
@@ -10,13 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from widelimit.display import share_alone, shown
 from widelimit.files import own_folder, write_record
 from widelimit.reading import read_json
 
-__all__ = ["PLAN", "Cells", "Keep", "compute_now", "digest"]
+__all__ = ["PLAN", "Cells", "Keep", "compute_now"]
 
 PLAN = "plan.json"
 """Name of the file beside the parts."""
@@ -30,15 +27,6 @@ _MAX_CELL = 2**26
 def compute_now(_: str, compute: Callable[[], Any]) -> Any:
     """Keep nothing: the `Keep` of runs that are not resumed."""
     return compute()
-
-
-def digest(*arrays: NDArray[Any]) -> str:
-    """Return a number that tells arrays apart, in 32 digits."""
-    found = hashlib.sha256()
-    for array in arrays:
-        found.update(f"{array.dtype.str} {array.shape} ".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()[:32]
 
 
 class Cells:

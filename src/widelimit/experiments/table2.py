@@ -23,7 +23,7 @@ from widelimit.costs import LONG, estimate
 from widelimit.data.dataset import Dataset
 from widelimit.data.load import load_dataset
 from widelimit.display import duration
-from widelimit.experiments.cells import Cells, Keep, digest
+from widelimit.experiments.cells import Cells, Keep
 from widelimit.experiments.environment import describe_environment
 from widelimit.experiments.paper import CIFAR2
 from widelimit.experiments.protocol import Draw, Protocol
@@ -35,6 +35,7 @@ from widelimit.finite.tangent import empirical_ntk
 from widelimit.machine import peak_memory
 from widelimit.matrices import gram
 from widelimit.network import Network
+from widelimit.solvers.checkpoint import seal
 
 __all__ = ["Table2"]
 
@@ -160,7 +161,9 @@ class Table2:
             # The kernel is symmetric for training images; test images make it a little larger.
             costs[f"{readout}-exact"] = estimate(networks[readout], shape, n, **how).seconds
         asked = {
-            "images": digest(images.x_train, images.y_train, images.x_test, images.y_test),
+            "images": seal(
+                {n: getattr(images, n) for n in ("x_train", "y_train", "x_test", "y_test")}
+            ),
             "depths": list(depths),
             "channels": channels,
             "seed": seed,

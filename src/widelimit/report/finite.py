@@ -58,6 +58,32 @@ def _table2(record: dict[str, Any]) -> str:
     return _table(["kernel", "depth", random, "exact kernel", "exact, the paper"], rows)
 
 
+def _table1_cnn(record: dict[str, Any]) -> str:
+    heads = ["network", "depth", "channels", "test accuracy", "the paper", "learning rate"]
+    heads += ["epochs to full training accuracy"]
+    rows: list[list[str]] = []
+    for row in record["rows"]:
+        error, paper = row["standard_error"], row["paper_percent"]
+        accuracy = "diverged" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
+        reached = [str(one["full_at"] or "not reached") for one in row["trials"]]
+        rows.append(
+            [
+                row["column"].upper(),
+                f"{row['depth']}",
+                f"{row['channels']:,}",
+                accuracy + ("" if error is None else f" ± {100 * error:.2f}"),
+                "-" if paper is None else f"{paper:.2f}%",
+                f"{row['learning_rate']:g}",
+                ", ".join(dict.fromkeys(reached)),
+            ]
+        )
+    for one in record["exact"]:
+        name = one["column"].upper().replace("CNN", "exact CNTK")
+        rows.append([name, f"{one['depth']}", "-", _percent(one["accuracy"]), "-", "-", "-"])
+    return _table(heads, rows)
+
+
 _TABLES = {
+    "table1_cnn": _table1_cnn,
     "table2": _table2,
 }
