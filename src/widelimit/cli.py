@@ -139,6 +139,18 @@ MemoryOption = Annotated[
         "--memory", help="Most memory to take, as in 6GB.", show_default="60 % of what is free"
     ),
 ]
+WidthsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--widths", help="Ascending, as in 16,64,256.", show_default="as in docs/finite.md"
+    ),
+]
+SeedsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds", min=1, help="Networks of each width.", show_default="fewer of the widest"
+    ),
+]
 PictureOption = Annotated[
     Path | None,
     typer.Option(
@@ -278,6 +290,12 @@ def _tell(forecast: Forecast | Run, yes: bool) -> None:
 def _parts_kept() -> Generator[None]:
     with exits("finished parts are kept, the same command goes on"), user_input(), _warnings():
         yield
+
+
+def _read_widths(text: str | None) -> tuple[int, ...] | None:
+    from widelimit.job import read_numbers
+
+    return None if text is None else tuple(read_numbers("--widths", text))
 
 
 def _finish(job: Run, out: Path, picture: Path | None, yes: bool) -> None:
@@ -1028,7 +1046,8 @@ def table1_cnn(
         from widelimit.experiments.table1_cnn import AskedCNN, Table1CNN
         from widelimit.job import check_backend, read_numbers, read_reading
 
-        given: Any = {"columns": column, "learning_rates": learning_rate}
+        given = {"columns": column, "learning_rates": learning_rate}
+        chosen: Any = {name: tuple(values) for name, values in given.items() if values}
         asked = AskedCNN(
             depths=read_numbers("--depths", depths),
             channels=read_numbers("--channels", widths),
@@ -1040,7 +1059,7 @@ def table1_cnn(
             epochs=epochs,
             seed=seed,
             exact=exact,
-            **{name: tuple(values) for name, values in given.items() if values},
+            **chosen,
         )
         job = Table1CNN.prepare(
             data,
@@ -1051,6 +1070,110 @@ def table1_cnn(
             reading=read_reading(None, size, skip_bad),
             device=device,
             backend=check_backend(backend),
+            threads=threads,
+        )
+        _finish(job, out, picture, yes)
+
+
+@reproduce.command(cls=_Command, context_settings=_HELP)
+def theorem31(
+    out: RecordOption = Path("theorem31.json"),
+    store: PartsOption = None,
+    widths: WidthsOption = None,
+    seeds: SeedsOption = None,
+    draws: Annotated[int, typer.Option(min=2, help="Networks whose mean is taken.")] = 200,
+    mean_width: Annotated[int, typer.Option(min=2, help="Their width.")] = 512,
+    device: DeviceOption = "auto",
+    threads: Threads = None,
+    picture: PictureOption = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Theorem 3.1 on digits: tangent kernels of networks of growing width tend to the exact one.
+
+    The slope of the error in logarithms, and the mean of many networks.
+    """
+    with _parts_kept():
+        from widelimit.experiments import theorems
+
+        job = theorems.theorem31(
+            out,
+            store,
+            widths=_read_widths(widths),
+            seeds=seeds,
+            draws=draws,
+            mean_width=mean_width,
+            overwrite=overwrite,
+            device=device,
+            threads=threads,
+        )
+        _finish(job, out, picture, yes)
+
+
+@reproduce.command(cls=_Command, context_settings=_HELP)
+def theorem32(
+    out: RecordOption = Path("theorem32.json"),
+    store: PartsOption = None,
+    widths: WidthsOption = None,
+    seeds: SeedsOption = None,
+    n_train: Annotated[int, typer.Option(min=2, help="Training images.")] = 20,
+    n_test: Annotated[int, typer.Option(min=2, help="Test images.")] = 100,
+    kappa: Annotated[float, typer.Option(help="What outputs are multiplied by.")] = 0.1,
+    device: DeviceOption = "auto",
+    threads: Threads = None,
+    picture: PictureOption = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Theorem 3.2 on digits: trained networks of growing width tend to kernel regression.
+
+    The largest gap on test images, at all times of the training.
+    """
+    with _parts_kept():
+        from widelimit.experiments import theorems
+
+        job = theorems.theorem32(
+            out,
+            store,
+            widths=_read_widths(widths),
+            seeds=seeds,
+            n_train=n_train,
+            n_test=n_test,
+            kappa=kappa,
+            overwrite=overwrite,
+            device=device,
+            threads=threads,
+        )
+        _finish(job, out, picture, yes)
+
+
+@reproduce.command("weakly-trained", cls=_Command, context_settings=_HELP)
+def weakly_trained(
+    out: RecordOption = Path("weakly-trained.json"),
+    store: PartsOption = None,
+    widths: WidthsOption = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Networks of each width.")] = 5,
+    n_train: Annotated[int, typer.Option(min=2, help="Training images.")] = 40,
+    n_test: Annotated[int, typer.Option(min=2, help="Test images.")] = 200,
+    device: DeviceOption = "auto",
+    threads: Threads = None,
+    picture: PictureOption = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Networks of which the last layer alone is trained tend to the NNGP kernel, on digits."""
+    with _parts_kept():
+        from widelimit.experiments import theorems
+
+        job = theorems.weakly_trained(
+            out,
+            store,
+            widths=_read_widths(widths),
+            seeds=seeds,
+            n_train=n_train,
+            n_test=n_test,
+            overwrite=overwrite,
+            device=device,
             threads=threads,
         )
         _finish(job, out, picture, yes)

@@ -21,7 +21,7 @@ from widelimit.estimators.attributes import FittedAttributes
 from widelimit.estimators.classifier import NTKClassifier
 from widelimit.estimators.influence import Influence
 from widelimit.estimators.regressor import NTKRegressor
-from widelimit.experiments.finite_width import Decay, Training, WeaklyTrained
+from widelimit.experiments.finite_width import Decay, Run, Training, WeaklyTrained
 from widelimit.experiments.record import Record
 from widelimit.files import check_file, write_atomically
 from widelimit.network import Network
@@ -805,7 +805,20 @@ def draw_record(record: dict[str, Any], path: Path) -> None:
     write_atomically(path, drawn.getvalue())
 
 
+def _draw_trainings(record: dict[str, Any], ax: Any) -> None:
+    given: dict[str, Any] = dict(record["training"])
+    given["runs"] = tuple(Run(**one) for one in given["runs"])
+    training_gaps(Training(**given), ax=ax)
+
+
 _DRAWN: dict[str, Callable[[dict[str, Any], Any], Any]] = {
+    "widelimit.theorem31": lambda record, ax: width_errors(
+        [Decay(**one) for one in record["decays"]], ax=ax
+    ),
+    "widelimit.theorem32": _draw_trainings,
+    "widelimit.weakly_trained": lambda record, ax: weakly_trained(
+        [WeaklyTrained(**one) for one in record["weakly_trained"]], ax=ax
+    ),
     "widelimit.table1_cnn": lambda record, ax: cnn_accuracies(record, ax=ax),
     "widelimit.table2": lambda record, ax: random_features(record, ax=ax),
 }

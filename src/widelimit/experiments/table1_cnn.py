@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -368,8 +368,8 @@ class Table1CNN:
         networks = [COLUMNS[column](depth) for depth in self.asked.depths]
         images = self.images
         how: Any = {"channels": "last", "threads": self.threads, "backend": self.backend}
-        train: Any = kernel(networks, images.x_train, **how)
-        test: Any = kernel(networks, images.x_test, images.x_train, **how)
+        sides = (images.x_train, None), (images.x_test, images.x_train)
+        train, test = (cast("list[Any]", kernel(networks, a, b, **how)) for a, b in sides)
         return [
             {"column": column, "depth": depth}
             | solve_and_test(

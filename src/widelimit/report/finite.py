@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 __all__ = ["to_markdown"]
 
+_NORMAL_95 = 1.96
 _NAMES = {"v": "CNTK-V", "gap": "CNTK-GAP"}
 
 
@@ -42,6 +44,69 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 def _percent(share: float | None) -> str:
     return "not solved" if share is None else f"{share:.2%}"
+
+
+def _theorem31(record: dict[str, Any]) -> str:
+    rows: list[list[str]] = []
+    for decay in record["decays"]:
+        first, last = decay["widths"][0], decay["widths"][-1]
+        counts = sorted({len(errors) for errors in decay["errors"]})
+        number = " to ".join(str(n) for n in (counts[0], counts[-1])[: len(counts)])
+        slope = f"{decay['slope']:.2f} ± {_NORMAL_95 * decay['slope_error']:.2f}"
+        rows.append([decay["name"], f"{first} to {last:,}", number, slope])
+    heads = ["network", "widths", "networks a width", "slope, 95 %"]
+    shares: list[list[str]] = []
+    for decay in record["decays"]:
+        last = decay["within"][-1]
+        cells = [f"{share:.0%}" for share in last]
+        shares.append([decay["name"], f"{decay['widths'][-1]:,}", *cells])
+    within = [f"within {epsilon:.0%}" for epsilon in record["decays"][0]["epsilons"]]
+    means: list[list[str]] = []
+    for mean in record["means"]:
+        away = f"{mean['relative_error']:.2%}"
+        largest = f"{mean['largest']:.1f} standard errors"
+        means.append([mean["name"], f"{mean['width']}", away, largest])
+    draws = record["means"][0]["draws"]
+    return "\n\n".join(
+        [
+            _table(heads, rows),
+            _table(["share of networks", "width", *within], shares),
+            _table(
+                [
+                    f"mean of {draws} networks",
+                    "width",
+                    "from the exact kernel",
+                    "largest entry, beyond the bias",
+                ],
+                means,
+            ),
+        ]
+    )
+
+
+def _theorem32(record: dict[str, Any]) -> str:
+    training = record["training"]
+    rows: list[list[str]] = []
+    for width in sorted({run["width"] for run in training["runs"]}):
+        own = [run for run in training["runs"] if run["width"] == width]
+        gap = fmean(run["gaps"][-1] for run in own)
+        residual = max(run["residual"] for run in own)
+        rows.append([f"{width:,}", f"{len(own)}", f"{gap:.3f}", f"{residual:.3f}"])
+    heads = ["width", "networks", "largest gap on test points", "training residual"]
+    scale = f"Root mean square of the predictions: {training['scale']:.2f}."
+    return f"{_table(heads, rows)}\n\n{scale}"
+
+
+def _weakly_trained(record: dict[str, Any]) -> str:
+    rows: list[list[str]] = []
+    for one in record["weakly_trained"]:
+        for width, accuracies, gaps in zip(
+            one["widths"], one["accuracies"], one["gaps"], strict=True
+        ):
+            gap = fmean(gaps) / one["scale"]
+            rows.append([one["name"], f"{width:,}", f"{gap:.0%}", f"{fmean(accuracies):.1%}"])
+        rows.append([one["name"], "exact NNGP kernel", "-", f"{one['exact_accuracy']:.1%}"])
+    return _table(["network", "width", "from the NNGP kernel", "test accuracy"], rows)
 
 
 def _table2(record: dict[str, Any]) -> str:
@@ -84,6 +149,9 @@ def _table1_cnn(record: dict[str, Any]) -> str:
 
 
 _TABLES = {
+    "theorem31": _theorem31,
+    "theorem32": _theorem32,
+    "weakly_trained": _weakly_trained,
     "table1_cnn": _table1_cnn,
     "table2": _table2,
 }
