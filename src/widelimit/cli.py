@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -20,9 +20,7 @@ from widelimit.files import check_file, make_folder, said
 from widelimit.keeping import NotWritten, keep
 
 if TYPE_CHECKING:
-    from widelimit.costs import Forecast
-    from widelimit.experiments.readouts import Readouts
-    from widelimit.experiments.table1 import Table1
+    from widelimit.experiments.run import Run
 
 __all__ = ["app", "main"]
 
@@ -125,6 +123,51 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
 ]
 
+RecordOption = Annotated[Path, typer.Option("--out", help="The record, a .json file.")]
+PartsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        help="A folder for finished parts; the same command goes on with it after it was stopped.",
+        show_default="beside the record",
+    ),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Of the finite networks: cpu, cuda (an NVIDIA card), or auto, a card if there is one.",
+        autocompletion=_words("auto", "cpu", "cuda"),
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", help="Most memory to take, as in 6GB.", show_default="60 % of what is free"
+    ),
+]
+WidthsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--widths", help="Ascending, as in 16,64,256.", show_default="as in docs/finite.md"
+    ),
+]
+SeedsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds", min=1, help="Networks of each width.", show_default="fewer of the widest"
+    ),
+]
+PictureOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot",
+        metavar="FILE",
+        help="Draw the record, too: an .svg or .png file.",
+        show_default=False,
+    ),
+]
+
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -199,6 +242,11 @@ def user_input() -> Generator[None]:
     except (OSError, ValueError) as error:
         _complain(_one_line(error))
         raise typer.Exit(WRONG_INPUT) from None
+    except ImportError as error:
+        if error.name is not None:  # a module that is broken; of an extra we say how to get it
+            raise
+        _complain(_one_line(error))
+        raise typer.Exit(WRONG_INPUT) from None
     except RuntimeError as error:
         from widelimit.backends.cuda.device import LostCard
 
@@ -221,7 +269,7 @@ def _show_warning(message: Warning | str, *rest: object, **more: object) -> None
     _complain(f"warning: {message}")
 
 
-def _one_line(error: OSError | ValueError) -> str:
+def _one_line(error: OSError | ValueError | ImportError) -> str:
     return said(error) if isinstance(error, OSError) else " ".join(str(error).split())
 
 
@@ -231,7 +279,20 @@ def _complain(message: str) -> None:
     typer.echo(f"widelimit: {line}", err=True)
 
 
-def _tell(forecast: Forecast | Readouts | Table1, yes: bool) -> None:
+class _Foreseen(Protocol):
+    """What a command will take."""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is worth a question."""
+        ...
+
+    def lines(self) -> list[str]:
+        """Say it."""
+        ...
+
+
+def _tell(forecast: _Foreseen, yes: bool) -> None:
     """Say what a command will take; ask a user at a terminal whether that is meant, if it is long.
 
     Elsewhere nobody can answer: the work begins.
@@ -243,6 +304,37 @@ def _tell(forecast: Forecast | Readouts | Table1, yes: bool) -> None:
             typer.confirm("go on?", default=True, abort=True, err=True)
         except typer.Abort:
             raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _parts_kept() -> Generator[None]:
+    with exits("finished parts are kept, the same command goes on"), user_input(), _warnings():
+        yield
+
+
+def _read_widths(text: str | None) -> tuple[int, ...] | None:
+    from widelimit.job import read_numbers
+
+    return None if text is None else tuple(read_numbers("--widths", text))
+
+
+def _finish(job: Run, out: Path, picture: Path | None, yes: bool) -> None:
+    """Say what a run of finite networks takes, run it, and write its record, and its picture."""
+    from widelimit.files import write_record
+    from widelimit.plot import check_picture, draw_record
+    from widelimit.report.finite import to_markdown
+
+    if picture is not None:
+        check_picture(picture)
+    _tell(job, yes)
+    record = job.run(_complain, progress=True)
+    typer.echo(to_markdown(record))
+    for error in record.get("errors", []):
+        _complain(error)
+    place = keep(out, lambda path: write_record(path, record))
+    typer.echo(f"record: {place}")
+    if picture is not None:
+        typer.echo(f"picture: {keep(picture, lambda path: draw_record(record, path))}")
 
 
 def _show_version(wanted: bool) -> None:
@@ -937,6 +1029,250 @@ def readouts(
         typer.echo(to_markdown(record))
         place = keep(out, lambda path: write_record(path, record))
         typer.echo(f"record: {place}")
+
+
+@reproduce.command(cls=_Command, context_settings=_HELP)
+def table2(
+    data: DataArgument = "cifar10",
+    out: RecordOption = Path("table2.json"),
+    store: PartsOption = None,
+    depths: Annotated[str, typer.Option(help="Of the networks.")] = "3,4,6",
+    width: Annotated[int, typer.Option("--channels", min=1, help="Of the random networks.")] = 128,
+    draws: Annotated[int, typer.Option(min=1, help="Random networks of each depth.")] = 10,
+    classes: Annotated[int, typer.Option(min=2, help="The first classes: 2 is CIFAR-2.")] = 2,
+    n_train: Annotated[
+        int | None, typer.Option(min=1, help="Training images.", show_default="all")
+    ] = None,
+    n_test: Annotated[
+        int | None, typer.Option(min=1, help="Test images.", show_default="all")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the networks.")] = 0,
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
+    memory: MemoryOption = None,
+    picture: PictureOption = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Table 2: kernel regression on the gradient of random networks, beside exact kernels.
+
+    The median over draws of networks, for CNTK-V and CNTK-GAP.
+    """
+    with _parts_kept():
+        from widelimit.experiments.table2 import Table2
+        from widelimit.job import check_backend, read_numbers, read_reading
+
+        job = Table2.prepare(
+            data,
+            out,
+            store,
+            depths=read_numbers("--depths", depths),
+            channels=width,
+            draws=draws,
+            classes=classes,
+            n_train=n_train,
+            n_test=n_test,
+            seed=seed,
+            overwrite=overwrite,
+            reading=read_reading(None, size, skip_bad),
+            device=device,
+            backend=check_backend(backend),
+            threads=threads,
+            memory=memory,
+        )
+        _finish(job, out, picture, yes)
+
+
+@reproduce.command("table1-cnn", cls=_Command, context_settings=_HELP)
+def table1_cnn(
+    data: DataArgument = "cifar10",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="cnn-v or cnn-gap; may be repeated.",
+            show_default="both",
+            autocompletion=_words("cnn-v", "cnn-gap"),
+        ),
+    ] = None,
+    out: RecordOption = Path("table1-cnn.json"),
+    store: PartsOption = None,
+    depths: Annotated[str, typer.Option(help="Of the networks.")] = "3,4,6,11,21",
+    widths: Annotated[
+        str, typer.Option("--channels", help="One number, or several: every depth with each.")
+    ] = "1024",
+    n_train: Annotated[
+        int | None, typer.Option(min=1, help="Training images.", show_default="50,000")
+    ] = None,
+    n_test: Annotated[
+        int | None, typer.Option(min=1, help="Test images.", show_default="10,000")
+    ] = None,
+    learning_rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="May be repeated: the one is taken that learns the training images first.",
+            show_default="0.1, 1 and 10",
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Networks of each depth.")] = 3,
+    kappa: Annotated[float, typer.Option(help="What outputs are multiplied by.")] = 0.05,
+    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
+    epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, and of the order of images.")] = 0,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="The exact kernels, too, on the same images.")
+    ] = False,
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
+    picture: PictureOption = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Table 1, its CNN columns: finite networks with the layers of the kernels, trained by SGD.
+
+    Test accuracy is the mean of the 10 epochs after every training image is right, or of the last
+    10, where that is not reached.
+    """
+    with _parts_kept():
+        from widelimit.experiments.table1_cnn import AskedCNN, Table1CNN
+        from widelimit.job import check_backend, read_numbers, read_reading
+
+        given = {"columns": column, "learning_rates": learning_rate}
+        chosen: Any = {name: tuple(values) for name, values in given.items() if values}
+        asked = AskedCNN(
+            depths=read_numbers("--depths", depths),
+            channels=read_numbers("--channels", widths),
+            n_train=n_train,
+            n_test=n_test,
+            trials=trials,
+            kappa=kappa,
+            batch=batch,
+            epochs=epochs,
+            seed=seed,
+            exact=exact,
+            **chosen,
+        )
+        job = Table1CNN.prepare(
+            data,
+            asked,
+            out,
+            store,
+            overwrite=overwrite,
+            reading=read_reading(None, size, skip_bad),
+            device=device,
+            backend=check_backend(backend),
+            threads=threads,
+        )
+        _finish(job, out, picture, yes)
+
+
+@reproduce.command(cls=_Command, context_settings=_HELP)
+def theorem31(
+    out: RecordOption = Path("theorem31.json"),
+    store: PartsOption = None,
+    widths: WidthsOption = None,
+    seeds: SeedsOption = None,
+    draws: Annotated[int, typer.Option(min=2, help="Networks whose mean is taken.")] = 200,
+    mean_width: Annotated[int, typer.Option(min=2, help="Their width.")] = 512,
+    device: DeviceOption = "auto",
+    threads: Threads = None,
+    picture: PictureOption = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Theorem 3.1 on digits: tangent kernels of networks of growing width tend to the exact one.
+
+    The slope of the error in logarithms, and the mean of many networks.
+    """
+    with _parts_kept():
+        from widelimit.experiments import theorems
+
+        job = theorems.theorem31(
+            out,
+            store,
+            widths=_read_widths(widths),
+            seeds=seeds,
+            draws=draws,
+            mean_width=mean_width,
+            overwrite=overwrite,
+            device=device,
+            threads=threads,
+        )
+        _finish(job, out, picture, yes)
+
+
+@reproduce.command(cls=_Command, context_settings=_HELP)
+def theorem32(
+    out: RecordOption = Path("theorem32.json"),
+    store: PartsOption = None,
+    widths: WidthsOption = None,
+    seeds: SeedsOption = None,
+    n_train: Annotated[int, typer.Option(min=2, help="Training images.")] = 20,
+    n_test: Annotated[int, typer.Option(min=2, help="Test images.")] = 100,
+    kappa: Annotated[float, typer.Option(help="What outputs are multiplied by.")] = 0.1,
+    device: DeviceOption = "auto",
+    threads: Threads = None,
+    picture: PictureOption = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Theorem 3.2 on digits: trained networks of growing width tend to kernel regression.
+
+    The largest gap on test images, at all times of the training.
+    """
+    with _parts_kept():
+        from widelimit.experiments import theorems
+
+        job = theorems.theorem32(
+            out,
+            store,
+            widths=_read_widths(widths),
+            seeds=seeds,
+            n_train=n_train,
+            n_test=n_test,
+            kappa=kappa,
+            overwrite=overwrite,
+            device=device,
+            threads=threads,
+        )
+        _finish(job, out, picture, yes)
+
+
+@reproduce.command("weakly-trained", cls=_Command, context_settings=_HELP)
+def weakly_trained(
+    out: RecordOption = Path("weakly-trained.json"),
+    store: PartsOption = None,
+    widths: WidthsOption = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Networks of each width.")] = 5,
+    n_train: Annotated[int, typer.Option(min=2, help="Training images.")] = 40,
+    n_test: Annotated[int, typer.Option(min=2, help="Test images.")] = 200,
+    device: DeviceOption = "auto",
+    threads: Threads = None,
+    picture: PictureOption = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Networks of which the last layer alone is trained tend to the NNGP kernel, on digits."""
+    with _parts_kept():
+        from widelimit.experiments import theorems
+
+        job = theorems.weakly_trained(
+            out,
+            store,
+            widths=_read_widths(widths),
+            seeds=seeds,
+            n_train=n_train,
+            n_test=n_test,
+            overwrite=overwrite,
+            device=device,
+            threads=threads,
+        )
+        _finish(job, out, picture, yes)
 
 
 @command()

@@ -8,7 +8,9 @@ differ in their markers, too. Text, lines and background follow the style of mat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,8 +21,9 @@ from widelimit.estimators.attributes import FittedAttributes
 from widelimit.estimators.classifier import NTKClassifier
 from widelimit.estimators.influence import Influence
 from widelimit.estimators.regressor import NTKRegressor
-from widelimit.experiments.finite_width import Decay, Training, WeaklyTrained
+from widelimit.experiments.finite_width import Decay, Run, Training, WeaklyTrained
 from widelimit.experiments.record import Record
+from widelimit.files import check_file, write_atomically
 from widelimit.network import Network
 from widelimit.solvers.matrix import Matrix
 from widelimit.solvers.solution import Unavailable
@@ -31,10 +34,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS",
+    "check_picture",
+    "cnn_accuracies",
+    "draw_record",
     "influence",
     "kernel_matrix",
     "learning_curve",
     "leave_one_out",
+    "random_features",
     "regression",
     "reliability",
     "spectrum",
@@ -656,8 +663,175 @@ def weakly_trained(found: Sequence[WeaklyTrained], *, ax: Axes | None = None) ->
     return _finish(axes)
 
 
+def random_features(record: dict[str, Any], *, ax: Axes | None = None) -> Axes:
+    """Draw the accuracies of random features beside those of the exact kernels (Table 2).
+
+    Parameters
+    ----------
+    record : dict
+        Of ``widelimit reproduce table2``.
+    ax : matplotlib.axes.Axes or None
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    axes = _axes(ax)
+    rows = record["rows"]
+    names = [f"{'CNTK-V' if row['readout'] == 'v' else 'CNTK-GAP'}\n{row['depth']}" for row in rows]
+    for i, row in enumerate(rows):
+        drawn = [one["accuracy"] for one in row["random"] if one["accuracy"] is not None]
+        label = f"random features, {record['channels']} channels" if i == 0 else None
+        axes.plot([i] * len(drawn), drawn, "o", color=COLOURS[1], alpha=0.5, ms=4, label=label)
+        if row["median"] is not None:
+            label = "their median" if i == 0 else None
+            axes.plot([i - 0.25, i + 0.25], [row["median"]] * 2, color=COLOURS[1], label=label)
+        if row["accuracy"] is not None:
+            label = "exact kernel" if i == 0 else None
+            axes.plot([i], [row["accuracy"]], "D", color=COLOURS[0], label=label)
+    _tick(axes.xaxis, range(len(rows)), names)
+    axes.set_xlabel("kernel and depth")
+    axes.set_ylabel("test accuracy")
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    return _finish(axes)
+
+
+def cnn_accuracies(record: dict[str, Any], *, ax: Axes | None = None) -> Axes:
+    """Draw the accuracies of trained networks over their width, beside those of exact kernels.
+
+    Bars are one standard error over trials.
+
+    Parameters
+    ----------
+    record : dict
+        Of ``widelimit reproduce table1-cnn``.
+    ax : matplotlib.axes.Axes or None
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    axes = _axes(ax)
+    exact = {(one["column"], one["depth"]): one["accuracy"] for one in record["exact"]}
+    curves: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in record["rows"]:
+        if row["accuracy"] is not None:
+            curves.setdefault((row["column"], row["depth"]), []).append(row)
+    widths: set[int] = set()
+    for key, rows in curves.items():
+        colour, marker = _next(axes)
+        name = f"{key[0].upper()}, depth {key[1]}"
+        axes.errorbar(
+            [row["channels"] for row in rows],
+            [row["accuracy"] for row in rows],
+            [row["standard_error"] or 0.0 for row in rows],
+            color=colour,
+            marker=marker,
+            markersize=5,
+            capsize=2,
+            elinewidth=1,
+            label=name,
+        )
+        for row in rows:
+            each = [one["accuracy"] for one in row["trials"]]
+            axes.plot([row["channels"]] * len(each), each, ".", color=colour, alpha=0.4)
+            widths.add(row["channels"])
+        if exact.get(key) is not None:
+            label = f"exact {name.replace('CNN', 'CNTK')}"
+            axes.axhline(exact[key], color=colour, linestyle=":", label=label)
+    axes.set(xscale="log", xlabel="channels", ylabel="test accuracy")
+    axes.yaxis.set_major_formatter("{x:.1%}")
+    _tick(axes.xaxis, sorted(widths), [f"{width:,}" for width in sorted(widths)])
+    return _finish(axes)
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that could not be drawn, or not be written.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If it is no .svg or .png file.
+    OSError
+        As for `check_file`.
+    """
+    _load_pyplot()
+    if path.suffix not in (".svg", ".png"):
+        raise ValueError(f"a picture must be an .svg or .png file, got {path}")
+    check_file(path)
+
+
+def draw_record(record: dict[str, Any], path: Path) -> None:
+    """Draw a record of finite networks into a file; the same record has the same picture.
+
+    Parameters
+    ----------
+    record : dict
+        Of ``widelimit reproduce theorem31`` and so on.
+    path : Path
+        An .svg or .png file.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    KeyError
+        If it is the record of something else.
+    """
+    import matplotlib as mpl
+
+    style: Any = {"svg.hashsalt": "widelimit", "svg.fonttype": "none", "font.size": 9}
+    with cast("Any", mpl).rc_context(style):
+        pyplot = _load_pyplot()
+        figure, axes = pyplot.subplots(layout="constrained")
+        _DRAWN[record["format"].partition("/")[0]](record, axes)
+        drawn = BytesIO()
+        kind = path.suffix[1:]
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(drawn, format=kind, metadata=metadata, dpi=150)
+        pyplot.close(figure)
+    write_atomically(path, drawn.getvalue())
+
+
+def _draw_trainings(record: dict[str, Any], ax: Any) -> None:
+    given: dict[str, Any] = dict(record["training"])
+    given["runs"] = tuple(Run(**one) for one in given["runs"])
+    training_gaps(Training(**given), ax=ax)
+
+
+_DRAWN: dict[str, Callable[[dict[str, Any], Any], Any]] = {
+    "widelimit.theorem31": lambda record, ax: width_errors(
+        [Decay(**one) for one in record["decays"]], ax=ax
+    ),
+    "widelimit.theorem32": _draw_trainings,
+    "widelimit.weakly_trained": lambda record, ax: weakly_trained(
+        [WeaklyTrained(**one) for one in record["weakly_trained"]], ax=ax
+    ),
+    "widelimit.table1_cnn": lambda record, ax: cnn_accuracies(record, ax=ax),
+    "widelimit.table2": lambda record, ax: random_features(record, ax=ax),
+}
+
+
 def _axes(ax: Axes | None) -> Any:
-    """Return the axes, or those of a new figure; matplotlib is untyped in the parts used here."""
+    """Return the axes, or those of a new figure."""
+    pyplot = _load_pyplot()
+    return pyplot.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _load_pyplot() -> Any:
+    """Return the module, which is untyped in the parts used here."""
     try:
         from matplotlib import pyplot
     except ImportError as error:
@@ -665,9 +839,7 @@ def _axes(ax: Axes | None) -> Any:
             "widelimit.plot draws with matplotlib, which is not installed: "
             'pip install "widelimit[plot]"'
         ) from error
-    if ax is not None:
-        return ax
-    return cast("Any", pyplot).subplots(layout="constrained")[1]
+    return cast("Any", pyplot)
 
 
 def _ink() -> Any:

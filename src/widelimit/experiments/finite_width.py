@@ -5,6 +5,7 @@ Every function returns frozen dataclasses of plain values, ready for JSON.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from widelimit.arrays import FloatArray
 from widelimit.estimators.regressor import NTKRegressor
+from widelimit.experiments.cells import Keep, compute_now
 from widelimit.finite.building import build
 from widelimit.finite.tangent import empirical_nngp, empirical_ntk
 from widelimit.finite.training import descend
@@ -25,6 +27,7 @@ __all__ = [
     "Means",
     "Training",
     "WeaklyTrained",
+    "cell_name",
     "compare_means",
     "digits_pair",
     "measure_decay",
@@ -37,6 +40,12 @@ Say = Callable[[str], None]
 
 
 def _silent(_: str) -> None: ...
+
+
+def cell_name(name: str, *numbers: int) -> str:
+    """Return the name of a part of what is called so, for files: "dense-depth-3-64"."""
+    words = re.findall("[a-z0-9]+", name.lower())
+    return "-".join([*words, *map(str, numbers)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,9 @@ def measure_decay(
     seeds: int | Sequence[int],
     *,
     epsilons: Sequence[float] = (0.05, 0.1, 0.2),
+    device: str = "cpu",
     say: Say = _silent,
+    keep: Keep = compute_now,
 ) -> Decay:
     """Measure the error of empirical tangent kernels over widths (Theorem 3.1).
 
@@ -109,8 +120,12 @@ def measure_decay(
         Networks of each width, or of each of them, at least 2.
     epsilons : sequence of float
         Relative errors whose share is counted.
+    device : str
+        Of the networks.
     say : callable
         Gets a sentence after each width.
+    keep : Keep
+        A part is a width: ``cell_name(name, width)``.
 
     Returns
     -------
@@ -126,10 +141,16 @@ def measure_decay(
     norm = np.linalg.norm(exact)
     errors: list[tuple[float, ...]] = []
     for width, count in zip(widths, counts, strict=True):
-        row: list[float] = []
-        for seed in range(count):
-            module = _build(network, width, (seed, width), images)
-            row.append(float(np.linalg.norm(empirical_ntk(module, images) - exact) / norm))
+
+        def measure(width: int = width, count: int = count) -> list[float]:
+            modules = (
+                _build(network, width, (seed, width), images, device=device)
+                for seed in range(count)
+            )
+            found = (np.linalg.norm(empirical_ntk(m, images) - exact) for m in modules)
+            return [float(away / norm) for away in found]
+
+        row: list[float] = keep(cell_name(name, width), measure)
         errors.append(tuple(row))
         say(f"{name}, width {width:,}: mean relative error {np.mean(row):.4f} of {count} networks")
     slope, slope_error = fit_slope(widths, errors)
@@ -188,7 +209,15 @@ class Means:
 
 
 def compare_means(
-    name: str, network: Network, x: ArrayLike, width: int, draws: int, *, say: Say = _silent
+    name: str,
+    network: Network,
+    x: ArrayLike,
+    width: int,
+    draws: int,
+    *,
+    device: str = "cpu",
+    say: Say = _silent,
+    keep: Keep = compute_now,
 ) -> Means:
     """Compare the mean of empirical tangent kernels with the exact one, entry by entry.
 
@@ -199,7 +228,10 @@ def compare_means(
     x : array_like of shape (n, h, w, c), or (n, d) for dense networks
     width, draws : int
         Both at least 2.
+    device : str
     say : callable
+    keep : Keep
+        A part is a width, and half of it: ``cell_name(f"mean {name}", width)``.
 
     Returns
     -------
@@ -207,18 +239,21 @@ def compare_means(
     """
     images = np.asarray(x)
     exact = kernel(network, images, dtype="float64")
-    both: list[FloatArray] = []
-    for size in (width // 2, width):
-        both.append(
-            np.array(
-                [
-                    empirical_ntk(_build(network, size, (draw, size), images), images)
-                    for draw in range(draws)
-                ]
-            )
+
+    def measure(size: int) -> list[list[list[float]]]:
+        found = np.array(
+            [
+                empirical_ntk(_build(network, size, (draw, size), images, device=device), images)
+                for draw in range(draws)
+            ]
         )
-    half, full = (values.mean(axis=0) for values in both)
-    error = both[1].std(axis=0, ddof=1) / np.sqrt(draws)
+        return [found.mean(axis=0).tolist(), found.std(axis=0, ddof=1).tolist()]
+
+    (half, _), (full, spread) = (
+        np.array(keep(cell_name(f"mean {name}", size), lambda size=size: measure(size)))
+        for size in (width // 2, width)
+    )
+    error = spread / np.sqrt(draws)
     away = np.abs(full - exact)
     found = Means(
         name,
@@ -302,6 +337,29 @@ class Run:
     accuracy: float
 
 
+def training_times(
+    network: Network, x: ArrayLike, decay: float = 5.0, n_times: int = 12
+) -> tuple[list[float], float]:
+    """Return the times at which outputs are compared, and the largest eigenvalue of the kernel.
+
+    Parameters
+    ----------
+    network, x, decay, n_times
+        As for `train_widths`.
+
+    Raises
+    ------
+    ValueError
+        If the kernel is singular.
+    """
+    eigenvalues = np.linalg.eigvalsh(kernel(network, _float64(x), dtype="float64"))
+    least, largest = float(eigenvalues[0]), float(eigenvalues[-1])
+    if least <= 0:
+        raise ValueError("the kernel of x is singular: leave out repeated samples")
+    end, first = decay / least, 0.1 / largest
+    return [first * (end / first) ** (i / (n_times - 1)) for i in range(n_times)], largest
+
+
 def train_widths(
     name: str,
     network: Network,
@@ -316,7 +374,9 @@ def train_widths(
     zero_at_start: bool = True,
     decay: float = 5.0,
     n_times: int = 12,
+    device: str = "cpu",
     say: Say = _silent,
+    keep: Keep = compute_now,
 ) -> Training:
     """Train networks of several widths by gradient descent, and compare with kernel regression.
 
@@ -336,7 +396,10 @@ def train_widths(
         Training ends where the slowest direction is learned to ``exp(-decay)``.
     n_times : int
         At which outputs are compared, at least 2.
+    device : str
     say : callable
+    keep : Keep
+        A part is a network: ``cell_name(name, width, seed)``.
 
     Returns
     -------
@@ -344,14 +407,7 @@ def train_widths(
     """
     samples, targets, tests = _float64(x), _float64(y), _float64(x_test)
     counts = [seeds] * len(widths) if isinstance(seeds, int) else list(seeds)
-    eigenvalues = cast(
-        "list[float]", np.linalg.eigvalsh(kernel(network, samples, dtype="float64")).tolist()
-    )
-    if eigenvalues[0] <= 0:
-        raise ValueError("the kernel of x is singular: leave out repeated samples")
-    end = decay / eigenvalues[0]
-    first = 0.1 / eigenvalues[-1]
-    times = [first * (end / first) ** (i / (n_times - 1)) for i in range(n_times)]
+    times, largest = training_times(network, samples, decay, n_times)
     model = NTKRegressor(network, ridge=0.0, normalize_y=False, standardise=False, dtype="float64")
     model.fit(samples, targets)
     predicted = np.stack(list(model.staged_predict(tests, times)))
@@ -360,25 +416,27 @@ def train_widths(
     runs: list[Run] = []
     for width, count in zip(widths, counts, strict=True):
         for seed in range(count):
-            module = _build(
-                network, width, (seed, width), samples, kappa=kappa, zero_at_start=zero_at_start
-            )
-            done = descend(module, samples, targets, tests, times, eigenvalues[-1])
-            gaps = np.abs(done.test - predicted).max(axis=1)
-            run = Run(
-                width,
-                seed,
-                done.steps,
-                _largest(done.train[-1] - targets),
-                1.0 - _accuracy(done.train[-1], targets),
-                tuple(gaps.tolist()),
-                _largest(done.test[-1] - final),
-                _accuracy(done.test[-1], labels),
-            )
+
+            def train(width: int = width, seed: int = seed) -> dict[str, Any]:
+                options: Any = {"kappa": kappa, "zero_at_start": zero_at_start, "device": device}
+                module = _build(network, width, (seed, width), samples, **options)
+                done = descend(module, samples, targets, tests, times, largest)
+                return {
+                    "steps": done.steps,
+                    "residual": _largest(done.train[-1] - targets),
+                    "training_error": 1.0 - _accuracy(done.train[-1], targets),
+                    "gaps": np.abs(done.test - predicted).max(axis=1).tolist(),
+                    "gap_to_end": _largest(done.test[-1] - final),
+                    "accuracy": _accuracy(done.test[-1], labels),
+                }
+
+            found = keep(cell_name(name, width, seed), train)
+            gaps = tuple(found.pop("gaps"))
+            run = Run(width, seed, gaps=gaps, **found)
             runs.append(run)
             say(
                 f"{name}, width {width:,}, seed {seed}: largest gap {gaps[-1]:.4f} (on the way "
-                f"{gaps.max():.4f}), training residual {run.residual:.4f}, {run.steps} steps"
+                f"{max(gaps):.4f}), training residual {run.residual:.4f}, {run.steps} steps"
             )
     return Training(
         name,
@@ -439,7 +497,9 @@ def train_weakly(
     seeds: int,
     *,
     ridge: float = 1e-3,
+    device: str = "cpu",
     say: Say = _silent,
+    keep: Keep = compute_now,
 ) -> WeaklyTrained:
     """Compare random features of finite width with the NNGP kernel that they tend to.
 
@@ -457,7 +517,10 @@ def train_weakly(
     seeds : int
     ridge : float
         Above 0: random features of a width below n have a singular kernel.
+    device : str
     say : callable
+    keep : Keep
+        A part is a width: ``cell_name(name, width)``.
 
     Returns
     -------
@@ -480,12 +543,17 @@ def train_weakly(
     accuracies: list[tuple[float, ...]] = []
     gaps: list[tuple[float, ...]] = []
     for width in widths:
-        rows: list[tuple[float, float]] = []
-        for seed in range(seeds):
-            module = _build(network, width, (seed, width), samples)
-            k, k_test = empirical_nngp(module, samples), empirical_nngp(module, tests, samples)
-            outputs = regress(k, k_test)
-            rows.append((_accuracy(outputs, labels), _rms(outputs - exact)))
+
+        def measure(width: int = width) -> list[tuple[float, float]]:
+            rows: list[tuple[float, float]] = []
+            for seed in range(seeds):
+                module = _build(network, width, (seed, width), samples, device=device)
+                k, k_test = empirical_nngp(module, samples), empirical_nngp(module, tests, samples)
+                outputs = regress(k, k_test)
+                rows.append((_accuracy(outputs, labels), _rms(outputs - exact)))
+            return rows
+
+        rows: list[tuple[float, float]] = keep(cell_name(name, width), measure)
         accuracies.append(tuple(row[0] for row in rows))
         gaps.append(tuple(row[1] for row in rows))
         say(

@@ -51,7 +51,7 @@ from widelimit.matrices.progress import Progress
 from widelimit.network import Network
 from widelimit.solvers import encode_labels, solve
 
-__all__ = ["Table1"]
+__all__ = ["Record", "Table1", "solve_and_test"]
 
 Record: TypeAlias = dict[str, Any]
 
@@ -334,37 +334,18 @@ class Table1:
         self, column: Column, backend: BackendName, draw: Draw, i: int, train: Any, test: Any
     ) -> tuple[Record, FloatArray | None]:
         """Solve for one depth in one draw; return what came out, and outputs of test images."""
-        start = time.perf_counter()
         classes = column.protocol.n_classes or self.dataset.n_classes
-        targets = encode_labels(draw.y_train, np.arange(classes))
         method = self._method(column, backend, i)
         stored: Any = {}
         if method == "tiled":
             place = self.store / column.factor_folder(i) / f"{train.fingerprint}.zarr"
             place.parent.mkdir(exist_ok=True)
             stored = {"store": place, "memory": self.how["memory"], "threads": self.how["threads"]}
-        solution = solve(train, targets, method=method, **stored)
-        told = solution.statistics
-        result: Record = {
-            "accuracy": None,
-            "leave_one_out": None,
-            "status": solution.status.name,
-            "message": solution.message,
-            "method": method,
-            "residual_norm": _finite(told.residual_norm),
-            "reciprocal_condition": _finite(told.reciprocal_condition),
-            "seconds": 0.0,
-        }
-        value, outputs = np.asarray(solution.value), None
-        if np.isfinite(value).all():
-            outputs = _outputs(test, value)
-            result["accuracy"] = _accuracy(outputs, draw.y_test)
-            # Of a doubled training set the mirror image of what is left out would stay.
-            if solution.factor is not None and column.protocol.flips != "double":
-                left_out = solution.factor.left_out(targets, value)
-                result["leave_one_out"] = _accuracy(left_out, draw.y_train)
-        result["seconds"] = round(time.perf_counter() - start, 3)
-        return result, outputs
+        # Of a doubled training set the mirror image of what is left out would stay.
+        leave_out = column.protocol.flips != "double"
+        return solve_and_test(
+            train, test, draw.y_train, draw.y_test, classes, method, leave_out, **stored
+        )
 
     def _method(self, column: Column, backend: BackendName, i: int) -> Any:
         """Return how to solve: where there is room."""
@@ -424,6 +405,55 @@ def _shown(columns: list[Record]) -> set[int]:
     """Return the numbers of all test images that are examples."""
     of_columns = [column["examples"] for column in columns if column["examples"] is not None]
     return {one["image"] for found in of_columns for kind in CAPTIONS for one in found[kind]}
+
+
+def solve_and_test(
+    train: Any,
+    test: Any,
+    y_train: IntArray,
+    y_test: IntArray,
+    classes: int,
+    method: Any = "cholesky",
+    leave_out: bool = True,
+    **stored: Any,
+) -> tuple[Record, FloatArray | None]:
+    """Solve without a ridge; return accuracies, how well it was solved, and outputs of test images.
+
+    Parameters
+    ----------
+    train, test : matrices of shape (n, n) and (m, n)
+        In stores or in memory.
+    y_train, y_test : ndarray of int64
+        Classes.
+    classes : int
+    method, **stored
+        As for `solve`.
+    leave_out : bool
+        Whether training images are predicted by leaving one out, too.
+    """
+    start = time.perf_counter()
+    targets = encode_labels(y_train, np.arange(classes))
+    solution = solve(train, targets, method=method, **stored)
+    told = solution.statistics
+    result: Record = {
+        "accuracy": None,
+        "leave_one_out": None,
+        "status": solution.status.name,
+        "message": solution.message,
+        "method": method,
+        "residual_norm": _finite(told.residual_norm),
+        "reciprocal_condition": _finite(told.reciprocal_condition),
+        "seconds": 0.0,
+    }
+    value, outputs = np.asarray(solution.value), None
+    if np.isfinite(value).all():
+        outputs = _outputs(test, value)
+        result["accuracy"] = _accuracy(outputs, y_test)
+        if solution.factor is not None and leave_out:
+            left_out = solution.factor.left_out(targets, value)
+            result["leave_one_out"] = _accuracy(left_out, y_train)
+    result["seconds"] = round(time.perf_counter() - start, 3)
+    return result, outputs
 
 
 def _outputs(test: Any, value: FloatArray) -> FloatArray:
