@@ -266,6 +266,11 @@ INTERRUPTED = {
         "nothing was written",
     ),
     "predict": ("widelimit.classify.load_model", "predict {}/m {}/x.png", "nothing was written"),
+    "report": (
+        "widelimit.report.runs.read_json",
+        "report {0}/x.json --out {0}/r.html",
+        "nothing was written",
+    ),
     "bench": ("widelimit.bench.choose_groups", "bench --out {}/b.json", "nothing was written"),
 }
 

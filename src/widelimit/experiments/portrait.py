@@ -193,7 +193,7 @@ def _alignments(one_hot: FloatArray, towards: FloatArray, squares: float) -> Rec
     """Return alignments from Y, K Y and the sum of squares of K."""
     n, counts, sums = len(one_hot), one_hot.sum(axis=0), towards.sum(axis=1)
     own, total = float(np.vdot(one_hot, towards)), float(sums.sum())
-    plain = own / np.sqrt(squares * float(counts @ counts))
+    whole = np.sqrt(squares * float(counts @ counts))
     shares = counts / n
     # With Y - 1 shares^T in the place of Y, and H K H in that of K, for H = I - 1 1^T / n.
     centred = own - 2 * float(shares @ (one_hot.T @ sums)) + float(shares @ shares) * total
@@ -201,7 +201,7 @@ def _alignments(one_hot: FloatArray, towards: FloatArray, squares: float) -> Rec
     of_kernel = squares - 2 / n * float(sums @ sums) + (total / n) ** 2
     norm = np.sqrt(max(of_kernel, 0.0)) * np.linalg.norm(of_classes)
     return {
-        "alignment": _rounded(plain) if np.isfinite(plain) else None,
+        "alignment": _rounded(own / whole) if whole > 0 else None,
         "centred_alignment": _rounded(centred / norm) if norm > 0 else None,
     }
 

@@ -76,8 +76,6 @@ SHAPE = {
 }
 """Of records of finite networks."""
 
-_WIDTH = Axis("width", "log")
-
 
 def title_of(record: Record) -> str:
     """Return what a record is of, in a line."""
@@ -147,6 +145,10 @@ def _line(label: str, widths: list[int], values: list[list[float]], unit: float 
     return Line(label, marks)
 
 
+def _width(widths: list[int]) -> Axis:
+    return Axis("width", "log", ticks=widths)
+
+
 def _error(row: list[float], unit: float = 1.0) -> float | None:
     return unit * float(np.std(row, ddof=1)) / len(row) ** 0.5 if len(row) > 1 else None
 
@@ -161,7 +163,10 @@ def _decays(decays: list[Record]) -> str:
     lines = [_line(decay["name"], decay["widths"], decay["errors"]) for decay in decays]
     widths = sorted({width for decay in decays for width in decay["widths"]})
     drawn = draw_lines(
-        lines, _WIDTH, Axis("relative error", "log"), "Errors of tangent kernels against width."
+        lines,
+        _width(widths),
+        Axis("relative error", "log"),
+        "Errors of tangent kernels by width.",
     )
     rows: list[list[str]] = []
     for decay in decays:
@@ -212,7 +217,7 @@ def _training(training: Record) -> str:
     ends = [[run["gap_to_end"] for run in by_width[width]] for width in widths]
     drawn = draw_lines(
         [_line("gap", widths, ends)],
-        _WIDTH,
+        _width(widths),
         Axis("gap to the kernel", "log"),
         "Gap between trained networks and kernel regression against width.",
     )
@@ -243,7 +248,7 @@ def _weakly(found: Record) -> str:
     widths = found["widths"]
     drawn = draw_lines(
         [_line("gap", widths, found["gaps"])],
-        _WIDTH,
+        _width(widths),
         Axis("gap to the kernel", "log"),
         "Gap between networks and kernel regression against width.",
     )

@@ -135,7 +135,7 @@ def record_of(content: dict[str, Any]) -> Record:
         "curves": curves,
         "kernels": tuple(ComputedKernel(**kernel) for kernel in content["kernels"]),
         "hardest": hardest,
-        "confusion": tuple(map(tuple, content["confusion"])),
+        "confusion": tuple(tuple(row) for row in content["confusion"]),
     }
     parts |= {name: tuple(content[name]) for name in ("notes", "errors")}
     return Record(**content | parts)

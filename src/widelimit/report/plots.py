@@ -81,12 +81,15 @@ class Axis:
         Of the places.
     unit : str
         After the numbers.
+    ticks : sequence of float
+        Values with a label. None given: round ones.
     """
 
     title: str
     scale: Literal["linear", "log", "places"] = "linear"
     names: Sequence[str] = ()
     unit: str = ""
+    ticks: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +112,12 @@ class _Scale:
         if self.axis.scale == "places":
             step = -(-len(self.axis.names) // most)
             return [(float(i), name) for i, name in enumerate(self.axis.names) if not i % step]
-        values = _decades(self.low, self.high, most)
-        if self.axis.scale == "linear" or len(values) < 2:
+        values = self.axis.ticks
+        if values:
+            values = values[:: -(-len(values) // most)]
+        elif self.axis.scale == "log":
+            values = _decades(self.low, self.high, most)
+        else:
             values = _round_numbers(self.low, self.high, most)
         return [(v, f"{_number(v)}{self.axis.unit}") for v in values]
 
@@ -342,11 +349,14 @@ def _padded(values: Sequence[float], axis: Axis) -> tuple[float, float]:
 
 
 def _decades(low: float, high: float, most: int) -> list[float]:
-    if low <= 0:
-        return []
-    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
-    step = max(1, -(-(last - first + 1) // most))
-    return [10.0**e for e in range(first, last + 1, step)]
+    """Return 1, 2, 5, 10, ... if there are few, or 1, 10, 100, ..., or every so many of these."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    decades = [10.0**e for e in range(first, last + 1)]
+    for values in ([k * one for one in decades for k in (1, 2, 5)], decades):
+        inside = [value for value in values if low <= value <= high]
+        if len(inside) <= most:
+            return inside
+    return inside[:: -(-len(inside) // most)]
 
 
 def _round_numbers(low: float, high: float, most: int) -> list[float]:

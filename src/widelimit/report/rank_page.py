@@ -134,7 +134,7 @@ def _scores(record: Record, best: list[Record]) -> str:
     )
     paper = any(entry["paper"] is not None for entry in best)
     heads = ["Architecture"]
-    heads += [f"{label}, n = {size:,}" for size in record["sizes"] for _, label in _SHOWN]
+    heads += [f"{label}, n = {size:,}" for size in record["sizes"] for _, label in _SHOWN]
     heads += ["CNTK, the paper", "CNN, the paper"] * paper
     rows: list[list[str]] = []
     for entry in best:
@@ -184,7 +184,7 @@ def _curves(record: Record, best: list[Record]) -> str:
         lines.append(Line(entry["name"], marks))
     drawn = draw_lines(
         lines,
-        Axis("training images", "log"),
+        Axis("training images", "log", ticks=sizes),
         Axis("correct validation images", unit=" %"),
         "Learning curves of the best architectures.",
     )

@@ -520,10 +520,15 @@ def _thumbnail(text: str) -> str:
     if len(text) > _MOST_THUMBNAIL:
         raise ValueError(f"a thumbnail must have at most {_MOST_THUMBNAIL:,} characters")
     content = base64.b64decode(text, validate=True)
-    with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-        if max(picture.size) > SIDE:
-            raise ValueError(f"a thumbnail must be at most {SIDE} pixels wide, got {picture.size}")
-        pixels = np.asarray(picture.convert("RGB"), np.float64) / 255
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            if max(picture.size) > SIDE:
+                raise ValueError(
+                    f"a thumbnail must be at most {SIDE} pixels wide, got {picture.size}"
+                )
+            pixels = np.asarray(picture.convert("RGB"), np.float64) / 255
+    except OSError as error:  # none of the system: of bytes in memory
+        raise ValueError("a thumbnail must be a PNG") from error
     return to_data_uri(pixels)
 
 
