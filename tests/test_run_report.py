@@ -24,10 +24,13 @@ from widelimit.cli import app
 from widelimit.experiments import portrait
 from widelimit.experiments.portrait import cut_by_class, find_examples, portray, thumbnails
 from widelimit.files import write_record
+from widelimit.report import comparison_page
 from widelimit.report.page import signed
 from widelimit.report.runs import Report
+from widelimit.report.shapes import Each, Maybe, check
 
 ROOT = Path(__file__).parents[1]
+EQUALS = "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"
 KNOWN = ["table1-gap-2k", "table1-gap-500", "table1-v-2k", "table1-v-50k", "rank-16x16"]
 KNOWN += ["theorem31", "theorem32", "weakly-trained"]
 
@@ -307,7 +310,7 @@ def test_pages_of_the_records_of_this_repository(name: str, tmp_path: Path) -> N
             rows.append(cells)
         for row in record["agreement"]:
             numbers = [f"{row['architectures']}", signed(row["tau"])]
-            names = [one.replace("_", " ") for one in row["between"]]
+            names = [one.replace("_", " ").replace(" = ", EQUALS) for one in row["between"]]
             rows.append([*names, *numbers, f"{signed(row['low'])} to {signed(row['high'])}"])
     elif name == "theorem31":
         for decay in record["decays"]:
@@ -319,7 +322,7 @@ def test_pages_of_the_records_of_this_repository(name: str, tmp_path: Path) -> N
         widths = sorted({run["width"] for run in record["training"]["runs"]})
         for width in widths:
             runs = [run for run in record["training"]["runs"] if run["width"] == width]
-            mean = f"{np.mean([run['gap_to_end'] for run in runs]):.4f}"
+            mean = f"{np.mean([run['gaps'][-1] for run in runs]):.4f}"
             assert any(cell.startswith(mean) for cell in page.cells)
             rows.append([f"{width:,}", f"{len(runs)}"])
     else:
@@ -347,6 +350,55 @@ def test_a_learning_curve_has_its_table_and_no_pictures(
     assert 'src="data:' not in text
     hard = record["hardest"][0]
     assert has_rows(page.cells, [[f"{hard['image']:,}", f"{hard['label']}"]])
+
+
+def example_of(shape: Any, word: str, number: float) -> Any:
+    """Return something that has a shape."""
+    if isinstance(shape, Maybe | Each):
+        inner = example_of(shape.shape, word, number)
+        return inner if isinstance(shape, Maybe) else {"k": inner}
+    if isinstance(shape, dict):
+        return {key: example_of(inner, word, number) for key, inner in shape.items()}
+    if isinstance(shape, list | tuple):
+        return [example_of(inner, word, number) for inner in shape]
+    return {str: word, bool: True, int: 3, float: number}[shape]
+
+
+@pytest.mark.parametrize("kind", ["table1_cnn", "table2", "readouts"])
+def test_comparisons(kind: str, tmp_path: Path) -> None:
+    shape = {
+        "table1_cnn": comparison_page.CNN_SHAPE,
+        "table2": comparison_page.RANDOM_SHAPE,
+        "readouts": comparison_page.READOUTS_SHAPE,
+    }[kind]
+    name = {"format": f"widelimit.{kind}/1"}
+    page, odd = (
+        Page(page_of(tmp_path, example_of(shape, word, 0.25) | name))
+        for word in ("word", "<script>x</script>\"'&")
+    )
+    assert page.tags == odd.tags
+    assert "<script>x</script>\"'&" in "".join(odd.text)
+    rows = {
+        "table1_cnn": ["WORD", "3", "3", "25.00 ± 25.00", "0.25", "+24.75 ± 25.00", "0.25", "3"],
+        "table2": ["word", "3", "25.00 (25.00 to 25.00)", "25.00", "0.25", "+24.75 ± 25.00"],
+        "readouts": ["word", "word", "25.00 ± 25.00", "25.00"],
+    }
+    assert has_rows(page.cells, [rows[kind]])
+    if kind == "readouts":
+        assert has_rows(page.cells, [["word above word", "word", "+25.00 ± 25.00"]])
+    assert "3 training and 3 test images of 3 × 3 × 3" in " ".join("".join(page.text).split())
+    # What may be missing is.
+    bare = check(example_of(shape, "word", 0.25) | name, shape)
+    for path in list(leaves(bare)):
+        inner, of = bare, shape
+        for key in path[:-1]:
+            inner = None if inner is None else inner[key]
+            of = of.shape if isinstance(of, Maybe) else of
+            of = of[key] if isinstance(of, dict) else of[0]
+        of = of.shape if isinstance(of, Maybe) else of
+        if inner is not None and path and isinstance(of, dict) and isinstance(of[path[-1]], Maybe):
+            inner[path[-1]] = None
+    Page(page_of(tmp_path, bare))
 
 
 def test_several_runs_are_one_page(tmp_path: Path, made: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from widelimit.costs import to_size
 from widelimit.display import duration
 from widelimit.report.page import environment_facts, facts, result_table
 from widelimit.report.plots import Axis, Line, Mark, draw_lines
@@ -18,8 +19,10 @@ Record: TypeAlias = dict[str, Any]
 
 SHAPE = {
     "environment": ENVIRONMENT,
+    "device": Maybe(str),
     "threads": Maybe(int),
     "seconds": Maybe(float),
+    "peak_memory": Maybe(int),
     "decays": Maybe(
         [
             {
@@ -47,13 +50,14 @@ SHAPE = {
             "name": str,
             "n_train": int,
             "n_test": int,
+            "scale": float,
             "kernel_accuracy": float,
             "runs": [
                 {
                     "width": int,
                     "seed": int,
+                    "residual": float,
                     "gaps": [float],
-                    "gap_to_end": float,
                     "accuracy": float,
                 }
             ],
@@ -68,6 +72,7 @@ SHAPE = {
                 "widths": [int],
                 "accuracies": [[float]],
                 "gaps": [[float]],
+                "scale": float,
                 "exact_accuracy": float,
                 "ntk_accuracy": float,
             }
@@ -117,13 +122,15 @@ def sections_of(record: Record, *, kicker: str, beside: str) -> list[str]:
 <h1>{escape(title_of(record))}</h1>
 <p class="lede">Real networks of growing width, beside the exact kernels of their limit.</p>
 </header>"""
-    threads = record["threads"]
+    threads, memory = record["threads"], record["peak_memory"]
     making = facts(
         "How this was made",
         [
             *environment_facts(environment_of(record["environment"])),
+            ("Device", escape(record["device"] or "")),
             ("Threads", "" if threads is None else f"{threads}"),
             ("Time", "" if record["seconds"] is None else duration(record["seconds"])),
+            ("Memory", "not recorded" if memory is None else f"{to_size(memory)} at most"),
             ("Record", beside),
         ],
     )
@@ -214,7 +221,7 @@ def _training(training: Record) -> str:
     for run in training["runs"]:
         by_width.setdefault(run["width"], []).append(run)
     widths = sorted(by_width)
-    ends = [[run["gap_to_end"] for run in by_width[width]] for width in widths]
+    ends = [[run["gaps"][-1] for run in by_width[width]] for width in widths]
     drawn = draw_lines(
         [_line("gap", widths, ends)],
         _width(widths),
@@ -225,7 +232,8 @@ def _training(training: Record) -> str:
         [
             f"{width:,}",
             f"{len(runs)}",
-            _told([run["gap_to_end"] for run in runs]),
+            _told([run["gaps"][-1] for run in runs]),
+            f"{max(run['residual'] for run in runs):.4f}",
             _told([run["accuracy"] for run in runs], 100, 2),
         ]
         for width, runs in sorted(by_width.items())
@@ -236,11 +244,13 @@ def _training(training: Record) -> str:
 right on {100 * training["kernel_accuracy"]:.2f} % of them.</p>
 <figure>
 {drawn}
-<figcaption>Distance of the outputs of trained networks from those of kernel regression, mean over
-seeds; both axes are logarithmic.</figcaption>
+<figcaption>Largest distance, over test images, of the outputs of trained networks from those of the
+kernel, mean over seeds; both axes are logarithmic.</figcaption>
 </figure>
-{result_table(["Width", "Networks", "Gap", "Test accuracy, %"], rows)}
-<p class="caption">Means over seeds with their standard errors.</p>
+{result_table(["Width", "Networks", "Gap", "Residual", "Test accuracy, %"], rows)}
+<p class="caption">Means over seeds with their standard errors; the residual is the
+largest of training images in the end. Root mean square of the predictions:
+{training["scale"]:.2f}.</p>
 </section>"""
 
 

@@ -354,7 +354,7 @@ def _hardest(record: Record, dataset: Dataset) -> str:
 <h2>The hardest test images</h2>
 <p>A kernel’s prediction is a vote: every training image adds its weight to its own class, and the
 class with the largest sum wins. These are the test images with the smallest margins, with the sums
-of the leading classes (its own in green), and the training images that weigh most.</p>
+of the leading classes (its own bold, in green), and the training images that weigh most.</p>
 <ul class="cards">{cards}</ul>
 <p class="caption">CNTK-GAP, {name_size(record.sizes[-1])} training images. The weights of a test
 image x are (K + λI)⁻¹ k(x), where K is the kernel of the training images, k(x) their kernel with

@@ -20,11 +20,15 @@ __all__ = [
     "document",
     "environment_facts",
     "facts",
+    "kernel_name",
     "notice",
     "result_table",
     "signed",
     "tiles",
 ]
+
+# With hyphens at which no line breaks.
+_KERNELS = {"v": "CNTK‑V", "gap": "CNTK‑GAP", "lap4": "CNTK‑LAP(4)"}
 
 FOOTER = """<footer>widelimit: exact kernels of infinitely wide networks. After Arora, Du, Hu, Li,
 Salakhutdinov and Wang, <i>On Exact Computation with an Infinitely Wide Neural Net</i>, NeurIPS
@@ -152,6 +156,11 @@ def environment_facts(environment: Environment) -> list[tuple[str, str]]:
         ),
         ("Versions", escape(", ".join([machine.python, *packages]))),
     ]
+
+
+def kernel_name(readout: str) -> str:
+    """Return the name of a kernel, by its readout as records have it."""
+    return _KERNELS.get(readout, readout)
 
 
 def signed(value: float, digits: int = 2, *, plus: bool = False) -> str:

@@ -22,7 +22,7 @@ __all__ = ["Axis", "Line", "Mark", "draw_lines", "draw_matrix", "draw_rows", "le
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 28, 46
 _DODGE = 5.0  # pixels between lines, so that error bars do not hide each other
-_ROW = 26  # pixels
+_ROW, _SERIES = 26, 10  # pixels: of a row, and of each line in it if there are many
 _LONGEST = {800: 30, 400: 22}  # characters of names, by the width of the drawing
 # The colours of viridis, told apart with any colour vision, and in grey.
 _VIRIDIS = (
@@ -280,7 +280,8 @@ def _rows(
 ) -> str:
     shown = [_short(text, _LONGEST[width]) for text in names]
     left = 14 + 6.6 * max(map(len, shown), default=0)
-    right, height = width - _RIGHT, 34 + _ROW * len(names) + _BOTTOM
+    row = max(_ROW, _SERIES * (len(lines) + 1))
+    right, height = width - _RIGHT, 34 + row * len(names) + _BOTTOM
     bottom = height - _BOTTOM
     values = [
         v for line in lines for m in line.marks for v in (m.x, m.low, m.high) if v is not None
@@ -294,7 +295,7 @@ def _rows(
         parts.append(f'<path class="{strong}" d="M{at:.1f} 20V{bottom}"/>')
         parts.append(_tick(at, bottom + 19, text, "middle"))
     for i, text in enumerate(shown):
-        y = 34 + _ROW * (i + 0.5)
+        y = 34 + row * (i + 0.5)
         parts.append(_tick(left - 8, y + 4, text, "end"))
         parts.append(f'<path class="grid" d="M{left:.1f} {y:.1f}H{right}"/>')
     parts.append(
@@ -305,7 +306,7 @@ def _rows(
         shift = (i - (len(lines) - 1) / 2) * _DODGE * 1.4
         parts.append(f'<g class="series-{i % 5}">')
         for mark in line.marks:
-            y, at = 34 + _ROW * (mark.y + 0.5) + shift, to_x(mark.x)
+            y, at = 34 + row * (mark.y + 0.5) + shift, to_x(mark.x)
             if mark.low is not None and mark.high is not None:
                 parts.append(
                     f'<path class="bar" d="M{to_x(mark.low):.1f} {y:.1f}H{to_x(mark.high):.1f}"/>'

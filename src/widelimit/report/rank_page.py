@@ -51,6 +51,7 @@ SHAPE = {
 }
 """Of a record of ``widelimit.rank/1``."""
 
+_EQUALS = "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"
 _SHOWN = ((0, "Leave-one-out"), (2, "Validation"))  # places of measures
 
 
@@ -134,7 +135,7 @@ def _scores(record: Record, best: list[Record]) -> str:
     )
     paper = any(entry["paper"] is not None for entry in best)
     heads = ["Architecture"]
-    heads += [f"{label}, n = {size:,}" for size in record["sizes"] for _, label in _SHOWN]
+    heads += [f"{label}, n{_EQUALS}{size:,}" for size in record["sizes"] for _, label in _SHOWN]
     heads += ["CNTK, the paper", "CNN, the paper"] * paper
     rows: list[list[str]] = []
     for entry in best:
@@ -239,7 +240,7 @@ is minus the mean squared error of left-out images.</p>
 
 
 def _spoken(name: str) -> str:
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace(" = ", _EQUALS)
 
 
 def _making(record: Record, beside: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from widelimit.files import check_file, write_atomically
 from widelimit.reading import read_json, refusing
-from widelimit.report import finite_page, learning, rank_page, table1_page
+from widelimit.report import comparison_page, finite_page, learning, rank_page, table1_page
 from widelimit.report.page import FOOTER, document
 from widelimit.report.shapes import check
 
@@ -55,7 +55,18 @@ _KINDS = {
     "widelimit.learning_curve/1": _Kind(
         learning.SHAPE, learning.record_of, learning.title_of, learning.sections_of
     ),
+    "widelimit.theorem31/1": _FINITE,
+    "widelimit.theorem32/1": _FINITE,
+    "widelimit.weakly_trained/1": _FINITE,
 }
+for _name, _shape in (
+    ("table1_cnn", comparison_page.CNN_SHAPE),
+    ("table2", comparison_page.RANDOM_SHAPE),
+    ("readouts", comparison_page.READOUTS_SHAPE),
+):
+    _KINDS[f"widelimit.{_name}/1"] = _Kind(
+        _shape, _as_it_is, comparison_page.title_of, comparison_page.sections_of
+    )
 _FINITE_KEYS = {"decays", "training", "weakly_trained"}  # of records from before these had a format
 
 
@@ -106,14 +117,15 @@ class Report:
             if real in known:
                 raise ValueError(f"{path} is given twice, also as {known[real]}: leave one out")
             known[real] = path
-        return cls(_page([_read(path) for path in runs]))
+        kickers = [f"Run {i}" for i in range(1, len(runs) + 1)] if len(runs) > 1 else [_KICKER]
+        return cls(_page([_read(*one) for one in zip(runs, kickers, strict=True)]))
 
     def write(self, path: Path) -> None:
         """Write the page: there completely, or not at all."""
         write_atomically(path, self.text)
 
 
-def _read(path: Path) -> _Run:
+def _read(path: Path, kicker: str) -> _Run:
     content = read_json(path, _MOST)
     name = content.get("format")
     kind = _KINDS.get(name) if isinstance(name, str) else None
@@ -128,7 +140,7 @@ def _read(path: Path) -> _Run:
     with refusing(f"{path} must be a record of widelimit", "is it damaged?"):
         record = kind.read(check(content, kind.shape))
         beside = f"<code>{escape(path.name)}</code>"
-        return _Run(kind.title_of(record), kind.sections_of(record, kicker=_KICKER, beside=beside))
+        return _Run(kind.title_of(record), kind.sections_of(record, kicker=kicker, beside=beside))
 
 
 def _page(runs: Sequence[_Run]) -> str:

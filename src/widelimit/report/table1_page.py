@@ -19,6 +19,7 @@ from widelimit.report.page import (
     compact,
     environment_facts,
     facts,
+    kernel_name,
     notice,
     result_table,
     signed,
@@ -112,7 +113,6 @@ FIRST_SHAPE = {
 }
 """Of a record of ``widelimit.table1/1``."""
 
-_READOUTS = {"v": "CNTK‑V", "gap": "CNTK‑GAP"}  # of hyphens that do not break
 _MOST_THUMBNAIL = 2**16  # characters
 _LACKS = (
     "The record has no kernel matrix, spectrum, alignment or examples: it was written by an "
@@ -159,13 +159,8 @@ def updated(first: Record) -> Record:
 
 def title_of(record: Record) -> str:
     """Return what a record is of, in a line."""
-    kinds = dict.fromkeys(_kernel_name(column) for column in record["columns"])
+    kinds = dict.fromkeys(kernel_name(column["readout"]) for column in record["columns"])
     return f"Table 1: {' and '.join(kinds)} on {record['data']['name']}"
-
-
-def _kernel_name(column: Record) -> str:
-    readout: str = column["readout"]
-    return _READOUTS.get(readout, readout)
 
 
 def sections_of(record: Record, *, kicker: str, beside: str) -> list[str]:
@@ -204,7 +199,7 @@ def _head(record: Record, kicker: str) -> str:
             paper = top["paper_percent"]
             said = "" if paper is None else f". The paper: {paper:.2f} %"
             small = f"{column['n_train']:,} training images{said}"
-            text = f"{_kernel_name(column)}, depth {top['depth']}"
+            text = f"{kernel_name(column['readout'])}, depth {top['depth']}"
             best.append((f"{100 * top['accuracy']:.2f}<i>%</i>", text, small))
     pairs = sum(column["pairs_computed"] for column in record["columns"])
     if pairs:
@@ -226,7 +221,7 @@ classes.</p>
 
 
 def _column(record: Record, column: Record) -> str:
-    title = f"{_kernel_name(column)}, {column['n_train']:,} images"
+    title = f"{kernel_name(column['readout'])}, {column['n_train']:,} images"
     name = f" ({column['column']})" if column["column"] else ""
     draws = f" Means over {column['draws']} draws of them." if column["draws"] > 1 else ""
     how = [f"pixels: {column['preprocessing']}", f"flips: {column['flips']}"]
@@ -277,6 +272,8 @@ def _accuracies(column: Record) -> str:
     caption = f"{what}, with the {over}."
     if with_paper:
         caption += " The paper’s own numbers, of all 10,000 test images, have an error, too."
+    else:
+        caption += " The paper has no figures for these images."
     if left_out:
         caption += " Leave-one-out: each training image predicted from all others."
     return f"""{_curve(column)}
@@ -481,7 +478,7 @@ def _examples(record: Record, column: Record) -> str:
     first = ", first draw" if column["draws"] > 1 else ""
     return f"""<h3 class="part">Examples of predictions</h3>
 <p>Test images at depth {examples["depth"]}{first}, with their largest outputs; the class of the
-image is green.</p>
+image is bold and green.</p>
 {"".join(parts)}
 <p class="caption">Outputs are regressions on 0.9 for the class and −0.1 for the others, if there
 are ten. Surest: right by the largest margin. Least sure: the smallest margin between the first
