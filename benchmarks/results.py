@@ -20,7 +20,7 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import widelimit.report.rank
 import widelimit.report.readouts
@@ -131,9 +131,9 @@ _KEYS = {
 
 def kind_of(name: str, record: Any) -> str:
     """Return the kind of a record, a key of the tables; ValueError if it is of none."""
-    if isinstance(record, list):
+    if isinstance(record, list):  # of parts
         return "fashion_mnist"
-    form = record.get("format")
+    form: object = record.get("format")
     kind = next((kind for key, kind in _KEYS.items() if key in record), None)
     if form is not None:
         kind = str(form).removeprefix("widelimit.").partition("/")[0]
@@ -151,10 +151,11 @@ def kind_of(name: str, record: Any) -> str:
 def _made(name: str, record: Any) -> str:
     """Say in a line which command made a record, of which commit, where, when, and how long."""
     link = f"[results/{name}](../results/{name})"
-    if isinstance(record, list):  # of many runs
-        known = [part.get("environment", {}).get("commit") for part in record]
+    if isinstance(record, list):
+        parts = cast("list[dict[str, Any]]", record)
+        known: list[str | None] = [part.get("environment", {}).get("commit") for part in parts]
         commits = dict.fromkeys(commit[:7] for commit in known if commit)
-        return f"{link}: {len(record)} parts, commits {', '.join(commits)}"
+        return f"{link}: {len(parts)} parts, commits {', '.join(commits)}"
     made = record["environment"]
     machine = made["machine"]
     day = datetime.fromisoformat(made["started"])
@@ -238,7 +239,7 @@ def render(results: Path, template: str) -> str:
 
 def main() -> None:
     """Write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results.md")
     arguments = parser.parse_args()
     check_file(arguments.out)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -333,6 +334,7 @@ def test_by_name(cifar: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (folder / name).write_bytes(content)
     monkeypatch.setenv("WIDELIMIT_DATA", str(folder.parent))
     assert wl.load_dataset("cifar10", download=True).files_train is None
+    assert len(cifar.asked) == 1
     monkeypatch.setenv("WIDELIMIT_DATA", str(tmp_path / "empty"))
     place.unlink()
     wl.load_dataset("cifar10", download=True)
@@ -395,6 +397,7 @@ def test_ctrl_c_keeps_what_came(cifar: Shop, tmp_path: Path) -> None:
     partial = tmp_path / "home" / "widelimit" / f"{CIFAR10.name}.partial"
     while not partial.exists() or not partial.stat().st_size:
         assert child.poll() is None
+        time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     _, told = child.communicate(timeout=60)
     assert child.returncode == 130

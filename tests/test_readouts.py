@@ -130,7 +130,12 @@ def test_differences_are_within_draws(small: tuple[Path, dict[str, Any]]) -> Non
     page = to_markdown(record)
     mean = record["variants"][2]["readouts"][0]
     assert f"{mean['mean']:.2%} ± {100 * mean['standard_error']:.2f}" in page
-    assert "\n| GAP − LAP(4) | " in page
+    for name, told in (
+        ("GAP − LAP(4)", record["variants"][0]["differences"][0]),
+        ("flips − as the paper", record["changes"][0]),
+    ):
+        error = 100 * told["standard_error"]
+        assert f"\n| {name} | {100 * told['mean']:+.2f} ± {error:.2f} | " in page
     assert "\n| change, points | GAP | LAP(4) | V |" in page
     assert len(page.splitlines()) == 5 + 1 + 5 + 1 + 7
 
