@@ -21,15 +21,22 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.busy = 1.0  # how much longer than that, as others work, too
+        self.worked = 0.0
         self.calls: list[tuple[int, int]] = []
 
     def perf_counter(self) -> float:
         return self.now
 
-    def kernel(self, nets: Any, x: Any, z: Any, *, kind: Any, **how: Any) -> None:
+    def process_time(self) -> float:
+        return self.worked
+
+    def kernel(self, nets: Any, x: Any, z: Any, *, kind: Any, threads: int, **how: Any) -> None:
         each = costs._element_layers(nets, x.shape[1:], kind) or 1000
         self.calls.append((len(x), len(z)))
-        self.now += len(x) * len(z) * each * 1e-9
+        seconds = len(x) * len(z) * each * 1e-9
+        self.now += seconds * self.busy
+        self.worked += seconds * min(threads, 4)
 
 
 @pytest.fixture
@@ -37,6 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     made = Clock()
     monkeypatch.setattr(costs, "time", made)
     monkeypatch.setattr(costs, "kernel", made.kernel)
+    monkeypatch.setattr(costs, "default_threads", lambda: 4)
     monkeypatch.setenv("WIDELIMIT_CACHE", str(tmp_path))
     return made
 
@@ -71,6 +79,14 @@ def test_time_is_that_of_a_probe(clock: Clock, net: wl.Network, threads: int) ->
     assert len(clock.calls) == seen
     estimate([net], PHOTOS, n, threads=threads, kinds=("nngp",))
     assert len(clock.calls) > seen
+
+
+@pytest.mark.parametrize("threads", [1, 7])
+def test_a_busy_machine_is_not_taken_for_a_slow_one(clock: Clock, threads: int) -> None:
+    """The rate is kept, and used when nothing else runs."""
+    clock.busy = 5.0
+    cost = estimate([wl.cntk_gap(11)], PHOTOS, 500, threads=threads)
+    assert cost.seconds == pytest.approx(cost.pairs * cost.element_layers * 1e-9, rel=1e-6)
 
 
 def test_rates_that_are_damaged_are_measured_again(clock: Clock, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from widelimit.backends.base import Dtype
 from widelimit.display import duration
 from widelimit.doctor import processor
 from widelimit.files import write_atomically
-from widelimit.machine import cache_folder
+from widelimit.machine import cache_folder, default_threads
 from widelimit.matrices.families import choose_backend
 from widelimit.matrices.inputs import check_threads
 from widelimit.matrices.kernel import kernel, needed_memory
@@ -345,7 +345,11 @@ def _measure(
     backend: BackendName,
     threads: int,
 ) -> float:
-    """Compute some pairs, and as many more until they take long enough to be timed."""
+    """Compute some pairs, and as many more until they take long enough to be timed.
+
+    The rate is kept, so that it has to be that of a machine that does nothing else: on processors
+    it is no less than that of the time for which they worked.
+    """
     each = _element_layers(networks, shape, kinds)
     rows = threads * max(1, round(_PROBE * _GUESS / (_LANES * each))) if each else 256
     columns = _LANES if each else 256
@@ -353,7 +357,7 @@ def _measure(
     while True:
         rows, columns = min(rows, 4096), min(columns, 4096)
         x, z = (rng.random((n, *shape), np.float32) for n in (rows, columns))
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         kernel(
             list(networks),
             x,
@@ -366,6 +370,9 @@ def _measure(
         )
         taken = time.perf_counter() - start
         if taken >= _PROBE / 2 or rows == columns == 4096:
+            if backend != "cuda":
+                at_once = min(threads, default_threads())
+                taken = min(taken, (time.process_time() - worked) / at_once)
             return rows * columns / taken
         grown = math.ceil(min(16.0, 1.5 * _PROBE / max(taken, 1e-3)))
         rows, columns = (rows * grown, columns) if rows < 4096 else (rows, columns * grown)
