@@ -48,9 +48,10 @@ def kernels(network: Any, x: Array, z: Array, memo: Memo | None = None) -> Value
     have lambda = 1 at p = p', exactly. A `memo` keeps the fields after each layer for the next
     network that begins alike and is tried on the same images.
     """
-    names = [type(layer).__name__ for layer in network.layers]
-    if names[0] == "Dense":  # a fully connected layer sees one pixel
+    if not any(name in GRIDS for name in _names(network.layers)):  # a dense network sees one pixel
         x, z = (a.reshape(len(a), 1, 1, -1) for a in (x, z))
+    if x.ndim == 3:  # a series is an image of one row
+        x, z = x[:, None], z[:, None]
     channels = x.shape[-1]
     divisor = channels if network.scaling == "fan_in" else 1
     pairs = {"xz": (x, z), "xx": (x, x), "zz": (z, z)}
@@ -77,11 +78,54 @@ def kernels(network: Any, x: Array, z: Array, memo: Memo | None = None) -> Value
     return Values(*values("xz"), scale(0), scale(1))
 
 
+GRIDS = "Conv", "AvgPool", "Flatten", "GlobalAvgPool", "LocalAvgPool"
+
+
+def _names(layers: Any) -> list[str]:
+    names: list[str] = []
+    for layer in layers:
+        names.append(type(layer).__name__)
+        for branch in getattr(layer, "branches", ()):
+            names += _names(branch)
+    return names
+
+
 def _layer(layer: Any, scaling: str, fields: dict[str, _Fields]) -> dict[str, _Fields]:
     match type(layer).__name__:
         case "Conv":
-            q = layer.filter_size
-            return {n: _weights(layer, q**2, f, lambda m: box(m, q)) for n, f in fields.items()}
+            q, stride, low = _geometry(layer, layer.filter_size)
+            if q == (q[0], q[0]) and stride == (1, 1) and layer.padding == "same":
+                return {
+                    n: _weights(layer, q[0] ** 2, f, lambda m: box(m, q[0]))
+                    for n, f in fields.items()
+                }
+            return {
+                n: _weights(layer, q[0] * q[1], f, lambda m: shifts(m, q, stride, low))
+                for n, f in fields.items()
+            }
+        case "AvgPool":
+            q, stride, low = _geometry(layer, layer.size)
+            return {
+                n: _each(f, lambda m: window_mean(m, q, stride, low)) for n, f in fields.items()
+            }
+        case "Identity":
+            return fields
+        case "Sum":
+            ends: list[dict[str, _Fields]] = []
+            for branch in layer.branches:
+                end = fields
+                for inner in branch:
+                    end = _layer(inner, scaling, end)
+                ends.append(end)
+            return {
+                n: _Fields(sum(e[n].k for e in ends), sum(e[n].theta for e in ends), fields[n].same)
+                for n in fields
+            }
+        case "ABReLU" | "Erf" | "GELU" | "Sin" | "Cos" | "Gaussian" | "Polynomial" | "LayerNorm":
+            x_norm = np.sqrt(_of_itself(fields["xx"]))
+            z_norm = np.sqrt(_of_itself(fields["zz"]))
+            norms = {"xz": (x_norm, z_norm), "xx": (x_norm, x_norm), "zz": (z_norm, z_norm)}
+            return {name: _pointwise(layer, f, *norms[name]) for name, f in fields.items()}
         case "Dense":
             return {n: _weights(layer, 1, f, lambda m: m) for n, f in fields.items()}
         case "ReLU":
@@ -124,6 +168,72 @@ def _relu(f: _Fields, x_norm: Array, z_norm: Array) -> _Fields:
     return _Fields(k, (math.pi - angle) / (2 * math.pi) * f.theta, f.same)
 
 
+def _pointwise(layer: Any, f: _Fields, x_norm: Array, z_norm: Array) -> _Fields:
+    """Any activation, by its textbook formula for the expectation; lambda = 1 where it is known."""
+    x = np.broadcast_to(x_norm[:, None, :, :, None, None], f.k.shape)
+    z = np.broadcast_to(z_norm[None, :, None, None, :, :], f.k.shape)
+    s = f.k.copy()
+    h, w = s.shape[2:4]
+    for i in range(h):
+        for j in range(w):
+            s[:, :, i, j, i, j][f.same] = (x * z)[:, :, i, j, i, j][f.same]
+    k, factor = expectations(layer, s, x, z)
+    return _Fields(k, factor * f.theta, f.same)
+
+
+def expectations(layer: Any, s: Array, x: Array, z: Array) -> tuple[Array, Array]:
+    """E[f(u) f(v)] and E[f'(u) f'(v)] for Gaussian u, v with deviations x, z and covariance s."""
+    match type(layer).__name__:
+        case "ABReLU":
+            lam = np.clip(s / (x * z), -1.0, 1.0)
+            angle = np.arccos(lam)
+            relu = x * z * (lam * (math.pi - angle) + np.sin(angle)) / (2 * math.pi)
+            c = (layer.b - layer.a) ** 2
+            step = (math.pi - angle) / (2 * math.pi)
+            return c * relu + layer.a * layer.b * s, c * step + layer.a * layer.b
+        case "Erf":
+            n = np.sqrt((1 + 2 * x**2) * (1 + 2 * z**2))
+            return 2 / math.pi * np.arcsin(2 * s / n), 4 / math.pi / np.sqrt(n**2 - 4 * s**2)
+        case "GELU":
+            a, b = 1 + x**2, 1 + z**2
+            d = a * b - s**2
+            p = 0.25 + np.arcsin(s / np.sqrt(a * b)) / (2 * math.pi)
+            r = 1 / (2 * math.pi * np.sqrt(d))
+            k = s * p + r * (x**2 * z**2 - s**2 + s**2 / a + s**2 / b)
+            return k, p + r * s * (1 / a + 1 / b + 1 / d)
+        case "Sin":
+            return np.exp(-(x**2 + z**2) / 2) * np.sinh(s), np.exp(-(x**2 + z**2) / 2) * np.cosh(s)
+        case "Cos":
+            return np.exp(-(x**2 + z**2) / 2) * np.cosh(s), np.exp(-(x**2 + z**2) / 2) * np.sinh(s)
+        case "Gaussian":
+            value = np.exp(layer.gamma * (s / (x * z) - 1))
+            return x * z * value, layer.gamma * value
+        case "LayerNorm":
+            norm = np.sqrt(x**2 + layer.eps) * np.sqrt(z**2 + layer.eps)
+            return s / norm, 1 / norm
+        case "Polynomial":
+            # E[u^m v^n] by Isserlis: j pairs of a u and a v, the others among themselves
+            k, factor = np.zeros_like(s), np.zeros_like(s)
+            for m, c in enumerate(layer.coefficients):
+                for n, d in enumerate(layer.coefficients):
+                    k += c * d * _moment(m, n, s, x, z)
+                    if m and n:
+                        factor += c * d * m * n * _moment(m - 1, n - 1, s, x, z)
+            return k, factor
+        case other:
+            raise NotImplementedError(other)
+
+
+def _moment(m: int, n: int, s: Array, x: Array, z: Array) -> Array:
+    total = np.zeros_like(s)
+    for j in range(min(m, n) + 1):
+        if (m - j) % 2 == (n - j) % 2 == 0:
+            ways = math.comb(m, j) * math.comb(n, j) * math.factorial(j)
+            ways *= math.prod(range(1, m - j, 2)) * math.prod(range(1, n - j, 2))
+            total += ways * s**j * x ** (m - j) * z ** (n - j)
+    return total
+
+
 def _of_itself(f: _Fields) -> Array:
     """Covariance of each image with itself at p = p', shape (n, h, w)."""
     n, _, h, w = f.k.shape[:4]
@@ -160,6 +270,43 @@ def box(m: Array, q: int) -> Array:
         for b in range(q):
             total += padded[..., a : a + h, b : b + w, a : a + h, b : b + w]
     return total
+
+
+Pair: TypeAlias = tuple[int, int]
+
+
+def _geometry(layer: Any, size: Any) -> tuple[Pair, Pair, Pair]:
+    """Size, stride, and zeros before the first pixel, for rows and for columns."""
+    q = size if isinstance(size, tuple) else (size, size)
+    stride = layer.stride if isinstance(layer.stride, tuple) else (layer.stride, layer.stride)
+    low = ((q[0] - 1) // 2, (q[1] - 1) // 2) if layer.padding == "same" else (0, 0)
+    return q, stride, low
+
+
+def shifts(m: Array, q: Pair, stride: Pair, low: Pair) -> Array:
+    """Sum over a filter that both images see at the same place."""
+    zeros = [(0, 0)] * (m.ndim - 4) + [(low[0],) * 2, (low[1],) * 2] * 2
+    padded = np.pad(m, zeros)
+    h, w = ((n - k) // s + 1 for n, k, s in zip(padded.shape[-2:], q, stride, strict=True))
+    total = np.zeros((*m.shape[:-4], h, w, h, w))
+    for a in range(q[0]):
+        for b in range(q[1]):
+            rows = slice(a, a + stride[0] * (h - 1) + 1, stride[0])
+            columns = slice(b, b + stride[1] * (w - 1) + 1, stride[1])
+            total += padded[..., rows, columns, rows, columns]
+    return total
+
+
+def window_mean(m: Array, q: Pair, stride: Pair, low: Pair) -> Array:
+    """Mean over a window around p, and one around p', zeros included."""
+    for axis, side in zip((-4, -3, -2, -1), (0, 1, 0, 1), strict=True):
+        pad = [(0, 0)] * m.ndim
+        pad[axis] = (low[side], low[side])
+        padded = np.pad(m, pad)
+        places = range(0, padded.shape[axis] - q[side] + 1, stride[side])
+        means = [np.take(padded, range(p, p + q[side]), axis).mean(axis) for p in places]
+        m = np.stack(means, axis)
+    return m
 
 
 def average(m: Array, c: int) -> Array:

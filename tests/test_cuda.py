@@ -264,10 +264,10 @@ def test_every_slice_is_in_one_entry(h: int, w: int, pools: list[Any]) -> None:
             d = (-d[0], -d[1]) if sign == 1 else d
             found[d] += 1
             depth_of[d] = depth
-    for di, dj, variant in program.slices.tolist():
+    for di, dj, variant in program.stages[0].slices.tolist():
         for d in ((di, dj), (-di, -dj)):
             assert found[d] == 1
-            assert depth_of[d] >= len(program.variants[int(variant)])
+            assert depth_of[d] >= len(program.stages[0].variants[int(variant)])
     assert entries[0][:3] == (0, 0, ALONE)
     # What is not its own opposite is followed by its opposite.
     rest = [entry for entry in entries if entry[2] != ALONE]

@@ -157,15 +157,16 @@ def test_examples_are_the_extreme_ones() -> None:
             [0.2, 0.8, -0.1],  # wrong, 0.9 behind
             [0.3, 0.31, 0.2],  # wrong, 0.01 ahead
             [0.0, 0.2, 0.7],  # right by 0.5
+            [-0.1, 0.9, 0.85],  # wrong, 1.0 behind, 0.05 ahead
         ]
     )
-    labels = np.array([0, 0, 2, 0, 2])
-    found = find_examples(outputs, labels, np.arange(10, 15))
+    labels = np.array([0, 0, 2, 0, 2, 0])
+    found = find_examples(outputs, labels, np.arange(10, 16))
     assert [one["image"] for one in found["surest"]] == [10, 14, 11]
-    assert [one["image"] for one in found["least_sure"]] == [13, 11, 14, 12]
-    assert [one["image"] for one in found["most_wrong"]] == [12, 13]
-    assert found["most_wrong"][0]["predicted"] == 1
-    assert found["most_wrong"][0]["outputs"] == [[1, 0.8], [0, 0.2], [2, -0.1]]
+    assert [one["image"] for one in found["least_sure"]] == [13, 15, 11, 14]
+    assert [one["image"] for one in found["most_wrong"]] == [15, 12, 13]
+    assert found["most_wrong"][1]["predicted"] == 1
+    assert found["most_wrong"][1]["outputs"] == [[1, 0.8], [0, 0.2], [2, -0.1]]
     wide = find_examples(np.array([[0.1, 0.5, 0.4, 0.3, 0.2]]), np.array([0]), np.array([0]))
     assert [k for k, _ in wide["most_wrong"][0]["outputs"]] == [1, 2, 3, 0]  # its own, too
 
@@ -257,7 +258,7 @@ def test_pointers_are_told_the_means_of_classes(tmp_path: Path, record: dict[str
     kernel = column["rows"][0]["kernel"]
     blocks = [[0, 0, 3], [0, 0, 1], [1, 1, 1]]
     kernel |= {
-        "cosines": base64.b64encode(bytes([0, 255, 51, 0, 102, 0])).decode(),
+        "cosines": base64.b64encode(bytes([51, 255, 51, 0, 102, 0])).decode(),
         "low": 0.0,
         "high": 1.0,
     }
@@ -265,8 +266,8 @@ def test_pointers_are_told_the_means_of_classes(tmp_path: Path, record: dict[str
     record["columns"] = [column]
     record["data"]["class_names"] = ["cat", "dog"]
     text = page_of(tmp_path, record)
-    # Of 3 + 1 cats: 6 pairs in one block, 6 with the fourth; these are 1, the others 0.
-    assert "<title>cat and cat: 0.5</title>" in text
+    # Of 3 + 1 cats: 6 pairs in one block, of 0.2, and 6 with the fourth, of 1.
+    assert "<title>cat and cat: 0.6</title>" in text
     assert "<title>cat and dog: 0.25</title>" in text
     assert "<title>dog and cat: 0.25</title>" in text
     assert "dog and dog" not in text  # one dog has no pair

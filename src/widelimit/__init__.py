@@ -12,7 +12,15 @@ from widelimit._version import __version__
 
 if TYPE_CHECKING:
     from widelimit import finite, plot
-    from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
+    from widelimit.architectures import (
+        cnn_1d,
+        cntk_gap,
+        cntk_vanilla,
+        myrtle,
+        ntk_dense,
+        resnet,
+        wide_resnet,
+    )
     from widelimit.data import Dataset, load_dataset
     from widelimit.estimators import (
         NTK,
@@ -27,33 +35,60 @@ if TYPE_CHECKING:
     )
     from widelimit.matrices import Gram, gram, kernel, open_gram
     from widelimit.network import (
+        GELU,
+        ABReLU,
+        Abs,
+        AvgPool,
         Conv,
+        Cos,
         Dense,
+        Erf,
         Flatten,
+        Gaussian,
         GlobalAvgPool,
+        Identity,
+        LayerNorm,
+        LeakyReLU,
         LocalAvgPool,
         Network,
+        Polynomial,
         ReLU,
+        Sin,
+        Sum,
     )
 
 __all__ = [
+    "GELU",
     "NTK",
     "ZCA",
+    "ABReLU",
+    "Abs",
+    "AvgPool",
     "ChannelStandardiser",
     "Conv",
+    "Cos",
     "Dataset",
     "Dense",
+    "Erf",
     "Flatten",
+    "Gaussian",
     "GlobalAvgPool",
     "Gram",
+    "Identity",
     "ImageNormaliser",
     "KernelMetric",
+    "LayerNorm",
+    "LeakyReLU",
     "LocalAvgPool",
     "NTKClassifier",
     "NTKRegressor",
     "Network",
+    "Polynomial",
     "ReLU",
+    "Sin",
+    "Sum",
     "__version__",
+    "cnn_1d",
     "cntk_gap",
     "cntk_vanilla",
     "finite",
@@ -61,16 +96,21 @@ __all__ = [
     "kernel",
     "load_dataset",
     "load_model",
+    "myrtle",
     "ntk_dense",
     "open_gram",
     "plot",
+    "resnet",
     "save_model",
+    "wide_resnet",
 ]
 
 # Imported when first used: scikit-learn takes longer to import than many kernels to compute, and a
 # command line that is interrupted while it starts says so.
 _LAZY = {
-    "widelimit.architectures": ("cntk_gap", "cntk_vanilla", "ntk_dense"),
+    "widelimit.architectures": (
+        *("cntk_gap", "cntk_vanilla", "ntk_dense", "myrtle", "resnet", "wide_resnet", "cnn_1d"),
+    ),
     "widelimit.data": ("Dataset", "load_dataset"),
     "widelimit.estimators": (
         *("NTK", "ZCA", "ChannelStandardiser", "ImageNormaliser", "KernelMetric"),
@@ -80,6 +120,8 @@ _LAZY = {
     "widelimit.matrices": ("Gram", "gram", "kernel", "open_gram"),
     "widelimit.network": (
         *("Conv", "Dense", "Flatten", "GlobalAvgPool", "LocalAvgPool", "Network", "ReLU"),
+        *("AvgPool", "Sum", "LayerNorm", "ABReLU", "LeakyReLU", "Abs", "Erf", "GELU", "Sin", "Cos"),
+        *("Gaussian", "Polynomial", "Identity"),
     ),
 }
 _HOMES = {name: module for module, names in _LAZY.items() for name in names}

@@ -1,4 +1,8 @@
-"""The networks of Arora et al., *On Exact Computation with an Infinitely Wide Neural Net*.
+"""Networks of papers, and plain ones.
+
+Those of Arora et al., *On Exact Computation with an Infinitely Wide Neural Net*, come with their
+scales; `myrtle` is from Shankar et al., *Neural Kernels Without Tangents*, `resnet` from He et al.,
+*Identity Mappings in Deep Residual Networks*, `wide_resnet` from Zagoruyko and Komodakis.
 
 A `Network` divides a weight by sqrt(fan-in) where the paper multiplies by ``c/q^2`` after the
 ReLU. The scales below move that factor, so that kernels have the paper's values, scale included:
@@ -10,10 +14,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable, Sequence
 from numbers import Integral
 
 from widelimit.network import (
     MAX_LAYERS,
+    Activation,
+    AvgPool,
     Conv,
     Dense,
     Flatten,
@@ -21,11 +28,24 @@ from widelimit.network import (
     Layer,
     Network,
     ReLU,
+    Sum,
 )
 
-__all__ = ["EXAMPLES", "PRESETS", "cntk_gap", "cntk_vanilla", "named_network", "ntk_dense"]
+__all__ = [
+    "EXAMPLES",
+    "PRESETS",
+    "cnn_1d",
+    "cntk_gap",
+    "cntk_vanilla",
+    "myrtle",
+    "named_network",
+    "ntk_dense",
+    "resnet",
+    "wide_resnet",
+]
 
 _MAX_DEPTH = MAX_LAYERS // 2 - 1  # two layers for each, and two more
+_RELU = ReLU()
 _SQRT_C = 2**0.5  # c = 2 for the ReLU (its square differs from 2 by one rounding, 2e-16 relative)
 
 
@@ -110,11 +130,157 @@ def ntk_dense(depth: int = 3, b_std: float = 0.0) -> Network:
     return Network([Dense(w_std=1.0, b_std=b_std), *hidden], scaling="paper")
 
 
-_PRESETS = {"cntk-gap": cntk_gap, "cntk-vanilla": cntk_vanilla, "ntk-dense": ntk_dense}
+_MYRTLE = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}  # convolutions on each grid
+
+
+def myrtle(depth: int = 5, activation: Activation = _RELU) -> Network:
+    """Myrtle network of Shankar et al. 2020: convolutions on three grids, 2 x 2 pools between them.
+
+    Parameters
+    ----------
+    depth : {5, 7, 10}
+        Number of 3 x 3 convolutions plus one: 2, 1, 1 of them before, between and after the pools,
+        or 2, 2, 2, or 3, 3, 3. Of images with 32 x 32 pixels the last grid has 8 x 8.
+    activation : Activation
+        After each convolution; the paper has `ReLU` and `Gaussian`.
+
+    Returns
+    -------
+    Network
+        Ends with ``GlobalAvgPool Dense``; all layers are trained.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If depth is not one of the three.
+    """
+    if isinstance(depth, bool) or not isinstance(depth, Integral) or int(depth) not in _MYRTLE:
+        raise ValueError(f"depth of a Myrtle network must be 5, 7 or 10, got {depth!r}")
+    layers: list[Layer] = []
+    for count in _MYRTLE[int(depth)]:
+        if layers:
+            layers.append(AvgPool(2))
+        layers += [Conv(3), activation] * count
+    return Network([*layers, GlobalAvgPool(), Dense(w_std=_SQRT_C)])
+
+
+def resnet(depth: int = 20, activation: Activation = _RELU) -> Network:
+    """Residual network with activations before weights, for small images (He et al. 2016).
+
+    Parameters
+    ----------
+    depth : int
+        6 n + 2 with n >= 1: a convolution, three groups of n blocks of two, a dense layer. The
+        first block of the second and of the third group strides by 2.
+    activation : Activation
+        Before each convolution but the first, and before the readout.
+
+    Returns
+    -------
+    Network
+        A block is ``Sum((), [activation, Conv(3), activation, Conv(3)])``; where it strides, the
+        shortcut is ``[activation, Conv(1, stride=2)]``. Ends with ``GlobalAvgPool Dense``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If depth is no such integer.
+    """
+    n = _blocks(depth, 2, "ResNet")
+    rest = [0] * (n - 1)
+    return _residual([[0, *rest], [2, *rest], [2, *rest]], activation)
+
+
+def wide_resnet(depth: int = 16, activation: Activation = _RELU) -> Network:
+    """Wide residual network (Zagoruyko and Komodakis 2016), infinitely wide.
+
+    Parameters
+    ----------
+    depth : int
+        6 n + 4 with n >= 1: 10, 16, 22, 28, ...
+    activation : Activation
+        As for `resnet`.
+
+    Returns
+    -------
+    Network
+        As `resnet`, but the first block of each of the three groups has a convolution of one pixel
+        as its shortcut, since there the width changes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If depth is no such integer.
+    """
+    n = _blocks(depth, 4, "wide ResNet")
+    rest = [0] * (n - 1)
+    return _residual([[-1, *rest], [2, *rest], [2, *rest]], activation)
+
+
+def _blocks(depth: object, offset: int, what: str) -> int:
+    n, rest = divmod(_depth(depth, 6 + offset, "layers with weights") - offset, 6)
+    if rest:
+        near = 6 * n + offset
+        raise ValueError(
+            f"depth of a {what} must be 6 n + {offset}, got {depth}: use {near} or {near + 6}"
+        )
+    return n
+
+
+def _residual(groups: Sequence[Sequence[int]], activation: Activation) -> Network:
+    """Build blocks; their shortcut is the identity (0), a convolution (-1), or one that strides."""
+    layers: list[Layer] = [Conv(3, w_std=1.0)]
+    for kind in (kind for group in groups for kind in group):
+        stride = max(1, kind)
+        shortcut = [activation, Conv(1, stride=stride)] if kind in (-1, 2) else ()
+        block = [activation, Conv(3, stride=stride), activation, Conv(3)]
+        layers.append(Sum(shortcut, block))
+    return Network([*layers, activation, GlobalAvgPool(), Dense(w_std=_SQRT_C)])
+
+
+def cnn_1d(depth: int = 4, filter_size: int = 5, activation: Activation = _RELU) -> Network:
+    """Convolutional network on series ``(n, length, channels)``.
+
+    Parameters
+    ----------
+    depth : int
+        Number of convolutions plus one, 2 to 16,383.
+    filter_size : int
+        Of a filter, in steps of the series: odd.
+    activation : Activation
+        After each convolution.
+
+    Returns
+    -------
+    Network
+        ``depth - 1`` times ``Conv((1, filter_size)) activation``, then ``GlobalAvgPool Dense``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If depth or filter_size is not an integer, or is outside its range.
+    """
+    n_conv = _depth(depth, 2, "convolutions plus one") - 1
+    convs: list[Layer] = [Conv((1, filter_size)), activation]
+    return Network([*(convs * n_conv), GlobalAvgPool(), Dense(w_std=_SQRT_C)])
+
+
+_PRESETS: dict[str, Callable[..., Network]] = {
+    "cntk-gap": cntk_gap,
+    "cntk-vanilla": cntk_vanilla,
+    "ntk-dense": ntk_dense,
+    "myrtle": myrtle,
+    "resnet": resnet,
+    "wide-resnet": wide_resnet,
+    "cnn-1d": cnn_1d,
+}
+_DEPTHS = {"myrtle": (5, 7, 10), "resnet": (8, 20), "wide-resnet": (10, 16), "cnn-1d": (4,)}
 PRESETS = ", ".join(f"{name}-DEPTH" for name in _PRESETS)
 """How `named_network` wants presets to be written."""
-EXAMPLES = tuple(f"{name}-{depth}" for name in _PRESETS for depth in (3, 4, 6, 11, 21))
-"""Presets of the depths of the paper's Table 1."""
+EXAMPLES = tuple(
+    f"{name}-{depth}" for name in _PRESETS for depth in _DEPTHS.get(name, (3, 4, 6, 11, 21))
+)
+"""Presets, of the depths of the papers' tables."""
 
 
 def named_network(text: str) -> Network:
@@ -123,8 +289,8 @@ def named_network(text: str) -> Network:
     Parameters
     ----------
     text : str
-        A preset and its depth, ``cntk-gap-11``, ``cntk-vanilla-11``, ``ntk-dense-3`` (also
-        written ``cntk_gap:11``); or what `Network.to_json` wrote.
+        A preset and its depth, ``cntk-gap-11``, ``ntk-dense-3``, ``myrtle-5``, ``resnet-20``
+        (also written ``cntk_gap:11``); or what `Network.to_json` wrote.
 
     Raises
     ------
@@ -133,22 +299,24 @@ def named_network(text: str) -> Network:
     """
     if text.lstrip().startswith("{"):
         return Network.from_json(text)
-    found = re.fullmatch(r"([a-z]+[-_][a-z]+)(?:[-:](.*))?", text, re.DOTALL)
+    names = "|".join(re.escape(name).replace(r"\-", "[-_]") for name in _PRESETS)
+    found = re.fullmatch(rf"({names})(?:[-:](.*))?", text, re.DOTALL)
     name = found[1].replace("_", "-") if found else ""
-    if found is None or name not in _PRESETS:
+    if found is None:
         raise ValueError(
             f"network must be {PRESETS}, or the JSON of a network, got {text[:200]!r}"
             f"{_similar(text[:200])}"
         )
     if not re.fullmatch(r"[0-9]{1,9}", found[2] or ""):
-        raise ValueError(f"{name} needs a depth, as in {name}-11, got {text[:200]!r}")
+        example = _DEPTHS.get(name, (11,))[0]
+        raise ValueError(f"{name} needs a depth, as in {name}-{example}, got {text[:200]!r}")
     return _PRESETS[name](depth=int(found[2]))
 
 
 def _similar(text: str) -> str:
     """Return a question that names the preset which was meant, or nothing."""
     depth = re.search(r"[0-9]{1,5}$", text)
-    names = [f"{name}-{depth[0] if depth else 11}" for name in _PRESETS]
+    names = [f"{name}-{depth[0] if depth else _DEPTHS.get(name, (11,))[0]}" for name in _PRESETS]
     near = difflib.get_close_matches(text.lower(), names, n=1, cutoff=0.6)
     return f": did you mean {near[0]}?" if near else ""
 

@@ -1,6 +1,7 @@
-"""Dual activations of the ReLU: formulas, coefficients, domain and error bounds.
+"""Dual activations: formulas, coefficients, domain and error bounds.
 
-This is the only module that treats `lambda` near 1 and near -1. For a pair of Gaussians (u, v)
+This is the only module that treats `lambda` near 1 and near -1. `dual` has a row for each
+activation of `widelimit.layers`; what follows is about the ReLU. For a pair of Gaussians (u, v)
 with covariance `sigma`, and `m` the product of their standard deviations, `lambda = sigma / m`:
 
     kappa0(l) = (pi - arccos l) / pi                             2 E[relu'(u) relu'(v)]
@@ -30,14 +31,29 @@ hold polynomials with minimal relative error on [0, 1]. The compiled backends re
 numbers from `_core/dual_coefficients.hpp`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from widelimit.arrays import FloatArray
+from widelimit.layers import (
+    GELU,
+    ABReLU,
+    Activation,
+    Cos,
+    Erf,
+    Gaussian,
+    LayerNorm,
+    Polynomial,
+    ReLU,
+    Sin,
+)
+
 __all__ = ["A32", "A64", "B32", "B64", "POLYNOMIALS", "DualPolynomial", "kappa0", "kappa1"]
-__all__ += ["relu_dual"]
+__all__ += ["dual", "relu_dual", "variance_behind"]
 
 _HALF_PI = np.pi / 2
 
@@ -276,3 +292,114 @@ def relu_dual(sigma: ArrayLike, xz: ArrayLike) -> tuple[NDArray[np.float64], NDA
     k = np.maximum(s, 0.0) + e * t * B64(v)
     k_prime = np.where(s < 0.0, angle, 1.0 - angle)
     return k, k_prime
+
+
+def dual(
+    activation: Activation | LayerNorm, sigma: ArrayLike, x: ArrayLike, z: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Covariance behind an activation, and what it multiplies the tangent kernel with.
+
+    For Gaussian pairs (u, v): ``E[f(u) f(v)]`` and ``E[f'(u) f'(v)]``, its derivative by `sigma`.
+    The formulas stand at the layers in `widelimit.layers`.
+
+    Parameters
+    ----------
+    activation : Activation or LayerNorm
+    sigma : array_like
+        Covariances of u and v, float64, any shape. Where u and v are one value, ``x * z``.
+    x, z : array_like
+        Standard deviations of u and of v, float64, at least 0, of shapes that broadcast.
+
+    Returns
+    -------
+    k, factor : ndarray
+        float64, the broadcast shape.
+
+    Notes
+    -----
+    Each is written so that only `sigma`, `x` and `z` bring errors near ``lambda = 1``: of
+    ``X Z - sigma``, ``1 + ...`` and exponents there is no cancellation but that of the inputs.
+    """
+    s, x, z = np.broadcast_arrays(
+        np.asarray(sigma, np.float64), np.asarray(x, np.float64), np.asarray(z, np.float64)
+    )
+    m = x * z
+    match activation:
+        case ReLU():
+            k, k_prime = relu_dual(s, m)
+            return k / 2, k_prime / 2
+        case ABReLU(a, b):
+            k, k_prime = relu_dual(s, m)
+            half, linear = (b - a) ** 2 / 2, a * b
+            return half * k + linear * s, half * k_prime + linear
+        case Erf():
+            # n^2 - 4 s^2, n^2 = (1 + 2 X^2)(1 + 2 Z^2), as a sum of positive terms
+            root = np.sqrt(1 + 2 * (x * x + z * z) + 4 * _gap(s, m))
+            n = np.sqrt(1 + 2 * x * x) * np.sqrt(1 + 2 * z * z)
+            return 4 / np.pi * np.arctan(2 * s / (n + root)), 4 / np.pi / root
+        case GELU():
+            a, b = 1 + x * x, 1 + z * z
+            gap = _gap(s, m)
+            determinant = 1 + x * x + z * z + gap
+            p = 0.25 + np.arctan2(s, np.sqrt(determinant)) / (2 * np.pi)
+            r = 1 / (2 * np.pi * np.sqrt(determinant))
+            k = s * p + r * (gap + s * s / a + s * s / b)
+            return k, p + s * r * (1 / a + 1 / b + 1 / determinant)
+        case Sin() | Cos():
+            # exp(-(X^2 + Z^2)/2) sinh |s| and cosh s, where |s| <= X Z
+            near = np.exp(np.abs(s) - (x * x + z * z) / 2)
+            odd = np.copysign(-np.expm1(-2 * np.abs(s)) / 2 * near, s)
+            even = (1 + np.exp(-2 * np.abs(s))) / 2 * near
+            return (odd, even) if isinstance(activation, Sin) else (even, odd)
+        case Gaussian(gamma):
+            below = np.divide(m - s, m, out=np.ones_like(m), where=m != 0.0)
+            value = np.exp(-gamma * np.maximum(below, 0.0))
+            return m * value, gamma * value
+        case Polynomial(coefficients):
+            at_x, at_z = (_hermite(coefficients, values) for values in (x, z))
+            k, factor = np.zeros_like(m), np.zeros_like(m)
+            for degree in range(len(coefficients) - 1, -1, -1):  # Horner's scheme, both at once
+                factor = factor * s + k
+                k = k * s + at_x[degree] * at_z[degree]
+            return k, factor
+        case LayerNorm(eps):
+            inverse = np.sqrt(x * x + eps) * np.sqrt(z * z + eps)
+            inverse = np.divide(1.0, inverse, out=np.zeros_like(m), where=inverse != 0.0)
+            return s * inverse, inverse
+
+
+def variance_behind(activation: Activation | LayerNorm, variance: ArrayLike) -> FloatArray:
+    """Variance behind an activation, ``E[f(u)^2]``, from that of u: where lambda is 1."""
+    v = np.asarray(variance, np.float64)
+    match activation:
+        case ReLU():
+            return v / 2
+        case ABReLU(a, b):
+            return (a * a + b * b) / 2 * v
+        case Gaussian():
+            return v
+        case LayerNorm(eps):
+            return np.divide(v, v + eps, out=np.zeros_like(v), where=v != 0.0)
+        case _:
+            x = np.sqrt(v)
+            return dual(activation, v, x, x)[0]
+
+
+def _gap(s: NDArray[np.float64], m: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``m^2 - s^2``, which rounding must not make negative."""
+    return np.maximum(m - s, 0.0) * np.maximum(m + s, 0.0)
+
+
+def _hermite(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Return ``g_k = E[f^(k)(u)] / sqrt(k!)`` for each k, u Gaussian with standard deviation x."""
+    degree = len(coefficients) - 1
+    found: list[NDArray[np.float64]] = []
+    for k in range(degree + 1):
+        total = np.zeros_like(x)
+        for n in range(k, degree + 1, 1):
+            if (n - k) % 2 == 0:  # E[u^(2 j)] = x^(2 j) (2 j - 1)!!, odd moments are 0
+                moment = math.prod(range(1, n - k, 2))
+                share = coefficients[n] * math.perm(n, k) * moment / math.sqrt(math.factorial(k))
+                total = total + share * x ** (n - k)
+        found.append(total)
+    return found

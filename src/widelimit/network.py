@@ -1,14 +1,13 @@
-"""The network whose infinite-width kernel is computed: immutable layers in a valid order.
+"""The network whose infinite-width kernel is computed: layers in a valid order.
 
 A `Network` is data: checked once, when it is built; equal and hashed by value; written as canonical
-JSON, whose SHA-256 is its fingerprint. The order of layers, as a regular expression::
+JSON, whose SHA-256 is its fingerprint. The order of layers, without the branches of `Sum`::
 
-    (Conv ReLU?)* (Flatten | GlobalAvgPool | LocalAvgPool Flatten) Dense (ReLU? Dense)*
-    Dense (ReLU? Dense)*                                    the dense network, without readout
+    (Conv | AvgPool | activation | LayerNorm)* readout Dense ((activation | LayerNorm)? Dense)*
+    Dense ((activation | LayerNorm)? Dense)*                the dense network, without readout
 
-The equations are those of docs/mathematics.md, "The network's kernels (general form)":
-``K, Theta`` enter a layer, ``w = w_std``, ``b = b_std``, ``t = 1`` if trainable, else 0, and
-``(.)`` is ``K``, or ``Theta + t K``.
+with ``readout = Flatten | GlobalAvgPool | LocalAvgPool Flatten``. What may follow is decided by the
+`Signal` that leaves a layer: an activation needs a Gaussian one, a `Sum` uncorrelated ones.
 """
 
 from __future__ import annotations
@@ -17,179 +16,351 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
-from numbers import Integral, Real
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, cast, final, get_args
 
+from widelimit.lattice import Window
+from widelimit.layers import (
+    ACTIVATIONS,
+    GELU,
+    LAYERS,
+    ABReLU,
+    Abs,
+    Activation,
+    AvgPool,
+    Conv,
+    Cos,
+    Dense,
+    Erf,
+    Flatten,
+    Gaussian,
+    GlobalAvgPool,
+    Identity,
+    Layer,
+    LayerNorm,
+    LeakyReLU,
+    LocalAvgPool,
+    Polynomial,
+    ReLU,
+    Sin,
+    Sum,
+    checked,
+    required_fields,
+    walk,
+)
 from widelimit.markup import BLUE, GREY, ORANGE, boxes, facts
 from widelimit.reading import parse_json, refusing
 
 __all__ = [
+    "ACTIVATIONS",
+    "GELU",
     "MAX_LAYERS",
+    "ABReLU",
+    "Abs",
+    "Activation",
+    "AvgPool",
     "Conv",
+    "Cos",
     "Dense",
+    "Erf",
     "Flatten",
+    "Gaussian",
     "GlobalAvgPool",
+    "Identity",
     "Layer",
+    "LayerNorm",
+    "LeakyReLU",
     "LocalAvgPool",
     "Network",
+    "Polynomial",
     "ReLU",
+    "Sin",
+    "Sum",
 ]
 
 Scaling: TypeAlias = Literal["fan_in", "paper"]
 
-_JSON_FORMAT = "widelimit.network/1"
+_JSON_FORMATS = "widelimit.network/1", "widelimit.network/2"
 MAX_LAYERS = 2**15
+_MOST_NESTED = 16  # a Sum in a branch of a Sum
 _LONG_NUMBER = re.compile(r"\d+\.\d{5,}(e[-+]\d+)?")
 _MOST_BOXES, _LONGEST_UNIT = 24, 4  # of a diagram
 _MAX_JSON_CHARS = 2**22  # as many layers, each with the longest numbers
-
-# Type and range of every number. With these (2 * half_width + 1)**4 fits a signed 64-bit integer,
-# and variances, the squares of standard deviations, are ordinary floats.
-_RANGES: dict[str, tuple[type, float, float]] = {
-    "filter_size": (Integral, 1, 9_999),
-    "half_width": (Integral, 0, 9_999),
-    "w_std": (Real, 1e-100, 1e100),
-    "b_std": (Real, 0.0, 1e100),
-    "input_shape": (Integral, 1, 2**31 - 1),
-}
+# What the first format can say: a layer is written in the second one where it needs it.
+_FIRST_FORMAT = {
+    kind: tuple(f.name for f in fields(kind))
+    for kind in (ReLU, Flatten, GlobalAvgPool, LocalAvgPool, Dense)
+} | {Conv: ("filter_size", "w_std", "b_std", "trainable")}
 
 
-def _checked(name: str, value: Any) -> Any:
-    """Return the value of one field in its plain Python type, or say what is wrong with it."""
-    got = f"got {value!r} ({type(value).__name__})"
-    if name == "trainable":
-        if not isinstance(value, bool):
-            raise TypeError(f"trainable must be True or False, {got}")
-        return value
-    kind, smallest, largest = _RANGES[name]
-    if isinstance(value, bool) or not isinstance(value, kind):  # bool is an Integral, not meant
-        raise TypeError(f"{name} must be {'an integer' if kind is Integral else 'a number'}, {got}")
-    plain = int(value) if isinstance(value, Integral) else float(value)
-    if not smallest <= plain <= largest:  # refuses nan, too
-        raise ValueError(f"{name} must be from {smallest} to {largest}, {got}")
-    if name == "filter_size" and plain % 2 == 0:  # no centre pixel
-        raise ValueError(f"filter_size must be odd, {got}: use {plain - 1} or {plain + 1}")
-    # Equal networks have equal JSON: 3 becomes 3.0, and -0.0 becomes 0.0.
-    return plain if kind is Integral else plain + 0.0
+# ---------------------------------------------------------------- signals
+
+_READOUTS = Flatten, GlobalAvgPool, LocalAvgPool
+_POINTWISE = (*ACTIVATIONS, LayerNorm)
+_RULES: dict[str, str] = {
+    "Conv": "a Conv must come before the readout and every Dense",
+    "AvgPool": "an AvgPool must come before the readout and every Dense",
+    "Dense": "a readout must come between the last Conv and the first Dense",
+    "Sum": "a Sum must not follow LocalAvgPool",
+    "Identity": "an Identity must not follow LocalAvgPool",
+} | dict.fromkeys(
+    (kind.__name__ for kind in _READOUTS), "there must be one readout, before every Dense"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name)))
-
-    def __repr__(self) -> str:
-        """As in source code, without defaults: ``Conv(3, trainable=False)``."""
-        items = [(f, getattr(self, f.name)) for f in fields(self)]
-        required = [repr(value) for f, value in items if f.default is MISSING]
-        changed = [f"{f.name}={v!r}" for f, v in items if f.default not in (MISSING, v)]
-        return f"{type(self).__name__}({', '.join(required + changed)})"
-
-    def __str__(self) -> str:
-        """Name and size only: ``Conv(3)``, ``Dense``."""
-        size = [str(getattr(self, f.name)) for f in fields(self) if f.default is MISSING]
-        return type(self).__name__ + (f"({size[0]})" if size else "")
-
-
-@final
-@dataclass(frozen=True, slots=True, repr=False)
-class Conv(_Layer):
-    """Convolution of stride 1, zero-padded, with infinitely many channels (Section 4).
-
-    ``Sigma = w^2/q^2 box_q(K) + b^2``, ``Theta' = w^2/q^2 box_q(Theta + t K) + t b^2``.
+class Signal:
+    """What is known of the values between two layers, of the infinitely wide network.
 
     Parameters
     ----------
-    filter_size : int
-        q, the side of the filter in pixels: odd, 1 to 9999.
-    w_std, b_std : float
-        Standard deviation of a weight times sqrt(fan-in), 1e-100 to 1e100, and of a bias, 0 to
-        1e100. The default w_std keeps the variance constant through ReLU layers.
-    trainable : bool
-        Whether weights and biases of this layer are trained.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a parameter has the wrong type, or is outside its range.
+    place : {"input", "pixels", "pooled", "features"}
+        The input; pixels, after a Conv or pooling; after `LocalAvgPool`, where `Flatten` has to
+        follow; one vector.
+    infinite : bool
+        Whether the width is infinite: that of the input is not.
+    gaussian : bool
+        Whether values are Gaussian, with mean 0 and independent across channels.
+    linear_since : int
+        How many a `Sum` encloses the last weights, if only linear layers have come after them; -1:
+        there are none, or others have come after.
     """
 
-    filter_size: int
-    w_std: float = 2**0.5
-    b_std: float = 0.0
-    trainable: bool = True
+    place: Literal["input", "pixels", "pooled", "features"] = "input"
+    infinite: bool = False
+    gaussian: bool = False
+    linear_since: int = -1
+
+    def followers(self) -> list[str]:
+        """Return names of what may come next."""
+        grid = ["Conv", *(kind.__name__ for kind in _READOUTS)]
+        everywhere = ["Sum", "Identity"]
+        match self.place:
+            case "input":
+                names = [*grid, "AvgPool", *everywhere, "Dense"]
+            case "pixels":
+                names = [*grid, "AvgPool", *everywhere]
+            case "pooled":
+                names = ["Flatten", "Dense"]
+            case "features":
+                names = ["Dense", *everywhere]
+        pointwise = [kind.__name__ for kind in _POINTWISE]
+        return names + (pointwise if self.gaussian else [])
+
+    def after(self, layer: Layer, where: str, before: str, nested: int) -> Signal:
+        """Return the signal that leaves a layer, or say why it cannot stand here.
+
+        Parameters
+        ----------
+        layer : Layer
+        where : str
+            Its place in the network, for messages.
+        before : str
+            The layer before it, "" at the beginning.
+        nested : int
+            How many a `Sum` encloses the layer.
+        """
+        name = type(layer).__name__
+        allowed = self.followers()
+        if name not in allowed:
+            place = f"after {before}" if before else "at the beginning"
+            article = "an" if name[0] in "AE" else "a"
+            rule = _RULES.get(name) or (
+                f"{article} {name} must directly follow a Conv or Dense, or linear layers after "
+                "it, its input must be Gaussian"
+            )
+            pointwise = [kind.__name__ for kind in _POINTWISE]
+            shown = [other for other in allowed if other not in pointwise]
+            more = " or an activation" if len(shown) < len(allowed) else ""
+            raise ValueError(
+                f"{where} is {layer!r} {place}, where the network can go on with "
+                f"{' or '.join(shown)}{more}: {rule}"
+            )
+        if nested and isinstance(layer, _READOUTS):
+            raise ValueError(
+                f"{where} is {layer!r} in a branch of Sum, where pixels are not read out: put it "
+                "after the Sum, or use AvgPool"
+            )
+        match layer:
+            case Conv():
+                return Signal("pixels", True, True, nested)
+            case Dense():
+                return Signal("features", True, True, nested)
+            case AvgPool():
+                return replace(self, place="pixels")
+            case LocalAvgPool():
+                return replace(self, place="pooled", gaussian=False)
+            case Flatten() | GlobalAvgPool():
+                return replace(self, place="features", gaussian=False)
+            case LayerNorm() | Identity():
+                return self
+            case Sum():
+                return self._after_sum(layer, where, before, nested)
+            case _:
+                return replace(self, gaussian=False, linear_since=-1)
+
+    def _after_sum(self, layer: Sum, where: str, before: str, nested: int) -> Signal:
+        if nested >= _MOST_NESTED:
+            raise ValueError(f"{where}: at most {_MOST_NESTED} Sums may enclose another, use fewer")
+        ends: list[Signal] = []
+        names: list[str] = []
+        for number, branch in enumerate(layer.branches):
+            names.append(" ".join(map(str, branch)) or "()")
+            end = _through(self, branch, f"{where}.branches[{number}]", before, nested + 1)
+            ends.append(end)
+        places = {end.place for end in ends}
+        if len(places) > 1 or len({end.infinite for end in ends}) > 1:
+            outputs = [
+                f"{name} with {'infinitely many' if end.infinite else 'the input'} "
+                f"{'features' if end.place == 'features' else 'channels'}"
+                for name, end in zip(names, ends, strict=True)
+            ]
+            raise ValueError(
+                f"{where}: the branches of Sum must have outputs of one shape, got "
+                f"{', '.join(outputs)}: put a Conv or Dense into the others"
+            )
+        correlated = [n for n, e in zip(names, ends, strict=True) if e.linear_since <= nested]
+        if len(correlated) > 1:
+            raise ValueError(
+                f"{where}: the branches of Sum must be uncorrelated: of all but one the last "
+                "weights have only linear layers after them, got "
+                f"{' and '.join(correlated)}: end all but one with a Conv or Dense"
+            )
+        if places == {"pixels"}:
+            _check_extents(layer, where)
+        return Signal(
+            ends[0].place,
+            ends[0].infinite,
+            all(end.gaussian for end in ends),
+            min(min(end.linear_since for end in ends), nested),
+        )
 
 
-@final
-@dataclass(frozen=True, slots=True, repr=False)
-class ReLU(_Layer):
-    """Rectifier s(u) = max(u, 0) of a `Conv` or `Dense`, whose output is Gaussian (Eq. 11-12).
-
-    ``K = E[s(u) s(v)]``, ``Theta = E[s'(u) s'(v)] * Theta'``, without the paper's c = 2.
-    """
-
-
-@final
-@dataclass(frozen=True, slots=True, repr=False)
-class Flatten(_Layer):
-    """Readout of equal pixels: ``(1/HW) sum_p (.)(p,p)``; ``sum_p`` with scaling="paper"."""
+def _through(
+    signal: Signal, layers: Sequence[Layer], where: str, before: str, nested: int
+) -> Signal:
+    for index, layer in enumerate(layers):
+        place = f"{where}[{index}]"
+        _check_layer(layer, place)
+        signal = signal.after(layer, place, before, nested)
+        before = type(layer).__name__
+    return signal
 
 
-@final
-@dataclass(frozen=True, slots=True, repr=False)
-class GlobalAvgPool(_Layer):
-    """Readout of all pixel pairs: mean of ``(.)(p,p')`` with either scaling (Section H)."""
+def _check_layer(entry: Any, place: str) -> None:
+    kinds = tuple(LAYERS.values())
+    if type(entry) in kinds:  # no subclasses: JSON could not name them
+        return
+    remedy = f"use {', '.join(LAYERS)}"
+    if isinstance(entry, type) and entry in kinds:  # ReLU instead of ReLU()
+        remedy = f"write {entry.__name__}({', '.join(required_fields(entry))})"
+    elif entry in (LeakyReLU, Abs):
+        remedy = f"write {entry.__name__}({'slope' if entry is LeakyReLU else ''})"
+    raise TypeError(f"{place} must be a layer, got {entry!r}: {remedy}")
 
 
-@final
-@dataclass(frozen=True, slots=True, repr=False)
-class LocalAvgPool(_Layer):
-    """Mean over a window around each pixel, zero-padded, then `Flatten` (implied by `Dense`).
-
-    Parameters
-    ----------
-    half_width : int
-        The window is ``2 half_width + 1`` pixels wide: 0 (no pooling) to 9999. The divisor is
-        ``(2 half_width + 1)^2`` at the border, too.
-    """
-
-    half_width: int
+# ---------------------------------------------------------------- shapes
 
 
-@final
-@dataclass(frozen=True, slots=True, repr=False)
-class Dense(_Layer):
-    """Fully connected layer (Eq. 7-9): ``w^2 (.) + b^2`` and ``w^2 (.) + t b^2``.
-
-    The parameters are those of `Conv`; the last `Dense` has one output, the others are infinite.
-    """
-
-    w_std: float = 1.0
-    b_std: float = 0.0
-    trainable: bool = True
+def _windows_of(layers: Sequence[Layer], axis: int) -> list[Window]:
+    """Return the windows that a signal goes through, of a Sum those of its first branch."""
+    found: list[Window] = []
+    for layer in layers:
+        if isinstance(layer, Conv | AvgPool):
+            found.append(layer.windows[axis])
+        elif isinstance(layer, Sum):
+            found += _windows_of(layer.branches[0], axis)
+    return found
 
 
-Layer: TypeAlias = Conv | ReLU | Flatten | GlobalAvgPool | LocalAvgPool | Dense
-_LAYERS: dict[str, type[Layer]] = {kind.__name__: kind for kind in get_args(Layer)}
+def _extent(windows: Sequence[Window], fine: int) -> int:
+    for window in windows:
+        fine = window.extent(fine) if fine else 0
+    return fine
 
-# The order of layers: what may follow the last layer that is not a ReLU ("" at the beginning).
-_READOUTS = ("Flatten", "GlobalAvgPool", "LocalAvgPool")
-_FOLLOWERS: dict[str, tuple[str, ...]] = {
-    "": ("Conv", *_READOUTS, "Dense"),
-    "Conv": ("Conv", *_READOUTS),
-    "Flatten": ("Dense",),
-    "GlobalAvgPool": ("Dense",),
-    "LocalAvgPool": ("Flatten", "Dense"),
-    "Dense": ("Dense",),
-}
-_RULES = {
-    "Conv": "a Conv must come before the readout and every Dense",
-    "ReLU": "a ReLU must directly follow a Conv or Dense, its input must be Gaussian",
-    "Dense": "a readout must come between the last Conv and the first Dense",
-} | dict.fromkeys(_READOUTS, "there must be one readout, before every Dense")
+
+def _check_extents(layer: Sum, where: str) -> None:
+    """Refuse branches whose outputs never have one shape, however large the input is."""
+    for axis, name in enumerate(("rows", "columns")):
+        first, *others = [_windows_of(branch, axis) for branch in layer.branches]
+        for other in others:
+            strides = [math.prod(window.stride for window in ws) for ws in (first, other)]
+            # Beyond every window, extents grow by 1 for each stride: one period shows all.
+            period = min(strides[0], 1_000)
+            start = 1 + sum(w.size * s for ws in (first, other) for w, s in _reaches(ws))
+            every = range(start, start + period)
+            if strides[0] == strides[1] and any(
+                _extent(first, n) == _extent(other, n) for n in every
+            ):
+                continue
+            shown = [f"{_extent(ws, start)}" for ws in (first, other)]
+            raise ValueError(
+                f"{where}: the branches of Sum must have outputs of one shape, got {shown[0]} and "
+                f"{shown[1]} {name} of {start}: give them the same strides and paddings"
+            )
+
+
+def _reaches(windows: Sequence[Window]) -> Iterator[tuple[Window, int]]:
+    """Yield each window, and how many pixels of the input one of its steps is."""
+    step = 1
+    for window in windows:
+        yield window, step
+        step *= window.stride
+
+
+def _shape_after(layer: Layer, shape: tuple[int | None, ...], where: str) -> tuple[int | None, ...]:
+    """Return the shape of one sample after a layer; ``None`` is an infinite width."""
+    match layer:
+        case Conv() | AvgPool():
+            h, w = cast("tuple[int, int]", shape[:2])
+            rows, columns = (
+                window.extent(n) for window, n in zip(layer.windows, (h, w), strict=True)
+            )
+            if not rows or not columns:
+                sides = [window.size - window.low - window.high for window in layer.windows]
+                raise ValueError(
+                    f"{where} is {layer}, which leaves nothing of {h} x {w} pixels: it needs "
+                    f"{max(1, sides[0])} x {max(1, sides[1])}, take larger images, or fewer layers "
+                    'that shrink them, or padding="same"'
+                )
+            return rows, columns, None if isinstance(layer, Conv) else shape[2]
+        case Flatten():
+            sizes = [size for size in shape if size is not None]
+            return (None if shape[-1] is None else math.prod(sizes),)
+        case GlobalAvgPool():
+            return shape[-1:]
+        case Dense():
+            return (None,)
+        case Sum():
+            ends = [
+                _shapes(branch, shape, f"{where}.branches[{number}]")
+                for number, branch in enumerate(layer.branches)
+            ]
+            found = [end[-1] if end else shape for end in ends]
+            if len(set(found)) > 1:
+                h, w = shape[:2]
+                sizes = ", ".join(f"{end[0]} x {end[1]}" for end in found)
+                raise ValueError(
+                    f"{where}: the branches of Sum must have outputs of one shape, got {sizes} of "
+                    f"{h} x {w} pixels: take images of another size, or other paddings"
+                )
+            return found[0]
+        case _:
+            return shape
+
+
+def _shapes(
+    layers: Sequence[Layer], shape: tuple[int | None, ...], where: str
+) -> list[tuple[int | None, ...]]:
+    shapes: list[tuple[int | None, ...]] = []
+    for index, layer in enumerate(layers):
+        shape = _shape_after(layer, shape, f"{where}[{index}]")
+        shapes.append(shape)
+    return shapes
+
+
+# ---------------------------------------------------------------- networks
 
 
 @final
@@ -226,28 +397,42 @@ class Network:
             if isinstance(layer, Dense) and stored and isinstance(stored[-1], LocalAvgPool):
                 stored.append(Flatten())
             stored.append(layer)
-        _check_number(len(stored))
+        _check_number(sum(1 for _ in walk(stored)))
         object.__setattr__(self, "layers", tuple(stored))
 
     @property
     def n_conv(self) -> int:
-        """Number of `Conv` layers."""
-        return sum(isinstance(layer, Conv) for layer in self.layers)
+        """Number of `Conv` layers, those of branches included."""
+        return sum(isinstance(layer, Conv) for layer in walk(self.layers))
 
     @property
     def is_dense(self) -> bool:
         """Whether pixels play no role (no `Conv`, no pooling), so that inputs may be vectors."""
-        return not any(isinstance(x, Conv | GlobalAvgPool | LocalAvgPool) for x in self.layers)
+        grid = Conv | AvgPool | GlobalAvgPool | LocalAvgPool
+        return not any(isinstance(layer, grid) for layer in walk(self.layers))
 
     @property
     def input_ranks(self) -> tuple[int, ...]:
-        """How many axes one sample may have: 3, an image; if the network `is_dense`, 1 as well."""
-        return (1, 3) if self.is_dense else (3,)
+        """How many axes one sample may have.
+
+        3, an image ``(h, w, c)``; 1, a vector, if the network `is_dense`; 2, a series ``(length,
+        channels)``, if every window is one pixel high, as in ``Conv((1, 5))``.
+        """
+        if self.is_dense:
+            return (1, 3)
+        every = list(walk(self.layers))
+        flat = all(x.windows[0].size == 1 for x in every if isinstance(x, Conv | AvgPool))
+        moves = any(isinstance(x, Conv | AvgPool) for x in every)
+        local = any(isinstance(x, LocalAvgPool) for x in every)
+        return (2, 3) if flat and moves and not local else (3,)
 
     @property
     def is_homogeneous(self) -> bool:
-        """Whether no layer has a bias, so that ``k(a x, z) = a k(x, z)`` for a > 0."""
-        return all(x.b_std == 0 for x in self.layers if isinstance(x, Conv | Dense))
+        """Whether ``k(a x, z) = a k(x, z)`` for a > 0: no biases, and activations that are so."""
+        every = list(walk(self.layers))
+        scales = all(x.b_std == 0 for x in every if isinstance(x, Conv | Dense))
+        kinds = Erf | GELU | Sin | Cos | Polynomial | LayerNorm
+        return scales and not any(isinstance(x, kinds) for x in every)
 
     def output_shapes(self, input_shape: Sequence[int]) -> tuple[tuple[int | None, ...], ...]:
         """Shape of one sample after each layer, where ``None`` is an infinite width.
@@ -255,7 +440,7 @@ class Network:
         Parameters
         ----------
         input_shape : sequence of int
-            ``(h, w, c)`` of one image, or ``(d,)`` of one vector if the network `is_dense`.
+            Of one sample, with as many sizes as `input_ranks` allows.
 
         Returns
         -------
@@ -266,37 +451,36 @@ class Network:
         Raises
         ------
         TypeError, ValueError
-            If a size is not a positive integer, or the number of sizes does not fit the network.
+            If a size is not a positive integer, the number of sizes does not fit the network, a
+            layer leaves no pixel, or branches of a `Sum` have outputs of different shapes.
         """
         sizes = tuple(input_shape)
         if len(sizes) not in self.input_ranks:
-            expected = "(h, w, c) or (d,)" if self.is_dense else "(h, w, c)"
+            names = {1: "(d,)", 2: "(length, c)", 3: "(h, w, c)"}
+            expected = " or ".join(names[rank] for rank in sorted(self.input_ranks, reverse=True))
             hint = "the number of images is left out, a grey image is (h, w, 1)"
+            if len(sizes) == 2 and not self.is_dense:
+                hint += ", and for a series filters are one pixel high, as in Conv((1, 3))"
             raise ValueError(f"input_shape of {self} must be {expected}, got {sizes}: {hint}")
-        shape: tuple[int | None, ...] = tuple(_checked("input_shape", s) for s in sizes)
-        shapes: list[tuple[int | None, ...]] = []
-        for layer in self.layers:
-            match layer:
-                case Conv():
-                    shape = (*shape[:2], None)
-                case Flatten():
-                    shape = (None if shape[-1] is None else math.prod(sizes),)
-                case GlobalAvgPool():
-                    shape = shape[-1:]
-                case Dense():
-                    shape = (None,)
-                case ReLU() | LocalAvgPool():
-                    pass
-            shapes.append(shape)
+        plain = tuple(checked("input_shape", size) for size in sizes)
+        series = len(plain) == 2
+        shapes = _shapes(self.layers, (1, *plain) if series else plain, "layers")
+        if series:
+            shapes = [shape[1:] if len(shape) == 3 else shape for shape in shapes]
         return (*shapes[:-1], (1,))
 
     def to_json(self) -> str:
-        """Canonical JSON: keys sorted, no spaces, shortest exact floats."""
-        layers = [
-            {"type": type(layer).__name__} | {f.name: getattr(layer, f.name) for f in fields(layer)}
-            for layer in self.layers
-        ]
-        content = {"format": _JSON_FORMAT, "layers": layers, "scaling": self.scaling}
+        """Canonical JSON: keys sorted, no spaces, shortest exact floats.
+
+        In the first format ("widelimit.network/1") where that can say it.
+        """
+        first = all(_is_first_format(layer) for layer in self.layers)
+        layers = [_layer_to_json(layer, first) for layer in self.layers]
+        content = {
+            "format": _JSON_FORMATS[0 if first else 1],
+            "layers": layers,
+            "scaling": self.scaling,
+        }
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -319,9 +503,13 @@ class Network:
         content = parse_json(text, "network JSON: the text")
         with refusing("network JSON: it must be a valid network", "write it with Network.to_json"):
             content = _object(content, ["format", "layers", "scaling"])
-            if content["format"] != _JSON_FORMAT or not isinstance(content["layers"], list):
-                raise ValueError(f"expected format {_JSON_FORMAT!r} and a list, got {content}")
-            layers = [_layer_from_json(entry) for entry in cast("list[Any]", content["layers"])]
+            listed = isinstance(content["layers"], list)
+            if content["format"] not in _JSON_FORMATS or not listed:
+                formats = " or ".join(map(repr, _JSON_FORMATS))
+                raise ValueError(f"expected format {formats} and a list, got {content}")
+            first = content["format"] == _JSON_FORMATS[0]
+            entries = cast("list[Any]", content["layers"])
+            layers = [_layer_from_json(entry, first, 0) for entry in entries]
             return cls(layers, content["scaling"])
 
     @property
@@ -358,9 +546,9 @@ class Network:
 
 
 def _colour(unit: Sequence[str]) -> str:
-    """Return the colour of a box: layers with weights, readouts, and ReLU alone."""
-    names = {name.partition("(")[0] for name in unit} - {"ReLU"}
-    if names & set(_READOUTS):
+    """Return the colour of a box: layers with weights, readouts, and activations alone."""
+    names = {name.partition("(")[0] for name in unit} - {kind.__name__ for kind in _POINTWISE}
+    if names & {kind.__name__ for kind in _READOUTS}:
         return ORANGE
     return BLUE if names else GREY
 
@@ -394,27 +582,10 @@ def _ordered(layers: object) -> tuple[Layer, ...]:
         raise TypeError(f"layers must be a list or tuple of layers, got {layers!r}")
     _check_number(len(cast("Sequence[Any]", layers)))
     entries = tuple(cast("Sequence[Any]", layers))
-    names = ["", *(type(entry).__name__ for entry in entries)]
-    last = ""  # the last layer that is not a ReLU
-    for index, entry in enumerate(entries):
-        before, name = names[index : index + 2]
-        if type(entry) not in _LAYERS.values():  # no subclasses: JSON could not name them
-            remedy = f"use {', '.join(_LAYERS)}"
-            if isinstance(entry, type) and entry in _LAYERS.values():  # ReLU instead of ReLU()
-                required = [f.name for f in fields(entry) if f.default is MISSING]
-                remedy = f"write {entry.__name__}({', '.join(required)})"
-            raise TypeError(f"layers[{index}] must be a layer, got {entry!r}: {remedy}")
-        allowed = _FOLLOWERS[last] + (("ReLU",) if before in ("Conv", "Dense") else ())
-        if name not in allowed:
-            place = f"after {before}" if before else "at the beginning"
-            raise ValueError(
-                f"layers[{index}] is {entry!r} {place}, where the network can go on with "
-                f"{' or '.join(allowed)}: {_RULES[name]}"
-            )
-        last = last if name == "ReLU" else name
-    if names[-1] != "Dense":
+    signal = _through(Signal(), entries, "layers", "", 0)
+    if not entries or not isinstance(entries[-1], Dense):
         end = f"layers[{len(entries) - 1}] = {entries[-1]!r}" if entries else "no layers"
-        missing = "a readout, then Dense()" if last == "Conv" else "Dense()"
+        missing = "a readout, then Dense()" if signal.place == "pixels" else "Dense()"
         raise ValueError(f"layers must end with Dense(), got {end}: append {missing}")
     return entries
 
@@ -425,10 +596,46 @@ def _object(content: Any, keys: Sequence[str]) -> dict[str, Any]:
     return cast("dict[str, Any]", content)
 
 
-def _layer_from_json(entry: Any) -> Layer:
+def _is_first_format(layer: Layer) -> bool:
+    kind = type(layer)
+    if kind not in _FIRST_FORMAT:
+        return False
+    if not isinstance(layer, Conv):
+        return True
+    plain = isinstance(layer.filter_size, int)
+    return plain and layer.stride == 1 and layer.padding == "same"
+
+
+def _keys(kind: type[Layer], first: bool) -> tuple[str, ...]:
+    return _FIRST_FORMAT[kind] if first else tuple(field.name for field in fields(kind))
+
+
+def _layer_to_json(layer: Layer, first: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {"type": type(layer).__name__}
+    if isinstance(layer, Sum):
+        branches = [[_layer_to_json(x, first) for x in branch] for branch in layer.branches]
+        return content | {"branches": branches}
+    return content | {name: getattr(layer, name) for name in _keys(type(layer), first)}
+
+
+def _layer_from_json(entry: Any, first: bool, nested: int) -> Layer:
+    kinds = _FIRST_FORMAT if first else LAYERS.values()
+    names = {kind.__name__: kind for kind in kinds}
     name = cast("dict[str, Any]", entry).get("type") if isinstance(entry, dict) else None
-    if not isinstance(name, str) or name not in _LAYERS:
-        raise ValueError(f"expected a layer of type {', '.join(_LAYERS)}, got {entry!r}")
-    kind = _LAYERS[name]
-    content = _object(entry, ["type", *(field.name for field in fields(kind))])
-    return kind(**{key: value for key, value in content.items() if key != "type"})
+    if not isinstance(name, str) or name not in names:
+        ordered = [name for name in LAYERS if name in names]
+        raise ValueError(f"expected a layer of type {', '.join(ordered)}, got {entry!r}")
+    kind = names[name]
+    content = _object(entry, ["type", *_keys(kind, first)])
+    if kind is not Sum:
+        values = {key: value for key, value in content.items() if key != "type"}
+        return kind(**values)
+    branches = content["branches"]
+    if nested >= _MOST_NESTED or not isinstance(branches, list):
+        raise ValueError(f"branches must be a list, at most {_MOST_NESTED} deep, got {branches!r}")
+    parts: list[list[Layer]] = []
+    for branch in cast("list[Any]", branches):
+        if not isinstance(branch, list):
+            raise ValueError(f"a branch must be a list of layers, got {branch!r}")
+        parts.append([_layer_from_json(x, first, nested + 1) for x in cast("list[Any]", branch)])
+    return Sum(*parts)

@@ -11,25 +11,47 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
-from widelimit.dual import relu_dual
-from widelimit.network import (
+from widelimit.dual import dual, variance_behind
+from widelimit.lattice import Boundary, Schedule, Window, schedule
+from widelimit.layers import (
+    ACTIVATIONS,
+    ABReLU,
+    Activation,
+    AvgPool,
     Conv,
+    Cos,
     Dense,
     Flatten,
+    Gaussian,
     GlobalAvgPool,
+    Identity,
     Layer,
+    LayerNorm,
     LocalAvgPool,
-    Network,
+    Polynomial,
     ReLU,
+    Sum,
+    walk,
 )
+from widelimit.network import Network
 
-__all__ = ["Kind", "Node", "Program", "Readout", "Tap", "compile_family", "compile_networks"]
+__all__ = [
+    "Kind",
+    "Node",
+    "Pool",
+    "Program",
+    "Readout",
+    "Stage",
+    "Tap",
+    "compile_family",
+    "compile_networks",
+]
 
 _LARGEST_SIDE = 2**12  # a table of a readout takes 16 bytes times its square
 _MOST_POOLED = 2**20  # pixels: four slices for each, and hours for each pair
@@ -37,21 +59,64 @@ _MOST_POOLED = 2**20  # pixels: four slices for each, and hours for each pair
 Kind: TypeAlias = Literal["ntk", "nngp"]
 
 
+_ONE = Window(1), Window(1)
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One convolution of the fields at `source` and, if `relu`, the activation after it.
+    """Weights, a skip that is added, and an activation: one fused step on slices of one grid.
 
-    ``Sigma = weight_variance / q^2 * box_q(K) + bias_variance``, and alike for Theta. Nodes are
-    numbered from 1 in their order in the program; 0 is the covariance of the inputs.
+    ``Sigma = weight_variance / (q q') box(K) + bias_variance``, and alike for Theta, for windows
+    of q x q' pixels and stride 1; then the fields of `skip` are added, then the activation is
+    applied. Any of them may be missing: windows of one pixel and the weight variance 1, None, None.
+    Nodes are numbered from 1 in their order in the program; 0 is the covariance of the inputs.
     """
 
     source: int
-    filter_size: int
-    weight_variance: float
-    bias_variance: float
-    trainable: bool
-    relu: bool
-    signed: bool  # sigma may be negative: no activation has come before
+    windows: tuple[Window, Window]
+    weight_variance: float = 1.0
+    bias_variance: float = 0.0
+    trainable: bool = False
+    skip: int | None = None
+    activation: Activation | LayerNorm | None = None
+    signed: bool = True  # what the activation sees may be negative
+
+    @property
+    def area(self) -> int:
+        """Pixels of the filter."""
+        return self.windows[0].size * self.windows[1].size
+
+    @property
+    def filter_size(self) -> int | None:
+        """Side of a square filter, with zeros around the image that keep its size; or None."""
+        size = self.windows[0].size
+        same = Window(size, 1, size // 2, size // 2)
+        return size if size % 2 and self.windows == (same, same) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The way from one grid to the next: mean of a window, or the sum of a filter that strides.
+
+    ``1/(m m')^2 sum (.)(p, p')`` over all pixels in the two windows of m x m' pixels; if
+    `diagonal`, ``1/(m m') sum (.)(p, p')`` over pixels at the same place of the two. Pools are
+    numbered among the nodes.
+    """
+
+    source: int
+    windows: tuple[Window, Window]
+    diagonal: bool
+
+    @property
+    def boundary(self) -> Boundary:
+        """What it reads of slices."""
+        return Boundary(*self.windows, self.diagonal)
+
+    @property
+    def weight(self) -> float:
+        """What sums are multiplied with."""
+        area = self.windows[0].size * self.windows[1].size
+        return 1.0 / area if self.diagonal else 1.0 / area**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +164,12 @@ class Readout:
 
     tap: int
     scale: float  # what a plain sum is multiplied with to become the mean (or sum) over pixels
-    head: tuple[Layer, ...]  # Dense, possibly (ReLU, Dense) pairs after it
+    head: tuple[Layer, ...]  # Dense layers, sums of them, and activations
 
     @property
     def needs_variance(self) -> bool:
         """Whether ``k(x, x)`` must be known to compute ``k(x, z)``: an activation follows."""
-        return any(isinstance(layer, ReLU) for layer in self.head)
+        return any(isinstance(layer, _POINTWISE) for layer in walk(self.head))
 
     def apply(
         self,
@@ -129,41 +194,89 @@ class Readout:
         -------
         nngp, ntk : ndarray of shape (n1, n2)
         """
-        k, th = sigma * self.scale, theta * self.scale
         v1 = None if variance1 is None else variance1 * self.scale
         v2 = None if variance2 is None else variance2 * self.scale
-        for layer in self.head:
-            match layer:
-                case Dense(w_std, b_std, trainable):
-                    w, b, t = w_std**2, b_std**2, float(trainable)
-                    k, th = w * k + b, w * (th + t * k) + t * b
-                    v1 = None if v1 is None else w * v1 + b
-                    v2 = None if v2 is None else w * v2 + b
-                case ReLU():
-                    if v1 is None or v2 is None:
-                        raise ValueError("an activation in the head needs variance1 and variance2")
-                    xz = np.sqrt(v1) * np.sqrt(v2)
-                    k, kappa0 = relu_dual(k if same is None else np.where(same, xz, k), xz)
-                    # E[s(u) s(v)] = X Z kappa1 / 2, E[s'(u) s'(v)] = kappa0 / 2 (Eq. 37-40)
-                    k, th, v1, v2 = k / 2, kappa0 * th / 2, v1 / 2, v2 / 2
-                case _:
-                    raise TypeError(f"the head of a network cannot hold {layer!r}")
-        return k, th
+        fields = _Fields(sigma * self.scale, theta * self.scale, v1, v2)
+        fields = _through_head(fields, self.head, same)
+        return fields.k, fields.theta
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """Fields on one pixel, with the variances of both sides where an activation needs them."""
+
+    k: FloatArray
+    theta: FloatArray
+    v1: FloatArray | None
+    v2: FloatArray | None
+
+
+def _through_head(
+    fields: _Fields, layers: Sequence[Layer], same: NDArray[np.bool_] | None
+) -> _Fields:
+    k, th, v1, v2 = fields.k, fields.theta, fields.v1, fields.v2
+    for layer in layers:
+        match layer:
+            case Dense(w_std, b_std, trainable):
+                w, b, t = w_std**2, b_std**2, float(trainable)
+                k, th = w * k + b, w * (th + t * k) + t * b
+                v1 = None if v1 is None else w * v1 + b
+                v2 = None if v2 is None else w * v2 + b
+            case Identity():
+                pass
+            case Sum(branches):
+                here = _Fields(k, th, v1, v2)
+                first, *others = (_through_head(here, branch, same) for branch in branches)
+                k, th, v1, v2 = first.k, first.theta, first.v1, first.v2
+                for end in others:
+                    k, th = k + end.k, th + end.theta
+                    v1 = None if v1 is None or end.v1 is None else v1 + end.v1
+                    v2 = None if v2 is None or end.v2 is None else v2 + end.v2
+            case _ if isinstance(layer, _POINTWISE):
+                if v1 is None or v2 is None:
+                    raise ValueError("an activation in the head needs variance1 and variance2")
+                x, z = np.sqrt(v1), np.sqrt(v2)
+                k, factor = dual(layer, k if same is None else np.where(same, x * z, k), x, z)
+                th = factor * th
+                v1, v2 = variance_behind(layer, v1), variance_behind(layer, v2)
+            case _:
+                raise TypeError(f"the head of a network cannot hold {layer!r}")
+    return _Fields(k, th, v1, v2)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Nodes with the same number of pools before them, whose slices are swept together.
+
+    Parameters
+    ----------
+    levels : tuple of int
+        Numbers of its pools and nodes, in order, without the input.
+    variants : tuple of tuple of int
+        Which of the levels a slice goes through, in order: one entry for each kind of slice.
+    slices : ndarray of int64, shape (n_slices, 3)
+        di, dj, and which of the `variants`: slices that a readout or the next stage needs, of d and
+        -d the one that is not negative, in order. What is read is symmetric in d.
+    """
+
+    levels: tuple[int, ...]
+    variants: tuple[tuple[int, ...], ...]
+    slices: IntArray
 
 
 @dataclass(frozen=True)
 class Program:
     """The nodes of a family of networks, and where each network leaves.
 
-    A node comes after its source. A dense network has none: its one tap is the inner product of
-    its inputs.
+    A node or pool comes after its source. A dense network has none: its one tap is the inner
+    product of its inputs.
     """
 
     networks: tuple[Network, ...]
     kinds: tuple[Kind, ...]
     shape: tuple[int, ...]  # (h, w, c), or (d,) for dense networks
     input_scale: float  # 1/C, or 1 with scaling="paper"
-    nodes: tuple[Node, ...]
+    nodes: tuple[Node | Pool, ...]
     taps: tuple[Tap, ...]
     readouts: tuple[Readout, ...]  # one for each network
 
@@ -173,63 +286,109 @@ class Program:
         return len(self.shape) == 1
 
     @cached_property
-    def variants(self) -> tuple[tuple[int, ...], ...]:
-        """Nodes that a slice goes through, in order: one entry for each kind of slice."""
-        return self._plan[0]
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the input, and of the output of each node."""
+        return () if self.is_dense else _grids(self.shape, self.nodes)
 
     @cached_property
-    def slices(self) -> IntArray:
-        """Slices that a readout weighs, of d and -d the one that is not negative, in order.
-
-        Returns
-        -------
-        ndarray of int64, shape (n_slices, 3)
-            di, dj, and which of the `variants`. Weights of readouts are even in d.
-        """
-        return self._plan[1]
+    def depths(self) -> tuple[int, ...]:
+        """How many pools come before the input, and before the output of each node."""
+        found = [0]
+        for node in self.nodes:
+            found.append(found[node.source] + isinstance(node, Pool))
+        return tuple(found)
 
     @cached_property
-    def _plan(self) -> tuple[tuple[tuple[int, ...], ...], IntArray]:
+    def stages(self) -> tuple[Stage, ...]:
+        """Nodes by the number of pools before them, with the slices that are needed of them."""
         if self.is_dense:
-            return (), np.zeros((0, 3), np.int64)
-        h, w, _ = self.shape
+            return ()
         # Backwards: a tap says which displacements it weighs, and a node hands them to its source.
+        # Rows and columns of a mask are displacements in ascending order, 0 in the middle.
         wanted: list[NDArray[np.bool_] | None] = [None] * (len(self.nodes) + 1)
 
-        def want(node: int, mask: NDArray[np.bool_]) -> None:
-            before = wanted[node]
-            wanted[node] = mask if before is None or before is mask else before | mask
+        def want(number: int, mask: NDArray[np.bool_]) -> None:
+            before = wanted[number]
+            mask = _grown(mask, *self.grids[number])
+            wanted[number] = mask if before is None or before is mask else before | mask
 
         for tap in self.taps:
-            rows, columns = (tap.weights(extent).max(axis=1) > 0 for extent in (h, w))
-            want(tap.node, np.logical_and.outer(rows[h - 1 :], columns))
+            extents = self.grids[tap.node]
+            rows, columns = (tap.weights(extent).max(axis=1) > 0 for extent in extents)
+            want(tap.node, np.logical_and.outer(rows, columns))
         for number in range(len(self.nodes), 0, -1):
-            mask = wanted[number]
+            mask, node = wanted[number], self.nodes[number - 1]
             assert mask is not None  # what no tap needs is no node
-            want(self.nodes[number - 1].source, mask)
-        masks = {id(mask): mask for mask in wanted if mask is not None}
-        bits = np.array([mask.ravel() for mask in masks.values()]).T  # few: most nodes share one
+            if isinstance(node, Pool):
+                extents = self.grids[node.source]
+                down, across = (
+                    window.spread(extent, diagonal=node.diagonal).astype(np.float32)
+                    for window, extent in zip(node.windows, extents, strict=True)
+                )
+                want(node.source, down.T @ mask @ across > 0)
+            else:
+                want(node.source, mask)
+                if node.skip is not None:
+                    want(node.skip, mask)
+        return tuple(self._stage(depth, wanted) for depth in range(max(self.depths) + 1))
+
+    def _stage(self, depth: int, wanted: Sequence[NDArray[np.bool_] | None]) -> Stage:
+        levels = [number for number, other in enumerate(self.depths) if other == depth]
+        h, w = (max(self.grids[number][axis] for number in levels) for axis in (0, 1))
+        masks: dict[int, NDArray[np.bool_]] = {}  # few: most nodes share one
+        of: dict[int, int] = {}
+        for number in levels:
+            mask = wanted[number]
+            if mask is not None:
+                of[number] = id(mask)
+                masks.setdefault(id(mask), _grown(mask, h, w))
+        bits = np.array([mask[h - 1 :].ravel() for mask in masks.values()]).T
         rows, columns = np.divmod(np.arange(len(bits)), 2 * w - 1)
         columns -= w - 1
-        weighed = bits.any(axis=1) & ((rows > 0) | (columns >= 0))
-        kinds, variant = np.unique(bits[weighed], axis=0, return_inverse=True)
+        needed = bits.any(axis=1) & ((rows > 0) | (columns >= 0))
+        kinds, variant = np.unique(bits[needed], axis=0, return_inverse=True)
         found = [dict(zip(masks, kind, strict=True)) for kind in kinds.tolist()]
         variants = tuple(
-            tuple(n for n, mask in enumerate(wanted) if n > 0 and kind[id(mask)]) for kind in found
+            tuple(n for n, mask in of.items() if n > 0 and kind[mask]) for kind in found
         )
-        slices = np.stack([rows[weighed], columns[weighed], variant.reshape(-1)], axis=1)
-        return variants, slices
+        slices = np.stack([rows[needed], columns[needed], variant.reshape(-1)], axis=1)
+        return Stage(tuple(n for n in levels if n > 0), variants, slices)
+
+    @cached_property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """For each stage but the last: the order of its slices, and where those of the next gather.
+
+        The slices of the last stage are in the order of ``stages[-1].slices``, those of any other
+        one in the order of ``schedules[k].fine``; `needs` and `slots` are by the order of the next.
+        """
+        found: list[Schedule] = []
+        coarse = self.stages[-1].slices[:, :2] if self.stages else np.zeros((0, 2), np.int64)
+        for fine, above in zip(self.stages[-2::-1], self.stages[:0:-1], strict=True):
+            pools = [n for n in above.levels if isinstance(self.nodes[n - 1], Pool)]
+            boundaries: dict[Boundary, tuple[int, int]] = {}
+            for number in pools:
+                node = self.nodes[number - 1]
+                assert isinstance(node, Pool)
+                boundaries[node.boundary] = self.grids[number]
+            shape = max(boundaries.values())
+            found.append(schedule(list(boundaries), coarse, shape, fine.slices[:, :2]))
+            coarse = found[-1].fine
+        return tuple(reversed(found))
 
     @cached_property
     def element_layers(self) -> int:
         """Cost of one pair: entries of all slices, times the nodes each goes through."""
-        if self.is_dense:
-            return 0
-        h, w, _ = self.shape
-        di, dj, variant = self.slices.T
-        opposite = np.where((di == 0) & (dj == 0), 1, 2)
-        entries = (h - di) * (w - abs(dj)) * opposite
-        return int(entries @ np.array([len(nodes) for nodes in self.variants])[variant])
+        total = 0
+        for stage in self.stages:
+            di, dj, variant = stage.slices.T
+            opposite = np.where((di == 0) & (dj == 0), 1, 2)
+            for number in stage.levels:
+                if isinstance(self.nodes[number - 1], Node):
+                    h, w = self.grids[number]
+                    here = np.array([number in nodes for nodes in stage.variants])[variant]
+                    entries = (h - di) * (w - abs(dj)) * opposite
+                    total += int(entries[here].sum())
+        return total
 
     def explain(self) -> str:
         """Say in words what will be computed, and at what cost."""
@@ -242,31 +401,66 @@ class Program:
         lines.append(f"{'step':>4}  {'layer':<14}{'trained':<9}{'bias':<6}tangent kernel on entry")
         theta = [False]  # after each node, the input first
         for number, node in enumerate(self.nodes, start=1):
-            name = f"Conv({node.filter_size})" + (" ReLU" if node.relu else "")
-            state = "own field" if theta[node.source] else "zero"
-            bias = "yes" if node.bias_variance else "no"
-            trained = "yes" if node.trainable else "no"
             after = "" if node.source == number - 1 else f", of step {node.source}"
-            lines.append(f"{number:>4}  {name:<14}{trained:<9}{bias:<6}{state}{after}")
-            theta.append(theta[node.source] or node.trainable)
+            trained, bias, own = "no", "no", theta[node.source]
+            if isinstance(node, Node):
+                trained = "yes" if node.trainable else "no"
+                bias = "yes" if node.bias_variance else "no"
+                own = own or (node.skip is not None and theta[node.skip])
+            state = "own field" if own else "zero"
+            if isinstance(node, Node) and node.skip is not None:
+                after += f", plus step {node.skip}"
+            if self.grids[number] != self.grids[node.source]:
+                after += ", {} x {} pixels".format(*self.grids[number])
+            lines.append(f"{number:>4}  {_name(node):<14}{trained:<9}{bias:<6}{state}{after}")
+            theta.append(own or (isinstance(node, Node) and node.trainable))
         for tap in self.taps:
             wanted = " and ".join(
                 name for name, want in (("K", tap.want_sigma), ("Theta", tap.want_theta)) if want
             )
             lines.append(f"read out {wanted or 'nothing'} after step {tap.node}: {tap.pooling}")
-        total = (2 * h - 1) * (2 * w - 1)
-        n_slices = 2 * len(self.slices) - 1  # of d and -d one is listed
-        gap = (h * w) ** 2 * max(1, len(self.nodes))
+        # Of d and -d one is listed.
+        n_slices = sum(2 * len(stage.slices) - 1 for stage in self.stages)
+        largest: dict[int, tuple[int, int]] = {}
+        for depth, grid in zip(self.depths, self.grids, strict=True):
+            largest[depth] = max(grid, largest.get(depth, grid))
+        total = sum((2 * h - 1) * (2 * w - 1) for h, w in largest.values())
+        convolved = [n for n, node in enumerate(self.nodes, start=1) if isinstance(node, Node)]
+        all_pairs = sum(math.prod(self.grids[n]) ** 2 for n in convolved) or (h * w) ** 2
         lines.append(
             f"slices: {n_slices} of {total}; element-layers a pair: "
-            f"{self.element_layers:,} ({self.element_layers / gap:.2%} of all)"
+            f"{self.element_layers:,} ({self.element_layers / all_pairs:.2%} of all)"
         )
-        profile = len(self.nodes) * h * w
+        profile = sum(math.prod(self.grids[n]) for n in convolved)
         lines.append(
             f"profile of an image: {profile * 4 / 1024:.1f} KiB in float32, "
             f"image {h * w * c * 4 / 1024:.1f} KiB"
         )
         return "\n".join(lines)
+
+
+def _grown(mask: NDArray[np.bool_], h: int, w: int) -> NDArray[np.bool_]:
+    """Return a mask of displacements for a grid of h x w, which a window may have made smaller."""
+    down, across = 2 * h - 1 - mask.shape[0], 2 * w - 1 - mask.shape[1]
+    if not down and not across:
+        return mask
+    return np.pad(mask, [(down // 2, down // 2), (across // 2, across // 2)])
+
+
+def _name(node: Node | Pool) -> str:
+    """Return what a node does, for people."""
+    sides = [window.size for window in node.windows]
+    size = str(sides[0] if sides[0] == sides[1] else (sides[0], sides[1]))
+    if isinstance(node, Pool):
+        return f"{'Stride' if node.diagonal else 'AvgPool'}({size})"
+    parts: list[str] = []
+    if node.windows != _ONE or node.trainable or node.weight_variance != 1 or node.bias_variance:
+        parts.append(f"Conv({size})")
+    if node.skip is not None:
+        parts.append("Sum")
+    if node.activation is not None:
+        parts.append(str(node.activation))
+    return " ".join(parts)
 
 
 def compile_networks(
@@ -296,8 +490,8 @@ def compile_networks(
     for network in networks:
         network.output_shapes(shape)
         _check_size(network, shape)
-    numbers: dict[_Input, dict[Node, int]] = {}
-    own = [set(_lower(net, kinds, numbers.setdefault(_input(net), {}))) for net in networks]
+    numbers: dict[_Input, dict[Node | Pool, int]] = {}
+    own = [set(_lower(net, kinds, numbers.setdefault(_input(net), {}))[0]) for net in networks]
     families: list[tuple[_Input, set[int], list[int]]] = []
     for index in sorted(range(len(networks)), key=lambda i: -len(own[i])):
         reads = _input(networks[index])
@@ -342,27 +536,23 @@ def compile_family(
     dense = networks[0].is_dense
     if dense:
         shape = (math.prod(shape),)
-    numbers: dict[Node, int] = {}
-    first = _lower(networks[0], kinds, numbers)
-    taps: list[Tap] = []
-    readouts: list[Readout] = []
+    numbers: dict[Node | Pool, int] = {}
+    first, _ = _lower(networks[0], kinds, numbers)
+    exits: list[tuple[int, Flatten | GlobalAvgPool | LocalAvgPool, tuple[Layer, ...]]] = []
     for network in networks:
-        own = _lower(network, kinds, numbers)
+        own, last = _lower(network, kinds, numbers)
         if _input(network) != _input(networks[0]) or own[:1] not in ((), first[:1]):
             raise ValueError(f"{network} does not begin like {networks[0]}: not one family")
-        layers = network.layers
-        position = next((i for i, x in enumerate(layers) if not isinstance(x, Conv | ReLU)), 0)
-        pooling: Flatten | GlobalAvgPool | LocalAvgPool = Flatten()
-        start = 0
-        if not isinstance(layers[position], Dense):
-            pooling = cast("Flatten | GlobalAvgPool | LocalAvgPool", layers[position])
-            start = position + (2 if isinstance(pooling, LocalAvgPool) else 1)
-        head = tuple(layers[start:])
+        exits.append((last, *_readout(network)))
+    nodes = tuple(numbers)
+    grids = () if dense else _grids(shape[:2], nodes)
+    taps: list[Tap] = []
+    readouts: list[Readout] = []
+    for network, (last, pooling, head) in zip(networks, exits, strict=True):
+        scale = 1.0 if dense else _pixel_scale(pooling, grids[last], network)
         if pooling == LocalAvgPool(0):
             pooling = Flatten()  # the same weights; one tap serves both
-        tap = Tap(
-            own[-1] if own else 0, pooling, "nngp" in kinds or _reads_sigma(head), "ntk" in kinds
-        )
+        tap = Tap(last, pooling, "nngp" in kinds or _reads_sigma(head), "ntk" in kinds)
         place = next(
             (i for i, t in enumerate(taps) if (t.node, t.pooling) == (tap.node, pooling)), None
         )
@@ -371,59 +561,171 @@ def compile_family(
             taps.append(tap)
         elif tap.want_sigma:
             taps[place] = replace(taps[place], want_sigma=True)
-        scale = 1.0 if dense else _pixel_scale(pooling, shape, network)
         readouts.append(Readout(place, scale, head))
-    fan_in = shape[-1]
-    input_scale = 1.0 if networks[0].scaling == "paper" else 1.0 / fan_in
+    input_scale = 1.0 if networks[0].scaling == "paper" else 1.0 / shape[-1]
     return Program(
-        tuple(networks),
-        tuple(kinds),
-        shape,
-        input_scale,
-        tuple(numbers),
-        tuple(taps),
-        tuple(readouts),
+        tuple(networks), tuple(kinds), shape, input_scale, nodes, tuple(taps), tuple(readouts)
     )
 
 
-def _lower(network: Network, kinds: Sequence[Kind], numbers: dict[Node, int]) -> tuple[int, ...]:
-    """Return the nodes of a network, in order.
+def _grids(shape: tuple[int, ...], nodes: Sequence[Node | Pool]) -> tuple[tuple[int, int], ...]:
+    """Return height and width of the input, and of the output of each node."""
+    found = [(shape[0], shape[1])]
+    for node in nodes:
+        (rows, columns), (h, w) = node.windows, found[node.source]
+        found.append((rows.extent(h), columns.extent(w)))
+    return tuple(found)
+
+
+def _readout(network: Network) -> tuple[Flatten | GlobalAvgPool | LocalAvgPool, tuple[Layer, ...]]:
+    """Return the readout of a network, and what comes after it; a dense network has one pixel."""
+    for index, layer in enumerate(network.layers):
+        if isinstance(layer, Flatten | GlobalAvgPool):
+            return layer, network.layers[index + 1 :]
+        if isinstance(layer, LocalAvgPool):  # Flatten follows
+            return layer, network.layers[index + 2 :]
+    return Flatten(), network.layers
+
+
+_POINTWISE = (*ACTIVATIONS, LayerNorm)
+
+
+def _lower(
+    network: Network, kinds: Sequence[Kind], numbers: dict[Node | Pool, int]
+) -> tuple[tuple[int, ...], int]:
+    """Return the nodes of a network, in order, and the one that is read out.
 
     Parameters
     ----------
     network : Network
     kinds : sequence of {"ntk", "nngp"}
         The NNGP kernel trains nothing: networks that differ in this alone share a pass.
-    numbers : dict from Node to int
+    numbers : dict from Node or Pool to int
         Nodes that are there already; new ones are added. Equal layers of one source are one node.
     """
-    any_trained = "ntk" in kinds
-    layers = network.layers
-    found: list[int] = []
-    signed, source = True, 0
-    for layer, following in zip(layers, [*layers[1:], None], strict=True):
-        if isinstance(layer, Conv):
-            relu = isinstance(following, ReLU)
-            weight, bias = layer.w_std**2, layer.b_std**2
-            trainable = layer.trainable and any_trained
-            node = Node(source, layer.filter_size, weight, bias, trainable, relu, signed)
-            source = numbers.setdefault(node, len(numbers) + 1)
-            found.append(source)
-            signed = signed and not relu
-    return tuple(found)
+    lowering = _Lowering(numbers, "ntk" in kinds)
+    readouts = Flatten, GlobalAvgPool, LocalAvgPool
+    head = len(_readout(network)[1])
+    body = network.layers[: len(network.layers) - head]
+    body = [layer for layer in body if not isinstance(layer, readouts)]
+    last = lowering.go_through(0, body)
+    return tuple(lowering.found), last
+
+
+class _Lowering:
+    """From layers to nodes, each of which is there once."""
+
+    def __init__(self, numbers: dict[Node | Pool, int], any_trained: bool) -> None:
+        self._numbers = numbers
+        self._any_trained = any_trained
+        self._signed = {0: True}  # of the levels: whether K may be negative
+        self._depth = {0: 0}  # pools before it
+        self.found: dict[int, None] = {}
+
+    def go_through(self, level: int, layers: Sequence[Layer]) -> int:
+        """Add nodes for layers that follow a level; return the last."""
+        left = [layer for layer in layers if not isinstance(layer, Identity)]
+        while left:
+            layer = left.pop(0)
+            after: Activation | LayerNorm | None = None
+            if isinstance(layer, Conv | Sum) and left and isinstance(left[0], _POINTWISE):
+                after = left.pop(0)  # one fused node
+            match layer:
+                case Conv():
+                    level = self._conv(level, layer, None, after)
+                case AvgPool():
+                    if layer.windows != _ONE:
+                        level = self._pool(level, layer.windows, diagonal=False)
+                case Sum():
+                    level = self._sum(level, layer, after)
+                case _:
+                    assert isinstance(layer, _POINTWISE)
+                    level = self._node(Node(level, _ONE), layer)
+        return level
+
+    def _node(self, node: Node, activation: Activation | LayerNorm | None) -> int:
+        signed = self._signed[node.source] or (node.skip is not None and self._signed[node.skip])
+        if isinstance(activation, ABReLU) and (activation.a, activation.b) == (0.0, 1.0):
+            activation = ReLU()
+        made = replace(node, activation=activation, signed=signed)
+        number = self._add(made, self._depth[node.source])
+        self._signed[number] = signed and not _is_nonnegative(activation)
+        if isinstance(activation, Polynomial) and min(activation.coefficients) < 0:
+            self._signed[number] = True
+        return number
+
+    def _pool(self, level: int, windows: tuple[Window, Window], *, diagonal: bool) -> int:
+        number = self._add(Pool(level, windows, diagonal), self._depth[level] + 1)
+        self._signed[number] = self._signed[level]
+        return number
+
+    def _add(self, made: Node | Pool, depth: int) -> int:
+        number = self._numbers.setdefault(made, len(self._numbers) + 1)
+        self._depth[number] = depth
+        self.found[number] = None
+        return number
+
+    def _conv(
+        self, level: int, conv: Conv, skip: int | None, after: Activation | LayerNorm | None
+    ) -> int:
+        windows = conv.windows
+        if any(window.stride > 1 for window in windows):
+            level = self._pool(level, windows, diagonal=True)
+            windows = _ONE
+        if skip is not None:
+            level, skip = self._at_one_depth(level, skip)
+        trainable = conv.trainable and self._any_trained
+        node = Node(level, windows, conv.w_std**2, conv.b_std**2, trainable, skip)
+        return self._node(node, after)
+
+    def _at_one_depth(self, one: int, other: int) -> tuple[int, int]:
+        """Pass the field with fewer pools before it through pools that do nothing."""
+        while self._depth[one] < self._depth[other]:
+            one = self._pool(one, _ONE, diagonal=True)
+        while self._depth[other] < self._depth[one]:
+            other = self._pool(other, _ONE, diagonal=True)
+        return one, other
+
+    def _sum(self, level: int, layer: Sum, after: Activation | LayerNorm | None) -> int:
+        branches = [[x for x in branch if not isinstance(x, Identity)] for branch in layer.branches]
+        # What ends with a convolution takes the others as its skip. Numbers of branches before it
+        # come first.
+        branches.sort(key=lambda branch: bool(branch) and isinstance(branch[-1], Conv))
+        total = self.go_through(level, branches[0])
+        for number, branch in enumerate(branches[1:], start=1):
+            activation = after if number == len(branches) - 1 else None
+            if branch and isinstance(branch[-1], Conv):
+                before = self.go_through(level, branch[:-1])
+                total = self._conv(before, branch[-1], total, activation)
+            else:
+                source, skip = self._at_one_depth(self.go_through(level, branch), total)
+                total = self._node(Node(source, _ONE, skip=skip), activation)
+        return total
+
+
+def _is_nonnegative(activation: Activation | LayerNorm | None) -> bool:
+    """Whether K is nowhere negative behind an activation, whatever comes in."""
+    match activation:
+        case ReLU() | Cos() | Gaussian():
+            return True
+        case ABReLU(a, b):
+            return a * b <= 0
+        case _:
+            return False
 
 
 def _reads_sigma(head: Sequence[Layer]) -> bool:
     """Whether the tangent kernel needs K at the readout: trained, or an activation follows."""
     return any(
-        isinstance(layer, ReLU) or (isinstance(layer, Dense) and layer.trainable) for layer in head
+        isinstance(layer, _POINTWISE) or (isinstance(layer, Dense) and layer.trainable)
+        for layer in walk(head)
     )
 
 
 def _pixel_scale(
-    pooling: Flatten | GlobalAvgPool | LocalAvgPool, shape: tuple[int, ...], network: Network
+    pooling: Flatten | GlobalAvgPool | LocalAvgPool, grid: tuple[int, int], network: Network
 ) -> float:
-    pixels = shape[0] * shape[1]
+    pixels = grid[0] * grid[1]
     flat = 1.0 if network.scaling == "paper" else 1.0 / pixels
     match pooling:
         case GlobalAvgPool():

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 
 from widelimit.backends.base import Backend
 from widelimit.backends.dense import DenseBackend
+from widelimit.backends.lowered import missing
 from widelimit.machine import default_threads
 from widelimit.program import Program
 
@@ -94,7 +95,20 @@ def _cuda(worker: bool) -> Backend:
 
 
 def serving(program: Program, backend: Backend) -> Backend:
-    """Return the backend that computes a program: this one, or the one for dense networks."""
-    if not program.is_dense:
-        return backend
-    return getattr(backend, "dense", None) or DenseBackend()
+    """Return the backend that computes a program: this one, or the one for dense networks.
+
+    Raises
+    ------
+    ValueError
+        If the backend is one of the compiled ones, and cannot compute the program.
+    """
+    if program.is_dense:
+        return getattr(backend, "dense", None) or DenseBackend()
+    lacks = missing(program) if backend.name in ("cpu", "cuda") else []
+    if lacks:
+        networks = ", ".join(map(str, program.networks))
+        raise ValueError(
+            f'backend="{backend.name}" cannot compute {" and ".join(lacks)} yet, got '
+            f'{networks:.400}: use backend="auto" or "reference", which is slow'
+        )
+    return backend

@@ -34,7 +34,7 @@ def lane_groups(program: Program, lanes: int, entries: Entries) -> Iterator[tupl
     for pairs, swapped in rectangle(known if upper else n1, n2 - known, lanes, most_rows):
         yield _moved(pairs, *((known, 0) if swapped else (0, known))), swapped
     if upper:
-        pack = len(program.slices) > _PACKING_SLICES // 2
+        pack = sum(len(s.slices) for s in program.stages) > _PACKING_SLICES // 2
         for pairs in triangle(n2 - known, lanes, most_rows, pack=pack):
             yield _moved(pairs, known, known), False
 

@@ -9,9 +9,10 @@ from functools import lru_cache
 import numpy as np
 
 from widelimit.arrays import FloatArray, IntArray
-from widelimit.program import Node, Program
+from widelimit.layers import ReLU
+from widelimit.program import Node, Pool, Program
 
-__all__ = ["Lowered", "LoweredStep", "depths", "lower"]
+__all__ = ["Lowered", "LoweredStep", "depths", "lower", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def lower(program: Program, drift: float = 1.0) -> Lowered:
         room, layers in a row are alike, and one piece of code serves them all. The units decide
         about the last bit of profiles.
     """
-    _check_chain(program)
+    nodes = _chain(program)
     units = _units(program, drift)
     wanted_below = [
         max((tap.node for tap in program.taps if tap.want_theta), default=-1),
@@ -79,7 +80,7 @@ def lower(program: Program, drift: float = 1.0) -> Lowered:
     ]
     steps: list[LoweredStep] = []
     theta = False
-    for layer, (node, scale) in enumerate(zip(program.nodes, units.out_scales, strict=True), 1):
+    for layer, (node, scale) in enumerate(zip(nodes, units.out_scales, strict=True), 1):
         enters, theta = theta, theta or node.trainable
         here = any(tap.node == layer and tap.want_sigma for tap in program.taps)
         k_out = layer < wanted_below[1] or here
@@ -90,32 +91,66 @@ def lower(program: Program, drift: float = 1.0) -> Lowered:
 
 
 def depths(program: Program) -> IntArray:
-    """Return `Program.slices` with a number of steps in place of the variant.
+    """Return the slices of a chain with a number of steps in place of the variant.
 
     Returns
     -------
     ndarray of int64, shape (n_slices, 3)
-        di, dj, steps: of a chain a slice goes through the first ones.
+        di, dj, steps: a slice goes through the first ones.
     """
-    _check_chain(program)
-    slices = program.slices.copy()
-    slices[:, 2] = np.array([len(nodes) for nodes in program.variants])[slices[:, 2]]
+    _chain(program)
+    (stage,) = program.stages
+    slices = stage.slices.copy()
+    slices[:, 2] = np.array([len(nodes) for nodes in stage.variants])[slices[:, 2]]
     return slices
 
 
-def _check_chain(program: Program) -> None:
-    """Refuse a family that branches: the compiled engines go from each layer to the next."""
-    if any(node.source != number for number, node in enumerate(program.nodes)):
+def missing(program: Program) -> list[str]:
+    """Return what a program has that the compiled engines cannot do; nothing if they can run it.
+
+    They go from each layer to the next: square convolutions of stride 1 that keep the size of an
+    image, and ReLU.
+    """
+    found: dict[str, None] = {}
+    for number, node in enumerate(program.nodes):
+        if isinstance(node, Pool):
+            found["strides" if node.diagonal else "AvgPool"] = None
+            continue
+        if node.filter_size is None:
+            found['filters that are not square, or padding="valid"'] = None
+        if node.skip is not None:
+            found["Sum"] = None
+        if node.activation not in (None, ReLU()):
+            found[type(node.activation).__name__] = None
+        elif node.source != number and not found:
+            found["networks that branch in one pass"] = None
+    return list(found)
+
+
+def _chain(program: Program) -> list[Node]:
+    """Return the nodes of a program, or refuse what is no chain of convolutions and ReLU."""
+    lacks = missing(program)
+    if lacks:
         raise ValueError(
-            "the networks of one compiled pass must be a chain, each beginning like a longer one, "
-            f"got {', '.join(map(str, program.networks))}: compile them apart"
+            "the compiled engines compute chains of convolutions and ReLU, not "
+            f"{' and '.join(lacks)}, got {', '.join(map(str, program.networks))}: use "
+            'backend="reference"'
         )
+    return [node for node in program.nodes if isinstance(node, Node)]
 
 
 def _lowered(node: Node, scale: float, theta_in: bool, k_out: bool, theta_out: bool) -> LoweredStep:
     biased = node.bias_variance > 0
-    flags = (node.relu, node.signed, node.trainable, theta_in, k_out, theta_out, biased)
-    return LoweredStep(node.filter_size, *flags, scale)
+    flags = (
+        node.activation is not None,
+        node.signed,
+        node.trainable,
+        theta_in,
+        k_out,
+        theta_out,
+        biased,
+    )
+    return LoweredStep(node.windows[0].size, *flags, scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +171,8 @@ def _units(program: Program, drift: float) -> _Units:
     scales: list[float] = []
     image = np.ones((h, w))  # a constant image, to choose the scales by
     scale = 0.0
-    for node in program.nodes:
-        r = node.filter_size // 2
+    for node in _chain(program):
+        r = node.windows[0].low
         rows, columns = (np.minimum(np.arange(n) + r, n - 1) for n in (h, w))
         top, left = (np.maximum(np.arange(n) - r, 0) for n in (h, w))
         # A box sum from cumulative sums: its cost does not grow with the filter. Rounding is no
@@ -152,14 +187,14 @@ def _units(program: Program, drift: float) -> _Units:
         if not 1 / drift < image.max() * scale < drift:
             scale = 2.0 ** -round(math.log2(image.max()))
         image = image * scale
-        weight = gain * (node.weight_variance / node.filter_size**2)
+        weight = gain * (node.weight_variance / node.area)
         gain = min(max(weight / scale, 1e-280), 1e280)
         if gain != weight / scale:  # leave to the field what the gain cannot hold
             scale = min(max(weight / gain, 1e-300), 1e300)
         scales.append(scale)
         gains[-1] /= scale  # the field is stored times `scale`
         biases.append(math.sqrt(node.bias_variance / gain))
-        if node.relu:
+        if node.activation is not None:
             gain /= 2  # E[s(u) s(v)] = m kappa1 / 2
         gains.append(gain)
     in_scale, *out_scales = [*scales, 1.0]

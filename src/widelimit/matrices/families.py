@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from widelimit.backends import Backend, BackendName, choose, serving
 from widelimit.backends.base import Dtype, Entries
+from widelimit.backends.lowered import missing
+from widelimit.display import duration
+from widelimit.machine import default_threads
 from widelimit.network import Network
 from widelimit.program import Kind, Program, compile_networks
 
@@ -22,6 +26,7 @@ __all__ = [
     "scratch_bytes",
 ]
 
+_REFERENCE_RATE = 3e6  # element-layers a second and thread, about
 _TEMPORARIES = 12  # numbers of a pair in the head of a network, about
 
 
@@ -45,12 +50,29 @@ class Family:
 def choose_backend(
     name: BackendName, networks: Sequence[Network], shape: Sequence[int], n1: int, n2: int | None
 ) -> BackendName:
-    """Return which backend computes a matrix, (n1, n2) or symmetric if n2 is None; see `choose`."""
+    """Return which backend computes a matrix, (n1, n2) or symmetric if n2 is None; see `choose`.
+
+    "auto" is the reference where a network has layers that no compiled backend can compute, and a
+    warning says so, and what that takes.
+    """
     if name != "auto":
         return choose(name, 0)
     pairs = n1 * (n1 + 1) // 2 if n2 is None else n1 * n2
-    programs = compile_networks(networks, shape, ("ntk",))
-    return choose(name, pairs * sum(program.element_layers for program, _ in programs))
+    programs = [program for program, _ in compile_networks(networks, shape, ("ntk",))]
+    lacks = dict.fromkeys(what for program in programs for what in missing(program))
+    work = float(pairs * sum(program.element_layers for program in programs))
+    if not lacks:
+        return choose(name, work)
+    # A slice is computed once for each coarser one that reads it: 9/4 for a pool of 2 x 2.
+    repeated = max((9 / 4) ** (len(program.stages) - 1) for program in programs if program.stages)
+    seconds = work * repeated / (_REFERENCE_RATE * default_threads())
+    warnings.warn(
+        f"the compiled engine cannot compute {' and '.join(lacks)} yet: the reference backend "
+        f"does, in float64 with NumPy, which takes {duration(seconds)} or so for {pairs:,} pairs",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return "reference"
 
 
 def find_families(

@@ -138,9 +138,10 @@ def check_samples(
         )
     if np.ma.is_masked(x):
         raise TypeError(f"{name} has masked entries: fill or remove them, as in {name}.filled(0)")
-    ranks = [rank for rank in (1, 3) if all(rank in net.input_ranks for net in networks)]
+    ranks = [rank for rank in (1, 2, 3) if all(rank in net.input_ranks for net in networks)]
     if values.ndim - 1 not in ranks:
-        expected = "(n, d) or (n, h, w, c)" if 1 in ranks else "(n, h, w, c)"
+        shapes = {1: "(n, d)", 2: "(n, length, c)", 3: "(n, h, w, c)"}
+        expected = " or ".join(shapes[rank] for rank in ranks)
         advice = {
             2: f"reshape rows to images, as in {name}.reshape(-1, 28, 28, 1)",
             3: f"add a channel axis, {name}[..., None], or for one image {name}[None]; "
@@ -149,14 +150,17 @@ def check_samples(
         raise ValueError(f"{name} must have shape {expected}, got {values.shape}: {advice}")
     if 0 in values.shape:
         raise ValueError(f"{name} must not be empty, got shape {values.shape}")
+    if values.ndim == 3:  # a series is an image one pixel high
+        check_channels(name, values, channels)
+        return values[:, None]
     return check_channels(name, values, channels)
 
 
 def series_advice(name: str) -> str:
     """Return the other reading of three axes, which are no grey images (n, h, w) then."""
     return (
-        f"if they are series (n, length, channels), {name}[:, :, None], which are images one "
-        "pixel wide"
+        "if they are series (n, length, channels), a network whose filters are one pixel high, as "
+        f"in cnn_1d, or {name}[:, :, None], which are images one pixel wide"
     )
 
 

@@ -226,7 +226,7 @@ def _all_rows_weigh_one(layout: Layout, tap: Tap) -> bool:
     program = layout.program
     h = program.shape[0]
     weights = tap.weights(h)
-    heights = np.unique(program.slices[:, 0]).tolist()
+    heights = np.unique(program.stages[0].slices[:, 0]).tolist()
     return all((weights[di + h - 1, : h - di] == 1).all() for di in heights)
 
 
@@ -354,7 +354,7 @@ class _Text:
 
 
 def _leaves_early(layout: Layout) -> bool:
-    return len(layout.program.variants) > 1
+    return len(layout.program.stages[0].variants) > 1
 
 
 _CALL = (
