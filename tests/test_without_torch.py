@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 CODE = """
 import sys
@@ -28,6 +29,32 @@ for call in calls:
         raise AssertionError
 print("done")
 """
+COMMANDS = """
+import sys
+
+class Missing:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+sys.meta_path.insert(0, Missing())
+from typer.testing import CliRunner
+from widelimit.cli import app
+for words in (["table1-cnn", "nothing"], ["table2", "nothing"], ["theorem31"], ["theorem32"],
+              ["weakly-trained"]):
+    done = CliRunner().invoke(app, ["reproduce", *words, "--out", "r.json"])
+    assert done.exit_code == 2, done
+    assert done.stderr.count("\\n") == 1, done.stderr
+    assert 'pip install "widelimit[torch]"' in done.stderr, done.stderr
+print("done")
+"""
+
+
+def test_commands_name_the_extra_before_any_work(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", COMMANDS]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout == "done\n", done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_torch() -> None:

@@ -32,8 +32,13 @@ from widelimit.experiments.protocol import Draw, Protocol
 from widelimit.experiments.table1 import Record, solve_and_test
 from widelimit.files import check_record
 from widelimit.finite.building import build
-from widelimit.finite.costs import choose_device, count_multiply_adds, on_threads, rate
-from widelimit.finite.loaded import load_torch
+from widelimit.finite.costs import (
+    choose_device,
+    count_multiply_adds,
+    describe_device,
+    on_threads,
+    rate,
+)
 from widelimit.finite.sgd import History, Recipe, train_sgd
 from widelimit.machine import peak_memory
 from widelimit.matrices import kernel
@@ -198,15 +203,13 @@ class Table1CNN:
         images = protocol.draw(dataset, 0)
         with on_threads(threads) as used:
             costs = _costs(asked, dataset, protocol, rate(device), backend, threads)
-        torch = load_torch()
         of_run = {
             **dataclasses.asdict(asked),
             "images": seal(
                 {n: getattr(images, n) for n in ("x_train", "y_train", "x_test", "y_test")}
             ),
-            "device": torch.cuda.get_device_name() if device == "cuda" else device,
             "threads": used,
-            "torch": str(torch.__version__),
+            **describe_device(device),
         }
         cells = Cells(folder, "table1-cnn", of_run, costs, [f"{name}.npz" for name in costs])
         notes = _notes(asked, dataset, protocol)

@@ -12,7 +12,14 @@ from widelimit.finite.loaded import load_torch
 from widelimit.machine import default_threads
 from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, Network
 
-__all__ = ["choose_device", "count_multiply_adds", "estimate_gradients", "on_threads", "rate"]
+__all__ = [
+    "choose_device",
+    "count_multiply_adds",
+    "describe_device",
+    "estimate_gradients",
+    "on_threads",
+    "rate",
+]
 
 _PASSES = 3  # forward, and backward by inputs and by weights
 _OVERHEAD = 1.5e-4  # seconds for each layer and pass of one sample on a processor
@@ -42,6 +49,13 @@ def choose_device(name: str = "auto") -> str:
             "says what there is; take cpu"
         )
     return name
+
+
+def describe_device(device: str) -> dict[str, str]:
+    """Return what bits depend on beside the number of threads: the device, PyTorch's version."""
+    torch = load_torch()
+    name = str(torch.cuda.get_device_name()) if device == "cuda" else device
+    return {"device": name, "torch": str(torch.__version__)}
 
 
 @contextmanager
