@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 import widelimit as wl
-from widelimit import cli, costs
+from widelimit import cli, console, costs
 from widelimit.costs import Cost, Forecast, cheaper, estimate, forecast, solving_seconds
 
 PHOTOS = (128, 128, 3)
@@ -165,18 +165,18 @@ def test_a_user_at_a_terminal_is_asked_before_hours(
         if not answer:
             raise typer.Abort
 
-    monkeypatch.setattr(cli.typer, "confirm", confirm)
-    cli._tell(told(2e5), yes=False)  # no terminal, nobody to ask
-    monkeypatch.setattr(cli.sys, "stdin", Terminal())
-    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: True, raising=False)
-    cli._tell(told(500), yes=False)
-    cli._tell(told(2e5), yes=True)
+    monkeypatch.setattr(console.typer, "confirm", confirm)
+    console.tell(told(2e5), yes=False)  # no terminal, nobody to ask
+    monkeypatch.setattr(console.sys, "stdin", Terminal())
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
+    console.tell(told(500), yes=False)
+    console.tell(told(2e5), yes=True)
     assert asked == []
     if answer:
-        cli._tell(told(2e5), yes=False)
+        console.tell(told(2e5), yes=False)
     else:
         with pytest.raises(KeyboardInterrupt):
-            cli._tell(told(2e5), yes=False)
+            console.tell(told(2e5), yes=False)
     assert asked == ["go on?"]
     assert "widelimit: cheaper: --size 32x32 about 11 min 40 s\n" in capsys.readouterr().err
 

@@ -387,7 +387,7 @@ def test_ctrl_c_keeps_the_finished_tiles(tmp_path: Path) -> None:
         assert run.stderr is not None
         error = run.stderr.read()
     assert run.returncode == 130
-    told = "widelimit: interrupted, the finished tiles are kept, the same command goes on"
+    told = "widelimit: interrupted, what is finished is kept, the same command goes on"
     assert error.splitlines()[-1] == told
     store = TileStore.open(open_objects(out))
     assert 0 < len(store.finished()) < len(list(store.grid.tiles()))

@@ -46,6 +46,8 @@ LAYERS = [
     "bench",
     "job",
     "classify",
+    "console",
+    "reproduce",
     "cli",
     "__main__",
     "testing",

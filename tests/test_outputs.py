@@ -22,6 +22,7 @@ from widelimit.experiments import learning_curve
 from widelimit.keeping import NotWritten, keep
 
 # The words of each command, where its work begins, and what it writes.
+ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "kernel": ("kernel x.npy --net cntk-vanilla-2 --out {}.npy", "widelimit.job.kernel"),
     "store": ("kernel x.npy --net cntk-vanilla-2 --out {}.zarr", "widelimit.job.gram"),
@@ -38,6 +39,7 @@ COMMANDS = {
         "rank d.npz --n 9 --draws 1 --net cntk-vanilla-2 --net cntk-gap-2 --out {}.json",
         "widelimit.experiments.rank.Rank.run",
     ),
+    "report": ("report r.json --out {}.html", "widelimit.report.runs.read_json"),
     "bench": ("bench --quick --only sizes --out {}", "widelimit.bench.run"),
     "demo": ("demo --data d.npz --draws 1 --threads 1 --out {}", "widelimit.report.demo.Demo.run"),
 }
@@ -48,6 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     x, y = make_images(90)
     np.save(folder / "x.npy", x)
+    shutil.copy(ROOT / "results" / "table1-v-2k.json", folder / "r.json")
     np.savez(folder / "d.npz", x_train=x, y_train=np.array(NAMES)[y])
     wl.save_model(wl.NTKClassifier("cntk-vanilla-2").fit(x[:20], y[:20]), folder / "model")
     Image.fromarray((x[0, ..., 0] * 255).astype("uint8")).save(folder / "i.png")
@@ -100,7 +103,8 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     if fault == "no folder" and name in ("bench", "demo", "suspects"):
         return
     if fault == "something else":
-        suffix = {"kernel": ".npy", "store": ".zarr", "rank": ".json"}.get(name, "")
+        suffixes = {"kernel": ".npy", "store": ".zarr", "rank": ".json", "report": ".html"}
+        suffix = suffixes.get(name, "")
         path = out.with_name(out.name + suffix)
         if name in ("store", "demo", "suspects"):
             path.touch()
@@ -122,7 +126,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     assert re.search(message, error), error
     assert str(out) in error
     assert "partial" not in error
-    known = {"taken", "taken.npy", "taken.zarr", "taken.json", "m"}
+    known = {"taken", "taken.npy", "taken.zarr", "taken.json", "taken.html", "m"}
     left = {path.name for path in place.rglob("*")} - known
     assert left == ({"m.zarr", ".lock"} if (name, fault) == ("store", "too small") else set())
 
@@ -191,6 +195,8 @@ def looked_at(name: str, kept: Path) -> None:
         assert kept.read_text().startswith("image,class,0,1,2,problem\ni.png,")
     elif name == "bench":
         assert kept.read_text() == '{\n "speed": 1\n}\n'
+    elif name == "report":
+        assert kept.read_text().startswith("<!doctype html>")
     elif name == "suspects":
         assert sorted(os.listdir(kept)) == ["suspects.csv", "suspects.html"]
     else:
@@ -213,7 +219,7 @@ def test_a_result_whose_disk_is_full_is_kept_elsewhere(name: str, full: Path) ->
     assert "partial" not in error
     kept = Path(told[2])
     assert kept.parent.parent == full.parent / "tmp"
-    assert kept.name == ("m.npy" if name == "kernel" else "m")
+    assert kept.name == {"kernel": "m.npy", "report": "m.html"}.get(name, "m")
     looked_at(name, kept)
     assert not [path for path in full.rglob("*") if path.is_file()]
 

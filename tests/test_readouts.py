@@ -170,7 +170,7 @@ def test_a_run_that_was_stopped_goes_on(kill: signal.Signals, data: Path) -> Non
     assert not out.exists()
     assert stopped.returncode == (130 if kill == signal.SIGINT else -signal.SIGKILL)
     if kill == signal.SIGINT:
-        assert "finished tiles are kept, the same command goes on" in stopped.stderr
+        assert "what is finished is kept, the same command goes on" in stopped.stderr
     result = call(data, "--out", out, *ONE)
     assert result.exit_code == 0, result.output
     again = json.loads(out.read_text("utf-8"))

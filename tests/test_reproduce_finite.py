@@ -262,7 +262,7 @@ def test_table1_cnn_goes_on_and_chooses_a_rate(
         stop_at(patch, table1_cnn, "train_sgd", 4)
         stopped = call("table1-cnn", out, *words)
     assert stopped.exit_code == 130
-    assert stopped.stderr.endswith("finished parts are kept, the same command goes on\n")
+    assert stopped.stderr.endswith("what is finished is kept, the same command goes on\n")
     assert not out.exists()
     assert call("table1-cnn", out, *words).exit_code == 0
     again = read(out)

@@ -74,7 +74,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_record(
     monkeypatch.setattr(small_data, "gram", stop)
     stopped = call(data, "--largest", 12, "--store", data.parent / "s")
     assert stopped.exit_code == 130
-    assert stopped.stderr.endswith("finished tiles are kept, the same command goes on\n")
+    assert stopped.stderr.endswith("what is finished is kept, the same command goes on\n")
     assert not out.exists()
     assert call(data, "--largest", 12, "--store", data.parent / "s").exit_code == 0
     again = json.loads(out.read_text("utf-8"))

@@ -206,7 +206,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_record(data: Path, sent: str)
         assert not out.exists()
         if sent == "SIGINT":
             assert done.returncode == 130, done.stderr
-            kept = "widelimit: interrupted, finished tiles are kept, the same command goes on\n"
+            kept = "widelimit: interrupted, what is finished is kept, the same command goes on\n"
             assert done.stderr.endswith(kept)
         else:
             assert done.returncode == -signal.SIGKILL

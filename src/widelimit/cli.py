@@ -6,205 +6,56 @@ Nothing heavy is imported before a command runs, so that ``widelimit --help`` is
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
-from widelimit.files import check_file, make_folder, said
-from widelimit.keeping import NotWritten, keep
-
-if TYPE_CHECKING:
-    from widelimit.experiments.run import Run
+from widelimit.console import (
+    DATA_HELP,
+    GOES_ON,
+    HELP,
+    NETWORK_HELP,
+    NOTHING_WRITTEN,
+    BackendOption,
+    ChannelsOption,
+    Command,
+    DataArgument,
+    DownloadOption,
+    Group,
+    ImageShapeOption,
+    LabelOption,
+    OneKind,
+    Overwrite,
+    SizeOption,
+    SkipBad,
+    Threads,
+    Yes,
+    complain,
+    data_sets,
+    exits,
+    guarded,
+    networks_named,
+    tell,
+    user_input,
+    warned,
+)
+from widelimit.files import check_file, make_folder
+from widelimit.keeping import keep
+from widelimit.reproduce import reproduce
 
 __all__ = ["app", "main"]
 
-INTERRUPTED = 130  # the exit code of a shell for Ctrl-C
-WRONG_INPUT = 2  # that of a wrong option
-NOTHING_WRITTEN = "nothing was written"
-NETWORK_HELP = (
-    "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, or a file with the JSON of a network."
-)
-DATA_HELP = (
-    "digits, fashion-mnist, cifar10, cifar100, a folder of images by class, or a file: .npz, .mat, "
-    ".h5, .csv, an archive of CIFAR, IDX."
-)
-
-
-def _words(*words: str) -> Callable[[str], list[str]]:
-    """Return what a shell completes an unfinished word to."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [word for word in words if word.startswith(incomplete)]
-
-    return complete
-
-
-def _data_sets(incomplete: str) -> list[str]:
-    from widelimit.data.load import NAMED
-
-    return _words(*NAMED)(incomplete)
-
-
-def _networks(incomplete: str) -> list[str]:
-    from widelimit.architectures import EXAMPLES
-
-    return _words(*EXAMPLES)(incomplete)
-
-
-OneKind = Annotated[str, typer.Option(help="ntk or nngp.", autocompletion=_words("ntk", "nngp"))]
-BackendOption = Annotated[
-    str,
-    typer.Option(
-        "--backend",
-        help="auto, cpu, cuda (an NVIDIA card) or reference.",
-        autocompletion=_words("auto", "cpu", "cuda", "reference"),
-    ),
-]
-DataArgument = Annotated[
-    str, typer.Argument(metavar="DATA", help=DATA_HELP, autocompletion=_data_sets)
-]
-Yes = Annotated[
-    bool, typer.Option("--yes", "-y", help="Do not ask before work of more than ten minutes.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-ChannelsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--channels",
-        help="Where those of images in arrays are: first, as in PyTorch, or last.",
-        show_default="last, unless they look as if they were first",
-    ),
-]
-SizeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--size",
-        metavar="HxW",
-        help="Height x width that all images are resized to, as in 32x32.",
-        show_default="as they are",
-    ),
-]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and name them.")
-]
-LabelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--label",
-        metavar="NAME",
-        help="The column or array of labels, by name; or the place of the column, as -1.",
-        show_default="told by its name",
-    ),
-]
-ImageShapeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--image-shape",
-        metavar="HxWxC",
-        help="Of the image that a row of a table or array is, as in 28x28.",
-        show_default="rows stay rows",
-    ),
-]
-DownloadOption = Annotated[
-    bool,
-    typer.Option(
-        "--download",
-        help="Fetch CIFAR-10, 170 MB, where it is not on this machine: to the folder that "
-        "WIDELIMIT_DATA names, or ~/.local/share/widelimit.",
-    ),
-]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads.", show_default="one for each processor")
-]
-
-RecordOption = Annotated[Path, typer.Option("--out", help="The record, a .json file.")]
-PartsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--store",
-        help="A folder for finished parts; the same command goes on with it after it was stopped.",
-        show_default="beside the record",
-    ),
-]
-DeviceOption = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        help="Of the finite networks: cpu, cuda (an NVIDIA card), or auto, a card if there is one.",
-        autocompletion=_words("auto", "cpu", "cuda"),
-    ),
-]
-MemoryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--memory", help="Most memory to take, as in 6GB.", show_default="60 % of what is free"
-    ),
-]
-WidthsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--widths", help="Ascending, as in 16,64,256.", show_default="as in docs/finite.md"
-    ),
-]
-SeedsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--seeds", min=1, help="Networks of each width.", show_default="fewer of the widest"
-    ),
-]
-PictureOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--plot",
-        metavar="FILE",
-        help="Draw the record, too: an .svg or .png file.",
-        show_default=False,
-    ),
-]
-
-_HELP = {"help_option_names": ["-h", "--help"]}
-
-
-def _plain_flags(params: list[Any]) -> list[Any]:
-    """A flag takes no value: its help names none."""
-    for param in params:
-        if getattr(param, "is_flag", False) and param.metavar is None:
-            param.metavar = ""
-    return params
-
-
-class _Command(TyperCommand):
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _plain_flags(super().get_params(ctx))
-
-
-class _Group(TyperGroup):
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _plain_flags(super().get_params(ctx))
-
-
 app = typer.Typer(
     name="widelimit",
-    cls=_Group,
-    context_settings=_HELP,
+    cls=Group,
+    context_settings=HELP,
     help="Exact kernels of infinitely wide neural networks.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-command = partial(app.command, cls=_Command, context_settings=_HELP)
-reproduce = typer.Typer(
-    cls=_Group,
-    context_settings=_HELP,
-    help="Rerun an experiment of the paper, at a size that this machine can bear.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+command = partial(app.command, cls=Command, context_settings=HELP)
 app.add_typer(reproduce, name="reproduce")
 
 
@@ -214,127 +65,6 @@ def main() -> None:
     if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
         reconfigure(errors="backslashreplace")
     app()
-
-
-@contextmanager
-def exits(kept: str = NOTHING_WRITTEN) -> Generator[None]:
-    """End the command with one line, instead of a traceback, where the user can do something."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        _complain(f"interrupted, {error}" if str(error) else f"interrupted, {kept}")
-        raise typer.Exit(INTERRUPTED) from None
-    except MemoryError as error:
-        _complain(f"out of memory: {error}" if str(error) else "out of memory")
-        raise typer.Exit(1) from None
-    except NotWritten as error:
-        _complain(_one_line(error))
-        raise typer.Exit(1) from None
-
-
-@contextmanager
-def user_input() -> Generator[None]:
-    """End the command with one line where what the user gave is at fault."""
-    try:
-        yield
-    except NotWritten:
-        raise
-    except (OSError, ValueError) as error:
-        _complain(_one_line(error))
-        raise typer.Exit(WRONG_INPUT) from None
-    except ImportError as error:
-        if error.name is not None:  # a module that is broken; of an extra we say how to get it
-            raise
-        _complain(_one_line(error))
-        raise typer.Exit(WRONG_INPUT) from None
-    except RuntimeError as error:
-        from widelimit.backends.cuda.device import LostCard
-
-        if not isinstance(error, LostCard):
-            raise
-        _complain(str(error))
-        raise typer.Exit(1) from None
-
-
-@contextmanager
-def _warnings() -> Generator[None]:
-    """Show warnings as one line each."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("default", category=UserWarning)
-        warnings.showwarning = _show_warning
-        yield
-
-
-def _show_warning(message: Warning | str, *rest: object, **more: object) -> None:
-    _complain(f"warning: {message}")
-
-
-def _one_line(error: OSError | ValueError | ImportError) -> str:
-    return said(error) if isinstance(error, OSError) else " ".join(str(error).split())
-
-
-def _complain(message: str) -> None:
-    # One line, whatever the names in it, and nothing that a terminal acts on.
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
-    typer.echo(f"widelimit: {line}", err=True)
-
-
-class _Foreseen(Protocol):
-    """What a command will take."""
-
-    @property
-    def is_long(self) -> bool:
-        """Whether it is worth a question."""
-        ...
-
-    def lines(self) -> list[str]:
-        """Say it."""
-        ...
-
-
-def _tell(forecast: _Foreseen, yes: bool) -> None:
-    """Say what a command will take; ask a user at a terminal whether that is meant, if it is long.
-
-    Elsewhere nobody can answer: the work begins.
-    """
-    for line in forecast.lines():
-        _complain(line)
-    if forecast.is_long and not yes and sys.stdin.isatty() and sys.stderr.isatty():
-        try:
-            typer.confirm("go on?", default=True, abort=True, err=True)
-        except typer.Abort:
-            raise KeyboardInterrupt from None
-
-
-@contextmanager
-def _parts_kept() -> Generator[None]:
-    with exits("finished parts are kept, the same command goes on"), user_input(), _warnings():
-        yield
-
-
-def _read_widths(text: str | None) -> tuple[int, ...] | None:
-    from widelimit.job import read_numbers
-
-    return None if text is None else tuple(read_numbers("--widths", text))
-
-
-def _finish(job: Run, out: Path, picture: Path | None, yes: bool) -> None:
-    """Say what a run of finite networks takes, run it, and write its record, and its picture."""
-    from widelimit.files import write_record
-    from widelimit.plot import check_picture, draw_record
-    from widelimit.report.finite import to_markdown
-
-    if picture is not None:
-        check_picture(picture)
-    _tell(job, yes)
-    record = job.run(_complain, progress=True)
-    typer.echo(to_markdown(record))
-    for error in record.get("errors", []):
-        _complain(error)
-    place = keep(out, lambda path: write_record(path, record))
-    typer.echo(f"record: {place}")
-    if picture is not None:
-        typer.echo(f"picture: {keep(picture, lambda path: draw_record(record, path))}")
 
 
 def _show_version(wanted: bool) -> None:
@@ -357,7 +87,7 @@ def common(
 
 @command()
 def demo(
-    data: Annotated[str, typer.Option(help=DATA_HELP, autocompletion=_data_sets)] = "digits",
+    data: Annotated[str, typer.Option(help=DATA_HELP, autocompletion=data_sets)] = "digits",
     out: Annotated[str, typer.Option(help="Folder for the report.")] = "out",
     draws: Annotated[
         int | None,
@@ -391,7 +121,7 @@ def demo(
         from widelimit.job import read_reading
         from widelimit.report.demo import Demo
 
-        with user_input(), _warnings():
+        with user_input(), warned():
             job = Demo.prepare(
                 data,
                 out,
@@ -421,7 +151,7 @@ def doctor() -> None:
 def explain(
     networks: Annotated[
         list[str],
-        typer.Argument(help=NETWORK_HELP, metavar="NETWORK...", autocompletion=_networks),
+        typer.Argument(help=NETWORK_HELP, metavar="NETWORK...", autocompletion=networks_named),
     ],
     shape: Annotated[str, typer.Option(help="Of one input: 32x32x3, or 784.")] = "32x32x3",
     kind: Annotated[list[str] | None, typer.Option(help="ntk or nngp; may be repeated.")] = None,
@@ -463,7 +193,7 @@ def kernel(
         typer.Option(
             help=f"{NETWORK_HELP} May be repeated: all in one pass.",
             show_default=False,
-            autocompletion=_networks,
+            autocompletion=networks_named,
         ),
     ] = None,
     columns: Annotated[
@@ -506,8 +236,8 @@ def kernel(
 ) -> None:
     """Compute the kernel of a network between all pairs of inputs, into a file or a store."""
     stored = out is not None and out.endswith(".zarr")
-    kept = "the finished tiles are kept, the same command goes on" if stored else NOTHING_WRITTEN
-    with exits(kept), user_input(), _warnings():
+    kept = GOES_ON if stored else NOTHING_WRITTEN
+    with guarded(kept):
         from widelimit.job import Job, describe_store, read_network, read_reading
 
         if status is not None:
@@ -536,7 +266,7 @@ def kernel(
             allow_mixed=allow_mixed,
             overwrite=overwrite,
         )
-        _tell(job.forecast(), yes)
+        tell(job.forecast(), yes)
         place = job.run(progress=stored or sys.stderr.isatty())
     typer.echo(job.describe(place, net, inputs, columns))
 
@@ -550,7 +280,7 @@ def fit(
         typer.Option(
             help=f"{NETWORK_HELP} May be repeated: the best by leave-one-out.",
             show_default="cntk-gap-11; for rows ntk-dense-3 with biases",
-            autocompletion=_networks,
+            autocompletion=networks_named,
         ),
     ] = None,
     kind: OneKind = "ntk",
@@ -621,8 +351,8 @@ def fit(
     yes: Yes = False,
 ) -> None:
     """Fit a classifier to labelled images, and save it; tells its leave-one-out accuracy."""
-    kept = NOTHING_WRITTEN if store is None else "finished tiles are kept, the same command goes on"
-    with exits(kept), user_input(), _warnings():
+    kept = NOTHING_WRITTEN if store is None else GOES_ON
+    with guarded(kept):
         from widelimit.classify import Fit, read_choice
         from widelimit.job import check_backend, read_network, read_reading
 
@@ -649,10 +379,10 @@ def fit(
             memory=memory,
             progress=store is not None or sys.stderr.isatty(),
         )
-        _tell(job.forecast(), yes)
+        tell(job.forecast(), yes)
         place = job.run(typer.echo)
     if test is not None:
-        with exits(f"the model is in {place}"), user_input(), _warnings():
+        with guarded(f"the model is in {place}"):
             job.test(typer.echo)
 
 
@@ -684,7 +414,7 @@ def predict(
     It is CSV in UTF-8. A cell that begins with ' holds text that a spreadsheet would run, or that
     is not UTF-8, with the escapes of a Python string.
     """
-    with exits(), user_input(), _warnings():
+    with guarded():
         from widelimit.classify import Prediction
         from widelimit.job import check_backend, check_channels_word
 
@@ -692,7 +422,7 @@ def predict(
         how: Any = {"array": array, "channels": where, "overwrite": overwrite}
         job = Prediction.prepare(model, images, out, **how)
         job.model.backend = check_backend(backend or job.model.backend)
-        text = job.run(_complain)
+        text = job.run(complain)
         if out is None:
             typer.echo(text.encode(), nl=False)
         else:
@@ -706,7 +436,7 @@ def suspects(
     out: Annotated[Path, typer.Option(help="Folder for table and sheet.")] = Path("suspects"),
     net: Annotated[
         str | None,
-        typer.Option(help=NETWORK_HELP, show_default="cntk-gap-11", autocompletion=_networks),
+        typer.Option(help=NETWORK_HELP, show_default="cntk-gap-11", autocompletion=networks_named),
     ] = None,
     ridge: Annotated[
         str, typer.Option(help="Relative ridge, or loo: chosen by leave-one-out.")
@@ -725,7 +455,7 @@ def suspects(
 
     Writes a table, suspects.csv, and a sheet of thumbnails, suspects.html.
     """
-    with exits(), user_input(), _warnings():
+    with guarded():
         from widelimit.classify import Suspicion, read_choice
         from widelimit.job import check_backend, read_network, read_reading
 
@@ -740,7 +470,7 @@ def suspects(
             threads=threads,
             progress=sys.stderr.isatty(),
         )
-        _tell(job.forecast(), yes)
+        tell(job.forecast(), yes)
         found, sheet = job.run()
     for entry in found[:10]:
         typer.echo(
@@ -754,527 +484,6 @@ def suspects(
     )
 
 
-@reproduce.command(cls=_Command, context_settings=_HELP)
-def table1(
-    data: DataArgument = "cifar10",
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="cntk-v, cntk-gap, cntk-v-2k or cntk-gap-2k; may be repeated.",
-            show_default="all",
-            autocompletion=_words("cntk-v", "cntk-gap", "cntk-v-2k", "cntk-gap-2k"),
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="The record, a .json file.")] = Path("table1.json"),
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder for the kernels; the same command goes on with it after it was stopped.",
-            show_default="beside the record",
-        ),
-    ] = None,
-    depths: Annotated[str, typer.Option(help="All in one pass.")] = "3,4,6,11,21",
-    n_train: Annotated[
-        int | None,
-        typer.Option(min=1, help="Training images.", show_default="50,000, for 2k 2,000"),
-    ] = None,
-    n_test: Annotated[
-        int | None, typer.Option(min=1, help="Test images.", show_default="10,000")
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="As in 30min or 2h: takes as many images as fit into it here.",
-            show_default="as long as it takes",
-        ),
-    ] = None,
-    classes: Annotated[
-        int | None, typer.Option(min=2, help="The first classes alone: 2 is CIFAR-2.")
-    ] = None,
-    balanced: Annotated[
-        bool, typer.Option("--balanced", help="Draw as many training images of each class.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of balanced training sets.")] = 0,
-    draws: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
-    preprocessing: Annotated[
-        str,
-        typer.Option(
-            help="standardise (by channel, as the paper), zca, normalise (by image) or none.",
-            autocompletion=_words("standardise", "zca", "normalise", "none"),
-        ),
-    ] = "standardise",
-    flips: Annotated[
-        str,
-        typer.Option(
-            help="Horizontal: none (as the paper's table), average (of kernels), or double (the "
-            "training set).",
-            autocompletion=_words("none", "average", "double"),
-        ),
-    ] = "none",
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    backend: BackendOption = "auto",
-    threads: Threads = None,
-    channels: ChannelsOption = None,
-    size: SizeOption = None,
-    skip_bad: SkipBad = False,
-    download: DownloadOption = False,
-    memory: Annotated[
-        str | None,
-        typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
-    ] = None,
-    allow_mixed: Annotated[
-        bool,
-        typer.Option(
-            "--allow-mixed", help="Go on with kernels of another instruction set or version."
-        ),
-    ] = False,
-    overwrite: Overwrite = False,
-    yes: Yes = False,
-) -> None:
-    """Table 1, its kernel columns: CNTK-V and CNTK-GAP, with all training images and with 2,000.
-
-    The protocol of the paper, on DATA. Prints ours beside the paper's, and writes a JSON record.
-    """
-    with (
-        exits("finished tiles are kept, the same command goes on"),
-        user_input(),
-        _warnings(),
-    ):
-        from widelimit.display import read_duration
-        from widelimit.experiments.planning import COLUMNS, Asked
-        from widelimit.experiments.table1 import Table1
-        from widelimit.files import write_record
-        from widelimit.job import check_backend, read_numbers, read_reading
-        from widelimit.report.table1 import to_markdown
-
-        asked = Asked(
-            tuple(column or COLUMNS),
-            read_numbers("--depths", depths),
-            n_train,
-            n_test,
-            None if budget is None else read_duration(budget),
-            classes,
-            balanced,
-            seed,
-            draws,
-            preprocessing,
-            flips,
-            dtype,
-        )
-        job = Table1.prepare(
-            data,
-            asked,
-            out,
-            store,
-            overwrite=overwrite,
-            reading=read_reading(channels, size, skip_bad) | {"download": download},
-            backend=check_backend(backend),
-            threads=threads,
-            memory=memory,
-            allow_mixed=allow_mixed,
-        )
-        _tell(job, yes)
-        record = job.run(_complain, progress=True)
-        typer.echo(to_markdown(record))
-        for error in record["errors"]:
-            _complain(error)
-        place = keep(out, lambda path: write_record(path, record))
-        typer.echo(f"record: {place}")
-
-
-@reproduce.command("small-data", cls=_Command, context_settings=_HELP)
-def small_data(
-    data: DataArgument = "cifar10",
-    out: Annotated[Path, typer.Option(help="The record, a .json file.")] = Path("small-data.json"),
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder for the kernels; the same command goes on with it after it was stopped.",
-            show_default="beside the record",
-        ),
-    ] = None,
-    largest: Annotated[
-        int, typer.Option(min=2, help="Images in the largest training set, at most.")
-    ] = 1280,
-    n_test: Annotated[
-        int | None, typer.Option(min=1, help="Test images.", show_default="all")
-    ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Training sets of each size.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
-    backend: BackendOption = "auto",
-    threads: Threads = None,
-    channels: ChannelsOption = None,
-    size: SizeOption = None,
-    skip_bad: SkipBad = False,
-    download: DownloadOption = False,
-    memory: Annotated[
-        str | None,
-        typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
-    ] = None,
-    overwrite: Overwrite = False,
-    yes: Yes = False,
-) -> None:
-    """Ten images to 1,280: kernels beside a tuned SVM and logistic regression, over draws."""
-    with (
-        exits("finished tiles are kept, the same command goes on"),
-        user_input(),
-        _warnings(),
-    ):
-        from rich.console import Console
-
-        from widelimit.display import Display
-        from widelimit.experiments.learning_curve import CURVE_STAGE, METHODS
-        from widelimit.experiments.small_data import SmallData
-        from widelimit.files import write_atomically
-        from widelimit.job import check_backend, read_reading
-        from widelimit.report.terminal import make_tables
-
-        job = SmallData.prepare(
-            data,
-            out,
-            store,
-            largest=largest,
-            n_test=n_test,
-            draws=draws,
-            seed=seed,
-            overwrite=overwrite,
-            reading=read_reading(channels, size, skip_bad) | {"download": download},
-            backend=check_backend(backend),
-            threads=threads,
-            memory=memory,
-        )
-        _tell(job.cost, yes)
-        stages = [method.label for method in METHODS if method.network is not None]
-        with Display([*stages, CURVE_STAGE]) as display:
-            record = job.run(progress=display.show)
-        console = Console()
-        for table in make_tables(record, console):
-            console.print(table)
-        for error in record.errors:
-            _complain(error)
-        place = keep(out, lambda path: write_atomically(path, record.to_json()))
-        typer.echo(f"record: {place}")
-
-
-@reproduce.command(cls=_Command, context_settings=_HELP)
-def readouts(
-    data: DataArgument = "cifar10",
-    out: Annotated[Path, typer.Option(help="The record, a .json file.")] = Path("readouts.json"),
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder for the kernels; the same command goes on with it after it was stopped.",
-            show_default="beside the record",
-        ),
-    ] = None,
-    depth: Annotated[int, typer.Option(min=2, help="Of the network.")] = 4,
-    n_train: Annotated[
-        int, typer.Option(min=1, help="Training images, as many of each class.")
-    ] = 500,
-    n_test: Annotated[int, typer.Option(min=1, help="Test images.")] = 500,
-    draws: Annotated[int, typer.Option(min=1, help="Training sets.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="As in 30min or 2h: takes as many images as fit into it here.",
-            show_default="as long as it takes",
-        ),
-    ] = None,
-    backend: BackendOption = "auto",
-    threads: Threads = None,
-    channels: ChannelsOption = None,
-    size: SizeOption = None,
-    skip_bad: SkipBad = False,
-    download: DownloadOption = False,
-    memory: Annotated[
-        str | None,
-        typer.Option(help="Most memory to take, as in 6GB.", show_default="60 % of what is free"),
-    ] = None,
-    overwrite: Overwrite = False,
-    yes: Yes = False,
-) -> None:
-    """Global and local average pooling and none, and what flips and whitening change.
-
-    One network, of which only the readout differs: CNTK-V, with LAP(4), with GAP. On the images as
-    they are, averaged over horizontal flips, whitened (ZCA), and both; differences within draws.
-    """
-    with (
-        exits("finished tiles are kept, the same command goes on"),
-        user_input(),
-        _warnings(),
-    ):
-        from widelimit.display import read_duration
-        from widelimit.experiments.readouts import Asked, Readouts
-        from widelimit.files import write_record
-        from widelimit.job import check_backend, read_reading
-        from widelimit.report.readouts import to_markdown
-
-        limit = None if budget is None else read_duration(budget)
-        job = Readouts.prepare(
-            data,
-            Asked(depth, n_train, n_test, draws, seed, limit),
-            out,
-            store,
-            overwrite=overwrite,
-            reading=read_reading(channels, size, skip_bad) | {"download": download},
-            backend=check_backend(backend),
-            threads=threads,
-            memory=memory,
-        )
-        _tell(job, yes)
-        record = job.run(_complain, progress=True)
-        typer.echo(to_markdown(record))
-        place = keep(out, lambda path: write_record(path, record))
-        typer.echo(f"record: {place}")
-
-
-@reproduce.command(cls=_Command, context_settings=_HELP)
-def table2(
-    data: DataArgument = "cifar10",
-    out: RecordOption = Path("table2.json"),
-    store: PartsOption = None,
-    depths: Annotated[str, typer.Option(help="Of the networks.")] = "3,4,6",
-    width: Annotated[int, typer.Option("--channels", min=1, help="Of the random networks.")] = 128,
-    draws: Annotated[int, typer.Option(min=1, help="Random networks of each depth.")] = 10,
-    classes: Annotated[int, typer.Option(min=2, help="The first classes: 2 is CIFAR-2.")] = 2,
-    n_train: Annotated[
-        int | None, typer.Option(min=1, help="Training images.", show_default="all")
-    ] = None,
-    n_test: Annotated[
-        int | None, typer.Option(min=1, help="Test images.", show_default="all")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the networks.")] = 0,
-    device: DeviceOption = "auto",
-    backend: BackendOption = "auto",
-    threads: Threads = None,
-    size: SizeOption = None,
-    skip_bad: SkipBad = False,
-    memory: MemoryOption = None,
-    picture: PictureOption = None,
-    overwrite: Overwrite = False,
-    yes: Yes = False,
-) -> None:
-    """Table 2: kernel regression on the gradient of random networks, beside exact kernels.
-
-    The median over draws of networks, for CNTK-V and CNTK-GAP.
-    """
-    with _parts_kept():
-        from widelimit.experiments.table2 import Table2
-        from widelimit.job import check_backend, read_numbers, read_reading
-
-        job = Table2.prepare(
-            data,
-            out,
-            store,
-            depths=read_numbers("--depths", depths),
-            channels=width,
-            draws=draws,
-            classes=classes,
-            n_train=n_train,
-            n_test=n_test,
-            seed=seed,
-            overwrite=overwrite,
-            reading=read_reading(None, size, skip_bad),
-            device=device,
-            backend=check_backend(backend),
-            threads=threads,
-            memory=memory,
-        )
-        _finish(job, out, picture, yes)
-
-
-@reproduce.command("table1-cnn", cls=_Command, context_settings=_HELP)
-def table1_cnn(
-    data: DataArgument = "cifar10",
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="cnn-v or cnn-gap; may be repeated.",
-            show_default="both",
-            autocompletion=_words("cnn-v", "cnn-gap"),
-        ),
-    ] = None,
-    out: RecordOption = Path("table1-cnn.json"),
-    store: PartsOption = None,
-    depths: Annotated[str, typer.Option(help="Of the networks.")] = "3,4,6,11,21",
-    widths: Annotated[
-        str, typer.Option("--channels", help="One number, or several: every depth with each.")
-    ] = "1024",
-    n_train: Annotated[
-        int | None, typer.Option(min=1, help="Training images.", show_default="50,000")
-    ] = None,
-    n_test: Annotated[
-        int | None, typer.Option(min=1, help="Test images.", show_default="10,000")
-    ] = None,
-    learning_rate: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="May be repeated: the one is taken that learns the training images first.",
-            show_default="0.1, 1 and 10",
-        ),
-    ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Networks of each depth.")] = 3,
-    kappa: Annotated[float, typer.Option(help="What outputs are multiplied by.")] = 0.05,
-    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
-    epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, and of the order of images.")] = 0,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="The exact kernels, too, on the same images.")
-    ] = False,
-    device: DeviceOption = "auto",
-    backend: BackendOption = "auto",
-    threads: Threads = None,
-    size: SizeOption = None,
-    skip_bad: SkipBad = False,
-    picture: PictureOption = None,
-    overwrite: Overwrite = False,
-    yes: Yes = False,
-) -> None:
-    """Table 1, its CNN columns: finite networks with the layers of the kernels, trained by SGD.
-
-    Test accuracy is the mean of the 10 epochs after every training image is right, or of the last
-    10, where that is not reached.
-    """
-    with _parts_kept():
-        from widelimit.experiments.table1_cnn import AskedCNN, Table1CNN
-        from widelimit.job import check_backend, read_numbers, read_reading
-
-        given = {"columns": column, "learning_rates": learning_rate}
-        chosen: Any = {name: tuple(values) for name, values in given.items() if values}
-        asked = AskedCNN(
-            depths=read_numbers("--depths", depths),
-            channels=read_numbers("--channels", widths),
-            n_train=n_train,
-            n_test=n_test,
-            trials=trials,
-            kappa=kappa,
-            batch=batch,
-            epochs=epochs,
-            seed=seed,
-            exact=exact,
-            **chosen,
-        )
-        job = Table1CNN.prepare(
-            data,
-            asked,
-            out,
-            store,
-            overwrite=overwrite,
-            reading=read_reading(None, size, skip_bad),
-            device=device,
-            backend=check_backend(backend),
-            threads=threads,
-        )
-        _finish(job, out, picture, yes)
-
-
-@reproduce.command(cls=_Command, context_settings=_HELP)
-def theorem31(
-    out: RecordOption = Path("theorem31.json"),
-    store: PartsOption = None,
-    widths: WidthsOption = None,
-    seeds: SeedsOption = None,
-    draws: Annotated[int, typer.Option(min=2, help="Networks whose mean is taken.")] = 200,
-    mean_width: Annotated[int, typer.Option(min=2, help="Their width.")] = 512,
-    device: DeviceOption = "auto",
-    threads: Threads = None,
-    picture: PictureOption = None,
-    overwrite: Overwrite = False,
-    yes: Yes = False,
-) -> None:
-    """Theorem 3.1 on digits: tangent kernels of networks of growing width tend to the exact one.
-
-    The slope of the error in logarithms, and the mean of many networks.
-    """
-    with _parts_kept():
-        from widelimit.experiments import theorems
-
-        job = theorems.theorem31(
-            out,
-            store,
-            widths=_read_widths(widths),
-            seeds=seeds,
-            draws=draws,
-            mean_width=mean_width,
-            overwrite=overwrite,
-            device=device,
-            threads=threads,
-        )
-        _finish(job, out, picture, yes)
-
-
-@reproduce.command(cls=_Command, context_settings=_HELP)
-def theorem32(
-    out: RecordOption = Path("theorem32.json"),
-    store: PartsOption = None,
-    widths: WidthsOption = None,
-    seeds: SeedsOption = None,
-    n_train: Annotated[int, typer.Option(min=2, help="Training images.")] = 20,
-    n_test: Annotated[int, typer.Option(min=2, help="Test images.")] = 100,
-    kappa: Annotated[float, typer.Option(help="What outputs are multiplied by.")] = 0.1,
-    device: DeviceOption = "auto",
-    threads: Threads = None,
-    picture: PictureOption = None,
-    overwrite: Overwrite = False,
-    yes: Yes = False,
-) -> None:
-    """Theorem 3.2 on digits: trained networks of growing width tend to kernel regression.
-
-    The largest gap on test images, at all times of the training.
-    """
-    with _parts_kept():
-        from widelimit.experiments import theorems
-
-        job = theorems.theorem32(
-            out,
-            store,
-            widths=_read_widths(widths),
-            seeds=seeds,
-            n_train=n_train,
-            n_test=n_test,
-            kappa=kappa,
-            overwrite=overwrite,
-            device=device,
-            threads=threads,
-        )
-        _finish(job, out, picture, yes)
-
-
-@reproduce.command("weakly-trained", cls=_Command, context_settings=_HELP)
-def weakly_trained(
-    out: RecordOption = Path("weakly-trained.json"),
-    store: PartsOption = None,
-    widths: WidthsOption = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Networks of each width.")] = 5,
-    n_train: Annotated[int, typer.Option(min=2, help="Training images.")] = 40,
-    n_test: Annotated[int, typer.Option(min=2, help="Test images.")] = 200,
-    device: DeviceOption = "auto",
-    threads: Threads = None,
-    picture: PictureOption = None,
-    overwrite: Overwrite = False,
-    yes: Yes = False,
-) -> None:
-    """Networks of which the last layer alone is trained tend to the NNGP kernel, on digits."""
-    with _parts_kept():
-        from widelimit.experiments import theorems
-
-        job = theorems.weakly_trained(
-            out,
-            store,
-            widths=_read_widths(widths),
-            seeds=seeds,
-            n_train=n_train,
-            n_test=n_test,
-            overwrite=overwrite,
-            device=device,
-            threads=threads,
-        )
-        _finish(job, out, picture, yes)
-
-
 @command()
 def rank(
     data: DataArgument,
@@ -1283,7 +492,7 @@ def rank(
         typer.Option(
             help=f"{NETWORK_HELP} May be repeated.",
             show_default="16 of the paper's kind",
-            autocompletion=_networks,
+            autocompletion=networks_named,
         ),
     ] = None,
     n: Annotated[
@@ -1319,11 +528,7 @@ def rank(
 
     Kendall's tau compares few images with more, both ways of scoring, and the paper's columns.
     """
-    with (
-        exits("finished tiles are kept, the same command goes on"),
-        user_input(),
-        _warnings(),
-    ):
+    with guarded(GOES_ON):
         from widelimit.experiments.rank import Rank
         from widelimit.files import write_record
         from widelimit.job import check_backend, read_network, read_numbers, read_reading
@@ -1344,8 +549,8 @@ def rank(
             threads=threads,
             memory=memory,
         )
-        _tell(job.cost, yes)
-        record = job.run(_complain, progress=True)
+        tell(job.cost, yes)
+        record = job.run(complain, progress=True)
         typer.echo(to_markdown(record))
         place = keep(out, lambda path: write_record(path, record))
         typer.echo(f"record: {place}")
