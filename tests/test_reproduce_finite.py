@@ -387,6 +387,8 @@ def test_table2_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         accuracies = [one["accuracy"] for one in row["random"]]
         assert len(accuracies) == 3
         assert row["median"] == sorted(accuracies)[1]
+        # other weights each time
+        assert len({one["reciprocal_condition"] for one in row["random"]}) == 3
         assert row["paper_percent"] is None  # those images are others
     table = to_markdown(record)
     assert table in done.stdout
