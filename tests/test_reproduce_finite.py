@@ -269,6 +269,8 @@ def test_table1_cnn_goes_on_and_chooses_a_rate(
     whole = call("table1-cnn", out, *words, "--store", tmp_path / "t", "--overwrite")
     assert whole.exit_code == 0, whole.output
     record = read(out)
+    for one in (*record["exact"], *again["exact"]):
+        assert one.pop("seconds") >= 0
     for key in ("rows", "exact", "asked", "errors", "notes"):
         assert record[key] == again[key]
     assert record["format"] == "widelimit.table1_cnn/1"
