@@ -269,6 +269,8 @@ def test_table1_cnn_goes_on_and_chooses_a_rate(
     whole = call("table1-cnn", out, *words, "--store", tmp_path / "t", "--overwrite")
     assert whole.exit_code == 0, whole.output
     record = read(out)
+    for one in (*record["exact"], *again["exact"]):
+        assert one.pop("seconds") >= 0
     for key in ("rows", "exact", "asked", "errors", "notes"):
         assert record[key] == again[key]
     assert record["format"] == "widelimit.table1_cnn/1"
@@ -387,6 +389,8 @@ def test_table2_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         accuracies = [one["accuracy"] for one in row["random"]]
         assert len(accuracies) == 3
         assert row["median"] == sorted(accuracies)[1]
+        # other weights each time
+        assert len({one["reciprocal_condition"] for one in row["random"]}) == 3
         assert row["paper_percent"] is None  # those images are others
     table = to_markdown(record)
     assert table in done.stdout

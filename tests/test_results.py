@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from widelimit.doctor import Machine
 from widelimit.experiments.environment import Environment
-from widelimit.report import finite
+from widelimit.plot import draw_record
+from widelimit.report.finite import to_markdown as to_tables
 
 ROOT = Path(__file__).parents[1]
 
@@ -142,16 +144,43 @@ def test_faults_at_random() -> None:
     assert benchmark.table(record) in (ROOT / "docs" / "guarantees.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["theorem31", "theorem32"])
-def test_theorems(name: str) -> None:
+NAMES = ("theorem31", "theorem32", "weakly-trained", "table2", "cnn-digits")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_finite_networks(name: str) -> None:
     record = json.loads((ROOT / "results" / f"{name}.json").read_text())
     page = (ROOT / "docs" / "finite.md").read_text()
-    for part in finite.to_markdown(record).split("\n\n"):
-        assert part in page
+    assert to_tables(record) in page
     for decay in record.get("decays", []):
-        assert -0.6 < decay["slope"] < -0.4
+        half = 1.96 * decay["slope_error"]
+        assert decay["slope"] - half > -0.6
+        assert decay["slope"] + half < -0.4
     for mean in record.get("means", []):
+        assert mean["draws"] == 200
         assert mean["largest"] < 3
+    if name == "theorem32":
+        runs = record["training"]["runs"]
+        widths = sorted({run["width"] for run in runs})
+        gaps = [np.mean([r["gaps"][-1] for r in runs if r["width"] == w]) for w in widths]
+        assert widths == [64, 256, 1024, 4096]
+        assert gaps == sorted(gaps, reverse=True)
+    if name == "table2":
+        cases = [(row["readout"], row["depth"]) for row in record["rows"]]
+        assert cases == [(readout, depth) for readout in ("v", "gap") for depth in (3, 4, 6)]
+        assert all(row["accuracy"] > row["median"] for row in record["rows"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_of_finite_networks_are_those_of_the_records(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    record = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    draw_record(record, tmp_path / "p.svg")
+    drawn, kept = (
+        re.findall(">([^<>]*[a-z0-9][^<>]*)<", path.read_text())
+        for path in (tmp_path / "p.svg", ROOT / "docs" / "pictures" / f"{name}.svg")
+    )
+    assert drawn == kept  # all that is written in it; where lines lie depends on the version
 
 
 def test_calibration() -> None:
