@@ -36,6 +36,7 @@ __all__ = [
     "LeakyReLU",
     "LocalAvgPool",
     "Pair",
+    "Pointwise",
     "Polynomial",
     "ReLU",
     "Sin",
@@ -355,7 +356,7 @@ class Polynomial(_Layer):
         if not 1 <= len(values) <= _HIGHEST_DEGREE + 1:
             raise ValueError(
                 f"coefficients must be 1 to {_HIGHEST_DEGREE + 1} numbers, not all of them 0, got "
-                f"{len(given)}: {given!r:.200}"
+                f"{given!r:.200}"
             )
         object.__setattr__(self, "coefficients", tuple(values))
 
@@ -468,6 +469,7 @@ class Sum(_Layer):
 
 
 Activation: TypeAlias = ReLU | ABReLU | Erf | GELU | Sin | Cos | Gaussian | Polynomial
+Pointwise: TypeAlias = Activation | LayerNorm
 Layer: TypeAlias = (
     Conv
     | ReLU

@@ -88,10 +88,9 @@ _LONG_NUMBER = re.compile(r"\d+\.\d{5,}(e[-+]\d+)?")
 _MOST_BOXES, _LONGEST_UNIT = 24, 4  # of a diagram
 _MAX_JSON_CHARS = 2**22  # as many layers, each with the longest numbers
 # What the first format can say: a layer is written in the second one where it needs it.
-_FIRST_FORMAT = {
-    kind: tuple(f.name for f in fields(kind))
-    for kind in (ReLU, Flatten, GlobalAvgPool, LocalAvgPool, Dense)
-} | {Conv: ("filter_size", "w_std", "b_std", "trainable")}
+_FIRST_KINDS: tuple[type[Layer], ...] = (ReLU, Flatten, GlobalAvgPool, LocalAvgPool, Dense)
+_FIRST_FORMAT = {kind: tuple(field.name for field in fields(kind)) for kind in _FIRST_KINDS}
+_FIRST_FORMAT[Conv] = ("filter_size", "w_std", "b_std", "trainable")
 
 
 # ---------------------------------------------------------------- signals

@@ -20,9 +20,7 @@ from widelimit.arrays import FloatArray, IntArray
 from widelimit.dual import dual, variance_behind
 from widelimit.lattice import Boundary, Schedule, Window, schedule
 from widelimit.layers import (
-    ACTIVATIONS,
     ABReLU,
-    Activation,
     AvgPool,
     Conv,
     Cos,
@@ -32,8 +30,8 @@ from widelimit.layers import (
     GlobalAvgPool,
     Identity,
     Layer,
-    LayerNorm,
     LocalAvgPool,
+    Pointwise,
     Polynomial,
     ReLU,
     Sum,
@@ -78,7 +76,7 @@ class Node:
     bias_variance: float = 0.0
     trainable: bool = False
     skip: int | None = None
-    activation: Activation | LayerNorm | None = None
+    activation: Pointwise | None = None
     signed: bool = True  # what the activation sees may be negative
 
     @property
@@ -169,7 +167,7 @@ class Readout:
     @property
     def needs_variance(self) -> bool:
         """Whether ``k(x, x)`` must be known to compute ``k(x, z)``: an activation follows."""
-        return any(isinstance(layer, _POINTWISE) for layer in walk(self.head))
+        return any(isinstance(layer, Pointwise) for layer in walk(self.head))
 
     def apply(
         self,
@@ -232,7 +230,7 @@ def _through_head(
                     k, th = k + end.k, th + end.theta
                     v1 = None if v1 is None or end.v1 is None else v1 + end.v1
                     v2 = None if v2 is None or end.v2 is None else v2 + end.v2
-            case _ if isinstance(layer, _POINTWISE):
+            case _ if isinstance(layer, Pointwise):
                 if v1 is None or v2 is None:
                     raise ValueError("an activation in the head needs variance1 and variance2")
                 x, z = np.sqrt(v1), np.sqrt(v2)
@@ -581,13 +579,10 @@ def _readout(network: Network) -> tuple[Flatten | GlobalAvgPool | LocalAvgPool, 
     """Return the readout of a network, and what comes after it; a dense network has one pixel."""
     for index, layer in enumerate(network.layers):
         if isinstance(layer, Flatten | GlobalAvgPool):
-            return layer, network.layers[index + 1 :]
+            return layer, tuple(network.layers[index + 1 :])
         if isinstance(layer, LocalAvgPool):  # Flatten follows
-            return layer, network.layers[index + 2 :]
-    return Flatten(), network.layers
-
-
-_POINTWISE = (*ACTIVATIONS, LayerNorm)
+            return layer, tuple(network.layers[index + 2 :])
+    return Flatten(), tuple(network.layers)
 
 
 def _lower(
@@ -627,9 +622,11 @@ class _Lowering:
         left = [layer for layer in layers if not isinstance(layer, Identity)]
         while left:
             layer = left.pop(0)
-            after: Activation | LayerNorm | None = None
-            if isinstance(layer, Conv | Sum) and left and isinstance(left[0], _POINTWISE):
-                after = left.pop(0)  # one fused node
+            following = left[0] if left else None
+            after: Pointwise | None = None
+            if isinstance(layer, Conv | Sum) and isinstance(following, Pointwise):
+                after = following  # one fused node
+                left.pop(0)
             match layer:
                 case Conv():
                     level = self._conv(level, layer, None, after)
@@ -639,11 +636,11 @@ class _Lowering:
                 case Sum():
                     level = self._sum(level, layer, after)
                 case _:
-                    assert isinstance(layer, _POINTWISE)
+                    assert isinstance(layer, Pointwise)
                     level = self._node(Node(level, _ONE), layer)
         return level
 
-    def _node(self, node: Node, activation: Activation | LayerNorm | None) -> int:
+    def _node(self, node: Node, activation: Pointwise | None) -> int:
         signed = self._signed[node.source] or (node.skip is not None and self._signed[node.skip])
         if isinstance(activation, ABReLU) and (activation.a, activation.b) == (0.0, 1.0):
             activation = ReLU()
@@ -665,9 +662,7 @@ class _Lowering:
         self.found[number] = None
         return number
 
-    def _conv(
-        self, level: int, conv: Conv, skip: int | None, after: Activation | LayerNorm | None
-    ) -> int:
+    def _conv(self, level: int, conv: Conv, skip: int | None, after: Pointwise | None) -> int:
         windows = conv.windows
         if any(window.stride > 1 for window in windows):
             level = self._pool(level, windows, diagonal=True)
@@ -686,7 +681,7 @@ class _Lowering:
             other = self._pool(other, _ONE, diagonal=True)
         return one, other
 
-    def _sum(self, level: int, layer: Sum, after: Activation | LayerNorm | None) -> int:
+    def _sum(self, level: int, layer: Sum, after: Pointwise | None) -> int:
         branches = [[x for x in branch if not isinstance(x, Identity)] for branch in layer.branches]
         # What ends with a convolution takes the others as its skip. Numbers of branches before it
         # come first.
@@ -703,7 +698,7 @@ class _Lowering:
         return total
 
 
-def _is_nonnegative(activation: Activation | LayerNorm | None) -> bool:
+def _is_nonnegative(activation: Pointwise | None) -> bool:
     """Whether K is nowhere negative behind an activation, whatever comes in."""
     match activation:
         case ReLU() | Cos() | Gaussian():
@@ -717,7 +712,7 @@ def _is_nonnegative(activation: Activation | LayerNorm | None) -> bool:
 def _reads_sigma(head: Sequence[Layer]) -> bool:
     """Whether the tangent kernel needs K at the readout: trained, or an activation follows."""
     return any(
-        isinstance(layer, _POINTWISE) or (isinstance(layer, Dense) and layer.trainable)
+        isinstance(layer, Pointwise) or (isinstance(layer, Dense) and layer.trainable)
         for layer in walk(head)
     )
 
