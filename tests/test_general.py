@@ -14,6 +14,8 @@ from trees import fits, samples, trees
 import widelimit as wl
 from widelimit.backends import get_backend
 from widelimit.backends.base import Pairs
+from widelimit.estimators.gaussian import with_std
+from widelimit.finite.network import FiniteNetwork
 from widelimit.network import (
     GELU,
     AvgPool,
@@ -30,6 +32,7 @@ from widelimit.network import (
 )
 from widelimit.program import Pool, compile_family, compile_networks
 from widelimit.testing.compare import compute
+from widelimit.testing.exact import exact_kernel
 
 KINDS: Any = ("nngp", "ntk")
 TOLERANCE = 1e-12
@@ -184,3 +187,26 @@ def test_dense_networks_with_sums_and_every_activation() -> None:
     wanted = naive.kernels(network, x, x)
     for kind, value in zip(KINDS, values, strict=True):
         np.testing.assert_allclose(value, getattr(wanted, kind), rtol=1e-11)
+
+
+@pytest.mark.parametrize("layer", [AvgPool(2), Conv(3, stride=2), Conv((1, 3)), Erf()], ids=str)
+def test_what_has_no_general_networks_yet_refuses_them(layer: Layer) -> None:
+    network = Network([Conv(3), layer, GlobalAvgPool(), Dense()])
+    x = samples((4, 4, 1), 2)
+    with pytest.raises(ValueError, match=r"exact_kernel has no .* yet: use convolutions"):
+        exact_kernel(network, x[0], x[1])
+    with pytest.raises(ValueError, match=r"a finite network has no .* yet: use convolutions"):
+        FiniteNetwork.sample(network, (4, 4, 1), 8, 0)
+
+
+def test_standard_deviations_reach_branches() -> None:
+    network = Network([Conv(3), Sum((), [ReLU(), Conv(3)]), GlobalAvgPool(), Dense()])
+    changed = with_std(network, 0.5, 0.25)
+    assert changed == Network(
+        [
+            Conv(3, 0.5, 0.25),
+            Sum((), [ReLU(), Conv(3, 0.5, 0.25)]),
+            GlobalAvgPool(),
+            Dense(0.5, 0.25),
+        ]
+    )

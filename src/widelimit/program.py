@@ -376,27 +376,33 @@ class Program:
     @cached_property
     def element_layers(self) -> int:
         """Cost of one pair: entries of all slices, times the nodes each goes through."""
+        return sum(map(self._cost, self.stages))
+
+    def _cost(self, stage: Stage) -> int:
         total = 0
-        for stage in self.stages:
-            di, dj, variant = stage.slices.T
-            opposite = np.where((di == 0) & (dj == 0), 1, 2)
-            for number in stage.levels:
-                if isinstance(self.nodes[number - 1], Node):
-                    h, w = self.grids[number]
-                    here = np.array([number in nodes for nodes in stage.variants])[variant]
-                    entries = (h - di) * (w - abs(dj)) * opposite
-                    total += int(entries[here].sum())
+        di, dj, variant = stage.slices.T
+        opposite = np.where((di == 0) & (dj == 0), 1, 2)
+        for number in stage.levels:
+            if isinstance(self.nodes[number - 1], Node):
+                h, w = self.grids[number]
+                here = np.array([number in nodes for nodes in stage.variants])[variant]
+                entries = (h - di) * (w - abs(dj)) * opposite
+                total += int(entries[here].sum())
         return total
 
     def explain(self) -> str:
         """Say in words what will be computed, and at what cost."""
         lines = [f"input {'x'.join(map(str, self.shape))}, kernels {', '.join(self.kinds)}"]
-        lines += [f"  {network}" for network in self.networks]
+        for network in self.networks:
+            lines += [f"  {line}" for line in _drawn(network.layers)]
         if self.is_dense:
             lines.append("one matrix product in float64, then an element-wise recursion")
             return "\n".join(lines)
         h, w, c = self.shape
-        lines.append(f"{'step':>4}  {'layer':<14}{'trained':<9}{'bias':<6}tangent kernel on entry")
+        names = [_name(node) for node in self.nodes]
+        wide = max(14, *(len(name) + 2 for name in names)) if names else 14
+        title = f"{'step':>4}  {'layer':<{wide}}{'trained':<9}{'bias':<6}tangent kernel on entry"
+        lines.append(title)
         theta = [False]  # after each node, the input first
         for number, node in enumerate(self.nodes, start=1):
             after = "" if node.source == number - 1 else f", of step {node.source}"
@@ -410,7 +416,9 @@ class Program:
                 after += f", plus step {node.skip}"
             if self.grids[number] != self.grids[node.source]:
                 after += ", {} x {} pixels".format(*self.grids[number])
-            lines.append(f"{number:>4}  {_name(node):<14}{trained:<9}{bias:<6}{state}{after}")
+            lines.append(
+                f"{number:>4}  {names[number - 1]:<{wide}}{trained:<9}{bias:<6}{state}{after}"
+            )
             theta.append(own or (isinstance(node, Node) and node.trainable))
         for tap in self.taps:
             wanted = " and ".join(
@@ -429,6 +437,12 @@ class Program:
             f"slices: {n_slices} of {total}; element-layers a pair: "
             f"{self.element_layers:,} ({self.element_layers / all_pairs:.2%} of all)"
         )
+        if len(self.stages) > 1:
+            for stage, (rows, columns) in zip(self.stages, largest.values(), strict=True):
+                lines.append(
+                    f"  {rows} x {columns} pixels: {2 * len(stage.slices) - 1} slices, "
+                    f"{self._cost(stage):,} element-layers"
+                )
         profile = sum(math.prod(self.grids[n]) for n in convolved)
         lines.append(
             f"profile of an image: {profile * 4 / 1024:.1f} KiB in float32, "
@@ -443,6 +457,25 @@ def _grown(mask: NDArray[np.bool_], h: int, w: int) -> NDArray[np.bool_]:
     if not down and not across:
         return mask
     return np.pad(mask, [(down // 2, down // 2), (across // 2, across // 2)])
+
+
+def _drawn(layers: Sequence[Layer]) -> list[str]:
+    """Draw layers as a tree: one line up to a sum, and a branch of it below the other."""
+    lines: list[str] = []
+    line: list[str] = []
+    for layer in layers:
+        if not isinstance(layer, Sum):
+            line.append(str(layer))
+            continue
+        lines += [" ".join(line)] if line else []
+        line = []
+        lines.append("Sum")
+        for number, branch in enumerate(layer.branches, start=1):
+            last = number == len(layer.branches)
+            first, *others = _drawn(branch) or ["()"]
+            lines.append(f"{'└─' if last else '├─'} {first}")
+            lines += [f"{'   ' if last else '│  '}{other}" for other in others]
+    return lines + ([" ".join(line)] if line else [])
 
 
 def _name(node: Node | Pool) -> str:
