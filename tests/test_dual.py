@@ -13,6 +13,19 @@ from hypothesis import strategies as st
 from mpmath import mp, mpf
 
 from widelimit import dual
+from widelimit.layers import (
+    GELU,
+    ABReLU,
+    Abs,
+    Cos,
+    Erf,
+    Gaussian,
+    LayerNorm,
+    LeakyReLU,
+    Polynomial,
+    ReLU,
+    Sin,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 EPS = 2.0**-52
@@ -313,3 +326,112 @@ def test_relu_dual_is_homogeneous(lam, power):
     scaled, scaled_prime = dual.relu_dual(np.ldexp(lam, power), np.ldexp(1.0, power))
     assert scaled_prime == k_prime
     assert scaled == pytest.approx(np.ldexp(k, power), rel=2 * EPS, abs=np.ldexp(1e-300, power))
+
+
+# ---------------------------------------------------------------- every activation
+
+# The function itself; the derivative is by Price's theorem the one of K by sigma.
+FUNCTIONS = {
+    ABReLU(-0.3, 1.2): lambda u, _: np.where(u < 0, -0.3 * u, 1.2 * u),
+    LeakyReLU(0.2): lambda u, _: np.where(u < 0, 0.2 * u, u),
+    Abs(): lambda u, _: np.abs(u),
+    ReLU(): lambda u, _: np.maximum(u, 0),
+    Erf(): lambda u, _: np.vectorize(lambda t: float(mp.erf(t)))(u),
+    GELU(): lambda u, _: u * np.vectorize(lambda t: float(mp.ncdf(t)))(u),
+    Sin(): lambda u, _: np.sin(u),
+    Cos(): lambda u, _: np.cos(u),
+    Gaussian(0.7): lambda u, x: x * np.exp(0.7**0.5 * u / x - 0.7),
+    Polynomial((0.3, -0.8, 0.25, 0.1)): lambda u, _: 0.3 - 0.8 * u + 0.25 * u**2 + 0.1 * u**3,
+    LayerNorm(0.1): lambda u, x: u / np.sqrt(x**2 + 0.1),
+}
+SMOOTH = [act for act in FUNCTIONS if not isinstance(act, ABReLU | ReLU)]
+
+
+@pytest.mark.parametrize("act", SMOOTH, ids=repr)
+@pytest.mark.parametrize("lam", [-0.9, -0.3, 0.0, 0.4, 0.95])
+def test_expectations_by_gauss_hermite(act, lam) -> None:
+    x, z = 0.7, 1.1
+    nodes, weights = np.polynomial.hermite_e.hermegauss(50)
+    weights = weights / weights.sum()
+    u = x * nodes[:, None]
+    v = z * (lam * nodes[:, None] + (1 - lam**2) ** 0.5 * nodes[None, :])
+    both = weights[:, None] * weights[None, :]
+    f = FUNCTIONS[act]
+
+    def expectation(values):
+        return float((both * values).sum())
+
+    k, factor = dual.dual(act, lam * x * z, x, z)
+    assert k == pytest.approx(expectation(f(u, x) * f(v, z)), rel=1e-10, abs=1e-12)
+    h = 1e-5
+    slopes = [(f(t + h, s) - f(t - h, s)) / (2 * h) for t, s in ((u, x), (v, z))]
+    assert factor == pytest.approx(expectation(slopes[0] * slopes[1]), rel=1e-8, abs=1e-9)
+
+
+def exact_dual(act, s, x, z):
+    """K with mpmath, by other formulas than those of the package where there are any."""
+    s, x, z = map(mpf, (s, x, z))
+    m = x * z
+    match act:
+        case ReLU():
+            return exact_dual(ABReLU(0.0, 1.0), s, x, z)
+        case ABReLU(a, b):
+            lam = s / m
+            angle = mp.acos(lam)
+            relu = m * (lam * (mp.pi - angle) + mp.sin(angle)) / (2 * mp.pi)
+            mirrored = m * (-lam * angle + mp.sin(angle)) / (2 * mp.pi)
+            a, b = mpf(a), mpf(b)
+            return (a**2 + b**2) * relu - 2 * a * b * mirrored - a**2 * 0
+        case Erf():
+            return 2 / mp.pi * mp.asin(2 * s / mp.sqrt((1 + 2 * x**2) * (1 + 2 * z**2)))
+        case GELU():
+            a, b = 1 + x**2, 1 + z**2
+            d = a * b - s**2
+            p = mpf(1) / 4 + mp.asin(s / mp.sqrt(a * b)) / (2 * mp.pi)
+            r = 1 / (2 * mp.pi * mp.sqrt(d))
+            return s * p + r * (m**2 - s**2 + s**2 / a + s**2 / b)
+        case Sin():
+            return mp.exp(-(x**2 + z**2) / 2) * mp.sinh(s)
+        case Cos():
+            return mp.exp(-(x**2 + z**2) / 2) * mp.cosh(s)
+        case Gaussian(gamma):
+            return m * mp.exp(mpf(gamma) * (s / m - 1))
+        case LayerNorm(eps):
+            return s / mp.sqrt((x**2 + mpf(eps)) * (z**2 + mpf(eps)))
+        case Polynomial(coefficients):
+            total = mpf(0)
+            for n, c in enumerate(coefficients):
+                for k, d in enumerate(coefficients):
+                    for j in range(min(n, k) + 1):
+                        if (n - j) % 2 == (k - j) % 2 == 0:
+                            ways = mp.binomial(n, j) * mp.binomial(k, j) * mp.factorial(j)
+                            ways *= mp.fac2(n - j - 1) * mp.fac2(k - j - 1)
+                            powers = s**j * x ** (n - j) * z ** (k - j)
+                            total += mpf(c) * mpf(d) * ways * powers
+            return total
+    raise NotImplementedError(act)
+
+
+@pytest.mark.parametrize("act", list(FUNCTIONS), ids=repr)
+def test_expectations_to_many_digits(act) -> None:
+    for x, z in ((0.7, 1.1), (1e-3, 2.0), (30.0, 20.0)):
+        if x > 10 and isinstance(act, Sin | Cos):
+            continue  # 1e-195: the exponents round
+        for lam in (-0.99, -0.2, 1e-6, 0.5, 0.999):
+            s = lam * x * z
+            k, factor = dual.dual(act, s, x, z)
+            size = (exact_dual(act, x * x, x, x) * exact_dual(act, z * z, z, z)) ** 0.5
+            assert abs(mpf(float(k)) - exact_dual(act, s, x, z)) < 2e-14 * size
+            slope = mp.diff(lambda t, x=x, z=z: exact_dual(act, t, x, z), mpf(s))
+            assert abs(mpf(float(factor)) - slope) < 1e-12 * max(abs(slope), size / (x * z))
+
+
+@pytest.mark.parametrize("act", list(FUNCTIONS), ids=repr)
+def test_identical_values_have_the_variance_behind(act) -> None:
+    variance = np.array([0.0, 1e-3, 0.5, 2.0, 400.0])
+    x = np.sqrt(variance)
+    k, factor = dual.dual(act, x * x, x, x)
+    behind = dual.variance_behind(act, variance)
+    np.testing.assert_allclose(k, behind, rtol=2e-15, atol=1e-300)
+    assert np.isfinite(factor).all()
+    assert (behind >= 0).all()

@@ -6,13 +6,33 @@ from typing import Any
 
 import naive
 import numpy as np
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from trees import fits, samples, trees
 
+import widelimit as wl
 from widelimit.backends import get_backend
-from widelimit.network import Network
+from widelimit.backends.base import Pairs
+from widelimit.estimators.gaussian import with_std
+from widelimit.finite.network import FiniteNetwork
+from widelimit.network import (
+    GELU,
+    AvgPool,
+    Conv,
+    Dense,
+    Erf,
+    Flatten,
+    GlobalAvgPool,
+    Layer,
+    LayerNorm,
+    Network,
+    ReLU,
+    Sum,
+)
+from widelimit.program import Pool, compile_family, compile_networks
 from widelimit.testing.compare import compute
+from widelimit.testing.exact import exact_kernel
 
 KINDS: Any = ("nngp", "ntk")
 TOLERANCE = 1e-12
@@ -36,3 +56,157 @@ def test_random_trees_agree_with_the_naive_witness(
     x, z = samples((*grid, 2), 3, seed), samples((*grid, 2), 2, seed + 1)
     z[0] = x[1]  # known to both sides
     check(network, x, z)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(trees(series=True), st.integers(5, 12), st.integers(0, 99))
+def test_random_networks_on_series(network: Network, length: int, seed: int) -> None:
+    assume(2 in network.input_ranks and fits(network, (length, 2)))
+    x, z = samples((length, 2), 3, seed), samples((length, 2), 2, seed + 1)
+    check(network, x, z)
+
+
+CONV: list[Layer] = [Conv(3), ReLU()]
+PRESETS = [
+    (wl.myrtle(5), (9, 8, 2)),
+    (wl.myrtle(7, wl.Gaussian()), (8, 8, 1)),
+    (wl.resnet(8), (7, 6, 2)),
+    (wl.wide_resnet(10, Erf()), (5, 6, 1)),
+    (wl.cnn_1d(3, 3), (1, 9, 2)),
+]
+
+
+@pytest.mark.parametrize(("network", "shape"), PRESETS, ids=str)
+def test_presets_agree_with_the_naive_witness(network: Network, shape: tuple[int, ...]) -> None:
+    check(network, samples(shape, 2), samples(shape, 2, 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kernel_alone(kind: Any) -> None:
+    body: list[Layer] = [Sum((), [GELU(), Conv(3, trainable=False)]), AvgPool(2), Erf(), Conv(3)]
+    network = Network([Conv(3), *body, Flatten(), Dense(), LayerNorm(), Dense(1.0, 0.2)])
+    check(network, samples((6, 5, 2), 3), samples((6, 5, 2), 2, 1), (kind,))
+
+
+def test_a_family_of_myrtles_shares_its_first_convolutions() -> None:
+    networks = [wl.myrtle(10), wl.myrtle(7), wl.myrtle(5)]
+    shape = (6, 5, 1)
+    program = compile_family(networks, shape, KINDS)
+    alone = [compile_family([net], shape, KINDS) for net in networks]
+    # Two convolutions of all three; the pool of 7 and 5, and the convolution after it.
+    assert len(program.nodes) == sum(len(p.nodes) for p in alone) - 2 - 4
+    pools = [[isinstance(program.nodes[n - 1], Pool) for n in s.levels] for s in program.stages]
+    assert [sum(of_stage) for of_stage in pools] == [0, 2, 3]
+    x = samples(shape, 2)
+    backend, pairs = get_backend("reference"), Pairs(np.arange(2), np.arange(2))
+    cancel = np.zeros(1, np.int32)
+
+    def sums(program: Any) -> Any:
+        profile = backend.profile(program, x, np.array([0, 1]), "float64")
+        return backend.sums(program, profile, profile, pairs, cancel)
+
+    together = sums(program)
+    for number, one in enumerate(alone):
+        tap = program.readouts[number].tap
+        np.testing.assert_allclose(together[tap], sums(one)[0], rtol=1e-13)
+    assert len(compile_networks(networks, shape, KINDS)) == 3  # until an engine can branch
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [AvgPool(2), AvgPool(3, 2), AvgPool(3, 2, "same"), AvgPool(3, 1, "same"), Conv(3, stride=2)],
+    ids=str,
+)
+def test_arguments_may_be_exchanged(pool: Layer) -> None:
+    network = Network([*CONV, pool, *CONV, GlobalAvgPool(), Dense()])
+    x, z = samples((4, 5, 2), 2), samples((4, 5, 2), 3, 1)
+    forth = compute(get_backend("reference"), [network], x, z)
+    back = compute(get_backend("reference"), [network], z, x)
+    np.testing.assert_array_equal(forth, back.swapaxes(-1, -2))
+
+
+def test_equal_layers_in_two_branches_are_one_node() -> None:
+    # Their weights are independent, their covariances the same.
+    shared: list[Layer] = [ReLU(), Conv(1)]
+    network = Network([Conv(3), Sum([*shared, Erf(), Conv(3)], shared), Flatten(), Dense()])
+    check(network, samples((4, 4, 1), 2), samples((4, 4, 1), 2, 1))
+
+
+def test_auto_says_that_it_is_slow_and_why() -> None:
+    x = samples((5, 4, 1), 3)
+    with pytest.warns(
+        RuntimeWarning, match=r"cannot compute AvgPool yet: the reference .* 6 pairs"
+    ):
+        values = wl.kernel("myrtle-5", x)
+    wanted = wl.kernel(wl.myrtle(5), x, backend="reference", dtype="float64")
+    np.testing.assert_allclose(values, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layers", "what"),
+    [
+        ([Conv(3), ReLU(), AvgPool(2), Conv(3)], "AvgPool"),
+        ([Conv(3, stride=2)], "strides"),
+        ([Conv(3), Sum((), [ReLU(), Conv(3)])], "Sum"),
+        ([Conv(3), Erf(), Conv((1, 3)), GELU()], "Erf and filters .* and GELU"),
+        ([Conv(3, padding="valid")], "filters that are not square, or padding.*"),
+        ([Conv(3), LayerNorm()], "LayerNorm"),
+    ],
+)
+def test_compiled_backends_name_what_they_cannot_do(layers: list[Layer], what: str) -> None:
+    network = Network([*layers, GlobalAvgPool(), Dense()])
+    message = rf'backend="cpu" cannot compute {what} yet, got .* use backend="auto"'
+    with pytest.raises(ValueError, match=message):
+        wl.kernel(network, samples((6, 6, 1), 2), backend="cpu")
+
+
+def test_a_series_is_an_image_of_one_row() -> None:
+    x = samples((9, 2), 3)
+    with pytest.warns(RuntimeWarning, match="not square"):
+        values = wl.kernel("cnn-1d-3", x, dtype="float64")
+    image = wl.kernel(wl.cnn_1d(3), x[:, None], dtype="float64", backend="reference")
+    np.testing.assert_array_equal(values, image)
+
+
+def test_heads_of_every_kind_run_on_the_compiled_engine() -> None:
+    head: list[Layer] = [Dense(1.1, 0.2), Erf(), Sum([Dense()], [Dense(0.5, trainable=False)])]
+    network = Network([*CONV, Flatten(), *head, LayerNorm(), Dense(), GELU(), Dense()])
+    x = samples((4, 5, 2), 4)
+    values = wl.kernel(network, x, kind=KINDS, dtype="float64", backend="cpu")
+    wanted = naive.kernels(network, x, x)
+    for kind, value in zip(KINDS, values, strict=True):
+        np.testing.assert_allclose(value, getattr(wanted, kind), rtol=1e-11)
+
+
+def test_dense_networks_with_sums_and_every_activation() -> None:
+    body: list[Layer] = [Sum((), [Erf(), Dense()]), GELU(), Dense(), LayerNorm(), wl.Sin(), Dense()]
+    network = Network([Dense(), *body])
+    assert network.is_dense
+    x = samples((7,), 4)
+    values = wl.kernel(network, x, kind=KINDS, dtype="float64")
+    wanted = naive.kernels(network, x, x)
+    for kind, value in zip(KINDS, values, strict=True):
+        np.testing.assert_allclose(value, getattr(wanted, kind), rtol=1e-11)
+
+
+@pytest.mark.parametrize("layer", [AvgPool(2), Conv(3, stride=2), Conv((1, 3)), Erf()], ids=str)
+def test_what_has_no_general_networks_yet_refuses_them(layer: Layer) -> None:
+    network = Network([Conv(3), layer, GlobalAvgPool(), Dense()])
+    x = samples((4, 4, 1), 2)
+    with pytest.raises(ValueError, match=r"exact_kernel has no .* yet: use convolutions"):
+        exact_kernel(network, x[0], x[1])
+    with pytest.raises(ValueError, match=r"a finite network has no .* yet: use convolutions"):
+        FiniteNetwork.sample(network, (4, 4, 1), 8, 0)
+
+
+def test_standard_deviations_reach_branches() -> None:
+    network = Network([Conv(3), Sum((), [ReLU(), Conv(3)]), GlobalAvgPool(), Dense()])
+    changed = with_std(network, 0.5, 0.25)
+    assert changed == Network(
+        [
+            Conv(3, 0.5, 0.25),
+            Sum((), [ReLU(), Conv(3, 0.5, 0.25)]),
+            GlobalAvgPool(),
+            Dense(0.5, 0.25),
+        ]
+    )

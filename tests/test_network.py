@@ -19,15 +19,28 @@ from hypothesis import strategies as st
 
 from widelimit import network as module
 from widelimit.network import (
+    GELU,
     MAX_LAYERS,
+    ABReLU,
+    Abs,
+    AvgPool,
     Conv,
+    Cos,
     Dense,
+    Erf,
     Flatten,
+    Gaussian,
     GlobalAvgPool,
+    Identity,
     Layer,
+    LayerNorm,
+    LeakyReLU,
     LocalAvgPool,
     Network,
+    Polynomial,
     ReLU,
+    Sin,
+    Sum,
 )
 
 # ---------------------------------------------------------------- valid networks, by hypothesis
@@ -163,6 +176,165 @@ def test_layers_that_are_no_sequence_are_refused(layers: Any) -> None:
 def test_unknown_scaling_is_refused(scaling: Any) -> None:
     with pytest.raises(ValueError, match=r'scaling must be "fan_in" or "paper", got '):
         Network([Dense()], scaling)
+
+
+# ---------------------------------------------------------------- trees
+
+PATCHES = Conv(2, stride=2, padding="valid")
+BLOCK: list[Layer] = [ReLU(), Conv(3), Erf(), Conv(3)]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [Conv(3), Sum((), BLOCK), GELU(), GlobalAvgPool(), Dense()],
+        [Conv(3), AvgPool(2), ReLU(), AvgPool(3, 2, "same"), Flatten(), Dense()],
+        [AvgPool(2), Conv(3), LayerNorm(), Gaussian(), LocalAvgPool(1), Dense()],
+        [Sum([Conv(3)], [Conv(5)], [Conv(1)]), Sin(), GlobalAvgPool(), Dense()],
+        [Conv(3), ReLU(), Sum((), [Conv(3)]), GlobalAvgPool(), Dense()],  # not Gaussian
+        [Conv(3), Sum([AvgPool(2)], [ReLU(), PATCHES]), Flatten(), Dense(), Abs(), Dense()],
+        [Dense(), Sum((), [Cos(), Dense()]), LayerNorm(0.1), Polynomial([0, 1, 1]), Dense()],
+        [Identity(), Conv(3, stride=2), Identity(), ReLU(), Flatten(), Dense()],
+        [Conv(3), Sum((), [Sum((), BLOCK), ReLU(), Conv(1)]), ReLU(), Flatten(), Dense()],
+    ],
+    ids=str,
+)
+def test_trees_are_values(layers: list[Layer]) -> None:
+    network = Network(layers)
+    text = network.to_json()
+    assert text.startswith('{"format":"widelimit.network/2"')
+    again = Network.from_json(text)
+    assert again == network
+    assert hash(again) == hash(network)
+    assert again.to_json() == text
+    assert eval(repr(network), dict(vars(module))) == network
+    assert pickle.loads(pickle.dumps(network)) == network
+    assert network.output_shapes((12, 12, 3) if not network.is_dense else (7,))[-1] == (1,)
+    assert network._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([Sum((), ())], r"layers\[1\]: the branches of Sum must be uncorrelated.*\(\) and \(\)"),
+        ([Sum((), [ReLU()])], r"uncorrelated.* got \(\) and ReLU: end all but one with a Conv"),
+        ([Sum([Conv(3), ReLU()], [Conv(3), Abs()])], r"uncorrelated"),
+        ([Sum((), [Sum((), BLOCK)])], r"uncorrelated.* got \(\) and Sum"),
+        ([Sum((), BLOCK), Sum((), ())], r"layers\[2\]: the branches of Sum must be uncorrelated"),
+        ([ReLU(), ReLU()], r"layers\[2\] is ReLU\(\) after ReLU.* must be Gaussian"),
+        ([ReLU(), LayerNorm()], r"a LayerNorm must directly follow .* must be Gaussian"),
+        ([ReLU(), Sum((), [Conv(3)]), Erf()], r"an Erf must directly follow .* must be Gaussian"),
+        ([Sum((), [ReLU(), ReLU(), Conv(3)])], r"layers\[1\]\.branches\[1\]\[1\] is ReLU\(\)"),
+        ([Sum((), [Conv(3, stride=2)])], r"outputs of one shape, got .* rows of"),
+        ([Sum((), [Conv(3, padding="valid")])], r"outputs of one shape, got (\d+) and \d+ rows"),
+        ([Sum([AvgPool((1, 2))], [Conv(1, stride=2)])], r"outputs of one shape, got .* rows"),
+        ([Sum((), [GlobalAvgPool(), Dense()])], r"in a branch of Sum, where pixels are not read"),
+        ([Flatten(), AvgPool(2)], r"an AvgPool must come before the readout"),
+        ([LocalAvgPool(1), Sum((), BLOCK)], r"a Sum must not follow LocalAvgPool"),
+        ([Sum((), [Dense])], r"layers\[1\]\.branches\[1\]\[0\] must be a layer.*write Dense\(\)"),
+        ([LeakyReLU], r"must be a layer.*write LeakyReLU\(slope\)"),
+    ],
+)
+def test_impossible_trees_are_refused(layers: list[Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Network([Conv(3), *layers, GlobalAvgPool(), Dense()])
+
+
+def test_a_skip_of_the_input_has_another_width() -> None:
+    with pytest.raises(ValueError, match=r"one shape, got \(\) with the input channels, Conv\(3\)"):
+        Network([Sum((), [Conv(3)]), GlobalAvgPool(), Dense()])
+
+
+def test_sums_are_not_nested_for_ever() -> None:
+    layer: Layer = Conv(3)
+    for _ in range(16):
+        layer = Sum([layer], [Conv(3)])
+    text = Network([layer, GlobalAvgPool(), Dense()]).to_json()
+    assert Network.from_json(text).to_json() == text
+    with pytest.raises(ValueError, match=r"at most 16 Sums"):
+        Network([Sum([layer], [Conv(3)]), GlobalAvgPool(), Dense()])
+    deep = text.replace('"layers":[', '"layers":[{"type":"Sum","branches":[[', 1)
+    deep = deep.replace(',{"type":"GlobalAvgPool"}', ']]},{"type":"GlobalAvgPool"}', 1)
+    with pytest.raises(ValueError, match=r"^network JSON: .*16"):
+        Network.from_json(deep)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sum(()), r"Sum must have two branches or more, got 1"),
+        (lambda: Sum((), ReLU()), r"a branch of Sum must be a list or tuple of layers, got ReLU"),
+        (lambda: AvgPool(0), r"size must be from 1"),
+        (lambda: AvgPool(2, padding="same"), r'size must be odd, got 2 .*or padding="valid"'),
+        (lambda: Conv(3, padding="circular"), r'padding must be "same" or "valid"'),
+        (lambda: Conv(3, stride=0), r"stride must be from 1"),
+        (lambda: ABReLU(0, 0), r"a and b must not both be 0"),
+        (lambda: Gaussian(0.0), r"gamma must be from 0.001"),
+        (lambda: LayerNorm(-1.0), r"eps must be from 0"),
+        (lambda: Polynomial([0.0, 0.0]), r"coefficients must be 1 to 33 numbers, not all"),
+        (lambda: Polynomial([1.0] * 34), r"coefficients must be 1 to 33 numbers"),
+        (lambda: Polynomial("12"), r"coefficients must be a list or tuple"),
+        (lambda: Polynomial([1, None]), r"coefficients must be a number"),
+    ],
+)
+def test_bad_fields_of_new_layers(make: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+def test_equal_layers_have_one_form() -> None:
+    assert Conv((3, 3)) == Conv(3)
+    assert Conv([1, 3]) == Conv((1, 3))
+    assert AvgPool(2) == AvgPool((2, 2), 2)
+    assert LeakyReLU(0.5) == ABReLU(0.5, 1.0)
+    assert Polynomial([1, 2, 0]) == Polynomial((1.0, 2.0))
+    assert Network([Conv(3), Sum([], BLOCK), Flatten(), Dense()]) == Network(
+        (Conv(3), Sum((), tuple(BLOCK)), Flatten(), Dense())
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "message"),
+    [
+        (
+            [Conv(3), AvgPool(4)],
+            (3, 9, 1),
+            r"layers\[1\] is AvgPool\(4\), which leaves nothing of 3",
+        ),
+        ([AvgPool(2), Conv(3, padding="valid")], (4, 8, 1), r"nothing of 2 x 4 .* needs 3 x 3"),
+        (
+            [Conv(3), Sum([AvgPool(2)], [Conv(3, stride=2)])],
+            (5, 4, 1),
+            r"got 2 x 2, 3 x 2 of 5 x 4",
+        ),
+    ],
+)
+def test_pixels_must_be_left(layers: list[Layer], shape: Any, message: str) -> None:
+    network = Network([*layers, GlobalAvgPool(), Dense()])
+    with pytest.raises(ValueError, match=message):
+        network.output_shapes(shape)
+
+
+def test_shapes_of_strides_and_pools() -> None:
+    layers = [
+        Conv(3, stride=2),
+        AvgPool(3, 2, "same"),
+        AvgPool(2, 1),
+        Conv((1, 2), padding="valid"),
+    ]
+    shapes = Network([*layers, GlobalAvgPool(), Dense()]).output_shapes((16, 15, 3))
+    grids = [(8, 8, None), (4, 4, None), (3, 3, None), (3, 2, None)]
+    assert shapes == (*grids, (None,), (1,))
+
+
+def test_series() -> None:
+    network = Network([Conv((1, 5)), ReLU(), AvgPool((1, 2)), Flatten(), Dense()])
+    assert network.input_ranks == (2, 3)
+    shapes = network.output_shapes((9, 2))
+    assert shapes == ((9, None), (9, None), (4, None), (None,), (1,))
+    for other in (Conv(5), AvgPool(2)):
+        with pytest.raises(ValueError, match=r"filters are one pixel high, as in Conv\(\(1, 3\)\)"):
+            Network([other, GlobalAvgPool(), Dense()]).output_shapes((9, 2))
 
 
 # ---------------------------------------------------------------- the fields of layers

@@ -42,11 +42,11 @@ from widelimit.arrays import FloatArray
 from widelimit.layers import (
     GELU,
     ABReLU,
-    Activation,
     Cos,
     Erf,
     Gaussian,
     LayerNorm,
+    Pointwise,
     Polynomial,
     ReLU,
     Sin,
@@ -295,7 +295,7 @@ def relu_dual(sigma: ArrayLike, xz: ArrayLike) -> tuple[NDArray[np.float64], NDA
 
 
 def dual(
-    activation: Activation | LayerNorm, sigma: ArrayLike, x: ArrayLike, z: ArrayLike
+    activation: Pointwise, sigma: ArrayLike, x: ArrayLike, z: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Covariance behind an activation, and what it multiplies the tangent kernel with.
 
@@ -368,7 +368,7 @@ def dual(
             return s * inverse, inverse
 
 
-def variance_behind(activation: Activation | LayerNorm, variance: ArrayLike) -> FloatArray:
+def variance_behind(activation: Pointwise, variance: ArrayLike) -> FloatArray:
     """Variance behind an activation, ``E[f(u)^2]``, from that of u: where lambda is 1."""
     v = np.asarray(variance, np.float64)
     match activation:

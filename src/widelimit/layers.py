@@ -8,7 +8,7 @@ Z^2`` and covariance ``s``: ``K = E[f(u) f(v)]``, and Theta is multiplied by ``E
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, cast, final, get_args
@@ -36,11 +36,13 @@ __all__ = [
     "LeakyReLU",
     "LocalAvgPool",
     "Pair",
+    "Pointwise",
     "Polynomial",
     "ReLU",
     "Sin",
     "Sum",
     "checked",
+    "mapped",
     "required_fields",
     "walk",
 ]
@@ -355,7 +357,7 @@ class Polynomial(_Layer):
         if not 1 <= len(values) <= _HIGHEST_DEGREE + 1:
             raise ValueError(
                 f"coefficients must be 1 to {_HIGHEST_DEGREE + 1} numbers, not all of them 0, got "
-                f"{len(given)}: {given!r:.200}"
+                f"{given!r:.200}"
             )
         object.__setattr__(self, "coefficients", tuple(values))
 
@@ -468,6 +470,7 @@ class Sum(_Layer):
 
 
 Activation: TypeAlias = ReLU | ABReLU | Erf | GELU | Sin | Cos | Gaussian | Polynomial
+Pointwise: TypeAlias = Activation | LayerNorm
 Layer: TypeAlias = (
     Conv
     | ReLU
@@ -494,6 +497,16 @@ LAYERS: dict[str, type[Layer]] = {kind.__name__: kind for kind in get_args(Layer
 def required_fields(kind: type[Layer]) -> list[str]:
     """Return the names of what must be given to make a layer."""
     return ["*branches"] if kind is Sum else [f.name for f in fields(kind) if f.default is MISSING]
+
+
+def mapped(layers: Sequence[Layer], function: Callable[[Layer], Layer]) -> list[Layer]:
+    """Return layers with a function applied to each, those of branches included."""
+    return [
+        Sum(*(mapped(branch, function) for branch in layer.branches))
+        if isinstance(layer, Sum)
+        else function(layer)
+        for layer in layers
+    ]
 
 
 def walk(layers: Sequence[Layer]) -> Iterator[Layer]:

@@ -77,6 +77,7 @@ __all__ = [
     "ReLU",
     "Sin",
     "Sum",
+    "check_plain",
 ]
 
 Scaling: TypeAlias = Literal["fan_in", "paper"]
@@ -88,10 +89,9 @@ _LONG_NUMBER = re.compile(r"\d+\.\d{5,}(e[-+]\d+)?")
 _MOST_BOXES, _LONGEST_UNIT = 24, 4  # of a diagram
 _MAX_JSON_CHARS = 2**22  # as many layers, each with the longest numbers
 # What the first format can say: a layer is written in the second one where it needs it.
-_FIRST_FORMAT = {
-    kind: tuple(f.name for f in fields(kind))
-    for kind in (ReLU, Flatten, GlobalAvgPool, LocalAvgPool, Dense)
-} | {Conv: ("filter_size", "w_std", "b_std", "trainable")}
+_FIRST_KINDS: tuple[type[Layer], ...] = (ReLU, Flatten, GlobalAvgPool, LocalAvgPool, Dense)
+_FIRST_FORMAT = {kind: tuple(field.name for field in fields(kind)) for kind in _FIRST_KINDS}
+_FIRST_FORMAT[Conv] = ("filter_size", "w_std", "b_std", "trainable")
 
 
 # ---------------------------------------------------------------- signals
@@ -258,6 +258,16 @@ def _check_layer(entry: Any, place: str) -> None:
     elif entry in (LeakyReLU, Abs):
         remedy = f"write {entry.__name__}({'slope' if entry is LeakyReLU else ''})"
     raise TypeError(f"{place} must be a layer, got {entry!r}: {remedy}")
+
+
+def check_plain(network: Network, what: str) -> None:
+    """Refuse a network with layers that something does not have yet: no chain of the first ones."""
+    general = [str(layer) for layer in network.layers if not _is_first_format(layer)]
+    if general:
+        raise ValueError(
+            f"{what} has no {', '.join(dict.fromkeys(general))} yet: use convolutions of stride 1 "
+            'with padding="same" and a square filter, ReLU, and dense layers'
+        )
 
 
 # ---------------------------------------------------------------- shapes

@@ -20,9 +20,7 @@ from widelimit.arrays import FloatArray, IntArray
 from widelimit.dual import dual, variance_behind
 from widelimit.lattice import Boundary, Schedule, Window, schedule
 from widelimit.layers import (
-    ACTIVATIONS,
     ABReLU,
-    Activation,
     AvgPool,
     Conv,
     Cos,
@@ -32,8 +30,8 @@ from widelimit.layers import (
     GlobalAvgPool,
     Identity,
     Layer,
-    LayerNorm,
     LocalAvgPool,
+    Pointwise,
     Polynomial,
     ReLU,
     Sum,
@@ -78,7 +76,7 @@ class Node:
     bias_variance: float = 0.0
     trainable: bool = False
     skip: int | None = None
-    activation: Activation | LayerNorm | None = None
+    activation: Pointwise | None = None
     signed: bool = True  # what the activation sees may be negative
 
     @property
@@ -169,7 +167,7 @@ class Readout:
     @property
     def needs_variance(self) -> bool:
         """Whether ``k(x, x)`` must be known to compute ``k(x, z)``: an activation follows."""
-        return any(isinstance(layer, _POINTWISE) for layer in walk(self.head))
+        return any(isinstance(layer, Pointwise) for layer in walk(self.head))
 
     def apply(
         self,
@@ -232,7 +230,7 @@ def _through_head(
                     k, th = k + end.k, th + end.theta
                     v1 = None if v1 is None or end.v1 is None else v1 + end.v1
                     v2 = None if v2 is None or end.v2 is None else v2 + end.v2
-            case _ if isinstance(layer, _POINTWISE):
+            case _ if isinstance(layer, Pointwise):
                 if v1 is None or v2 is None:
                     raise ValueError("an activation in the head needs variance1 and variance2")
                 x, z = np.sqrt(v1), np.sqrt(v2)
@@ -378,27 +376,33 @@ class Program:
     @cached_property
     def element_layers(self) -> int:
         """Cost of one pair: entries of all slices, times the nodes each goes through."""
+        return sum(map(self._cost, self.stages))
+
+    def _cost(self, stage: Stage) -> int:
         total = 0
-        for stage in self.stages:
-            di, dj, variant = stage.slices.T
-            opposite = np.where((di == 0) & (dj == 0), 1, 2)
-            for number in stage.levels:
-                if isinstance(self.nodes[number - 1], Node):
-                    h, w = self.grids[number]
-                    here = np.array([number in nodes for nodes in stage.variants])[variant]
-                    entries = (h - di) * (w - abs(dj)) * opposite
-                    total += int(entries[here].sum())
+        di, dj, variant = stage.slices.T
+        opposite = np.where((di == 0) & (dj == 0), 1, 2)
+        for number in stage.levels:
+            if isinstance(self.nodes[number - 1], Node):
+                h, w = self.grids[number]
+                here = np.array([number in nodes for nodes in stage.variants])[variant]
+                entries = (h - di) * (w - abs(dj)) * opposite
+                total += int(entries[here].sum())
         return total
 
     def explain(self) -> str:
         """Say in words what will be computed, and at what cost."""
         lines = [f"input {'x'.join(map(str, self.shape))}, kernels {', '.join(self.kinds)}"]
-        lines += [f"  {network}" for network in self.networks]
+        for network in self.networks:
+            lines += [f"  {line}" for line in _drawn(network.layers)]
         if self.is_dense:
             lines.append("one matrix product in float64, then an element-wise recursion")
             return "\n".join(lines)
         h, w, c = self.shape
-        lines.append(f"{'step':>4}  {'layer':<14}{'trained':<9}{'bias':<6}tangent kernel on entry")
+        names = [_name(node) for node in self.nodes]
+        wide = max(14, *(len(name) + 2 for name in names)) if names else 14
+        title = f"{'step':>4}  {'layer':<{wide}}{'trained':<9}{'bias':<6}tangent kernel on entry"
+        lines.append(title)
         theta = [False]  # after each node, the input first
         for number, node in enumerate(self.nodes, start=1):
             after = "" if node.source == number - 1 else f", of step {node.source}"
@@ -412,7 +416,9 @@ class Program:
                 after += f", plus step {node.skip}"
             if self.grids[number] != self.grids[node.source]:
                 after += ", {} x {} pixels".format(*self.grids[number])
-            lines.append(f"{number:>4}  {_name(node):<14}{trained:<9}{bias:<6}{state}{after}")
+            lines.append(
+                f"{number:>4}  {names[number - 1]:<{wide}}{trained:<9}{bias:<6}{state}{after}"
+            )
             theta.append(own or (isinstance(node, Node) and node.trainable))
         for tap in self.taps:
             wanted = " and ".join(
@@ -431,6 +437,12 @@ class Program:
             f"slices: {n_slices} of {total}; element-layers a pair: "
             f"{self.element_layers:,} ({self.element_layers / all_pairs:.2%} of all)"
         )
+        if len(self.stages) > 1:
+            for stage, (rows, columns) in zip(self.stages, largest.values(), strict=True):
+                lines.append(
+                    f"  {rows} x {columns} pixels: {2 * len(stage.slices) - 1} slices, "
+                    f"{self._cost(stage):,} element-layers"
+                )
         profile = sum(math.prod(self.grids[n]) for n in convolved)
         lines.append(
             f"profile of an image: {profile * 4 / 1024:.1f} KiB in float32, "
@@ -445,6 +457,25 @@ def _grown(mask: NDArray[np.bool_], h: int, w: int) -> NDArray[np.bool_]:
     if not down and not across:
         return mask
     return np.pad(mask, [(down // 2, down // 2), (across // 2, across // 2)])
+
+
+def _drawn(layers: Sequence[Layer]) -> list[str]:
+    """Draw layers as a tree: one line up to a sum, and a branch of it below the other."""
+    lines: list[str] = []
+    line: list[str] = []
+    for layer in layers:
+        if not isinstance(layer, Sum):
+            line.append(str(layer))
+            continue
+        lines += [" ".join(line)] if line else []
+        line = []
+        lines.append("Sum")
+        for number, branch in enumerate(layer.branches, start=1):
+            last = number == len(layer.branches)
+            first, *others = _drawn(branch) or ["()"]
+            lines.append(f"{'└─' if last else '├─'} {first}")
+            lines += [f"{'   ' if last else '│  '}{other}" for other in others]
+    return lines + ([" ".join(line)] if line else [])
 
 
 def _name(node: Node | Pool) -> str:
@@ -581,13 +612,10 @@ def _readout(network: Network) -> tuple[Flatten | GlobalAvgPool | LocalAvgPool, 
     """Return the readout of a network, and what comes after it; a dense network has one pixel."""
     for index, layer in enumerate(network.layers):
         if isinstance(layer, Flatten | GlobalAvgPool):
-            return layer, network.layers[index + 1 :]
+            return layer, tuple(network.layers[index + 1 :])
         if isinstance(layer, LocalAvgPool):  # Flatten follows
-            return layer, network.layers[index + 2 :]
-    return Flatten(), network.layers
-
-
-_POINTWISE = (*ACTIVATIONS, LayerNorm)
+            return layer, tuple(network.layers[index + 2 :])
+    return Flatten(), tuple(network.layers)
 
 
 def _lower(
@@ -627,9 +655,11 @@ class _Lowering:
         left = [layer for layer in layers if not isinstance(layer, Identity)]
         while left:
             layer = left.pop(0)
-            after: Activation | LayerNorm | None = None
-            if isinstance(layer, Conv | Sum) and left and isinstance(left[0], _POINTWISE):
-                after = left.pop(0)  # one fused node
+            following = left[0] if left else None
+            after: Pointwise | None = None
+            if isinstance(layer, Conv | Sum) and isinstance(following, Pointwise):
+                after = following  # one fused node
+                left.pop(0)
             match layer:
                 case Conv():
                     level = self._conv(level, layer, None, after)
@@ -639,11 +669,11 @@ class _Lowering:
                 case Sum():
                     level = self._sum(level, layer, after)
                 case _:
-                    assert isinstance(layer, _POINTWISE)
+                    assert isinstance(layer, Pointwise)
                     level = self._node(Node(level, _ONE), layer)
         return level
 
-    def _node(self, node: Node, activation: Activation | LayerNorm | None) -> int:
+    def _node(self, node: Node, activation: Pointwise | None) -> int:
         signed = self._signed[node.source] or (node.skip is not None and self._signed[node.skip])
         if isinstance(activation, ABReLU) and (activation.a, activation.b) == (0.0, 1.0):
             activation = ReLU()
@@ -665,9 +695,7 @@ class _Lowering:
         self.found[number] = None
         return number
 
-    def _conv(
-        self, level: int, conv: Conv, skip: int | None, after: Activation | LayerNorm | None
-    ) -> int:
+    def _conv(self, level: int, conv: Conv, skip: int | None, after: Pointwise | None) -> int:
         windows = conv.windows
         if any(window.stride > 1 for window in windows):
             level = self._pool(level, windows, diagonal=True)
@@ -686,7 +714,7 @@ class _Lowering:
             other = self._pool(other, _ONE, diagonal=True)
         return one, other
 
-    def _sum(self, level: int, layer: Sum, after: Activation | LayerNorm | None) -> int:
+    def _sum(self, level: int, layer: Sum, after: Pointwise | None) -> int:
         branches = [[x for x in branch if not isinstance(x, Identity)] for branch in layer.branches]
         # What ends with a convolution takes the others as its skip. Numbers of branches before it
         # come first.
@@ -703,7 +731,7 @@ class _Lowering:
         return total
 
 
-def _is_nonnegative(activation: Activation | LayerNorm | None) -> bool:
+def _is_nonnegative(activation: Pointwise | None) -> bool:
     """Whether K is nowhere negative behind an activation, whatever comes in."""
     match activation:
         case ReLU() | Cos() | Gaussian():
@@ -717,7 +745,7 @@ def _is_nonnegative(activation: Activation | LayerNorm | None) -> bool:
 def _reads_sigma(head: Sequence[Layer]) -> bool:
     """Whether the tangent kernel needs K at the readout: trained, or an activation follows."""
     return any(
-        isinstance(layer, _POINTWISE) or (isinstance(layer, Dense) and layer.trainable)
+        isinstance(layer, Pointwise) or (isinstance(layer, Dense) and layer.trainable)
         for layer in walk(head)
     )
 

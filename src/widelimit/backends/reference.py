@@ -19,7 +19,7 @@ from widelimit.backends.base import PROFILE_BYTES, Cancelled, Dtype, Entries, Pa
 from widelimit.backends.cut import lane_groups
 from widelimit.dual import dual, variance_behind
 from widelimit.lattice import Run
-from widelimit.layers import Activation, LayerNorm
+from widelimit.layers import Pointwise
 from widelimit.program import Node, Pool, Program
 
 __all__ = ["ReferenceBackend"]
@@ -115,7 +115,7 @@ class ReferenceBackend:
             for di, dj, variant in stage.slices.tolist():
                 if cancel[0]:
                     raise Cancelled
-                levels = tuple(sorted(kept[variant]))
+                levels = tuple(sorted(kept[int(variant)]))
                 if not levels:
                     continue
                 sums = fields.weighted(depth, levels, di, dj)
@@ -251,7 +251,7 @@ class _Pairs:
     def _activated(
         self,
         number: int,
-        activation: Activation | LayerNorm,
+        activation: Pointwise,
         k: FloatArray,
         theta: FloatArray,
         di: int,

@@ -21,6 +21,7 @@ from widelimit.estimators.preparation import Preparation
 from widelimit.estimators.regression import join
 from widelimit.estimators.samples import ImageShape
 from widelimit.files import HeldByAnother
+from widelimit.layers import Conv, Dense, walk
 from widelimit.matrices.families import choose_backend
 from widelimit.matrices.inputs import number_samples
 from widelimit.matrices.kernel import kernel, kernel_diagonal
@@ -28,7 +29,7 @@ from widelimit.matrices.manifest import Inputs, Maker, Manifest
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.prepared import PreparedKernel
 from widelimit.matrices.run import gram
-from widelimit.network import Conv, Dense, Network
+from widelimit.network import Network
 from widelimit.program import Kind
 
 __all__ = [
@@ -256,8 +257,8 @@ class FittedKernel:
         # Inner products of a dense network are float64, whatever its dtype.
         exact = all(net.is_dense for net in self.networks)
         unresolved = unresolved_angle("float64" if exact else self.dtype)
-        # Each ReLU between a trained layer and the output adds t/2 pi or less.
-        most = unresolved * max(len(net.layers) for net in self.networks) / 2
+        # Each activation between a trained layer and the output adds t/2 pi or less.
+        most = unresolved * max(sum(1 for _ in walk(net.layers)) for net in self.networks) / 2
         angles = self._angles(nearest.partner)
         return Errors(unresolved, angles, most, lambda rows: self._error_at_once(rows, unresolved))
 
@@ -291,7 +292,7 @@ class FittedKernel:
 
 def _bias(net: Network, shape: tuple[int, ...]) -> float:
     """Return what biases are next to a sample: the entry that has the same effect."""
-    layers = [layer for layer in net.layers if isinstance(layer, Conv | Dense)]
+    layers = [layer for layer in walk(net.layers) if isinstance(layer, Conv | Dense)]
     share = sum((layer.b_std / layer.w_std) ** 2 for layer in layers)
     pixels = 1 if net.is_dense else shape[0] * shape[1]
     return float(np.sqrt(share * (np.prod(shape) if net.scaling == "fan_in" else pixels)))

@@ -13,8 +13,9 @@ from sklearn.gaussian_process import kernels  # pyright: ignore[reportMissingTyp
 from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
 from widelimit.estimators.metric import NetworkKernel
+from widelimit.layers import Conv, Dense, Layer, mapped
 from widelimit.matrices.inputs import Channels, check_networks
-from widelimit.network import Conv, Dense, Network
+from widelimit.network import Network
 from widelimit.program import Kind
 
 __all__ = ["B_STD_BOUNDS", "NTK", "STEP", "W_STD_BOUNDS", "with_std"]
@@ -32,13 +33,12 @@ _Hyperparameter: Any = cast("Any", kernels).Hyperparameter  # scikit-learn has n
 
 def with_std(net: Network, w_std: float, b_std: float) -> Network:
     """Return a network with other standard deviations, the same in all of its layers."""
-    return replace(
-        net,
-        layers=[
-            replace(layer, w_std=w_std, b_std=b_std) if isinstance(layer, Conv | Dense) else layer
-            for layer in net.layers
-        ],
-    )
+
+    def other(layer: Layer) -> Layer:
+        weights = isinstance(layer, Conv | Dense)
+        return replace(layer, w_std=w_std, b_std=b_std) if weights else layer
+
+    return replace(net, layers=mapped(net.layers, other))
 
 
 class NTK(NetworkKernel):

@@ -27,7 +27,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from widelimit.arrays import FloatArray
-from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, Layer, LocalAvgPool, Network
+from widelimit.network import (
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAvgPool,
+    Layer,
+    LocalAvgPool,
+    Network,
+    check_plain,
+)
 
 __all__ = ["FiniteNetwork", "Parameters", "Seed", "check_width", "draw_parameters"]
 
@@ -260,6 +269,7 @@ def draw_parameters(
         One for each layer of the network, None where it has nothing to learn.
     """
     width = check_width(width)
+    check_plain(network, "a finite network")
     network.output_shapes(input_shape)  # says what is wrong with the shape
     shape = tuple(int(size) for size in input_shape)
     rng = np.random.default_rng(seed)

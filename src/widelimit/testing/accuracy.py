@@ -13,7 +13,8 @@ from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.arrays import FloatArray
 from widelimit.backends import get_backend
 from widelimit.backends.base import Backend, Dtype
-from widelimit.network import Conv, Network
+from widelimit.layers import Conv, mapped
+from widelimit.network import Network
 from widelimit.testing.compare import compute
 from widelimit.testing.exact import exact_kernel
 
@@ -143,7 +144,7 @@ def accuracy_table(
 
 def _with_biases(network: Network, b_std: float) -> Network:
     """Return the network with biases in its convolutions."""
-    layers = [replace(x, b_std=b_std) if isinstance(x, Conv) else x for x in network.layers]
+    layers = mapped(network.layers, lambda x: replace(x, b_std=b_std) if isinstance(x, Conv) else x)
     return Network(layers, scaling=network.scaling)
 
 

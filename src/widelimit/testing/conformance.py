@@ -13,7 +13,8 @@ from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.arrays import FloatArray
 from widelimit.backends import get_backend
 from widelimit.backends.base import Backend, Cancelled, Dtype, Pairs, Profile
-from widelimit.network import Conv, Dense, GlobalAvgPool, LocalAvgPool, Network, ReLU
+from widelimit.layers import Conv, Dense, GlobalAvgPool, LocalAvgPool, ReLU, walk
+from widelimit.network import Network
 from widelimit.program import Program, compile_family
 from widelimit.testing.compare import KINDS, as_samples, assert_close, assert_same_bits, compute
 
@@ -42,7 +43,7 @@ class Case:
     @property
     def has_bias(self) -> bool:
         """Whether a layer has a bias: then the kernel is not homogeneous."""
-        return any(getattr(layer, "b_std", 0.0) > 0 for layer in self.network.layers)
+        return any(getattr(layer, "b_std", 0.0) > 0 for layer in walk(self.network.layers))
 
     def images(self, n: int, seed: int = 0) -> FloatArray:
         """Return random images, shape (n, h, w, c): uniform in [0, 1], or normal if signed."""
