@@ -1,9 +1,9 @@
 """Pictures of kernels and models, drawn with matplotlib (``pip install "widelimit[plot]"``).
 
-Every function takes ``ax=``, the axes to draw on (None: those of a new figure), and returns the
-axes. The colours are those of Okabe and Ito, which are told apart without red or green; curves
-differ in their markers, too. Text, lines and background follow the style of matplotlib, so that
-``plt.style.context("dark_background")`` makes a dark picture.
+Every picture takes ``ax=``, the axes to draw on (None: those of a new figure), and returns the
+axes; `draw_record` makes a file of a record. The colours are those of Okabe and Ito, which are told
+apart without red or green; curves differ in their markers, too. Text, lines and background follow
+the style of matplotlib, so that ``plt.style.context("dark_background")`` makes a dark picture.
 """
 
 from __future__ import annotations
