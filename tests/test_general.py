@@ -14,6 +14,7 @@ from trees import fits, samples, trees
 import widelimit as wl
 from widelimit.backends import get_backend
 from widelimit.backends.base import Pairs
+from widelimit.costs import estimate
 from widelimit.estimators.gaussian import with_std
 from widelimit.finite.network import FiniteNetwork
 from widelimit.network import (
@@ -210,3 +211,10 @@ def test_standard_deviations_reach_branches() -> None:
             Dense(0.5, 0.25),
         ]
     )
+
+
+def test_costs_of_what_the_reference_computes() -> None:
+    with pytest.warns(RuntimeWarning, match="takes .* for 55 pairs"):
+        cost = estimate([wl.myrtle(5)], (32, 32, 3), 10, None, kinds=("ntk",), threads=1)
+    assert cost.backend == "reference"
+    assert 60 < cost.seconds < 3600

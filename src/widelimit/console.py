@@ -54,7 +54,8 @@ WRONG_INPUT = 2  # that of a wrong option
 NOTHING_WRITTEN = "nothing was written"
 GOES_ON = "what is finished is kept, the same command goes on"
 NETWORK_HELP = (
-    "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, or a file with the JSON of a network."
+    "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, myrtle-5, myrtle-7, myrtle-10, "
+    "resnet-DEPTH, wide-resnet-DEPTH, cnn-1d-DEPTH, or a file with the JSON of a network."
 )
 DATA_HELP = (
     "digits, fashion-mnist, cifar10, cifar100, a folder of images by class, or a file: .npz, .mat, "
