@@ -205,6 +205,17 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["c.npz"]
 
 
+def test_a_full_disk_stops_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "c.npz"))
+
+    monkeypatch.setattr(sgd, "write_atomically", full)
+    with pytest.warns(RuntimeWarning, match="this checkpoint is not kept, the training goes on"):
+        module, _ = toy_training(tmp_path / "c.npz", every=0.0)
+    for ours, theirs in zip(weights(module), weights(toy_training()[0]), strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+
+
 def test_checkpoints_of_strangers_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.npz"
     toy_training(path, every=0.0)

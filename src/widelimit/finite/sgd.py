@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.files import write_atomically
+from widelimit.files import said, write_atomically
 from widelimit.finite.loaded import load_torch
 from widelimit.reading import open_arrays, refusing
 from widelimit.solvers import encode_labels
@@ -139,7 +140,7 @@ def train_sgd(
     Raises
     ------
     OSError
-        If the checkpoint cannot be read or written.
+        If the checkpoint cannot be read. One that cannot be written is a warning.
     ValueError
         If it is damaged, or that of another training.
     """
@@ -210,7 +211,14 @@ class _State:
         content["job"] = np.array(self._job)
         file = io.BytesIO()
         np.savez(file, seal=np.array(seal(content)), **content)  # pyright: ignore[reportArgumentType]
-        write_atomically(self._path, file.getvalue())
+        try:
+            write_atomically(self._path, file.getvalue())
+        except OSError as error:  # the training is worth more
+            warnings.warn(
+                f"{said(error)}: this checkpoint is not kept, the training goes on",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _read(self, path: Path) -> None:
         torch = load_torch()
