@@ -62,7 +62,8 @@ def choose_backend(
     lacks = dict.fromkeys(what for program in programs for what in missing(program))
     work = float(pairs * sum(program.element_layers for program in programs))
     if not lacks:
-        return choose(name, work)
+        on_card = not any(missing(program, "cuda") for program in programs)
+        return choose(name, work) if on_card else "cpu"
     # A slice is computed once for each coarser one that reads it: 9/4 for a pool of 2 x 2.
     repeated = max((9 / 4) ** (len(program.stages) - 1) for program in programs if program.stages)
     seconds = work * repeated / (_REFERENCE_RATE * default_threads())
