@@ -16,8 +16,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-# kRelu | kThetaOwn | kTrain | kOutK | kOutTheta of kernels.cpp, two rows: an inner layer.
-INNER = "compute_rows<{dtype}, 61, 2, true, false>"
+# Of kernels.cpp: Relu, kThetaOwn | kTrain | kOutK | kOutTheta, two rows: an inner layer.
+_SPACE = "widelimit::(anonymous namespace)::"
+INNER = (
+    f"compute_rows<{{dtype}}, {_SPACE}Relu<{{dtype}}, (anonymous namespace)::Vec<{{dtype}}> >, "
+    "60, 2, true, false>"
+)
 # The widest registers of each instruction set, best first.
 REGISTER = {"avx512": "%zmm", "avx2": "%ymm", "sse4": "%xmm"}
 

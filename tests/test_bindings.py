@@ -6,7 +6,7 @@ import gc
 import subprocess
 import sys
 import weakref
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from widelimit._core import _engine
 from widelimit.backends.cpu import CpuBackend
+from widelimit.backends.lowered import GATHER, IMAGE, NODE, RELU, Grid, LoweredLevel
+from widelimit.lattice import Window
 
 H, W, C = 3, 4, 2
-STEP = (3, True, True, True, False, True, True, False, 1.0)  # one convolution of 3 x 3 and a ReLU
-SLICES = [(0, 0, 1), (0, 1, 1), (2, -3, 1)]
+SLICES = [(0, 0, 0), (0, 1, 0), (2, -3, 0)]  # of the variants [0, 1] and [0]
 
 
 def table(extent: int) -> NDArray[np.float64]:
@@ -30,8 +31,21 @@ def make(
 ) -> Any:
     rows = table(H) if rows is None else rows
     columns = table(W) if columns is None else columns
-    tap = (1, True, True, rows, columns)
-    return _engine.Program(*shape, C, 1.0, [STEP], [tap], np.array(slices, np.int32).reshape(-1, 3))
+    h, w = shape
+    levels = [LoweredLevel(IMAGE, h, w, -1, -1, 1.0), convolution(h, w)]
+    return program(levels, slices, [(1, True, True, rows, columns)])
+
+
+def convolution(h: int, w: int, **changed: Any) -> LoweredLevel:
+    """Return one convolution of 3 x 3 and a ReLU."""
+    level = LoweredLevel(NODE, h, w, 0, -1, 1.0, 3, 3, 1, 1, RELU, trainable=True, theta_out=True)
+    return replace(level, **changed)
+
+
+def program(levels: Any, slices: Any, taps: Any = (), variants: Any = ((0, 1), (0,))) -> Any:
+    rows = np.pad(np.array(slices, np.int64).reshape(-1, 3), ((0, 0), (0, 2)))
+    stages = [Grid(-1, len(levels), variants, rows)]
+    return _engine.Program(levels[0].h, levels[0].w, C, levels, stages, list(taps), True)
 
 
 def test_tables_of_readouts_fit_the_image() -> None:
@@ -48,13 +62,96 @@ def test_tables_of_readouts_fit_the_image() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [(H, 0, 1), (0, W, 1), (1, -W, 1), (-1, 0, 1), (0, -1, 1), (0, 0, -1), (0, 0, 2)],
+    [(H, 0, 0), (0, W, 0), (1, -W, 0), (-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 2)],
     ids=str,
 )
 def test_slices_lie_inside_the_image(wrong: tuple[int, int, int]) -> None:
-    make([(H - 1, W - 1, 1), (H - 1, 1 - W, 0), (0, 0, 0)])  # the last ones inside
-    with pytest.raises(ValueError, match="displacements inside the image, one of each pair d, -d"):
+    make([(H - 1, W - 1, 0), (H - 1, 1 - W, 1), (0, 0, 1)])  # the last ones inside
+    with pytest.raises(ValueError, match="displacements inside the grids, one of each pair d, -d"):
         make([*SLICES, wrong])
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"source": 1}, "each after its source"),
+        ({"source": -1}, "each after its source"),
+        ({"skip": 1}, "each after what is added to it"),
+        ({"h": H - 1}, "grids that fit their filters"),
+        ({"w": W + 1}, "grids that fit their filters"),
+        ({"rows": 5}, "grids that fit their filters"),
+        ({"columns": 2}, "grids that fit their filters"),
+        ({"top": 0}, "grids that fit their filters"),
+        ({"activation": 99}, "unknown activation"),
+        ({"kind": IMAGE}, "the image first, and once"),
+        ({"kind": GATHER}, "windows over the parent stage"),
+        ({"h": 0}, "grids of 1 pixel or more"),
+    ],
+    ids=str,
+)
+def test_levels_read_what_is_there(changed: dict[str, Any], words: str) -> None:
+    levels = [LoweredLevel(IMAGE, H, W, -1, -1, 1.0), convolution(H, W)]
+    program(levels, SLICES)
+    with pytest.raises(ValueError, match=words):
+        program([levels[0], replace(levels[1], **changed)], SLICES)
+
+
+@pytest.mark.parametrize("variants", [((1,),), ((1, 0),), ((0, 0),), ((0, 2),), ((),)], ids=str)
+def test_slices_go_through_levels_in_order(variants: Any) -> None:
+    levels = [LoweredLevel(IMAGE, H, W, -1, -1, 1.0), convolution(H, W)]
+    with pytest.raises(ValueError, match="levels after their sources"):
+        program(levels, [(0, 0, 0)], variants=variants)
+
+
+def pooled(**changed: Any) -> Any:
+    """Return a program with a pool of 2 x 2 pixels."""
+    h, w = 2, 4
+    rows, columns = (boundary_runs(extent) for extent in (h, w))
+    given = {"room": 4, "slots": (0, 2), "needs": (1, 3), "rows": rows, "parent": 0} | changed
+    gather = LoweredLevel(
+        *(GATHER, h // 2, w // 2, 0, -1, 1.0),
+        room=given["room"],
+        stride_down=2,
+        stride_across=2,
+        down=given["rows"],
+        across=columns,
+    )
+    fine = np.array([(0, j, 0, 0, 0) for j in range(3)], np.int64)
+    coarse = np.array([(0, 0), (0, 1)], np.int64)
+    coarse = np.column_stack([coarse, [0, 0], given["needs"], given["slots"]])
+    stages = [Grid(-1, 1, ((0,),), fine), Grid(given["parent"], 1, ((1,),), coarse)]
+    levels = [LoweredLevel(IMAGE, h, w, -1, -1, 1.0), gather]
+    return _engine.Program(h, w, C, levels, stages, [], False)
+
+
+def boundary_runs(extent: int) -> NDArray[np.int32]:
+    window = Window(2, 2)
+    found = [
+        (d, run.coarse, run.first, run.length)
+        for d in range(1 - extent, extent)
+        for run in window.targets(d, extent // 2, diagonal=False)
+    ]
+    return np.array(found, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"slots": (0, 3)}, "slots inside the memory"),
+        ({"slots": (-1, 2)}, "slots inside the memory"),
+        ({"room": 3}, "slots inside the memory"),
+        ({"needs": (1, 4)}, "displacements inside the grids"),
+        ({"rows": boundary_runs(4)}, "those of the fine one in order"),
+        ({"rows": boundary_runs(2)[::-1].copy()}, "those of the fine one in order"),
+        ({"parent": 1}, "each after its parent"),
+        ({"parent": -1}, "each after its parent"),
+    ],
+    ids=str,
+)
+def test_coarse_slices_gather_inside_their_memory(changed: dict[str, Any], words: str) -> None:
+    pooled()
+    with pytest.raises(ValueError, match=words):
+        pooled(**changed)
 
 
 @dataclass
@@ -124,7 +221,7 @@ def test_indices_lie_inside_their_batch(wrong: int) -> None:
 
 def test_batches_are_those_of_the_program() -> None:
     # As many numbers, another shape.
-    other = make(shape=(W, H), rows=table(W), columns=table(H), slices=[(0, 0, 1)])
+    other = make(shape=(W, H), rows=table(W), columns=table(H), slices=[(0, 0, 0)])
     for name in ("x", "z"):
         with pytest.raises(ValueError, match="the batches were made for another program"):
             run(make(), **{name: Arrays(3).batch(other)})

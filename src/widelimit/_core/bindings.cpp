@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
@@ -83,47 +84,275 @@ const Functions& functions_of(const std::string& name) {
 using Doubles = nb::ndarray<const double, nb::c_contig, nb::device::cpu>;
 using Indices = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// A Program with the memory that it points to.
+// A Program with the memory that it points to. Vectors that are moved keep their memory.
 struct OwnedProgram {
   Program program;
-  std::vector<Step> steps;
+  std::vector<Level> levels;
   std::vector<Tap> taps;
-  std::vector<Slice> slices;
+  std::vector<Stage> stages;
   std::vector<std::vector<double>> tables;
+  std::vector<std::vector<Run>> runs;
+  std::vector<std::vector<int32_t>> numbers;  // starts of runs, levels of variants, places of slices
+  std::vector<std::vector<Slice>> slices;
+  std::vector<std::vector<Variant>> variants;
 };
 
-// (filter_size, relu, is_signed, trainable, theta_in, k_out, theta_out, biased, out_scale)
-using StepTuple = std::tuple<int, bool, bool, bool, bool, bool, bool, bool, double>;
-// (layer, want_k, want_theta, row_weights, column_weights)
+template <class T>
+T field(nb::handle object, const char* name) {
+  return nb::cast<T>(object.attr(name));
+}
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+// `table`: rows (d, coarse, first, count), ascending in d.
+Runs make_runs(OwnedProgram& p, nb::handle table, int stride, int fine, int coarse) {
+  const auto rows = nb::cast<nb::ndarray<const int32_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>>(table);
+  std::vector<Run> runs;
+  std::vector<int32_t> start(size_t(2) * fine, 0);
+  int last = 1 - fine;
+  for (size_t i = 0; i < rows.shape(0); ++i) {
+    const int d = rows(i, 0);
+    const Run run{rows(i, 1), rows(i, 2), rows(i, 3)};
+    require(d >= last && d < fine && run.coarse > -coarse && run.coarse < coarse && run.count > 0 && run.first > -(1 << 20) &&
+                run.first < 1 << 20 && run.count < 1 << 20,
+            "runs: expected displacements inside the grids, those of the fine one in order");
+    last = d;
+    ++start[size_t(d + fine)];
+    runs.push_back(run);
+  }
+  for (size_t i = 1; i < start.size(); ++i) start[i] += start[i - 1];
+  require(stride > 0 && stride < 1 << 16, "runs: expected a stride of 1 or more");
+  p.runs.push_back(std::move(runs));
+  p.numbers.push_back(std::move(start));
+  return {p.runs.back().data(), p.numbers.back().data(), fine, stride};
+}
+
+bool fits(int extent, int source, int filter, int before) {
+  const bool same = filter % 2 == 1 && before == filter / 2 && extent == source;
+  return filter > 0 && filter < 1 << 16 && (same || (before == 0 && extent == source - filter + 1));
+}
+
+// `given`: a widelimit.backends.lowered.LoweredLevel. Levels are checked so that no array is read beyond its end.
+Level make_level(OwnedProgram& p, nb::handle given, const std::vector<int>& stage_of, const std::vector<Stage>& stages, int c) {
+  Level v{};
+  const int number = int(p.levels.size()), stage = stage_of[size_t(number)];
+  v.kind = Kind(field<int>(given, "kind"));
+  v.h = field<int>(given, "h");
+  v.w = field<int>(given, "w");
+  v.out_scale = field<double>(given, "out_scale");
+  v.source = v.skip = -1;
+  v.profile = p.program.n_profile;
+  require(v.h > 0 && v.w > 0 && v.h < 1 << 16 && v.w < 1 << 16 && c > 0, "levels: expected grids of 1 pixel or more");
+  if (v.kind == Kind::kImage) {
+    require(number == 0 && v.h == p.program.h && v.w == p.program.w, "levels: expected the image first, and once");
+    return v;
+  }
+  require(number > 0, "levels: expected the image first, and once");
+  v.source = field<int>(given, "source");
+  require(v.source >= 0 && v.source < number, "levels: expected each after its source");
+  const Level& source = p.levels[size_t(v.source)];
+  const int below = stage_of[size_t(v.source)];
+  if (v.kind == Kind::kGather) {
+    require(below == stages[size_t(stage)].parent, "levels: expected windows over the parent stage");
+    v.fields = field<int>(given, "fields");
+    v.room = field<int64_t>(given, "room");
+    require((v.fields == 1 || v.fields == 2) && v.room >= 0 && v.room < int64_t(1) << 40, "levels: expected 1 or 2 fields");
+    v.down = make_runs(p, given.attr("down"), field<int>(given, "stride_down"), source.h, v.h);
+    v.across = make_runs(p, given.attr("across"), field<int>(given, "stride_across"), source.w, v.w);
+    return v;
+  }
+  require(v.kind == Kind::kNode && below == stage, "levels: expected each in the stage of its source");
+  v.skip = field<int>(given, "skip");
+  require(v.skip >= -1 && v.skip < number, "levels: expected each after what is added to it");
+  if (v.skip >= 0) {
+    const Level& skip = p.levels[size_t(v.skip)];
+    require(stage_of[size_t(v.skip)] == stage && skip.h == v.h && skip.w == v.w, "levels: expected sums of one grid");
+  }
+  v.rows = field<int>(given, "rows");
+  v.columns = field<int>(given, "columns");
+  v.top = field<int>(given, "top");
+  v.left = field<int>(given, "left");
+  require(fits(v.h, source.h, v.rows, v.top) && fits(v.w, source.w, v.columns, v.left),
+          "levels: expected grids that fit their filters");
+  const int activation = field<int>(given, "activation");
+  require(activation >= 0 && activation <= int(Activation::kNorm), "levels: unknown activation");
+  v.activation = Activation(activation);
+  v.is_signed = field<bool>(given, "signed");
+  v.trainable = field<bool>(given, "trainable");
+  v.theta_in = field<bool>(given, "theta_in");
+  v.theta_skip = field<bool>(given, "theta_skip");
+  v.k_out = field<bool>(given, "k_out");
+  v.theta_out = field<bool>(given, "theta_out");
+  v.biased = field<bool>(given, "biased");
+  v.skip_scale = field<double>(given, "skip_scale");
+  v.unit = field<double>(given, "unit");
+  const auto parameters = field<std::vector<double>>(given, "parameters");
+  for (size_t i = 0; i < parameters.size() && i < kParameters; ++i) v.parameters[i] = parameters[i];
+  v.number = p.program.n_nodes++;
+  p.program.n_profile += int64_t(v.h) * v.w;
+  return v;
+}
+
+// How far each level lags behind the input, and how many pairs of rows others still read of it.
+void time_levels(std::vector<Level>& levels) {
+  for (Level& v : levels) {
+    v.lag = 0;
+    v.ring_pairs = 1;
+    if (v.kind != Kind::kNode) continue;
+    const int below = v.rows - 1 - v.top;
+    v.lag = levels[size_t(v.source)].lag + (below + 1) / 2;
+    if (v.skip >= 0 && levels[size_t(v.skip)].lag > v.lag) v.lag = levels[size_t(v.skip)].lag;
+  }
+  for (const Level& v : levels) {
+    if (v.kind != Kind::kNode) continue;
+    Level& source = levels[size_t(v.source)];
+    source.ring_pairs = std::max(source.ring_pairs, v.lag - source.lag + (v.top + 1) / 2 + 1);
+    if (v.skip < 0) continue;
+    Level& skip = levels[size_t(v.skip)];
+    skip.ring_pairs = std::max(skip.ring_pairs, v.lag - skip.lag + 1);
+  }
+}
+
+// `given`: variants as lists of levels, and (n, 5) rows of di, dj, variant, needs, slot.
+void fill_stage(OwnedProgram& p, nb::handle given, Stage& stage) {
+  const char* const wrong =
+      "slices: expected displacements inside the grids, one of each pair d, -d, and levels after their sources";
+  std::vector<Variant> variants;
+  for (const auto& through : field<std::vector<std::vector<int>>>(given, "variants")) {
+    std::vector<int32_t> members, consumed(through.size(), 0);
+    for (int l : through) {
+      require(l >= stage.first && l < stage.stop && (members.empty() || l > members.back()), wrong);
+      const Level& v = p.levels[size_t(l)];
+      for (int read : {v.kind == Kind::kNode ? v.source : -1, v.skip}) {
+        if (read < 0) continue;
+        const auto at = std::find(members.begin(), members.end(), read);
+        require(at != members.end(), wrong);
+        consumed[size_t(at - members.begin())] = 1;
+      }
+      members.push_back(l);
+    }
+    std::vector<size_t> order(members.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+    const auto lag = [&](size_t i) { return p.levels[size_t(members[i])].lag; };
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return lag(a) < lag(b); });
+    std::vector<int32_t> sorted_members, sorted_consumed;
+    for (size_t i : order) {
+      sorted_members.push_back(members[i]);
+      sorted_consumed.push_back(consumed[i]);
+    }
+    require(!order.empty(), wrong);
+    p.numbers.push_back(std::move(sorted_members));
+    p.numbers.push_back(std::move(sorted_consumed));
+    const auto end = p.numbers.end();
+    variants.push_back({(end - 2)->data(), (end - 1)->data(), int32_t(through.size())});
+  }
+  for (int l = stage.first; l < stage.stop; ++l) {
+    const Level& v = p.levels[size_t(l)];
+    if (v.kind != Kind::kGather) continue;
+    require(stage.h == 0 || (stage.h == v.h && stage.w == v.w), "levels: expected windows of one stage onto one grid");
+    stage.h = v.h;
+    stage.w = v.w;
+  }
+  std::vector<int32_t> place(size_t(stage.h) * size_t(2 * stage.w), -1);
+  const auto rows = nb::cast<nb::ndarray<const int64_t, nb::shape<-1, 5>, nb::c_contig, nb::device::cpu>>(given.attr("slices"));
+  const int64_t parents = stage.parent < 0 ? 0 : p.stages[size_t(stage.parent)].n_slices;
+  std::vector<Slice> slices;
+  for (size_t i = 0; i < rows.shape(0); ++i) {
+    const int64_t di = rows(i, 0), dj = rows(i, 1), variant = rows(i, 2), needs = rows(i, 3), slot = rows(i, 4);
+    require((di > 0 || (di == 0 && dj >= 0)) && variant >= 0 && variant < int64_t(variants.size()) && needs >= 0 &&
+                needs <= parents,
+            wrong);
+    const Variant& through = variants[size_t(variant)];
+    for (int k = 0; k < through.n; ++k) {
+      const Level& v = p.levels[size_t(through.levels[k])];
+      require(di < v.h && dj < v.w && dj > -v.w, wrong);
+      const int64_t entries = (v.h - di) * (v.w - (dj < 0 ? -dj : dj)) * (di == 0 && dj == 0 ? 1 : 2);
+      require(v.kind != Kind::kGather || (slot >= 0 && slot + entries <= v.room), "slices: expected slots inside the memory");
+    }
+    if (stage.h > 0) {
+      require(di < stage.h && dj < stage.w && dj > -stage.w, wrong);
+      int32_t& at = place[size_t(di * (2 * stage.w - 1) + dj + stage.w - 1)];
+      require(at < 0, wrong);
+      at = int32_t(i);
+      for (int l = stage.first; l < stage.stop; ++l) {
+        const bool gathers = p.levels[size_t(l)].kind == Kind::kGather;
+        require(!gathers || std::find(through.levels, through.levels + through.n, l) != through.levels + through.n, wrong);
+      }
+    }
+    slices.push_back({int32_t(di), int32_t(dj), int32_t(variant), int32_t(needs), slot});
+  }
+  p.slices.push_back(std::move(slices));
+  p.variants.push_back(std::move(variants));
+  p.numbers.push_back(std::move(place));
+  stage.n_slices = int32_t(p.slices.back().size());
+  stage.n_variants = int32_t(p.variants.back().size());
+  stage.slices = p.slices.back().data();
+  stage.variants = p.variants.back().data();
+  stage.place = p.numbers.back().data();
+}
+
+// Whether profile.hpp knows the profiles: a chain of square convolutions and ReLUs.
+bool is_chain(const Program& p) {
+  for (int l = 1; l < p.n_levels; ++l) {
+    const Level& v = p.levels[l];
+    if (v.kind != Kind::kNode || v.source != l - 1 || v.skip >= 0 || v.rows != v.columns || v.h != p.h || v.w != p.w ||
+        (v.activation != Activation::kRelu && v.activation != Activation::kIdentity))
+      return false;
+  }
+  return true;
+}
+
+// (level, want_k, want_theta, row_weights, column_weights)
 using TapTuple = std::tuple<int, bool, bool, Doubles, Doubles>;
 
-// `slices`: (n, 3), rows (di, dj, depth) as in core.hpp.
-void make_program(OwnedProgram* self, int h, int w, int c, double in_scale, const std::vector<StepTuple>& steps,
-                  const std::vector<TapTuple>& taps, nb::ndarray<const int32_t, nb::shape<-1, 3>, nb::c_contig> slices) {
-  OwnedProgram p;
-  for (const auto& s : steps)
-    p.steps.push_back({std::get<0>(s), std::get<1>(s), std::get<2>(s), std::get<3>(s), std::get<4>(s), std::get<5>(s),
-                       std::get<6>(s), std::get<7>(s), std::get<8>(s)});
+// `levels`, `stages`: of a widelimit.backends.lowered.Lowered.
+void make_program(OwnedProgram* self, int h, int w, int c, const std::vector<nb::object>& levels,
+                  const std::vector<nb::object>& stages, const std::vector<TapTuple>& taps, bool closed) {
+  OwnedProgram p{};
+  p.program.h = h;
+  p.program.w = w;
+  p.program.c = c;
+  std::vector<int> stage_of;
+  for (const nb::object& given : stages) {
+    Stage s{};
+    s.parent = field<int>(given, "parent");
+    s.first = int32_t(stage_of.size());
+    const int n = field<int>(given, "n_levels");
+    require(n > 0 && n <= int(levels.size()) && s.parent < int(p.stages.size()) && (s.parent >= 0) == !p.stages.empty(),
+            "stages: expected each after its parent, with levels");
+    stage_of.insert(stage_of.end(), size_t(n), int(p.stages.size()));
+    s.stop = int32_t(stage_of.size());
+    p.stages.push_back(s);
+  }
+  require(stage_of.size() == levels.size() && !levels.empty(), "stages: expected all levels among them");
+  for (const nb::object& given : levels) p.levels.push_back(make_level(p, given, stage_of, p.stages, c));
+  time_levels(p.levels);
+  for (size_t k = 0; k < stages.size(); ++k) fill_stage(p, stages[k], p.stages[k]);
   p.tables.reserve(taps.size() * 2);
   for (const auto& t : taps) {
+    const int level = std::get<0>(t);
+    require(level >= 0 && level < int(levels.size()), "readouts: expected levels of the program");
+    const Level& v = p.levels[size_t(level)];
     const Doubles &rows = std::get<3>(t), &columns = std::get<4>(t);
-    if (rows.size() != size_t(2 * h - 1) * h || columns.size() != size_t(2 * w - 1) * w)
-      throw std::invalid_argument("readout weights: expected tables of (2h-1, h) and (2w-1, w)");
+    require(rows.size() == size_t(2 * v.h - 1) * size_t(v.h) && columns.size() == size_t(2 * v.w - 1) * size_t(v.w),
+            "readout weights: expected tables of (2h-1, h) and (2w-1, w)");
     p.tables.emplace_back(rows.data(), rows.data() + rows.size());
     const double* r = p.tables.back().data();
     p.tables.emplace_back(columns.data(), columns.data() + columns.size());
-    p.taps.push_back({std::get<0>(t), std::get<1>(t), std::get<2>(t), r, p.tables.back().data()});
+    p.taps.push_back({level, std::get<1>(t), std::get<2>(t), r, p.tables.back().data()});
   }
-  for (size_t i = 0; i < slices.shape(0); ++i) {
-    const Slice s{slices(i, 0), slices(i, 1), slices(i, 2)};
-    const bool half = s.di > 0 || (s.di == 0 && s.dj >= 0);
-    if (!half || s.di >= h || s.dj >= w || s.dj <= -w || s.depth < 0 || s.depth > int(steps.size()))
-      throw std::invalid_argument("slices: expected displacements inside the image, one of each pair d, -d, and numbers of steps");
-    p.slices.push_back(s);
-  }
-  p.program = {h, w, c, int32_t(steps.size()), int32_t(taps.size()), int32_t(p.slices.size()),
-               p.steps.data(), p.taps.data(), p.slices.data(), in_scale};
-  new (self) OwnedProgram(std::move(p));  // vectors that are moved keep their memory
+  Program& q = p.program;
+  q.n_levels = int32_t(p.levels.size());
+  q.n_stages = int32_t(p.stages.size());
+  q.n_taps = int32_t(p.taps.size());
+  q.levels = p.levels.data();
+  q.stages = p.stages.data();
+  q.taps = p.taps.data();
+  q.closed = closed;
+  require(!closed || is_chain(q), "levels: expected a chain where the slice d = 0 is known in closed form");
+  new (self) OwnedProgram(std::move(p));
 }
 
 template <class T>
@@ -138,8 +367,8 @@ struct BatchArrays {
   Program program;  // its numbers only: what the arrays were made for
   Batch<T> view() const { return {images.data(), profiles.data(), biases.data(), identity.data(), diagonal.data()}; }
   bool fits(const Program& p) const {
-    return p.h == program.h && p.w == program.w && p.c == program.c && p.n_steps == program.n_steps &&
-           p.n_taps == program.n_taps;
+    return p.h == program.h && p.w == program.w && p.c == program.c && p.n_nodes == program.n_nodes &&
+           p.n_profile == program.n_profile && p.n_taps == program.n_taps;
   }
 };
 
@@ -147,8 +376,8 @@ template <class T>
 void make_batch(BatchArrays<T>* self, const OwnedProgram& program, Array<const T> images, Array<const T> profiles,
                 Array<const T> biases, Indices identity, Doubles diagonal) {
   const Program& p = program.program;
-  const size_t n = identity.size(), s = size_t(p.n_steps), hw = size_t(p.h) * p.w;
-  if (images.size() != n * hw * p.c || profiles.size() != n * s * hw || biases.size() != n * s ||
+  const size_t n = identity.size(), hw = size_t(p.h) * p.w;
+  if (images.size() != n * hw * p.c || profiles.size() != n * size_t(p.n_profile) || biases.size() != n * p.n_nodes ||
       diagonal.size() != n * p.n_taps * 2)
     throw std::invalid_argument("batch arrays do not fit the program");
   new (self) BatchArrays<T>{images, profiles, biases, identity, diagonal, int64_t(n), p};
@@ -204,13 +433,14 @@ void run(const std::string& isa, const OwnedProgram& program, const BatchArrays<
   if (pairwise && n_rows != n_columns) throw std::invalid_argument("pairwise: as many rows as columns expected");
   if (int64_t(out.size()) != p.n_taps * 2 * (pairwise ? 1 : n_rows) * n_columns)
     throw std::invalid_argument("out: wrong size");
-  if (cancel.size() != 1) throw std::invalid_argument("cancel: one int32 expected");
+  require(cancel.size() == 1, "cancel: one int32 expected");
   const Batch<T> xv = x.view(), zv = z.view();
   nb::gil_scoped_release release;
   // One a thread, kept: fresh pages are zeroed by the system, which costs as much as a small tile.
   thread_local Workspace w;
   w.reserve(size_t(workspace_bytes(f, program, sizeof(T) == 4, pairwise)));
-  call(f, Call<T>{&p, &xv, &zv, rows.data(), n_rows, columns.data(), n_columns, pairwise, out.data(), w.data, cancel.data()});
+  call(f, Call<T>{&p, &xv, &zv, rows.data(), n_rows, columns.data(), n_columns, pairwise, out.data(), w.data, cancel.data(),
+                  nullptr});
 }
 
 template <class T>
@@ -218,13 +448,35 @@ void profile(const OwnedProgram& program, nb::ndarray<const double, nb::ndim<4>,
              Array<T> profiles, Array<T> biases, Array<double> scale, Array<double> diagonal) {
   const Program& p = program.program;
   const size_t n = x.shape(0), hw = size_t(p.h) * p.w;
-  if (x.size() != n * hw * p.c || images.size() != x.size() || profiles.size() != n * p.n_steps * hw ||
-      biases.size() != n * p.n_steps || bias.size() != size_t(p.n_steps) || scale.size() != n ||
+  if (x.size() != n * hw * p.c || images.size() != x.size() || profiles.size() != n * size_t(p.n_profile) ||
+      biases.size() != n * p.n_nodes || bias.size() != size_t(p.n_nodes) || scale.size() != n ||
       diagonal.size() != n * p.n_taps * 2)
     throw std::invalid_argument("profile arrays do not fit the program");
+  require(p.closed, "profiles in closed form are those of chains");
   nb::gil_scoped_release release;
   make_profiles<T>(p, x.data(), int64_t(n), bias.data(), images.data(), profiles.data(), biases.data(), scale.data(),
                    diagonal.data());
+}
+
+// X of all nodes, of pairs of images with themselves. x: (n, h, w, c); biases: (n, n_nodes); profiles: (n, n_profile).
+void self_profiles(const std::string& isa, const OwnedProgram& program, nb::ndarray<const double, nb::ndim<4>, nb::c_contig> x,
+                   Array<const double> biases, Array<double> profiles, nb::ndarray<const int32_t, nb::c_contig> cancel) {
+  const Functions& f = functions_of(isa);
+  const Program& p = program.program;
+  const size_t n = x.shape(0);
+  if (x.size() != n * p.h * p.w * p.c || biases.size() != n * p.n_nodes || profiles.size() != n * size_t(p.n_profile))
+    throw std::invalid_argument("profile arrays do not fit the program");
+  require(!p.closed && cancel.size() == 1, "profiles of pairs are those of programs without a closed form");
+  nb::gil_scoped_release release;
+  std::vector<int64_t> index(n);
+  for (size_t i = 0; i < n; ++i) index[i] = int64_t(i);
+  std::vector<double> sums(size_t(p.n_taps) * 2 * n);
+  for (size_t i = 0; i < profiles.size(); ++i) profiles.data()[i] = 0;
+  const Batch<double> batch{x.data(), profiles.data(), biases.data(), index.data(), nullptr};
+  Workspace w;
+  w.reserve(size_t(workspace_bytes(f, program, false, true)));
+  f.run64(Call<double>{&p, &batch, &batch, index.data(), int64_t(n), index.data(), int64_t(n), true, sums.data(), w.data,
+                       cancel.data(), profiles.data()});
 }
 
 }  // namespace
@@ -235,14 +487,15 @@ NB_MODULE(_engine, m) {
   nb::set_leak_warnings(false);
   m.doc() = "Compiled slice engine; see widelimit.backends.cpu for the interface people use.";
   nb::class_<OwnedProgram>(m, "Program")
-      .def("__init__", &make_program, nb::arg("h"), nb::arg("w"), nb::arg("c"), nb::arg("in_scale"), nb::arg("steps"),
-           nb::arg("taps"), nb::arg("slices"));
+      .def("__init__", &make_program, nb::arg("h"), nb::arg("w"), nb::arg("c"), nb::arg("levels"), nb::arg("stages"),
+           nb::arg("taps"), nb::arg("closed"));
   nb::class_<BatchArrays<float>>(m, "Batch32").def("__init__", &make_batch<float>);
   nb::class_<BatchArrays<double>>(m, "Batch64").def("__init__", &make_batch<double>);
   m.def("run32", &run<float>);
   m.def("run64", &run<double>);
   m.def("profile32", &profile<float>);
   m.def("profile64", &profile<double>);
+  m.def("self_profiles", &self_profiles);
   m.def("instruction_sets", [] {
     std::vector<std::tuple<std::string, bool, int, int>> r;
     for (const InstructionSet& s : kInstructionSets)

@@ -1,10 +1,11 @@
 // The slice engine. Compiled once per instruction set with -DWL_ISA=<name>; see core.hpp for the rule on headers.
 //
-// One slice (docs/mathematics.md, "Slices") is swept from top to bottom by all layers together. A layer keeps the
-// few rows that its box filter needs in a ring; two rows at a time go through box filter, dual activation and back
-// to the ring of the next layer, so a slice of any size needs O(layers * width) memory.
+// One slice (docs/mathematics.md, "Slices") is swept from top to bottom by all layers of a stage together. A layer keeps
+// the few rows that the box filters after it need in a ring; two rows at a time go through box filter, dual activation and
+// into its ring, so a slice of any size needs O(layers * width) memory. Where a pool or a strided convolution reads a
+// layer, each pair of rows is added, as soon as it is there, to the slices of the coarse grid that contain it.
+#include "activation.hpp"
 #include "core.hpp"
-#include "dual_coefficients.hpp"
 #include "peak.hpp"
 #include "simd.hpp"
 
@@ -15,59 +16,10 @@ namespace widelimit {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------
-// Coefficients of the dual activation for one layer, scaled by the layer's out_scale and the factors of
-// `ratio`, ready to be loaded as vectors.
-
-template <class T>
-struct Dual;
-template <>
-struct Dual<float> {
-  static constexpr int nA = sizeof(kA32) / sizeof(kA32[0]), nB = sizeof(kB32) / sizeof(kB32[0]);
-  static constexpr const float* A = kA32;
-  static constexpr const float* B = kB32;
-  static constexpr float tiny = 1e-36f;
-};
-template <>
-struct Dual<double> {
-  static constexpr int nA = sizeof(kA64) / sizeof(kA64[0]), nB = sizeof(kB64) / sizeof(kB64[0]);
-  static constexpr const double* A = kA64;
-  static constexpr const double* B = kB64;
-  static constexpr double tiny = 1e-290;
-};
-
-template <class T>
-struct Constants {
-  static constexpr int L = Vec<T>::lanes;
-  alignas(64) T a[Dual<T>::nA][L];  // kappa0 = scale - t * A(v)
-  alignas(64) T b[Dual<T>::nB][L];  // signed layer: K = scale * max(s, 0) + e t B(v)
-  alignas(64) T scale[L];
-  alignas(64) T scale_over_pi[L];
-  alignas(64) T bias[L];
-};
-
-template <class T>
-void fill(T* row, T value) {
-  for (int l = 0; l < Vec<T>::lanes; ++l) row[l] = value;
-}
-
-template <class T>
-void set_constants(Constants<T>& k, double scale) {
-  const double r = 1.0 / double(ratio_scale<T>());  // `ratio` returns t / r
-  double f = scale * r;
-  for (int i = 0; i < Dual<T>::nA; ++i, f *= r * r) fill(k.a[i], T(f * double(Dual<T>::A[i])));
-  f = scale * r;
-  for (int i = 0; i < Dual<T>::nB; ++i, f *= r * r) fill(k.b[i], T(f * double(Dual<T>::B[i])));
-  fill(k.scale, T(scale));
-  fill(k.scale_over_pi, T(scale * r * 0.318309886183790671538));
-  fill(k.bias, T(0));
-}
-
-// ---------------------------------------------------------------------------------------------------------
 // Two rows (or one) of one layer.
 
-// What a step does, as bits: the common combinations are compiled with the bits known.
+// What a layer does, as bits: the common combinations are compiled with the bits known.
 enum : int {
-  kRelu = 1,
   kSigned = 2,
   kThetaOwn = 4,   // Theta has its own ring; otherwise it is zero on entry
   kTrain = 8,      // Theta' += sigma
@@ -75,6 +27,11 @@ enum : int {
   kOutTheta = 32,
   kBias = 64,
   kSum = 128,  // K and Theta are not stored but summed along the row
+  kSkip = 256,       // K of another level is added to sigma
+  kSkipTheta = 512,  // and its Theta to Theta'
+  kSame = 1024,  // in lanes of identical images sigma = X Z: the slice d = 0
+  kSelf = 2048,  // in all, and X is made of sigma
+  kInside = 4096,  // the filter stays inside: its columns begin at the output's, not one before
   kDynamic = -1,
 };
 
@@ -85,68 +42,31 @@ struct Rows {
   T* out[2];       // with kSum: the sum of K, then that of Theta
   const T* x[2];   // profile of x, at the pixels p of the rows
   const T* z[2];   // profile of the lanes' images, at p + d
+  const T* skip[2];
+  const T* same;  // a lane below zero: identical images
   const Constants<T>* k;
   int width;
   int flags;
 };
 
-// Horner's scheme, step by step; for the long polynomials of double one for the even and one for the odd powers, which
-// halves the chain of dependent operations.
-template <class T, int N>
-struct Horner {
-  static constexpr int stride = sizeof(T) == 8 ? 2 : 1, steps = (N - 1) / stride;
-  const Vec<T> (&c)[N];
-  Vec<T> r, other;
-  WL_INLINE explicit Horner(const Vec<T> (&coefficients)[N]) : c(coefficients), r(c[N - 1]), other(c[N - stride]) {}
-  WL_INLINE void step(int n, Vec<T> power) {
-    if (n > steps) return;
-    r = fma(r, power, c[N - 1 - n * stride]);
-    if (stride == 2 && N - 2 - 2 * n >= 0) other = fma(other, power, c[N - 2 - 2 * n]);
-  }
-  WL_INLINE Vec<T> value(Vec<T> v) const { return stride == 1 ? r : N % 2 ? fma(other, v, r) : fma(r, v, other); }
-};
-
-template <class T, int N>
-WL_INLINE Vec<T> polynomial(const Vec<T> (&c)[N], Vec<T> v) {
-  Horner<T, N> h(c);
-  const Vec<T> power = h.stride == 2 ? mul(v, v) : v;
-#pragma GCC unroll 32
-  for (int n = 1; n <= h.steps; ++n) h.step(n, power);
-  return h.value(v);
-}
-
-// Two of them by turns: neither then waits for itself.
-template <class T, int N, int M>
-WL_INLINE void polynomials(const Vec<T> (&c)[N], const Vec<T> (&d)[M], Vec<T> v, Vec<T>& value_c, Vec<T>& value_d) {
-  Horner<T, N> hc(c);
-  Horner<T, M> hd(d);
-  const Vec<T> power = hc.stride == 2 ? mul(v, v) : v;
-#pragma GCC unroll 32
-  for (int n = 1; n <= hc.steps || n <= hd.steps; ++n) {
-    hc.step(n, power);
-    hd.step(n, power);
-  }
-  value_c = hc.value(v);
-  value_d = hd.value(v);
-}
-
-template <class T, int Flags, int R, bool Fused, bool Pairwise>
+template <class T, class A, int Flags, int R, bool Fused, bool Pairwise>
 void compute_rows(const Rows<T>& a) {
   using V = Vec<T>;
   constexpr int L = V::lanes, Cell = 2 * L;
   const int flags = Flags == kDynamic ? a.flags : Flags;
-  const bool relu = flags & kRelu, is_signed = flags & kSigned, own = flags & kThetaOwn, train = flags & kTrain;
+  const bool is_signed = flags & kSigned, own = flags & kThetaOwn, train = flags & kTrain;
   const bool out_k = flags & kOutK, out_theta = flags & kOutTheta, biased = flags & kBias, sum = flags & kSum;
+  const bool skip = flags & kSkip, skip_theta = flags & kSkipTheta, same = flags & kSame, self = flags & kSelf;
+  const int shift = flags & kInside ? Cell : 0;
   const Constants<T>& k = *a.k;
-  const V zero = broadcast(T(0)), tiny = broadcast(Dual<T>::tiny);
-  const V scale = load(k.scale), scale_over_pi = load(k.scale_over_pi), bias = load(k.bias);
+  const V zero = broadcast(T(0));
+  const V bias = load(k.bias), skip_scale = load(k.skip);
+  const A activation(k, is_signed);
 
   // Local copies: a store to a row must not make the compiler fetch these again.
-  V ca[Dual<T>::nA], cb[Dual<T>::nB];
-  for (int i = 0; i < Dual<T>::nA; ++i) ca[i] = load(k.a[i]);
-  for (int i = 0; i < Dual<T>::nB; ++i) cb[i] = is_signed ? load(k.b[i]) : zero;
-  const T *const in0 = a.in[0], *const in1 = a.in[1], *const in2 = a.in[2], *const in3 = a.in[3];
+  const T *const in0 = a.in[0] + shift, *const in1 = a.in[1] + shift, *const in2 = a.in[2] + shift, *const in3 = a.in[3] + shift;
   const T *const xs[2] = {a.x[0], a.x[1]}, *const zs[2] = {a.z[0], a.z[1]};
+  const T *const skips[2] = {a.skip[0], a.skip[1]}, *const sames = a.same;
   T* const outs[2] = {a.out[0], a.out[1]};
   const int width = a.width;
 
@@ -166,9 +86,17 @@ void compute_rows(const Rows<T>& a) {
       pair_k[r] = last_k[r];
       pair_t[r] = last_t[r];
     }
+    if (shift != 0) {
+      V first[2];
+      column(-1, 0, first);
+      for (int r = 0; r < R; ++r) pair_k[r] = add(first[r], last_k[r]);
+      if (own) column(-1, 1, first);
+      for (int r = 0; own && r < R; ++r) pair_t[r] = add(first[r], last_t[r]);
+    }
   }
   struct Entry {  // one column between box filter and activation
-    V s[2], th[2], e[2], p[2];
+    V s[2], th[2];
+    typename A::Met met[2];
   };
   auto fetch = [&](int j, Entry& n) {
     if (Fused) {
@@ -201,42 +129,33 @@ void compute_rows(const Rows<T>& a) {
       if (biased) n.s[r] = add(n.s[r], bias);
       if (train) n.th[r] = own ? add(n.th[r], n.s[r]) : n.s[r];
       if (!train && !own) n.th[r] = zero;
-      if (relu) {
-        const V x = Pairwise ? load(xs[r] + j * L) : broadcast(xs[r][j]);
-        const V m = mul(x, load(zs[r] + j * L));
-        const V size = is_signed ? abs(n.s[r]) : n.s[r];
-        n.e[r] = max(sub(m, size), zero);
-        n.p[r] = add(m, size);
+      if (skip) n.s[r] = fma(load(skips[r] + j * Cell), skip_scale, n.s[r]);
+      if (skip_theta) n.th[r] = fma(load(skips[r] + j * Cell + L), skip_scale, n.th[r]);
+      V x = Pairwise ? load(xs[r] + j * L) : broadcast(xs[r][j]);
+      V z = load(zs[r] + j * L);
+      if (Pairwise && self) {
+        x = z = root(max(n.s[r], zero));
+        store(const_cast<T*>(xs[r]) + j * L, x);
+        store(const_cast<T*>(zs[r]) + j * L, z);
+        n.s[r] = mul(x, z);
+      } else if (same) {
+        n.s[r] = where_negative(load(sames), mul(x, z), n.s[r]);
       }
+      activation.meet(n.s[r], x, z, n.met[r]);
     }
   };
   // Sums of either row, over every other column: one sum alone would wait for itself.
   V sum_k[2] = {zero, zero}, turn_k[2] = {zero, zero}, sum_t[2] = {zero, zero}, turn_t[2] = {zero, zero};
   auto finish = [&](int j, const Entry& n) {
     V made_k[2], made_t[2];
-    auto keep = [&](int r, V value_k, V value_t) {
-      if (out_k && sum) made_k[r] = value_k;
-      if (out_theta && sum) made_t[r] = value_t;
-      if (out_k && !sum) store(outs[r] + j * Cell, value_k);
-      if (out_theta && !sum) store(outs[r] + j * Cell + L, value_t);
-    };
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {
-      if (!relu) {
-        keep(r, mul(n.s[r], scale), mul(n.th[r], scale));
-        continue;
-      }
-      const V t = ratio(n.e[r], fma(n.p[r], n.e[r], tiny)), v = mul(t, t);
-      V g, b;
-      if (is_signed && out_k)
-        polynomials<T>(ca, cb, v, g, b);
-      else
-        g = polynomial<T>(ca, v);
-      const V kappa0 = is_signed ? product_or_rest(n.s[r], t, g, scale) : fnma(t, g, scale);
-      V kk = zero;
-      if (out_k && is_signed) kk = fma(mul(n.e[r], t), b, mul(max(n.s[r], zero), scale));
-      if (out_k && !is_signed) kk = fma(n.p[r], mul(t, scale_over_pi), mul(n.s[r], kappa0));
-      keep(r, kk, mul(n.th[r], kappa0));
+      V factor;
+      made_k[r] = zero;
+      activation.dual(n.s[r], n.met[r], out_k, made_k[r], factor);
+      made_t[r] = mul(n.th[r], factor);
+      if (out_k && !sum) store(outs[r] + j * Cell, made_k[r]);
+      if (out_theta && !sum) store(outs[r] + j * Cell + L, made_t[r]);
     }
     if (!sum) return;
 #pragma GCC unroll 2
@@ -269,26 +188,58 @@ void compute_rows(const Rows<T>& a) {
 template <class T>
 using RowsFunction = void (*)(const Rows<T>&);
 
+template <class T, class A, int Flags, bool Fused, bool Pairwise>
+RowsFunction<T> by_rows(int rows) {
+  return rows == 2 ? compute_rows<T, A, Flags, 2, Fused, Pairwise> : compute_rows<T, A, Flags, 1, Fused, Pairwise>;
+}
+
+constexpr int kInner = kThetaOwn | kTrain | kOutK | kOutTheta;
+
 template <class T, bool Fused, bool Pairwise>
-RowsFunction<T> choose_rows_function(int flags, int rows) {
-#define WL_CASE(f)                                                                             \
-  case (f):                                                                                    \
-    return rows == 2 ? compute_rows<T, (f), 2, Fused, Pairwise> : compute_rows<T, (f), 1, Fused, Pairwise>
-  switch (flags) {
-    WL_CASE(kRelu | kThetaOwn | kTrain | kOutK | kOutTheta);  // inner layers
-    WL_CASE(kRelu | kThetaOwn | kTrain | kOutTheta);          // last layer, readout not trained
-    WL_CASE(kRelu | kTrain | kOutK | kOutTheta);              // first trained layer
-    WL_CASE(kRelu | kTrain | kOutTheta);                      // both
-    WL_CASE(kRelu | kSigned | kOutK);                         // first layer, not trained
-    WL_CASE(kRelu | kSigned | kTrain | kOutK | kOutTheta);    // first layer
-    WL_CASE(kRelu | kOutK);                                   // NNGP alone
-    WL_CASE(kRelu | kThetaOwn | kTrain | kOutK | kOutTheta | kSum);  // last layers that are read by one readout alone
-    WL_CASE(kRelu | kThetaOwn | kTrain | kOutTheta | kSum);
-    WL_CASE(kRelu | kTrain | kOutTheta | kSum);
-    WL_CASE(kRelu | kOutK | kSum);
+RowsFunction<T> choose_rows_function(Activation activation, int flags, int rows) {
+#define WL_CASE(A, f) \
+  case (f):           \
+    return by_rows<T, A<T>, (f), Fused, Pairwise>(rows)
+  switch (activation) {
+    case Activation::kRelu:
+      switch (flags) {
+        WL_CASE(Relu, kInner);                                     // inner layers
+        WL_CASE(Relu, kThetaOwn | kTrain | kOutTheta);             // last layer, readout not trained
+        WL_CASE(Relu, kTrain | kOutK | kOutTheta);                 // first trained layer
+        WL_CASE(Relu, kTrain | kOutTheta);                         // both
+        WL_CASE(Relu, kSigned | kOutK);                            // first layer, not trained
+        WL_CASE(Relu, kSigned | kTrain | kOutK | kOutTheta);       // first layer
+        WL_CASE(Relu, kOutK);                                      // NNGP alone
+        WL_CASE(Relu, kInner | kSum);  // last layers that are read by one readout alone
+        WL_CASE(Relu, kThetaOwn | kTrain | kOutTheta | kSum);
+        WL_CASE(Relu, kTrain | kOutTheta | kSum);
+        WL_CASE(Relu, kOutK | kSum);
+      }
+      return by_rows<T, Relu<T>, kDynamic, Fused, Pairwise>(rows);
+    case Activation::kAbRelu:
+      return by_rows<T, AbRelu<T>, kDynamic, Fused, Pairwise>(rows);
+    case Activation::kGaussian:
+      switch (flags == kDynamic ? flags : flags & ~kSigned) {
+        WL_CASE(Gaussian, kInner);
+        WL_CASE(Gaussian, kTrain | kOutK | kOutTheta);
+        WL_CASE(Gaussian, kOutK);
+      }
+      return by_rows<T, Gaussian<T>, kDynamic, Fused, Pairwise>(rows);
+    case Activation::kErf:
+      return by_rows<T, Erf<T>, kDynamic, Fused, Pairwise>(rows);
+    case Activation::kGelu:
+      return by_rows<T, Gelu<T>, kDynamic, Fused, Pairwise>(rows);
+    case Activation::kSin:
+      return by_rows<T, Sine<T>, kDynamic, Fused, Pairwise>(rows);
+    case Activation::kCos:
+      return by_rows<T, Cosine<T>, kDynamic, Fused, Pairwise>(rows);
+    case Activation::kNorm:
+      return by_rows<T, Norm<T>, kDynamic, Fused, Pairwise>(rows);
+    case Activation::kIdentity:
+      break;
   }
 #undef WL_CASE
-  return rows == 2 ? compute_rows<T, kDynamic, 2, Fused, Pairwise> : compute_rows<T, kDynamic, 1, Fused, Pairwise>;
+  return by_rows<T, Identity<T>, kDynamic, Fused, Pairwise>(rows);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -310,93 +261,175 @@ void input_row(const T* x, const T* z, int channels, int width, Vec<T> scale, T*
   store(out + width * 2 * L, broadcast(T(0)));
 }
 
-// Box sums of K and, if there is one, Theta for filters other than 3, of two output rows whose windows share all but
-// one row each: rows[0..q] are input rows, out[0] sums the first q of them, out[1] the last q. Q = 0: any filter.
+// A filter that is no square of 3, and its rows of input.
+struct Filter {
+  int rows, columns;
+  int left;   // zeros before the first column
+  int width;  // of the input
+};
+
+// Box sums of K and, if there is one, Theta, of two output rows whose windows share all but one row each: rows[0..q] are
+// input rows, out[0] sums the first q of them, out[1] the last q. Q: a square known beforehand; 0: any filter.
 template <class T, int Q>
-void box_rows(const T* const* rows, int filter_size, int width, bool own, T* scratch, T* const* out) {
+void box_rows(const T* const* rows, const Filter& filter, int width, bool own, T* scratch, T* const* out) {
   using V = Vec<T>;
   constexpr int L = V::lanes, Cell = 2 * L;
-  const int q = Q > 0 ? Q : filter_size, r = q / 2, stride = (width + 2 * r) * L;
-  for (int i = 0; i < 2; ++i)  // vertical sums of either row between r zero cells on both sides
-    for (int j = 0; j < r; ++j) {
-      store(scratch + i * stride + j * L, broadcast(T(0)));
-      store(scratch + i * stride + (r + width + j) * L, broadcast(T(0)));
-    }
+  const int q = Q > 0 ? Q : filter.rows, across = Q > 0 ? Q : filter.columns, left = filter.left, inner = filter.width;
+  const int cells = width + across - 1, stride = cells * L;
+  for (int i = 0; i < 2; ++i) {  // vertical sums of either row between zero cells
+    for (int j = 0; j < left; ++j) store(scratch + i * stride + j * L, broadcast(T(0)));
+    for (int j = left + inner; j < cells; ++j) store(scratch + i * stride + j * L, broadcast(T(0)));
+  }
   for (int field = 0; field <= int(own); ++field) {
-    for (int j = 0; j < width; ++j) {
+    for (int j = 0; j < inner; ++j) {
       const int o = j * Cell + field * L;
-      V v = load(rows[1] + o);
+      V first = load(rows[0] + o), second = load(rows[1] + o);
+      if (q > 1) {
+        V v = second;
 #pragma GCC unroll 8
-      for (int i = 2; i < q; ++i) v = add(v, load(rows[i] + o));
-      store(scratch + (r + j) * L, add(load(rows[0] + o), v));
-      store(scratch + stride + (r + j) * L, add(v, load(rows[q] + o)));
+        for (int i = 2; i < q; ++i) v = add(v, load(rows[i] + o));
+        first = add(first, v);
+        second = add(v, load(rows[q] + o));
+      }
+      store(scratch + (left + j) * L, first);
+      store(scratch + stride + (left + j) * L, second);
     }
     for (int i = 0; i < 2; ++i)
       for (int j = 0; j < width; ++j) {
         const T* from = scratch + i * stride + j * L;
         V v = load(from);
 #pragma GCC unroll 8
-        for (int k = 1; k < q; ++k) v = add(v, load(from + k * L));
+        for (int k = 1; k < across; ++k) v = add(v, load(from + k * L));
         store(out[i] + j * Cell + field * L, v);
       }
   }
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Memory of one call.
+// Rows of a fine slice that join coarse ones.
 
+// A coarse slice that a fine one adds to, and which of its entries.
 template <class T>
-struct Stage {   // output of layer l: a ring of pairs of rows; for l >= 1 also how it is computed
-  T* ring;
-  int ring_pairs;
-  int slot;      // where in the ring the next pair goes
-  int lag;       // in pairs of rows behind the input
-  int reach;
-  int filter_size;
-  RowsFunction<T> compute[3], sum[3];  // by the number of rows
-  int flags;
-  bool read;     // by some readout
-  const T *x, *z;  // profiles at the next pair of rows of the slice that is under way
+struct Target {
+  T* out;             // the coarse slice: [height][width][fields][lanes]
+  int height, width;
+  int next;           // no row before this one is still to come
+  Run down, across;
+  int stride_down, stride_across;
+  int begin, end;     // columns whose windows lie inside the fine slice
+  int fields;
 };
 
+// A coarse slice that both d and -d add to: the two gather apart and are added to each other before they join it, so that
+// k(x, z) and k(z, x) agree to the last bit.
 template <class T>
-struct Layout {
-  static constexpr int L = Vec<T>::lanes;
-  int64_t row, ring_rows_total, bytes;
-  int max_filter;
+struct Shared {
+  T* slice;
+  T* parts;  // of d, then of -d
+  int64_t size;
+};
 
-  Layout(const Program& p, bool pairwise) {
-    row = int64_t(p.w + 1) * 2 * L;
-    ring_rows_total = 0;
-    max_filter = 1;
-    for (int l = 0; l <= p.n_steps; ++l) ring_rows_total += 2 * ring_pairs(p, l);
-    for (int l = 0; l < p.n_steps; ++l)
-      if (p.steps[l].filter_size > max_filter) max_filter = p.steps[l].filter_size;
-    const int64_t image = int64_t(p.h) * p.w * p.c * L, profile = int64_t(p.n_steps) * p.h * p.w * L;
-    int64_t n = 0;                                   // in T
-    n += (image + profile + p.n_steps * L) * (pairwise ? 2 : 1);
-    n += row * (ring_rows_total + 1);                // rings and the row of zeros
-    n += row * 2;                                    // box sums
-    n += int64_t(p.w + max_filter) * L * 2;          // vertical sums
-    int64_t b = n * int64_t(sizeof(T));
-    b += int64_t(p.n_steps + 1) * int64_t(sizeof(Constants<T>));
-    b += int64_t(p.n_taps) * 2 * L * 4 * int64_t(sizeof(double));
-    b += int64_t(p.n_steps + 1) * int64_t(sizeof(Stage<T>)) + int64_t(max_filter + 2) * 8;  // stages and the filter's window
-    bytes = b + 64 * (24 + p.n_steps);                                // alignment of each part
+// Adds the windows of one coarse row, of which Rows rows of the fine slice are here; Count: their columns, 0: any number.
+template <class T, int Rows, int Count, int Fields>
+void add_windows(const T* from, int64_t row, const Target<T>& t, int fine_width, T* out) {
+  using V = Vec<T>;
+  constexpr int L = V::lanes, Cell = 2 * L;
+  const int count = Count > 0 ? Count : t.across.count, stride = t.stride_across;
+  auto edge = [&](int j) {
+    for (int k = 0; k < count; ++k) {
+      const int i = t.across.first + stride * j + k;
+      if (i < 0 || i >= fine_width) continue;
+      for (int field = 0; field < Fields; ++field) {
+        V v = load(from + i * Cell + field * L);
+        if (Rows == 2) v = add(v, load(from + row + i * Cell + field * L));
+        T* const o = out + (j * Fields + field) * L;
+        store(o, add(load(o), v));
+      }
+    }
+  };
+  for (int j = 0; j < t.begin; ++j) edge(j);
+  const T* f = from + (t.across.first + stride * t.begin) * Cell;
+  const T* const end = out + t.end * Fields * L;
+  const int step = stride * Cell;
+  for (T* o = out + t.begin * Fields * L; o < end; o += Fields * L, f += step) {
+#pragma GCC unroll 2
+    for (int field = 0; field < Fields; ++field) {
+      V v = load(f + field * L);
+#pragma GCC unroll 4
+      for (int k = 1; k < count; ++k) v = add(v, load(f + k * Cell + field * L));
+      if (Rows == 2) {
+        V u = load(f + row + field * L);
+#pragma GCC unroll 4
+        for (int k = 1; k < count; ++k) u = add(u, load(f + row + k * Cell + field * L));
+        v = add(v, u);
+      }
+      store(o + field * L, add(load(o + field * L), v));
+    }
   }
-  // Pairs of rows on either side of an output pair that a filter reaches.
-  static int reach(const Program& p, int step) { return (p.steps[step].filter_size / 2 + 1) / 2; }
-  static int ring_pairs(const Program& p, int layer) { return layer == p.n_steps ? 1 : 2 * reach(p, layer) + 1; }
+  for (int j = t.end > t.begin ? t.end : t.begin; j < t.width; ++j) edge(j);
+}
+
+// Adds rows [r, r + n) of a fine slice to a coarse one.
+template <class T, int Fields>
+void push(Target<T>& t, const T* rows, int64_t row, int r, int n, int fine_width) {
+  const int down = t.stride_down;
+  while (t.next < t.height && t.down.first + down * t.next + t.down.count <= r) ++t.next;
+  for (int i = t.next; i < t.height; ++i) {
+    const int first = t.down.first + down * i, last = first + t.down.count;
+    if (first >= r + n) break;
+    const bool both = n == 2 && first <= r && last > r + 1;
+    const T* from = rows + (first > r ? row : 0);
+    T* out = t.out + int64_t(i) * t.width * Fields * Vec<T>::lanes;
+#define WL_COUNT(c)                                           \
+  both ? add_windows<T, 2, c, Fields>(from, row, t, fine_width, out) \
+       : add_windows<T, 1, c, Fields>(from, row, t, fine_width, out)
+    switch (t.across.count) {
+      case 1: WL_COUNT(1); break;
+      case 2: WL_COUNT(2); break;
+      case 3: WL_COUNT(3); break;
+      default: WL_COUNT(0);
+    }
+#undef WL_COUNT
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Memory of one call.
+
+// A level while a slice is under way.
+template <class T>
+struct Rings {
+  Kind kind;
+  int lag, ring_pairs;
+  int slot;      // where in the ring the next pair goes
+  int height, width, pairs;  // of the slice
+  int plain;     // the readout that sums it as it is made, or -1
+  T* ring;       // pairs of rows
+  int64_t row;   // numbers of one
+  const Rings *in, *skip;   // its source, and what is added or null
+  int behind, skip_behind;  // pairs after them
+  int flags;
+  bool fused;    // a filter of 3 x 3
+  bool around;   // that reaches one pixel beyond the image
+  bool read;     // by some readout
+  bool gathered; // by another stage
+  const T *x, *z;  // profiles at the next pair of rows
+  int64_t x_step, z_step;  // from one row of them to the next
+  const Constants<T>* k;
+  RowsFunction<T> compute[3], sum[3], exact[3];  // by the number of rows; `exact`: any flags
+  const Level* level;
+  Target<T>* targets;  // coarse slices that this one adds to, of all gathers that read the level
+  int n_targets;
 };
 
 template <class T>
 struct Bump {
-  unsigned char* at;
+  uintptr_t at;
   template <class U>
   U* take(int64_t n) {
-    at = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(at) + 63) & ~uintptr_t(63));
+    at = (at + 63) & ~uintptr_t(63);
     U* r = reinterpret_cast<U*>(at);
-    at += n * int64_t(sizeof(U));
+    at += uintptr_t(n) * sizeof(U);
     return r;
   }
 };
@@ -416,63 +449,159 @@ struct Sweep {
   static constexpr int L = Vec<T>::lanes, Cell = 2 * L;
   const Call<T>& call;
   const Program& program;
-  Layout<T> layout;
   T *z_image, *z_profile, *z_bias, *x_image, *x_profile, *x_bias;
-  T *zero_row, *box_sums, *scratch;
-  Constants<T>* constants;
-  Stage<T>* stages;
+  T *zero_row, *box_sums, *scratch, *same;
+  int64_t row;  // numbers of the longest row
+  Constants<T>* constants;  // by level
+  Rings<T>* levels;
+  Rings<T>** active;  // of the slice that is under way
   const T** window;
+  T** rooms;              // by level: where the slices of a gather lie
+  unsigned char** begun;  // by level and slice: whether something has been added already
+  Shared<T>* shared;
+  T* spare;               // memory of their parts
+  int n_shared;
+  int32_t* done;          // slices, by stage
   int n_lanes;  // of the group under way
   double *slice_sum, *opposite, *at_zero, *total;  // [tap][field][lane]
 
-  explicit Sweep(const Call<T>& c) : call(c), program(*c.program), layout(program, Pairwise) {
-    Bump<T> b{call.workspace};
-    const int64_t image = int64_t(program.h) * program.w * program.c * L, profile = int64_t(program.n_steps) * program.h * program.w * L;
-    z_image = b.template take<T>(image);
-    z_profile = b.template take<T>(profile);
-    z_bias = b.template take<T>(program.n_steps * L);
-    if (Pairwise) {
-      x_image = b.template take<T>(image);
-      x_profile = b.template take<T>(profile);
-      x_bias = b.template take<T>(program.n_steps * L);
-    }
-    zero_row = b.template take<T>(layout.row);
-    box_sums = b.template take<T>(2 * layout.row);
-    scratch = b.template take<T>(int64_t(program.w + layout.max_filter) * L * 2);
-    constants = b.template take<Constants<T>>(program.n_steps);
-    stages = b.template take<Stage<T>>(program.n_steps + 1);
-    window = b.template take<const T*>(layout.max_filter + 2);
-    slice_sum = b.template take<double>(program.n_taps * 2 * L);
-    opposite = b.template take<double>(program.n_taps * 2 * L);
-    total = b.template take<double>(program.n_taps * 2 * L);
-    at_zero = b.template take<double>(program.n_taps * 2 * L);
-    for (int64_t i = 0; i < layout.row; ++i) zero_row[i] = 0;
-    for (int64_t i = 0; i < 2 * layout.row; ++i) box_sums[i] = 0;
-    int lag = 0;
-    for (int l = 0; l <= program.n_steps; ++l) {
-      Stage<T>& v = stages[l];
-      v.ring_pairs = Layout<T>::ring_pairs(program, l);
-      v.ring = b.template take<T>(layout.row * 2 * v.ring_pairs);
-      for (int64_t i = 0; i < layout.row * 2 * v.ring_pairs; ++i) v.ring[i] = 0;
-      v.reach = 0;
-      v.read = false;
-      for (int i = 0; i < program.n_taps; ++i) v.read = v.read || program.taps[i].layer == l;
-      if (l > 0) {
-        const Step& s = program.steps[l - 1];
-        v.reach = Layout<T>::reach(program, l - 1);
-        v.filter_size = s.filter_size;
-        lag += v.reach;
-        v.flags = (s.relu ? kRelu : 0) | (s.is_signed ? kSigned : 0) | (s.theta_in ? kThetaOwn : 0) |
-                  (s.trainable && s.theta_out ? kTrain : 0) | (s.k_out ? kOutK : 0) |
-                  (s.theta_out ? kOutTheta : 0) | (s.biased ? kBias : 0);
-        for (int r = 1; r <= 2; ++r) {
-          const auto choose = s.filter_size == 3 ? choose_rows_function<T, true, Pairwise> : choose_rows_function<T, false, Pairwise>;
-          v.compute[r] = choose(v.flags, r);
-          v.sum[r] = choose(v.flags | kSum, r);
-        }
-        set_constants(constants[l - 1], s.out_scale);
+  // Where everything lies; with no memory, how much it is.
+  static int64_t arrange(Sweep* s, const Program& p, unsigned char* memory) {
+    Bump<T> b{reinterpret_cast<uintptr_t>(memory)};
+    const int64_t image = int64_t(p.h) * p.w * p.c * L, profile = p.n_profile * L;
+    int widest = p.w, most = 1, targets = 0;
+    int64_t spares = 0, most_shared = 0;
+    for (int l = 0; l < p.n_levels; ++l) {
+      const Level& v = p.levels[l];
+      widest = v.w > widest ? v.w : widest;
+      if (v.kind == Kind::kNode) {
+        most = v.rows > most ? v.rows : most;
+        most = v.columns > most ? v.columns : most;
       }
-      v.lag = lag;
+      if (v.kind != Kind::kGather) continue;
+      const int down = most_runs(v.down), across = most_runs(v.across);
+      targets += down * across;
+      const int64_t twice = int64_t(most_shared_runs(v.down)) * most_shared_runs(v.across);
+      most_shared += twice;
+      spares += 2 * twice * v.h * v.w * v.fields * L;
+    }
+    const int64_t row = int64_t(widest + 1) * 2 * L;
+    T *const z_image = b.template take<T>(image), *const z_profile = b.template take<T>(profile);
+    T* const z_bias = b.template take<T>(p.n_nodes * L);
+    T *const x_image = b.template take<T>(Pairwise ? image : 0), *const x_profile = b.template take<T>(Pairwise ? profile : 0);
+    T* const x_bias = b.template take<T>(Pairwise ? p.n_nodes * L : 0);
+    T *const zero_row = b.template take<T>(row), *const box_sums = b.template take<T>(2 * row);
+    T* const scratch = b.template take<T>(int64_t(widest + most) * L * 2);
+    T* const same = b.template take<T>(L);
+    auto* const constants = b.template take<Constants<T>>(p.n_levels);
+    auto* const levels = b.template take<Rings<T>>(p.n_levels);
+    auto* const active = b.template take<Rings<T>*>(p.n_levels);
+    auto* const window = b.template take<const T*>(most + 2);
+    auto* const rooms = b.template take<T*>(p.n_levels);
+    auto* const begun = b.template take<unsigned char*>(p.n_levels);
+    auto* const shared = b.template take<Shared<T>>(most_shared);
+    T* const spare = b.template take<T>(spares);
+    auto* const done = b.template take<int32_t>(p.n_stages);
+    double *const slice_sum = b.template take<double>(p.n_taps * 2 * L), *const opposite = b.template take<double>(p.n_taps * 2 * L);
+    double *const at_zero = b.template take<double>(p.n_taps * 2 * L), *const total = b.template take<double>(p.n_taps * 2 * L);
+    for (int l = 0; l < p.n_levels; ++l) {
+      const Level& v = p.levels[l];
+      const int64_t own = int64_t(v.w + 1) * 2 * L;
+      T* const ring = b.template take<T>(own * 2 * v.ring_pairs);
+      const bool gathers = v.kind == Kind::kGather;
+      T* const room = b.template take<T>(gathers ? v.room * v.fields * L : 0);
+      auto* const marks = b.template take<unsigned char>(gathers ? p.stages[stage_of(p, l)].n_slices : 0);
+      if (!s) continue;
+      levels[l].ring = ring;
+      levels[l].row = own;
+      rooms[l] = room;
+      begun[l] = marks;
+    }
+    auto* targets_at = b.template take<Target<T>>(targets);
+    if (!s) return int64_t(b.at) + 64;
+    for (int l = 0; l < p.n_levels; ++l) {
+      levels[l].targets = targets_at;
+      for (int g = 0; g < p.n_levels; ++g)
+        if (p.levels[g].kind == Kind::kGather && p.levels[g].source == l)
+          targets_at += most_runs(p.levels[g].down) * most_runs(p.levels[g].across);
+    }
+    s->z_image = z_image, s->z_profile = z_profile, s->z_bias = z_bias;
+    s->x_image = x_image, s->x_profile = x_profile, s->x_bias = x_bias;
+    s->zero_row = zero_row, s->box_sums = box_sums, s->scratch = scratch, s->same = same, s->row = row;
+    s->constants = constants, s->levels = levels, s->active = active, s->window = window, s->rooms = rooms, s->begun = begun;
+    s->shared = shared, s->spare = spare, s->n_shared = 0, s->done = done;
+    s->slice_sum = slice_sum, s->opposite = opposite, s->at_zero = at_zero, s->total = total;
+    return int64_t(b.at);
+  }
+
+  static int stage_of(const Program& p, int level) {
+    int k = 0;
+    while (level >= p.stages[k].stop) ++k;
+    return k;
+  }
+
+  // Coarse displacements that one fine one adds to, at most; and that d and -d both add to.
+  static int most_runs(const Runs& r) {
+    int most = 0;
+    for (int i = 0; i < 2 * r.extent - 1; ++i) most = r.start[i + 1] - r.start[i] > most ? r.start[i + 1] - r.start[i] : most;
+    return most;
+  }
+  static int most_shared_runs(const Runs& r) {
+    int most = 0;
+    for (int d = 0; d < r.extent; ++d) {
+      int n = 0;
+      for (int i = r.start[d + r.extent - 1]; i < r.start[d + r.extent]; ++i) n += find_run(r, -d, r.runs[i].coarse);
+      most = n > most ? n : most;
+    }
+    return most;
+  }
+  static bool find_run(const Runs& r, int d, int coarse) {
+    for (int i = r.start[d + r.extent - 1]; i < r.start[d + r.extent]; ++i)
+      if (r.runs[i].coarse == coarse) return true;
+    return false;
+  }
+
+  explicit Sweep(const Call<T>& c) : call(c), program(*c.program) {
+    arrange(this, program, call.workspace);
+    for (int64_t i = 0; i < row; ++i) zero_row[i] = 0;
+    for (int64_t i = 0; i < 2 * row; ++i) box_sums[i] = 0;
+    for (int l = 0; l < L; ++l) same[l] = 1;
+    for (int l = 0; l < program.n_levels; ++l) {
+      const Level& level = program.levels[l];
+      Rings<T>& v = levels[l];
+      for (int64_t i = 0; i < v.row * 2 * level.ring_pairs; ++i) v.ring[i] = 0;
+      v.kind = level.kind;
+      v.lag = level.lag;
+      v.ring_pairs = level.ring_pairs;
+      v.level = &level;
+      v.x_step = int64_t(level.w) * (Pairwise ? L : 1);
+      v.z_step = int64_t(level.w) * L;
+      v.k = constants + l;
+      v.read = false;
+      for (int i = 0; i < program.n_taps; ++i) v.read = v.read || program.taps[i].level == l;
+      v.gathered = false;
+      for (int g = 0; g < program.n_levels; ++g)
+        v.gathered = v.gathered || (program.levels[g].kind == Kind::kGather && program.levels[g].source == l);
+      v.n_targets = 0;
+      if (level.kind != Kind::kNode) continue;
+      v.in = levels + level.source;
+      v.behind = level.lag - program.levels[level.source].lag;
+      v.skip = level.skip < 0 ? nullptr : levels + level.skip;
+      v.skip_behind = level.skip < 0 ? 0 : level.lag - program.levels[level.skip].lag;
+      const bool inside = level.top == 0 && level.left == 0 && level.rows == 3;
+      v.around = level.top == 1;
+      v.fused = level.rows == 3 && level.columns == 3 && (inside || (level.top == 1 && level.left == 1));
+      v.flags = (level.is_signed ? kSigned : 0) | (level.theta_in ? kThetaOwn : 0) |
+                (level.trainable && level.theta_out ? kTrain : 0) | (level.k_out ? kOutK : 0) |
+                (level.theta_out ? kOutTheta : 0) | (level.biased ? kBias : 0) | (level.skip >= 0 ? kSkip : 0) |
+                (level.theta_skip ? kSkipTheta : 0) | (v.fused && inside ? kInside : 0);
+      for (int r = 1; r <= 2; ++r) {
+        const auto choose = v.fused ? choose_rows_function<T, true, Pairwise> : choose_rows_function<T, false, Pairwise>;
+        v.compute[r] = choose(level.activation, v.flags, r);
+        v.sum[r] = choose(level.activation, v.flags | kSum, r);
+        v.exact[r] = choose(level.activation, kDynamic, r);
+      }
+      set_constants(constants[l], level);
     }
   }
 
@@ -495,44 +624,44 @@ struct Sweep {
 
   void pack(const Batch<T>& batch, const int64_t* index, T* image, T* profile, T* bias) {
     interleave(batch.images, int64_t(program.h) * program.w * program.c, index, image);
-    interleave(batch.profiles, int64_t(program.n_steps) * program.h * program.w, index, profile);
-    interleave(batch.biases, program.n_steps, index, bias);
+    interleave(batch.profiles, program.n_profile, index, profile);
+    interleave(batch.biases, program.n_nodes, index, bias);
   }
 
   bool cancelled() const { return *static_cast<const volatile int32_t*>(call.cancel) != 0; }
 
   // Row r of what a level has in its ring, given the slot of the pair that holds row `origin` (even).
-  const T* row_of(const Stage<T>& v, int r, int origin, int slot, int height) const {
-    if (r < 0 || r >= height) return zero_row;
+  const T* row_of(const Rings<T>& v, int r, int origin, int slot) const {
+    if (r < 0 || r >= v.height) return zero_row;
     const int away = r - origin;
     slot += away >= 0 ? away / 2 : -((1 - away) / 2);
     if (slot < 0) slot += v.ring_pairs;
     if (slot >= v.ring_pairs) slot -= v.ring_pairs;
-    return v.ring + (2 * slot + (r & 1)) * layout.row;
+    return v.ring + (2 * slot + (r & 1)) * v.row;
   }
 
   static const double* weights(const double* table, int extent, int d) { return table + int64_t(d + extent - 1) * extent; }
 
-  // Add rows [r, r + n) of the output of a layer, `row` and the one after it, to the sums of its readouts.
-  void read_out(int layer, const T* row, int r, int n, int width, int di, int dj) {
+  // Add rows [r, r + n) of the output of a level, `rows` and the one after it, to the sums of its readouts.
+  void read_out(const Rings<T>& v, const T* rows, int r, int n, int di, int dj) {
     for (int i = 0; i < program.n_taps; ++i) {
       const Tap& tap = program.taps[i];
-      if (tap.layer != layer) continue;
-      const double* rw = weights(tap.row_weights, program.h, di) + r;
-      const double* cw = weights(tap.column_weights, program.w, dj);
+      if (program.levels + tap.level != v.level) continue;
+      const double* rw = weights(tap.row_weights, v.level->h, di) + r;
+      const double* cw = weights(tap.column_weights, v.level->w, dj);
       if (rw[0] == 0 && (n == 1 || rw[1] == 0)) continue;
       for (int field = 0; field < 2; ++field) {
         if (!(field ? tap.want_theta : tap.want_k)) continue;
         // Four sums, by row and by parity of the column: one alone would wait for itself.
-        const T* f = row + field * L;
+        const T* f = rows + field * L;
         Vec<T> a[4];
         for (int q = 0; q < 4; ++q) a[q] = broadcast(T(0));
         int j = 0;
-        for (; j + 1 < width; j += 2)
+        for (; j + 1 < v.width; j += 2)
           for (int q = 0; q < 4; ++q)
-            a[q] = fma(load(f + (q >> 1) * layout.row + (j + (q & 1)) * Cell), broadcast(T(cw[j + (q & 1)])), a[q]);
-        if (j < width)
-          for (int q = 0; q < 4; q += 2) a[q] = fma(load(f + (q >> 1) * layout.row + j * Cell), broadcast(T(cw[j])), a[q]);
+            a[q] = fma(load(f + (q >> 1) * v.row + (j + (q & 1)) * Cell), broadcast(T(cw[j + (q & 1)])), a[q]);
+        if (j < v.width)
+          for (int q = 0; q < 4; q += 2) a[q] = fma(load(f + (q >> 1) * v.row + j * Cell), broadcast(T(cw[j])), a[q]);
         double* sum = slice_sum + (i * 2 + field) * L;
         for (int q = 0; q < n; ++q) {
           alignas(64) T lanes[L];
@@ -544,140 +673,290 @@ struct Sweep {
   }
 
   // The same for rows that have been summed already, with weights of 1 along the columns.
-  void add_rows(int i, const T* sums, int r, int n, int di) {
+  void add_rows(int i, const T* sums, int64_t apart, int r, int n, int di) {
     const Tap& tap = program.taps[i];
-    const double* rw = weights(tap.row_weights, program.h, di) + r;
+    const double* rw = weights(tap.row_weights, program.levels[tap.level].h, di) + r;
     for (int field = 0; field < 2; ++field) {
       if (!(field ? tap.want_theta : tap.want_k)) continue;
       double* sum = slice_sum + (i * 2 + field) * L;
       for (int q = 0; q < n; ++q)
-        for (int l = 0; l < L; ++l) sum[l] += rw[q] * double(sums[q * layout.row + field * L + l]);
+        for (int l = 0; l < L; ++l) sum[l] += rw[q] * double(sums[q * apart + field * L + l]);
     }
   }
 
-  // The readout of a layer if it has one alone, and this gives all columns of a slice the weight 1; else -1.
-  int plain_tap(int layer, int width, int dj) const {
+  // The readout of a level if it has one alone, and this gives all columns of a slice the weight 1; else -1.
+  int plain_tap(int level, int dj) const {
     int found = -1;
     for (int i = 0; i < program.n_taps; ++i) {
-      if (program.taps[i].layer != layer) continue;
+      if (program.taps[i].level != level) continue;
       if (found >= 0) return -1;
       found = i;
     }
-    if (found < 0 || layer == 0) return -1;
-    const double* cw = weights(program.taps[found].column_weights, program.w, dj);
-    for (int j = 0; j < width; ++j)
+    if (found < 0 || program.levels[level].kind != Kind::kNode) return -1;
+    const double* cw = weights(program.taps[found].column_weights, program.levels[level].w, dj);
+    for (int j = 0; j < levels[level].width; ++j)
       if (cw[j] != 1) return -1;
     return found;
   }
 
-  // The slice of displacement (di, dj) through all layers up to `depth`; sums go to slice_sum.
-  void slice(const T* x_img, const T* x_prof, int di, int dj, int depth) {
-    constexpr int XL = Pairwise ? L : 1;
-    const int h = program.h, w = program.w, c = program.c;
-    const int height = h - (di < 0 ? -di : di), width = w - (dj < 0 ? -dj : dj);
-    const int xi = di < 0 ? -di : 0, xj = dj < 0 ? -dj : 0, zi = di > 0 ? di : 0, zj = dj > 0 ? dj : 0;
-    const int pairs = (height + 1) / 2;
-    const Vec<T> in_scale = broadcast(T(program.in_scale));
-    const int64_t at_x = (int64_t(xi) * w + xj) * XL, at_z = (int64_t(zi) * w + zj) * L, field = int64_t(h) * w;
-    const T *x_row = x_img + at_x * c, *z_row = z_image + at_z * c;  // images at the next row
-    stages[0].slot = 0;
-    for (int l = 1; l <= depth; ++l) {
-      stages[l].slot = 0;
-      stages[l].x = x_prof + (l - 1) * field * XL + at_x;
-      stages[l].z = z_profile + (l - 1) * field * L + at_z;
+  // Memory of a coarse slice (di, dj) of gather g, or null if nobody wants it; zeros when it is first asked for.
+  T* coarse_slice(int g, int di, int dj) {
+    const Level& level = program.levels[g];
+    const Stage& stage = program.stages[stage_of(program, g)];
+    const bool negative = di < 0 || (di == 0 && dj < 0);
+    const int index = stage.place[(negative ? -di : di) * (2 * stage.w - 1) + (negative ? -dj : dj) + stage.w - 1];
+    if (index < 0) return nullptr;
+    const int64_t entries = int64_t(level.h - (di < 0 ? -di : di)) * (level.w - (dj < 0 ? -dj : dj)), size = entries * level.fields * L;
+    T* const slice = rooms[g] + stage.slices[index].slot * level.fields * L;
+    if (!begun[g][index]) {
+      begun[g][index] = 1;
+      for (int64_t i = 0; i < (di == 0 && dj == 0 ? size : 2 * size); i += L) store(slice + i, broadcast(T(0)));
     }
-    const int plain = plain_tap(depth, width, dj);  // the last layer is summed as it is made, and never stored
-    for (int step = 0; step < pairs + stages[depth].lag && !cancelled(); ++step) {
-      for (int l = 0; l <= depth; ++l) {
-        Stage<T>& out = stages[l];
+    return negative ? slice + size : slice;
+  }
+
+  // The coarse slices that the level adds to, in slice (di, dj); `again`: after its opposite.
+  void aim(int l, int di, int dj, bool again) {
+    Rings<T>& v = levels[l];
+    v.n_targets = 0;
+    for (int g = 0; g < program.n_levels; ++g) {
+      const Level& level = program.levels[g];
+      if (level.kind != Kind::kGather || level.source != l) continue;
+      const Runs &down = level.down, &across = level.across;
+      for (int a = down.start[di + down.extent - 1]; a < down.start[di + down.extent]; ++a)
+        for (int b = across.start[dj + across.extent - 1]; b < across.start[dj + across.extent]; ++b) {
+          const int Di = down.runs[a].coarse, Dj = across.runs[b].coarse;
+          Target<T> t;
+          t.out = coarse_slice(g, Di, Dj);
+          if (!t.out) continue;
+          t.height = level.h - (Di < 0 ? -Di : Di);
+          t.width = level.w - (Dj < 0 ? -Dj : Dj);
+          t.next = 0;
+          t.down = down.runs[a];
+          t.across = across.runs[b];
+          t.stride_down = down.stride;
+          t.stride_across = across.stride;
+          t.fields = level.fields;
+          const int s = across.stride, first = t.across.first, spread = v.width - t.across.count - first;
+          t.begin = first < 0 ? (s - 1 - first) / s : 0;
+          t.end = spread < 0 ? 0 : spread / s + 1;
+          if (t.begin > t.width) t.begin = t.width;
+          if (t.end > t.width) t.end = t.width;
+          const bool both = (di != 0 || dj != 0) && find_run(down, -di, Di) && find_run(across, -dj, Dj);
+          if (both) t.out = share(t.out, int64_t(t.height) * t.width * level.fields * L, again);
+          v.targets[v.n_targets++] = t;
+        }
+    }
+  }
+
+  // Memory where what d, or `again` -d, adds to a coarse slice gathers.
+  T* share(T* slice, int64_t size, bool again) {
+    int64_t used = 0;
+    for (int i = 0; i < n_shared; ++i) {
+      if (again && shared[i].slice == slice) return shared[i].parts + size;
+      used += 2 * shared[i].size;
+    }
+    Shared<T>& s = shared[n_shared++];
+    s = {slice, spare + used, size};
+    for (int64_t i = 0; i < 2 * size; i += L) store(s.parts + i, broadcast(T(0)));
+    return s.parts;
+  }
+
+  void join() {
+    for (int i = 0; i < n_shared; ++i) {
+      const Shared<T>& s = shared[i];
+      for (int64_t j = 0; j < s.size; j += L)
+        store(s.slice + j, add(load(s.slice + j), add(load(s.parts + j), load(s.parts + s.size + j))));
+    }
+    n_shared = 0;
+  }
+
+  // A row of a coarse slice, from the memory where it gathered.
+  void take_row(const T* from, int fields, int width, T* out) {
+    for (int j = 0; j < width; ++j)
+      for (int field = 0; field < fields; ++field) store(out + j * Cell + field * L, load(from + (j * fields + field) * L));
+    store(out + width * Cell, broadcast(T(0)));
+    store(out + width * Cell + L, broadcast(T(0)));
+  }
+
+  // The slice of displacement (di, dj) through the levels of a variant; sums go to slice_sum.
+  void slice(const T* x_img, const T* x_prof, const Variant& variant, int di, int dj, bool again) {
+    constexpr int XL = Pairwise ? L : 1;
+    const int c = program.c;
+    const int xi = di < 0 ? -di : 0, xj = dj < 0 ? -dj : 0, zi = di > 0 ? di : 0, zj = dj > 0 ? dj : 0;
+    const bool exact = di == 0 && dj == 0 && (call.profiles || !program.closed);
+    const Vec<T> in_scale = broadcast(T(program.levels[0].out_scale));
+    const T *x_row = nullptr, *z_row = nullptr;  // images at the next row
+    int steps = 0;
+    for (int i = 0; i < variant.n; ++i) {
+      const int l = variant.levels[i];
+      const Level& level = program.levels[l];
+      Rings<T>& v = levels[l];
+      const int64_t at_x = (int64_t(xi) * level.w + xj) * XL, at_z = (int64_t(zi) * level.w + zj) * L;
+      v.slot = 0;
+      v.height = level.h - xi - zi;
+      v.width = level.w - xj - zj;
+      v.pairs = (v.height + 1) / 2;
+      v.plain = -1;
+      active[i] = &v;
+      if (v.pairs + level.lag > steps) steps = v.pairs + level.lag;
+      switch (level.kind) {
+        case Kind::kImage:
+          x_row = x_img + at_x * c;
+          z_row = z_image + at_z * c;
+          break;
+        case Kind::kGather:
+          v.x = coarse_slice(l, di, dj);
+          break;
+        case Kind::kNode:
+          v.x = x_prof + level.profile * XL + at_x;
+          v.z = z_profile + level.profile * L + at_z;
+      }
+      if (v.gathered) aim(l, di, dj, again);
+      if (!variant.consumed[i] && v.n_targets == 0) v.plain = plain_tap(l, dj);  // summed as it is made, and never stored
+    }
+    int first = 0;  // levels before it are done
+    for (int step = 0; step < steps && !cancelled(); ++step) {
+      while (step - active[first]->lag >= active[first]->pairs) ++first;
+      for (int i = first; i < variant.n; ++i) {
+        Rings<T>& out = *active[i];
         const int pair = step - out.lag;
-        if (pair < 0) break;
-        if (pair >= pairs) continue;
-        const int r = 2 * pair, n = r + 1 < height ? 2 : 1;
-        T* row = out.ring + 2 * out.slot * layout.row;
-        if (l == 0) {
-          for (int i = 0; i < n; ++i) {
-            T* o = row + i * layout.row;
-            if (c == 3)
-              input_row<T, 3, Pairwise>(x_row, z_row, c, width, in_scale, o);
-            else if (c == 1)
-              input_row<T, 1, Pairwise>(x_row, z_row, c, width, in_scale, o);
-            else
-              input_row<T, 0, Pairwise>(x_row, z_row, c, width, in_scale, o);
-            x_row += w * c * XL;
-            z_row += w * c * L;
-          }
-        } else {
-          const Stage<T>& in = stages[l - 1];
-          // The input's next slot holds the pair that comes `reach` after this one, plus one.
-          int slot = in.slot - 1 - out.reach;
-          if (pair + out.reach >= pairs) slot += pair + out.reach - pairs + 1;
-          if (slot < 0) slot += in.ring_pairs;
+        if (pair < 0) break;  // none that follow lags less
+        if (pair >= out.pairs) continue;
+        const int r = 2 * pair, n = r + 1 < out.height ? 2 : 1;
+        T* rows = out.ring + 2 * out.slot * out.row;
+        if (out.kind == Kind::kNode) {
           Rows<T> a;
-          if (out.filter_size == 3) {
-            const T* pair_rows = in.ring + 2 * slot * layout.row;
-            const int before = slot == 0 ? in.ring_pairs - 1 : slot - 1, after = slot + 1 == in.ring_pairs ? 0 : slot + 1;
-            a.in[0] = r == 0 ? zero_row : in.ring + (2 * before + 1) * layout.row;
-            a.in[1] = pair_rows;
-            a.in[2] = n == 2 ? pair_rows + layout.row : zero_row;
-            a.in[3] = r + 2 < height ? in.ring + 2 * after * layout.row : zero_row;
-          } else {
-            const int q = out.filter_size;
-            for (int k = 0; k <= q; ++k) window[k] = row_of(in, r - q / 2 + k, r, slot, height);
-            T* const sums[2] = {box_sums, box_sums + layout.row};
-            const bool own = out.flags & kThetaOwn;
-            for (int i = 0; i < 2; ++i) a.in[i] = q == 1 ? window[i] : sums[i];
-            a.in[2] = a.in[3] = zero_row;  // not read
-            if (q == 5)
-              box_rows<T, 5>(window, q, width, own, scratch, sums);
-            else if (q == 7)
-              box_rows<T, 7>(window, q, width, own, scratch, sums);
-            else if (q > 1)
-              box_rows<T, 0>(window, q, width, own, scratch, sums);
+          a.skip[0] = a.skip[1] = a.same = nullptr;
+          if (out.skip) {
+            const T* from = out.skip->ring + 2 * slot_of(*out.skip, pair, out.skip_behind) * out.skip->row;
+            a.skip[0] = from;
+            a.skip[1] = from + out.skip->row;
           }
-          for (int i = 0; i < 2; ++i) {
-            a.out[i] = row + i * layout.row;
-            a.x[i] = out.x + i * w * XL;
-            a.z[i] = out.z + i * w * L;
+          input_rows(out, pair, n, a);
+          for (int q = 0; q < 2; ++q) {
+            a.out[q] = rows + q * out.row;
+            a.x[q] = out.x + q * out.x_step;
+            a.z[q] = out.z + q * out.z_step;
           }
-          out.x += 2 * w * XL;
-          out.z += 2 * w * L;
-          a.k = constants + (l - 1);
-          a.width = width;
-          const bool summed = l == depth && plain >= 0;
+          out.x += 2 * out.x_step;
+          out.z += 2 * out.z_step;
+          a.k = out.k;
+          a.width = out.width;
+          const bool summed = out.plain >= 0;
           a.flags = out.flags | (summed ? kSum : 0);
+          if (exact) {
+            a.flags |= call.profiles ? kSelf : kSame;
+            a.same = same;
+            out.exact[n](a);
+          } else {
+            (summed ? out.sum : out.compute)[n](a);
+          }
           if (summed) {
-            out.sum[n](a);
-            add_rows(plain, row, r, n, di);
+            add_rows(out.plain, rows, out.row, r, n, di);
             continue;
           }
-          out.compute[n](a);
+        } else if (out.kind == Kind::kImage) {
+          for (int q = 0; q < n; ++q) {
+            T* o = rows + q * out.row;
+            if (c == 3)
+              input_row<T, 3, Pairwise>(x_row, z_row, c, out.width, in_scale, o);
+            else if (c == 1)
+              input_row<T, 1, Pairwise>(x_row, z_row, c, out.width, in_scale, o);
+            else
+              input_row<T, 0, Pairwise>(x_row, z_row, c, out.width, in_scale, o);
+            x_row += out.x_step * c;
+            z_row += out.z_step * c;
+          }
+        } else {
+          const int fields = out.level->fields;
+          for (int q = 0; q < n; ++q, out.x += out.width * fields * L) take_row(out.x, fields, out.width, rows + q * out.row);
         }
-        if (out.read) read_out(l, row, r, n, width, di, dj);
+        if (out.read) read_out(out, rows, r, n, di, dj);
+        for (int q = 0; q < out.n_targets; ++q) {
+          Target<T>& t = out.targets[q];
+          (t.fields == 2 ? push<T, 2> : push<T, 1>)(t, rows, out.row, r, n, out.width);
+        }
         if (++out.slot == out.ring_pairs) out.slot = 0;
       }
     }
   }
 
-  void sum_slice(const T* x_img, const T* x_prof, int di, int dj, int depth) {
-    for (int i = 0; i < program.n_taps * 2 * L; ++i) slice_sum[i] = 0;
-    slice(x_img, x_prof, di, dj, depth);
+  // The slot of a pair of rows in the ring of a level whose next one comes `behind` after it, plus one.
+  static int slot_of(const Rings<T>& from, int pair, int behind) {
+    int slot = from.slot - 1 - behind;
+    if (pair + behind >= from.pairs) slot += pair + behind - from.pairs + 1;
+    return slot < 0 ? slot + from.ring_pairs : slot;
   }
 
-  // All slices of one row and a lane group. d and -d are added before they join the total, so that k(x, z) and
-  // k(z, x) agree to the last bit.
-  bool group(const T* x_img, const T* x_prof) {
-    const int n = program.n_taps * 2 * L;
-    for (int i = 0; i < n; ++i) at_zero[i] = total[i] = 0;
-    for (int a = 0; a < program.n_slices; ++a) {
-      const Slice d = program.slices[a];
-      sum_slice(x_img, x_prof, d.di, d.dj, d.depth);
-      double* const sum = d.di == 0 && d.dj == 0 ? at_zero : opposite;
-      for (int i = 0; i < n; ++i) sum[i] = slice_sum[i];
-      if (sum == at_zero) continue;
-      sum_slice(x_img, x_prof, -d.di, -d.dj, d.depth);
-      for (int i = 0; i < n; ++i) total[i] += opposite[i] + slice_sum[i];
+  // The rows that a node reads, box sums already if its filter is no square of 3.
+  void input_rows(const Rings<T>& out, int pair, int n, Rows<T>& a) {
+    const Rings<T>& in = *out.in;
+    const int r = 2 * pair, slot = slot_of(in, pair, out.behind);
+    if (out.fused && out.around) {
+      const T* pair_rows = in.ring + 2 * slot * in.row;
+      const int before = slot == 0 ? in.ring_pairs - 1 : slot - 1, after = slot + 1 == in.ring_pairs ? 0 : slot + 1;
+      a.in[0] = r == 0 ? zero_row : in.ring + (2 * before + 1) * in.row;
+      a.in[1] = pair_rows;
+      a.in[2] = n == 2 ? pair_rows + in.row : zero_row;
+      a.in[3] = r + 2 < in.height ? in.ring + 2 * after * in.row : zero_row;
+      return;
     }
+    const Level& level = *out.level;
+    const int q = level.rows;
+    for (int k = 0; k <= q; ++k) window[k] = row_of(in, r - level.top + k, r, slot);
+    if (out.fused) {
+      for (int k = 0; k <= q; ++k) a.in[k] = window[k];
+      return;
+    }
+    T* const sums[2] = {box_sums, box_sums + row};
+    const bool own = level.theta_in, square = level.columns == q, single = square && q == 1;
+    for (int i = 0; i < 2; ++i) a.in[i] = single ? window[i] : sums[i];
+    a.in[2] = a.in[3] = zero_row;  // not read
+    const Filter filter{level.rows, level.columns, level.left, in.width};
+    if (square && q == 5)
+      box_rows<T, 5>(window, filter, out.width, own, scratch, sums);
+    else if (square && q == 7)
+      box_rows<T, 7>(window, filter, out.width, own, scratch, sums);
+    else if (!single)
+      box_rows<T, 0>(window, filter, out.width, own, scratch, sums);
+  }
+
+  void sum_slice(const T* x_img, const T* x_prof, const Variant& variant, int di, int dj, bool again) {
+    for (int i = 0; i < program.n_taps * 2 * L; ++i) slice_sum[i] = 0;
+    slice(x_img, x_prof, variant, di, dj, again);
+  }
+
+  // The next slice of a stage and its opposite, after all slices of the parent stage that they need. d and -d are added
+  // before they join the total, so that k(x, z) and k(z, x) agree to the last bit.
+  void advance(const T* x_img, const T* x_prof, int stage) {
+    const Stage& s = program.stages[stage];
+    const Slice d = s.slices[done[stage]];
+    while (s.parent >= 0 && done[s.parent] < d.needs) advance(x_img, x_prof, s.parent);
+    ++done[stage];
+    const int n = program.n_taps * 2 * L;
+    sum_slice(x_img, x_prof, s.variants[d.variant], d.di, d.dj, false);
+    if (d.di == 0 && d.dj == 0) {
+      for (int i = 0; i < n; ++i) at_zero[i] += slice_sum[i];
+      return;
+    }
+    for (int i = 0; i < n; ++i) opposite[i] = slice_sum[i];
+    sum_slice(x_img, x_prof, s.variants[d.variant], -d.di, -d.dj, true);
+    for (int i = 0; i < n; ++i) total[i] += opposite[i] + slice_sum[i];
+    join();
+  }
+
+  // All slices of one row and a lane group.
+  bool group(const T* x_img, const T* x_prof) {
+    for (int i = 0; i < program.n_taps * 2 * L; ++i) at_zero[i] = total[i] = 0;
+    for (int k = 0; k < program.n_stages; ++k) {
+      const Stage& s = program.stages[k];
+      done[k] = 0;
+      for (int l = s.first; l < s.stop; ++l)
+        for (int i = 0; program.levels[l].kind == Kind::kGather && i < s.n_slices; ++i) begun[l][i] = 0;
+    }
+    for (int k = program.n_stages - 1; k >= 0; --k)
+      while (done[k] < program.stages[k].n_slices) advance(x_img, x_prof, k);
     return !cancelled();
   }
 
@@ -689,22 +968,27 @@ struct Sweep {
     const int64_t n_rows = Pairwise ? 1 : call.n_rows;
     pack(*call.z, call.columns + first, z_image, z_profile, z_bias);
     if (Pairwise) pack(*call.x, rows, x_image, x_profile, x_bias);
-    const int64_t image = int64_t(program.h) * program.w * program.c, profile = int64_t(program.n_steps) * program.h * program.w;
+    const int64_t image = int64_t(program.h) * program.w * program.c, profile = program.n_profile;
     for (int64_t i = 0; i < n_rows; ++i) {
       const int64_t row = rows[i];
-      const T* bias = call.x->biases + row * program.n_steps;
-      for (int s = 0; s < program.n_steps; ++s)
-        for (int l = 0; l < L; ++l)
-          constants[s].bias[l] = (Pairwise ? x_bias[s * L + l] : bias[s]) * z_bias[s * L + l];
+      const T* bias = call.x->biases + row * program.n_nodes;
+      for (int s = 0; s < program.n_levels; ++s) {
+        if (program.levels[s].kind != Kind::kNode) continue;
+        const int b = program.levels[s].number;
+        for (int l = 0; l < L; ++l) constants[s].bias[l] = (Pairwise ? x_bias[b * L + l] : bias[b]) * z_bias[b * L + l];
+      }
+      for (int l = 0; l < n_lanes; ++l)
+        same[l] = call.x->identity[rows[Pairwise ? l : i]] == call.z->identity[call.columns[first + l]] ? T(-1) : T(1);
       if (!group(Pairwise ? x_image : call.x->images + row * image, Pairwise ? x_profile : call.x->profiles + row * profile))
         return false;
       for (int l = 0; l < n_lanes; ++l) {
-        const int64_t xr = rows[Pairwise ? l : i], zr = call.columns[first + l];
-        const bool same = call.x->identity[xr] == call.z->identity[zr];
+        const int64_t xr = rows[Pairwise ? l : i];
         for (int f = 0; f < program.n_taps * 2; ++f) {
-          const double zero = same ? call.x->diagonal[xr * program.n_taps * 2 + f] : at_zero[f * L + l];
+          const bool known = program.closed && same[l] < 0;
+          const double zero = known ? call.x->diagonal[xr * program.n_taps * 2 + f] : at_zero[f * L + l];
           call.out[(f * n_rows + i) * call.n_columns + first + l] = zero + total[f * L + l];
         }
+        for (int64_t j = 0; call.profiles && j < profile; ++j) call.profiles[(first + l) * profile + j] = z_profile[j * L + l];
       }
     }
     return true;
@@ -720,7 +1004,7 @@ struct Sweep {
 
 template <class T>
 int64_t workspace(const Program& program, bool pairwise) {
-  return Layout<T>(program, pairwise).bytes;
+  return pairwise ? Sweep<T, true>::arrange(nullptr, program, nullptr) : Sweep<T, false>::arrange(nullptr, program, nullptr);
 }
 
 template <class T>

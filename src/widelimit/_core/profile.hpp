@@ -44,28 +44,29 @@ constexpr double profile_size() { return 1; }
 template <>
 constexpr double profile_size<float>() { return double(1 << 28); }
 
-// Each image is divided by a power of two, `scale`, so that its largest profile is as large as that: networks
+// For chains of layers (Program::closed). Each image is divided by a power of two, `scale`, so that its largest profile is as large as that: networks
 // without bias are homogeneous, a bias is divided alike. The diagonal is the slice d = 0 of k(x, x), where lambda = 1.
 template <class T>
 void make_profiles(const Program& p, const double* x, int64_t n, const double* bias, T* images, T* profiles, T* biases,
                    double* scale, double* diagonal) {
-  const int hw = p.h * p.w;
-  std::vector<double> image(size_t(hw) * p.c), var(hw), theta(hw), boxed(hw), scratch(p.w), prof(size_t(p.n_steps) * hw),
-      b(p.n_steps);
+  const int hw = p.h * p.w, n_steps = p.n_nodes;
+  const Level* const steps = p.levels + 1;  // a chain: level 0 is the image
+  std::vector<double> image(size_t(hw) * p.c), var(hw), theta(hw), boxed(hw), scratch(p.w), prof(size_t(n_steps) * hw),
+      b(n_steps);
   bool want_theta = false;
   for (int t = 0; t < p.n_taps; ++t) want_theta = want_theta || p.taps[t].want_theta;
-  for (int s = 0; s < p.n_steps; ++s) scratch.resize(std::max(scratch.size(), size_t(p.w + p.steps[s].filter_size)));
+  for (int s = 0; s < n_steps; ++s) scratch.resize(std::max(scratch.size(), size_t(p.w + steps[s].rows)));
   for (int64_t i = 0; i < n; ++i, x += size_t(hw) * p.c) {
     double largest = 0;
     for (int k = 0; k < hw * p.c; ++k) largest = std::fabs(x[k]) > largest ? std::fabs(x[k]) : largest;
-    for (int s = 0; s < p.n_steps; ++s) largest = std::fmax(largest, bias[s]);
+    for (int s = 0; s < n_steps; ++s) largest = std::fmax(largest, bias[s]);
     const double s0 = power_of_two(largest);
     largest = 0;
     double* diag = diagonal + i * p.n_taps * 2;
     auto read_out = [&](int layer) {
       for (int t = 0; t < p.n_taps; ++t) {
         const Tap& tap = p.taps[t];
-        if (tap.layer != layer) continue;
+        if (tap.level != layer) continue;
         const double *rw = tap.row_weights + int64_t(p.h - 1) * p.h, *cw = tap.column_weights + int64_t(p.w - 1) * p.w;
         double k = 0, th = 0;
         for (int r = 0; r < p.h; ++r)
@@ -84,14 +85,14 @@ void make_profiles(const Program& p, const double* x, int64_t n, const double* b
         v += u * u;
       }
       largest = v > largest ? v : largest;
-      var[k] = p.in_scale * v;
+      var[k] = p.levels[0].out_scale * v;
       theta[k] = 0;
     }
     read_out(0);
-    for (int s = 0; s < p.n_steps; ++s) {
-      const Step& step = p.steps[s];
+    for (int s = 0; s < n_steps; ++s) {
+      const Level& step = steps[s];
       b[s] = bias[s] / s0;
-      box_filter(var.data(), boxed.data(), scratch.data(), p.h, p.w, step.filter_size);
+      box_filter(var.data(), boxed.data(), scratch.data(), p.h, p.w, step.rows);
       const double b2 = b[s] * b[s];
       double* x_of_step = prof.data() + size_t(s) * hw;
       for (int k = 0; k < hw; ++k) {
@@ -100,7 +101,7 @@ void make_profiles(const Program& p, const double* x, int64_t n, const double* b
       }
       for (int k = 0; k < hw; ++k) largest = var[k] > largest ? var[k] : largest;
       if (want_theta) {
-        box_filter(theta.data(), boxed.data(), scratch.data(), p.h, p.w, step.filter_size);
+        box_filter(theta.data(), boxed.data(), scratch.data(), p.h, p.w, step.rows);
         const double trained = step.trainable ? 1 : 0;
         for (int k = 0; k < hw; ++k) theta[k] = step.out_scale * (boxed[k] + trained * var[k]);
       }
@@ -111,8 +112,8 @@ void make_profiles(const Program& p, const double* x, int64_t n, const double* b
     const double inverse = 1 / s1;  // exact
     scale[i] = s0 * s1;
     for (int k = 0; k < hw * p.c; ++k) images[size_t(i) * hw * p.c + k] = T(image[k] * inverse);
-    for (int k = 0; k < p.n_steps * hw; ++k) profiles[size_t(i) * p.n_steps * hw + k] = T(prof[k] * inverse);
-    for (int s = 0; s < p.n_steps; ++s) biases[i * p.n_steps + s] = T(b[s] * inverse);
+    for (int k = 0; k < n_steps * hw; ++k) profiles[size_t(i) * n_steps * hw + k] = T(prof[k] * inverse);
+    for (int s = 0; s < n_steps; ++s) biases[i * n_steps + s] = T(b[s] * inverse);
     for (int t = 0; t < p.n_taps * 2; ++t) diag[t] *= inverse * inverse;
   }
 }

@@ -67,6 +67,18 @@ template <class T>
 WL_INLINE Vec<T> ratio(Vec<T> e, Vec<T> w) { WL_EACH(e.v[l] / std::sqrt(w.v[l])); }
 template <class T>
 constexpr T ratio_scale() { return 1; }
+template <class T>
+WL_INLINE Vec<T> root(Vec<T> a) { WL_EACH(std::sqrt(a.v[l])); }
+template <class T>
+WL_INLINE Vec<T> reciprocal(Vec<T> a) { WL_EACH(1 / a.v[l]); }
+WL_INLINE Vec<float> exponential(Vec<float> y) {
+  for (int l = 0; l < 4; ++l) y.v[l] = __builtin_expf(y.v[l]);
+  return y;
+}
+WL_INLINE Vec<double> exponential(Vec<double> y) {
+  for (int l = 0; l < 2; ++l) y.v[l] = __builtin_exp(y.v[l]);
+  return y;
+}
 #undef WL_EACH
 
 #elif defined(__AVX512F__)
@@ -147,6 +159,27 @@ template <>
 constexpr float ratio_scale<float>() { return 2; }
 template <>
 constexpr double ratio_scale<double>() { return 16; }
+WL_INLINE F where_negative(F s, F a, F b) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(s.v, _mm512_setzero_ps(), _CMP_LT_OQ), b.v, a.v)};
+}
+WL_INLINE D where_negative(D s, D a, D b) {
+  return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(s.v, _mm512_setzero_pd(), _CMP_LT_OQ), b.v, a.v)};
+}
+// The estimate of 14 bits, and one Newton step.
+WL_INLINE F reciprocal(F a) {
+  F y{_mm512_rcp14_ps(a.v)};
+  return mul(y, fnma(a, y, broadcast(2.0f)));
+}
+WL_INLINE D reciprocal(D a) { return {_mm512_div_pd(_mm512_set1_pd(1), a.v)}; }
+WL_INLINE F root(F a) { return {_mm512_sqrt_ps(a.v)}; }
+WL_INLINE D root(D a) { return {_mm512_sqrt_pd(a.v)}; }
+// p times 2 to the integer in the lowest bits of n
+WL_INLINE F times_power(F p, F n) {
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p.v), _mm512_slli_epi32(_mm512_castps_si512(n.v), 23)))};
+}
+WL_INLINE D times_power(D p, D n) {
+  return {_mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(p.v), _mm512_slli_epi64(_mm512_castpd_si512(n.v), 52)))};
+}
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
@@ -212,6 +245,17 @@ WL_INLINE F ratio(F e, F w) {
 WL_INLINE D ratio(D e, D w) { return {_mm256_div_pd(e.v, _mm256_sqrt_pd(w.v))}; }
 template <class T>
 constexpr T ratio_scale() { return 1; }
+WL_INLINE F reciprocal(F a) { return {_mm256_div_ps(_mm256_set1_ps(1), a.v)}; }
+WL_INLINE D reciprocal(D a) { return {_mm256_div_pd(_mm256_set1_pd(1), a.v)}; }
+WL_INLINE F root(F a) { return {_mm256_sqrt_ps(a.v)}; }
+WL_INLINE D root(D a) { return {_mm256_sqrt_pd(a.v)}; }
+// p times 2 to the integer in the lowest bits of n
+WL_INLINE F times_power(F p, F n) {
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p.v), _mm256_slli_epi32(_mm256_castps_si256(n.v), 23)))};
+}
+WL_INLINE D times_power(D p, D n) {
+  return {_mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(p.v), _mm256_slli_epi64(_mm256_castpd_si256(n.v), 52)))};
+}
 
 #else
 
@@ -263,6 +307,17 @@ WL_INLINE F ratio(F e, F w) { return {_mm_div_ps(e.v, _mm_sqrt_ps(w.v))}; }
 WL_INLINE D ratio(D e, D w) { return {_mm_div_pd(e.v, _mm_sqrt_pd(w.v))}; }
 template <class T>
 constexpr T ratio_scale() { return 1; }
+WL_INLINE F reciprocal(F a) { return {_mm_div_ps(_mm_set1_ps(1), a.v)}; }
+WL_INLINE D reciprocal(D a) { return {_mm_div_pd(_mm_set1_pd(1), a.v)}; }
+WL_INLINE F root(F a) { return {_mm_sqrt_ps(a.v)}; }
+WL_INLINE D root(D a) { return {_mm_sqrt_pd(a.v)}; }
+// p times 2 to the integer in the lowest bits of n
+WL_INLINE F times_power(F p, F n) {
+  return {_mm_castsi128_ps(_mm_add_epi32(_mm_castps_si128(p.v), _mm_slli_epi32(_mm_castps_si128(n.v), 23)))};
+}
+WL_INLINE D times_power(D p, D n) {
+  return {_mm_castsi128_pd(_mm_add_epi64(_mm_castpd_si128(p.v), _mm_slli_epi64(_mm_castpd_si128(n.v), 52)))};
+}
 
 #endif
 
@@ -271,6 +326,35 @@ constexpr T ratio_scale() { return 1; }
 template <class T>
 WL_INLINE Vec<T> product_or_rest(Vec<T> s, Vec<T> t, Vec<T> g, Vec<T> c) {
   return where_negative(s, mul(t, g), fnma(t, g, c));
+}
+#endif
+
+#if !defined(WL_PLAIN)
+// e^y = 2^n e^r with |r| <= ln(2)/2 and Taylor's polynomial of e^r; what is below the range becomes its smallest number.
+// Adding 1.5 * 2^23 rounds to an integer, which lies in the lowest bits.
+WL_INLINE F exponential(F y) {
+  const float c[8] = {1.0f, 1.0f, 1 / 2.0f, 1 / 6.0f, 1 / 24.0f, 1 / 120.0f, 1 / 720.0f, 1 / 5040.0f};
+  const F magic = broadcast(12582912.0f);
+  y = max(y, broadcast(-87.0f));
+  const F shifted = fma(y, broadcast(1.44269504089f), magic), n = sub(shifted, magic);
+  const F r = fnma(n, broadcast(1.42860677e-6f), fnma(n, broadcast(0x1.62e4p-1f), y));
+  F p = broadcast(c[7]);
+#pragma GCC unroll 8
+  for (int i = 6; i >= 0; --i) p = fma(p, r, broadcast(c[i]));
+  return times_power(p, shifted);
+}
+WL_INLINE D exponential(D y) {
+  const double c[14] = {1.0,          1.0,           1 / 2.0,         1 / 6.0,          1 / 24.0,
+                        1 / 120.0,    1 / 720.0,     1 / 5040.0,      1 / 40320.0,      1 / 362880.0,
+                        1 / 3628800.0, 1 / 39916800.0, 1 / 479001600.0, 1 / 6227020800.0};
+  const D magic = broadcast(6755399441055744.0);
+  y = max(y, broadcast(-708.0));
+  const D shifted = fma(y, broadcast(1.4426950408889634), magic), n = sub(shifted, magic);
+  const D r = fnma(n, broadcast(0x1.a39ef35793c76p-33), fnma(n, broadcast(0x1.62e42fee00000p-1), y));
+  D p = broadcast(c[13]);
+#pragma GCC unroll 16
+  for (int i = 12; i >= 0; --i) p = fma(p, r, broadcast(c[i]));
+  return times_power(p, shifted);
 }
 #endif
 

@@ -104,11 +104,12 @@ def serving(program: Program, backend: Backend) -> Backend:
     """
     if program.is_dense:
         return getattr(backend, "dense", None) or DenseBackend()
-    lacks = missing(program) if backend.name in ("cpu", "cuda") else []
+    name = backend.name
+    lacks = missing(program, name) if name == "cpu" or name == "cuda" else []
     if lacks:
         networks = ", ".join(map(str, program.networks))
         raise ValueError(
-            f'backend="{backend.name}" cannot compute {" and ".join(lacks)} yet, got '
+            f'backend="{name}" cannot compute {" and ".join(lacks)} yet, got '
             f'{networks:.400}: use backend="auto" or "reference", which is slow'
         )
     return backend

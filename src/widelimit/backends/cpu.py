@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,8 +15,9 @@ from widelimit._core import _engine
 from widelimit.arrays import FloatArray
 from widelimit.backends.base import PROFILE_BYTES, Cancelled, Dtype, Entries, Pairs, Profile
 from widelimit.backends.cut import lane_groups
-from widelimit.backends.lowered import Lowered, depths, lower
-from widelimit.program import Program
+from widelimit.backends.lowered import Lowered, lower
+from widelimit.layers import Flatten
+from widelimit.program import Node, Program, Tap
 
 __all__ = [
     "ISA_VARIABLE",
@@ -28,6 +29,7 @@ __all__ = [
 
 ISA_VARIABLE = "WIDELIMIT_ISA"  # forces one instruction set
 
+_LARGEST_PROFILE = {"float32": 2.0**28, "float64": 1.0}  # and less than twice that: profile.hpp
 _PROFILE_CHUNK = 32  # images at a time: between two chunks Python takes notice of Ctrl-C
 
 
@@ -62,16 +64,29 @@ class _Compiled:
 
 @lru_cache(maxsize=64)
 def _compile(program: Program, drift: float = 1.0) -> _Compiled:
-    h, w, c = program.shape
     lowered = lower(program, drift)
-    steps = [astuple(step) for step in lowered.steps]
     taps = [
-        (tap.node, tap.want_sigma, tap.want_theta, tap.weights(h), tap.weights(w))
-        for tap in program.taps
+        (
+            level,
+            tap.want_sigma,
+            tap.want_theta,
+            tap.weights(lowered.levels[level].h),
+            tap.weights(lowered.levels[level].w),
+        )
+        for tap, level in zip(program.taps, lowered.taps, strict=True)
     ]
-    geometry = depths(program).astype(np.int32)
-    made = _engine.Program(h, w, c, lowered.in_scale, steps, taps, geometry)
-    return _Compiled(made, lowered)
+    arguments = (list(lowered.levels), list(lowered.stages), taps, lowered.is_chain)
+    return _Compiled(_engine.Program(*program.shape, *arguments), lowered)
+
+
+@lru_cache(maxsize=64)
+def _of_itself(program: Program) -> _Compiled:
+    """Return the program of the same nodes that computes no more than the variance of each."""
+    read = {node.source for node in program.nodes}
+    read |= {node.skip for node in program.nodes if isinstance(node, Node) and node.skip}
+    last = [number for number in range(1, len(program.nodes) + 1) if number not in read]
+    taps = tuple(Tap(number, Flatten(), want_sigma=True, want_theta=False) for number in last)
+    return _compile(replace(program, taps=taps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +96,13 @@ class ProfileArrays:
     Parameters
     ----------
     images : ndarray of shape (n, h, w, c)
-    profiles : ndarray of shape (n, n_nodes, h, w)
-        X of each activation.
+    profiles : ndarray of shape (n, n_nodes, h, w), or (n, numbers of all grids)
+        X of each node.
     biases : ndarray of shape (n, n_nodes)
     scale : ndarray of float64, shape (n,)
         A power of two for each image.
     diagonal : ndarray of float64, shape (n, n_taps, 2)
-        What the slice d = 0 adds to the sums of ``k(x, x)``.
+        Of a chain: what the slice d = 0 adds to the sums of ``k(x, x)``.
     """
 
     images: NDArray[Any]
@@ -100,18 +115,67 @@ class ProfileArrays:
 def profile_arrays(
     program: Program, images: FloatArray, dtype: Dtype, drift: float = 1.0
 ) -> ProfileArrays:
-    """Compute profiles in float64; return them in `dtype`, for any engine of ``lower(...)``."""
+    """Compute profiles of a chain in float64; return them in `dtype`, for either engine."""
     compiled = _compile(program, drift)
-    n, h, w, c = images.shape
-    shapes = ((n, h, w, c), (n, len(program.nodes), h, w), (n, len(program.nodes)))
-    stored = [np.empty(shape, dtype) for shape in shapes]
-    scale, diagonal = np.empty(n), np.empty((n, len(program.taps), 2))
+    n = len(images)
+    made = _empty(compiled, images, dtype)
     fill = _engine.profile32 if dtype == "float32" else _engine.profile64
     for start in range(0, n, _PROFILE_CHUNK):
         part = slice(start, start + _PROFILE_CHUNK)
-        outputs = (array[part] for array in (*stored, scale, diagonal))
+        stored = (made.images, made.profiles, made.biases, made.scale, made.diagonal)
+        outputs = (array[part] for array in stored)
         fill(compiled.program, images[part], compiled.lowered.biases, *outputs)
-    return ProfileArrays(stored[0], stored[1], stored[2], scale, diagonal)
+    h, w = images.shape[1:3]
+    return replace(made, profiles=made.profiles.reshape(n, -1, h, w))
+
+
+def _empty(compiled: _Compiled, images: FloatArray, dtype: Dtype) -> ProfileArrays:
+    n, lowered = len(images), compiled.lowered
+    return ProfileArrays(
+        np.empty(images.shape, dtype),
+        np.empty((n, lowered.n_profile), dtype),
+        np.empty((n, len(lowered.biases)), dtype),
+        np.ones(n),
+        np.zeros((n, len(lowered.taps), 2)),
+    )
+
+
+def _own_profiles(isa: str, program: Program, images: FloatArray, dtype: Dtype) -> ProfileArrays:
+    """Compute profiles by the engine on pairs of images with themselves, in float64.
+
+    Where K of a multiple of an image is that multiple of K, images are divided by powers of two,
+    so that the largest profile is as large as _core/profile.hpp says.
+    """
+    compiled, own = _compile(program), _of_itself(program)
+    made, cancel = _empty(compiled, images, dtype), np.zeros(1, np.int32)
+    beta = compiled.lowered.biases
+    for start in range(0, len(images), _PROFILE_CHUNK):
+        part = np.s_[start : start + _PROFILE_CHUNK]
+        x = np.ascontiguousarray(images[part])
+        scale = np.ones(len(x))
+        if compiled.lowered.homogeneous:
+            brightest = np.abs(x).max(axis=(1, 2, 3), initial=0)
+            scale = _power_of_two(np.maximum(brightest, beta.max(initial=0)))
+        x = x / scale[:, None, None, None]
+        biases = beta / scale[:, None]
+        profiles = np.empty((len(x), compiled.lowered.n_profile))
+        _engine.self_profiles(isa, own.program, x, biases, profiles, cancel)
+        if compiled.lowered.homogeneous:
+            largest = np.sqrt(np.square(x).sum(axis=3).max(axis=(1, 2), initial=0))
+            unit = _power_of_two(np.maximum(largest, profiles.max(axis=1, initial=0)))
+            unit /= _LARGEST_PROFILE[dtype]
+            x /= unit[:, None, None, None]
+            biases /= unit[:, None]
+            profiles /= unit[:, None]
+            scale *= unit
+        made.images[part], made.profiles[part], made.biases[part] = x, profiles, biases
+        made.scale[part] = scale
+    return made
+
+
+def _power_of_two(values: FloatArray) -> FloatArray:
+    """Return the powers of two at or below values, 1 for 0."""
+    return np.where(values > 0, np.ldexp(0.5, np.frexp(values)[1]), 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +218,8 @@ class CpuBackend:
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of one image and its profile."""
         h, w, c = program.shape
-        return (4 if dtype == "float32" else 8) * h * w * (c + len(program.nodes))
+        numbers = h * w * c + _compile(program).lowered.n_profile
+        return (4 if dtype == "float32" else 8) * numbers
 
     def profile_room(self) -> int:
         """Return what is little beside a matrix in memory."""
@@ -169,7 +234,10 @@ class CpuBackend:
         self, program: Program, images: FloatArray, identity: NDArray[np.int64], dtype: Dtype
     ) -> Profile:
         """Compute profiles in float64 and store them, scaled, in `dtype`."""
-        made = profile_arrays(program, images, dtype)
+        if _compile(program).lowered.is_chain:
+            made = profile_arrays(program, images, dtype)
+        else:
+            made = _own_profiles(self.isa, program, images, dtype)
         make = _engine.Batch32 if dtype == "float32" else _engine.Batch64
         arrays = (made.images, made.profiles, made.biases, identity, made.diagonal)
         compiled = _compile(program)

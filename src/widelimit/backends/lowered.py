@@ -1,23 +1,138 @@
-"""A program in the units of the compiled engines: what a pass over a slice does, step by step."""
+"""A program in the units of the compiled engines: what a pass over a slice does, level by level."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
-from widelimit.layers import ReLU
+from widelimit.lattice import Boundary, Window
+from widelimit.layers import GELU, ABReLU, Cos, Erf, Gaussian, LayerNorm, ReLU, Sin
 from widelimit.program import Node, Pool, Program
 
-__all__ = ["Lowered", "LoweredStep", "depths", "lower", "missing"]
+__all__ = ["Field", "Grid", "Lowered", "LoweredLevel", "LoweredStep"]
+__all__ += ["depths", "lower", "missing"]
+
+# Kinds of levels and activations, as _core/core.hpp numbers them.
+IMAGE, GATHER, NODE = range(3)
+IDENTITY, RELU, AB_RELU, GAUSSIAN, ERF, GELU_, SIN, COS, NORM = range(9)
+_BOUND_TO_UNITS = (ERF, GELU_, SIN, COS, NORM)  # not homogeneous
+
+
+_ONE = Window(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One level of a program, in true units: K and Theta on one grid.
+
+    Parameters
+    ----------
+    h, w : int
+    kind : int
+        Of the image, of windows over a level of the parent stage, or of a node:
+        ``Sigma = weight * box(K) + bias_variance + K of skip``, and the activation after it.
+    source, skip : int
+        Levels; -1: none.
+    rows, columns : Window
+        Of the filter, or of the windows.
+    diagonal : bool
+        Of windows: whether both images are read at the same place, as a convolution does.
+    weight : float
+        What sums are multiplied with.
+    """
+
+    h: int
+    w: int
+    kind: int = IMAGE
+    source: int = -1
+    skip: int = -1
+    rows: Window = _ONE
+    columns: Window = _ONE
+    diagonal: bool = False
+    weight: float = 1.0
+    bias_variance: float = 0.0
+    trainable: bool = False
+    activation: int = IDENTITY
+    parameters: tuple[float, ...] = ()
+    signed: bool = True
+
+    @property
+    def boundary(self) -> Boundary:
+        """The windows."""
+        return Boundary(self.rows, self.columns, self.diagonal)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Levels that are swept together: those of one stage.
+
+    Parameters
+    ----------
+    parent : int
+        The stage whose slices it gathers; -1: it begins with the image.
+    n_levels : int
+    variants : tuple of tuple of int
+        Levels that a slice goes through, one entry for each kind of slice.
+    slices : ndarray of int64, shape (n_slices, 5)
+        di, dj, variant, needs, slot (`widelimit.lattice.Schedule`).
+    room : int
+        Entries of the memory where slices gather.
+    """
+
+    parent: int
+    n_levels: int
+    variants: tuple[tuple[int, ...], ...]
+    slices: IntArray
+    room: int = 0
+
+
+def _no_runs() -> NDArray[np.int32]:
+    return np.zeros((0, 4), np.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoweredLevel:
+    """A `Field` in the units of an engine, and what is needed of it (_core/core.hpp)."""
+
+    kind: int
+    h: int
+    w: int
+    source: int
+    skip: int
+    out_scale: float
+    rows: int = 1
+    columns: int = 1
+    top: int = 0
+    left: int = 0
+    activation: int = IDENTITY
+    parameters: tuple[float, ...] = ()
+    signed: bool = True  # sigma may be negative
+    trainable: bool = False
+    theta_in: bool = False  # a tangent kernel that is not zero everywhere enters
+    theta_skip: bool = False  # or is added
+    k_out: bool = True
+    theta_out: bool = False
+    biased: bool = False
+    skip_scale: float = 0.0
+    unit: float = 1.0
+    fields: int = 1
+    room: int = 0
+    stride_down: int = 1
+    stride_across: int = 1
+    down: NDArray[np.int32] = field(default_factory=_no_runs)  # rows d, coarse, first, count
+    across: NDArray[np.int32] = field(default_factory=_no_runs)
 
 
 @dataclass(frozen=True, slots=True)
 class LoweredStep:
-    """One convolution, the activation after it if `relu`, and what is needed of both.
+    """One convolution of a chain, the ReLU after it if `relu`, and what is needed of both.
 
     ``Sigma = box(F) + beta^2``, ``F' = scale * m kappa1``; see `Lowered`.
     """
@@ -39,25 +154,131 @@ class Lowered:
 
     Without biases a kernel is homogeneous, so gains are taken out: an engine computes
     ``Sigma = box(F) + beta^2``, ``F = scale * m kappa1`` with powers of two for scales that keep a
-    constant image constant. The true fields after a step are a gain times the engine's.
+    constant image constant. The true fields of a level are a gain times the engine's.
+
+    Parameters
+    ----------
+    levels : tuple of LoweredLevel
+        The image first.
+    stages : tuple of Grid
+    biases : ndarray of float64, shape (n_nodes,)
+        beta of each node.
+    taps : tuple of int
+        The level of each tap.
+    factors : ndarray of float64, shape (n_taps,)
+        From the engine's sums to true sums.
+    homogeneous : bool
+        Whether K of a multiple of an image is that multiple of K.
+    """
+
+    levels: tuple[LoweredLevel, ...]
+    stages: tuple[Grid, ...]
+    biases: FloatArray
+    taps: tuple[int, ...]
+    factors: FloatArray
+    homogeneous: bool
+
+    @property
+    def in_scale(self) -> float:
+        """Of the covariance of the inputs."""
+        return self.levels[0].out_scale
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether it is a chain of square convolutions and ReLUs on one grid."""
+        first = self.levels[0]
+        return all(
+            level.kind == NODE
+            and level.source == number - 1
+            and level.skip < 0
+            and level.rows == level.columns
+            and (level.h, level.w) == (first.h, first.w)
+            and level.activation in (IDENTITY, RELU)
+            for number, level in enumerate(self.levels[1:], start=1)
+        )
+
+    @property
+    def steps(self) -> tuple[LoweredStep, ...]:
+        """The levels of a chain after the image."""
+        return tuple(
+            LoweredStep(
+                level.rows,
+                level.activation == RELU,
+                level.signed,
+                level.trainable,
+                level.theta_in,
+                level.k_out,
+                level.theta_out,
+                level.biased,
+                level.out_scale,
+            )
+            for level in self.levels[1:]
+        )
+
+    @property
+    def n_profile(self) -> int:
+        """Numbers in the profile of an image."""
+        return sum(level.h * level.w for level in self.levels if level.kind == NODE)
+
+
+def missing(program: Program, engine: Literal["cpu", "cuda"] = "cpu") -> list[str]:
+    """Return what a program has that a compiled engine cannot do; nothing if it can run it.
 
     Parameters
     ----------
     program : Program
-    in_scale : float
-        Of the covariance of the inputs.
-    steps : tuple of LoweredStep
-    biases : ndarray of float64, shape (n_steps,)
-        beta of each step.
-    factors : ndarray of float64, shape (n_taps,)
-        From the engine's sums to true sums.
+    engine : {"cpu", "cuda"}
+        A card goes from each layer to the next: square convolutions of stride 1 that keep the size
+        of an image, and ReLU.
     """
+    found: dict[str, None] = {}
+    grids: dict[int, tuple[int, int]] = {}
+    for number, node in enumerate(program.nodes, start=1):
+        if isinstance(node, Pool):
+            grid = program.grids[number]
+            if engine == "cuda":
+                found["strides" if node.diagonal else "AvgPool"] = None
+            elif grids.setdefault(program.depths[number], grid) != grid:
+                found["pools to different grids in one pass"] = None
+            continue
+        if engine == "cpu":
+            if type(node.activation) not in _ACTIVATIONS:
+                found[type(node.activation).__name__] = None
+            continue
+        if node.filter_size is None:
+            found['filters that are not square, or padding="valid"'] = None
+        if node.skip is not None:
+            found["Sum"] = None
+        if node.activation not in (None, ReLU()):
+            found[type(node.activation).__name__] = None
+        elif node.source != number - 1 and not found:
+            found["networks that branch in one pass"] = None
+    return list(found)
 
-    program: Program
-    in_scale: float
-    steps: tuple[LoweredStep, ...]
-    biases: FloatArray
-    factors: FloatArray
+
+_ACTIVATIONS = {
+    type(None): IDENTITY,
+    ReLU: RELU,
+    ABReLU: AB_RELU,
+    Gaussian: GAUSSIAN,
+    Erf: ERF,
+    GELU: GELU_,
+    Sin: SIN,
+    Cos: COS,
+    LayerNorm: NORM,
+}
+
+
+def _parameters(node: Node) -> tuple[float, ...]:
+    match node.activation:
+        case ABReLU(a, b):
+            return a, b
+        case Gaussian(gamma):
+            return (gamma,)
+        case LayerNorm(eps):
+            return (eps,)
+        case _:
+            return ()
 
 
 @lru_cache(maxsize=64)
@@ -71,23 +292,76 @@ def lower(program: Program, drift: float = 1.0) -> Lowered:
         How far a constant image may grow or shrink before the scale of layers changes: with some
         room, layers in a row are alike, and one piece of code serves them all. The units decide
         about the last bit of profiles.
+
+    Raises
+    ------
+    ValueError
+        If it has what the engine cannot do; see `missing`.
     """
-    nodes = _chain(program)
-    units = _units(program, drift)
-    wanted_below = [
-        max((tap.node for tap in program.taps if tap.want_theta), default=-1),
-        max(tap.node for tap in program.taps),
-    ]
-    steps: list[LoweredStep] = []
-    theta = False
-    for layer, (node, scale) in enumerate(zip(nodes, units.out_scales, strict=True), 1):
-        enters, theta = theta, theta or node.trainable
-        here = any(tap.node == layer and tap.want_sigma for tap in program.taps)
-        k_out = layer < wanted_below[1] or here
-        theta_out = theta and layer <= wanted_below[0]
-        steps.append(_lowered(node, scale, enters and theta_out, k_out, theta_out))
-    factors = np.array([units.gains[tap.node] for tap in program.taps])
-    return Lowered(program, units.in_scale, tuple(steps), units.biases, factors)
+    if lacks := missing(program):
+        raise ValueError(
+            f"the compiled engine has no {' and no '.join(lacks)}, got "
+            f'{", ".join(map(str, program.networks))}: use backend="reference"'
+        )
+    numbers = [0, *(number for stage in program.stages for number in stage.levels)]
+    level_of = {number: level for level, number in enumerate(numbers)}
+    fields: list[Field] = []
+    for number in numbers:
+        h, w = program.grids[number]
+        if number == 0:
+            fields.append(Field(h, w))
+            continue
+        node = program.nodes[number - 1]
+        source = level_of[node.source]
+        rows, columns = node.windows
+        if isinstance(node, Pool):
+            common = (h, w, GATHER, source, -1, rows, columns)
+            fields.append(Field(*common, diagonal=node.diagonal, weight=node.weight))
+            continue
+        fields.append(
+            Field(
+                h,
+                w,
+                NODE,
+                source,
+                -1 if node.skip is None else level_of[node.skip],
+                rows,
+                columns,
+                weight=node.weight_variance / node.area,
+                bias_variance=node.bias_variance,
+                trainable=node.trainable,
+                activation=_ACTIVATIONS[type(node.activation)],
+                parameters=_parameters(node),
+                signed=node.signed,
+            )
+        )
+    taps = [(level_of[tap.node], tap.want_sigma, tap.want_theta) for tap in program.taps]
+    return lower_fields(fields, _grids(program, level_of), taps, program.input_scale, drift)
+
+
+def _grids(program: Program, level_of: dict[int, int]) -> list[Grid]:
+    """Return the stages, with their slices in the order of the schedules."""
+    grids: list[Grid] = []
+    last = len(program.stages) - 1
+    for depth, stage in enumerate(program.stages):
+        first = () if depth else (0,)
+        pools = [n for n in stage.levels if isinstance(program.nodes[n - 1], Pool)]
+        variants = tuple(
+            tuple(sorted(level_of[n] for n in {*first, *pools, *through}))
+            for through in stage.variants
+        )
+        slices = np.zeros((len(stage.slices), 5), np.int64)
+        slices[:, :3] = stage.slices
+        if depth < last:
+            variant = {(i, j): v for i, j, v in stage.slices.tolist()}
+            slices[:, :2] = program.schedules[depth].fine
+            slices[:, 2] = [variant[i, j] for i, j in slices[:, :2].tolist()]
+        room = 0
+        if depth:
+            before = program.schedules[depth - 1]
+            slices[:, 3], slices[:, 4], room = before.needs, before.slots, before.size
+        grids.append(Grid(depth - 1, len(first) + len(stage.levels), variants, slices, room))
+    return grids
 
 
 def depths(program: Program) -> IntArray:
@@ -98,104 +372,196 @@ def depths(program: Program) -> IntArray:
     ndarray of int64, shape (n_slices, 3)
         di, dj, steps: a slice goes through the first ones.
     """
-    _chain(program)
+    if lacks := missing(program, "cuda"):
+        raise ValueError(
+            "a card computes chains of convolutions and ReLU, not "
+            f"{' and '.join(lacks)}, got {', '.join(map(str, program.networks))}: use "
+            'backend="cpu"'
+        )
     (stage,) = program.stages
     slices = stage.slices.copy()
     slices[:, 2] = np.array([len(nodes) for nodes in stage.variants])[slices[:, 2]]
     return slices
 
 
-def missing(program: Program) -> list[str]:
-    """Return what a program has that the compiled engines cannot do; nothing if they can run it.
+def lower_fields(
+    fields: Sequence[Field],
+    grids: Sequence[Grid],
+    taps: Sequence[tuple[int, bool, bool]],
+    input_scale: float,
+    drift: float = 1.0,
+) -> Lowered:
+    """Return fields in the engines' units.
 
-    They go from each layer to the next: square convolutions of stride 1 that keep the size of an
-    image, and ReLU.
+    Parameters
+    ----------
+    fields : sequence of Field
+    grids : sequence of Grid
+        Their levels are those of `fields`, in order.
+    taps : sequence of (level, want_sigma, want_theta)
+    input_scale : float
+        Of the covariance of the inputs.
+    drift : float
+        See `lower`.
     """
-    found: dict[str, None] = {}
-    for number, node in enumerate(program.nodes):
-        if isinstance(node, Pool):
-            found["strides" if node.diagonal else "AvgPool"] = None
+    units = _units(fields, input_scale, drift)
+    n = len(fields)
+    theta = [False] * n  # there is one
+    wanted = [False] * n  # and it is needed
+    k_out = [False] * n
+    for number, level in enumerate(fields):
+        below = [place for place in (level.source, level.skip) if place >= 0]
+        theta[number] = level.trainable or any(theta[place] for place in below)
+        for place in below:
+            k_out[place] = True
+    for place, want_sigma, want_theta in taps:
+        k_out[place] = k_out[place] or want_sigma
+        wanted[place] = wanted[place] or want_theta
+    for number in range(n - 1, 0, -1):
+        for place in (fields[number].source, fields[number].skip):
+            if place >= 0:
+                wanted[place] = wanted[place] or wanted[number]
+    theta_out = [there and needed for there, needed in zip(theta, wanted, strict=True)]
+    rooms = [grid.room for grid in grids for _ in range(grid.n_levels)]
+    levels: list[LoweredLevel] = []
+    for number, level in enumerate(fields):
+        common = (level.kind, level.h, level.w, level.source, level.skip, units.out_scales[number])
+        if level.kind == IMAGE:
+            levels.append(LoweredLevel(*common))
             continue
-        if node.filter_size is None:
-            found['filters that are not square, or padding="valid"'] = None
-        if node.skip is not None:
-            found["Sum"] = None
-        if node.activation not in (None, ReLU()):
-            found[type(node.activation).__name__] = None
-        elif node.source != number and not found:
-            found["networks that branch in one pass"] = None
-    return list(found)
-
-
-def _chain(program: Program) -> list[Node]:
-    """Return the nodes of a program, or refuse what is no chain of convolutions and ReLU."""
-    lacks = missing(program)
-    if lacks:
-        raise ValueError(
-            "the compiled engines compute chains of convolutions and ReLU, not "
-            f"{' and '.join(lacks)}, got {', '.join(map(str, program.networks))}: use "
-            'backend="reference"'
+        if level.kind == GATHER:
+            source, boundary = fields[level.source], level.boundary
+            levels.append(
+                LoweredLevel(
+                    *common,
+                    fields=1 + theta_out[number],
+                    room=rooms[number],
+                    stride_down=level.rows.stride,
+                    stride_across=level.columns.stride,
+                    down=_runs(boundary.rows, source.h, level.h, level.diagonal),
+                    across=_runs(boundary.columns, source.w, level.w, level.diagonal),
+                )
+            )
+            continue
+        levels.append(
+            LoweredLevel(
+                *common,
+                rows=level.rows.size,
+                columns=level.columns.size,
+                top=level.rows.low,
+                left=level.columns.low,
+                activation=level.activation,
+                parameters=level.parameters,
+                signed=level.signed,
+                trainable=level.trainable,
+                theta_in=theta[level.source] and theta_out[number],
+                theta_skip=level.skip >= 0 and theta[level.skip] and theta_out[number],
+                k_out=k_out[number],
+                theta_out=theta_out[number],
+                biased=level.bias_variance > 0,
+                skip_scale=units.skip_scales[number],
+                unit=units.before[number],
+            )
         )
-    return [node for node in program.nodes if isinstance(node, Node)]
+    factors = np.array([units.gains[place] for place, _, _ in taps])
+    homogeneous = not any(level.activation in _BOUND_TO_UNITS for level in fields)
+    places = tuple(place for place, _, _ in taps)
+    return Lowered(tuple(levels), tuple(grids), units.biases, places, factors, homogeneous)
 
 
-def _lowered(node: Node, scale: float, theta_in: bool, k_out: bool, theta_out: bool) -> LoweredStep:
-    biased = node.bias_variance > 0
-    flags = (
-        node.activation is not None,
-        node.signed,
-        node.trainable,
-        theta_in,
-        k_out,
-        theta_out,
-        biased,
-    )
-    return LoweredStep(node.windows[0].size, *flags, scale)
+def _runs(window: Window, fine: int, coarse: int, diagonal: bool) -> NDArray[np.int32]:
+    """Return the entries that each slice adds to coarse ones along one axis."""
+    rows = [
+        (d, run.coarse, run.first, run.length)
+        for d in range(1 - fine, fine)
+        for run in window.targets(d, coarse, diagonal=diagonal)
+    ]
+    return np.array(rows, np.int32).reshape(-1, 4)
 
 
 @dataclass(frozen=True, eq=False)
 class _Units:
-    """See `Lowered`. The true fields are ``gain[layer]`` times the engine's."""
+    """See `Lowered`. The true fields are ``gains[level]`` times the engine's."""
 
-    in_scale: float
-    out_scales: tuple[float, ...]
+    out_scales: list[float]
+    skip_scales: list[float]
+    before: list[float]  # true sigma of a node is this times the engine's
     biases: FloatArray  # beta
-    gains: tuple[float, ...]  # for each layer, the input (0) included
+    gains: list[float]
 
 
-def _units(program: Program, drift: float) -> _Units:
-    h, w, _ = program.shape
-    gain = program.input_scale
-    gains: list[float] = [gain]
+def _units(fields: Sequence[Field], input_scale: float, drift: float) -> _Units:
+    n = len(fields)
+    out_scales = [1.0] * n
+    skip_scales, before, gains = [0.0] * n, [1.0] * n, [1.0] * n
+    gains[0] = input_scale
     biases: list[float] = []
-    scales: list[float] = []
-    image = np.ones((h, w))  # a constant image, to choose the scales by
+    decided = [level.kind == GATHER for level in fields]  # what has gathered is not scaled
+    # A constant image, to choose the scales by. Rounding is no matter here, they are powers of two.
+    images: list[FloatArray] = [np.ones((fields[0].h, fields[0].w))]
     scale = 0.0
-    for node in _chain(program):
-        r = node.windows[0].low
-        rows, columns = (np.minimum(np.arange(n) + r, n - 1) for n in (h, w))
-        top, left = (np.maximum(np.arange(n) - r, 0) for n in (h, w))
-        # A box sum from cumulative sums: its cost does not grow with the filter. Rounding is no
-        # matter here, the scale is a power of two.
-        total = np.pad(image.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        image = (
-            total[np.ix_(rows + 1, columns + 1)]
-            - total[np.ix_(top, columns + 1)]
-            - total[np.ix_(rows + 1, left)]
-            + total[np.ix_(top, left)]
-        )
-        if not 1 / drift < image.max() * scale < drift:
-            scale = 2.0 ** -round(math.log2(image.max()))
-        image = image * scale
-        weight = gain * (node.weight_variance / node.area)
+
+    def decide(place: int, largest: float, weight: float) -> None:
+        """Choose the scale of a level, by the first that reads it."""
+        nonlocal scale
+        if decided[place]:
+            return
+        decided[place] = True
+        if not 1 / drift < largest * scale < drift:
+            scale = 2.0 ** -round(math.log2(largest))
+        weight = gains[place] * weight
         gain = min(max(weight / scale, 1e-280), 1e280)
         if gain != weight / scale:  # leave to the field what the gain cannot hold
             scale = min(max(weight / gain, 1e-300), 1e300)
-        scales.append(scale)
-        gains[-1] /= scale  # the field is stored times `scale`
-        biases.append(math.sqrt(node.bias_variance / gain))
-        if node.activation is not None:
-            gain /= 2  # E[s(u) s(v)] = m kappa1 / 2
-        gains.append(gain)
-    in_scale, *out_scales = [*scales, 1.0]
-    return _Units(in_scale, tuple(out_scales), np.array(biases, float), tuple(gains))
+        out_scales[place] = scale
+        gains[place] /= scale  # the field is stored times `scale`
+        images[place] = images[place] * scale
+
+    for number, level in enumerate(fields):
+        if level.kind == IMAGE:
+            continue
+        source = level.source
+        if level.kind == GATHER:
+            summed = level.rows.size * level.columns.size
+            if not level.diagonal:
+                summed = summed**2
+            decide(source, float(images[source].max()) * summed, 1.0)
+            gains[number] = gains[source] * level.weight
+            images.append(np.full((level.h, level.w), float(images[source].max()) * summed))
+            continue
+        decide(source, float(_box(images[source], level).max()), level.weight)
+        image = _box(images[source], level)
+        gain = gains[source] * level.weight
+        if level.skip >= 0:
+            decide(level.skip, float(images[level.skip].max()), 1.0)
+            skip_scales[number] = gains[level.skip] / gain
+            image = image + skip_scales[number] * images[level.skip]
+        before[number] = gain
+        biases.append(math.sqrt(level.bias_variance / gain))
+        if level.activation == RELU:  # E[s(u) s(v)] = m kappa1 / 2
+            gain /= 2
+        elif level.activation == AB_RELU:
+            a, b = level.parameters
+            gain *= (a * a + b * b) / 2
+        elif level.activation in _BOUND_TO_UNITS:
+            gain, image = 1.0, np.ones_like(image)
+        gains[number] = gain
+        images.append(image)
+    return _Units(out_scales, skip_scales, before, np.array(biases, float), gains)
+
+
+def _box(image: FloatArray, level: Field) -> FloatArray:
+    """Return the box sums from cumulative sums: their cost does not grow with the filter."""
+    h, w = image.shape
+    top, left = (
+        np.arange(n) - axis.low for n, axis in ((level.h, level.rows), (level.w, level.columns))
+    )
+    rows, columns = np.minimum(top + level.rows.size, h), np.minimum(left + level.columns.size, w)
+    top, left = np.maximum(0, top), np.maximum(0, left)
+    total = np.pad(image.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    return (
+        total[np.ix_(rows, columns)]
+        - total[np.ix_(top, columns)]
+        - total[np.ix_(rows, left)]
+        + total[np.ix_(top, left)]
+    )

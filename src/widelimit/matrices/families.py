@@ -63,7 +63,8 @@ def choose_backend(
     lacks = dict.fromkeys(what for program in programs for what in missing(program))
     work = float(pairs * sum(program.element_layers for program in programs))
     if not lacks:
-        return choose(name, work)
+        on_card = not any(missing(program, "cuda") for program in programs)
+        return choose(name, work) if on_card else "cpu"
     seconds = pairs / reference_rate(programs, default_threads())
     warnings.warn(
         f"the compiled engine cannot compute {' and '.join(lacks)} yet: the reference backend "

@@ -1,0 +1,324 @@
+// Dual activations: from sigma = s and the profiles x, z of a pair of pixels to K and the factor of Theta.
+//
+// Each is a class of one layer's constants, for values V with the operations of simd.hpp. `meet` takes what is needed of
+// the profiles, `dual` does the rest. Formulas and bounds: widelimit.dual, docs/mathematics.md.
+#pragma once
+#include "core.hpp"
+#include "dual_coefficients.hpp"
+#include "simd.hpp"
+
+namespace widelimit {
+namespace {
+
+template <class T>
+struct Dual;
+template <>
+struct Dual<float> {
+  static constexpr int nA = sizeof(kA32) / sizeof(kA32[0]), nB = sizeof(kB32) / sizeof(kB32[0]);
+  static constexpr const float* A = kA32;
+  static constexpr const float* B = kB32;
+  static constexpr float tiny = 1e-36f;
+};
+template <>
+struct Dual<double> {
+  static constexpr int nA = sizeof(kA64) / sizeof(kA64[0]), nB = sizeof(kB64) / sizeof(kB64[0]);
+  static constexpr const double* A = kA64;
+  static constexpr const double* B = kB64;
+  static constexpr double tiny = 1e-290;
+};
+
+// Of one layer, ready to be loaded as vectors.
+template <class T>
+struct Constants {
+  static constexpr int L = Vec<T>::lanes;
+  alignas(64) T a[Dual<T>::nA][L];  // scaled by the layer's out_scale and the factors of `ratio`: kappa0 = scale - t * A(v)
+  alignas(64) T b[Dual<T>::nB][L];  // signed layer: K = scale * max(s, 0) + e t B(v)
+  alignas(64) T scale[L];
+  alignas(64) T scale_over_pi[L];
+  alignas(64) T bias[L];
+  alignas(64) T skip[L];
+  alignas(64) T p[4][L];  // of other activations
+};
+
+template <class T>
+void fill(T* row, T value) {
+  for (int l = 0; l < Vec<T>::lanes; ++l) row[l] = value;
+}
+
+// Horner's scheme, step by step; for the long polynomials of double one for the even and one for the odd powers, which
+// halves the chain of dependent operations.
+template <class T, class V, int N>
+struct Horner {
+  static constexpr int stride = sizeof(T) == 8 ? 2 : 1, steps = (N - 1) / stride;
+  const V (&c)[N];
+  V r, other;
+  WL_INLINE explicit Horner(const V (&coefficients)[N]) : c(coefficients), r(c[N - 1]), other(c[N - stride]) {}
+  WL_INLINE void step(int n, V power) {
+    if (n > steps) return;
+    r = fma(r, power, c[N - 1 - n * stride]);
+    if (stride == 2 && N - 2 - 2 * n >= 0) other = fma(other, power, c[N - 2 - 2 * n]);
+  }
+  WL_INLINE V value(V v) const { return stride == 1 ? r : N % 2 ? fma(other, v, r) : fma(r, v, other); }
+};
+
+template <class T, class V, int N>
+WL_INLINE V polynomial(const V (&c)[N], V v) {
+  Horner<T, V, N> h(c);
+  const V power = h.stride == 2 ? mul(v, v) : v;
+#pragma GCC unroll 32
+  for (int n = 1; n <= h.steps; ++n) h.step(n, power);
+  return h.value(v);
+}
+
+// Two of them by turns: neither then waits for itself.
+template <class T, class V, int N, int M>
+WL_INLINE void polynomials(const V (&c)[N], const V (&d)[M], V v, V& value_c, V& value_d) {
+  Horner<T, V, N> hc(c);
+  Horner<T, V, M> hd(d);
+  const V power = hc.stride == 2 ? mul(v, v) : v;
+#pragma GCC unroll 32
+  for (int n = 1; n <= hc.steps || n <= hd.steps; ++n) {
+    hc.step(n, power);
+    hd.step(n, power);
+  }
+  value_c = hc.value(v);
+  value_d = hd.value(v);
+}
+
+template <class T, class V = Vec<T>>
+struct Identity {
+  struct Met {};
+  V scale;
+  WL_INLINE Identity(const Constants<T>& k, bool) : scale(load(k.scale)) {}
+  WL_INLINE void meet(V, V, V, Met&) const {}
+  WL_INLINE void dual(V s, const Met&, bool, V& k, V& factor) const {
+    k = mul(s, scale);
+    factor = scale;
+  }
+};
+
+template <class T, class V = Vec<T>>
+struct Relu {
+  struct Met {
+    V e, p;
+  };
+  const bool is_signed;
+  V a[Dual<T>::nA], b[Dual<T>::nB], scale, scale_over_pi, zero, tiny;
+
+  WL_INLINE Relu(const Constants<T>& k, bool with_sign)
+      : is_signed(with_sign), scale(load(k.scale)), scale_over_pi(load(k.scale_over_pi)), zero(broadcast(T(0))),
+        tiny(broadcast(Dual<T>::tiny)) {
+    for (int i = 0; i < Dual<T>::nA; ++i) a[i] = load(k.a[i]);
+    for (int i = 0; i < Dual<T>::nB; ++i) b[i] = is_signed ? load(k.b[i]) : zero;
+  }
+  WL_INLINE void meet(V s, V x, V z, Met& n) const {
+    const V m = mul(x, z), size = is_signed ? abs(s) : s;
+    n.e = max(sub(m, size), zero);
+    n.p = add(m, size);
+  }
+  WL_INLINE void dual(V s, const Met& n, bool want_k, V& k, V& kappa0) const {
+    const V t = ratio(n.e, fma(n.p, n.e, tiny)), v = mul(t, t);
+    V g, h;
+    if (is_signed && want_k)
+      polynomials<T>(a, b, v, g, h);
+    else
+      g = polynomial<T>(a, v);
+    kappa0 = is_signed ? product_or_rest(s, t, g, scale) : fnma(t, g, scale);
+    if (want_k && is_signed) k = fma(mul(n.e, t), h, mul(max(s, zero), scale));
+    if (want_k && !is_signed) k = fma(n.p, mul(t, scale_over_pi), mul(s, kappa0));
+  }
+};
+
+// a min(u, 0) + b max(u, 0): a ReLU and the identity. In units of (a^2 + b^2)/2, so that K(x, x) = scale X^2.
+template <class T, class V = Vec<T>>
+struct AbRelu : Relu<T, V> {
+  using typename Relu<T, V>::Met;
+  V linear;
+  WL_INLINE AbRelu(const Constants<T>& k, bool with_sign) : Relu<T, V>(k, with_sign), linear(load(k.p[0])) {}
+  WL_INLINE void dual(V s, const Met& n, bool want_k, V& k, V& factor) const {
+    Relu<T, V>::dual(s, n, want_k, k, factor);
+    if (want_k) k = fma(s, linear, k);
+    factor = add(factor, linear);
+  }
+};
+
+// m exp(gamma (lambda - 1))
+template <class T, class V = Vec<T>>
+struct Gaussian {
+  struct Met {
+    V m;
+  };
+  V scale, gamma, slope, tiny;
+  WL_INLINE Gaussian(const Constants<T>& k, bool)
+      : scale(load(k.scale)), gamma(load(k.p[0])), slope(load(k.p[1])), tiny(broadcast(Dual<T>::tiny)) {}
+  WL_INLINE void meet(V, V x, V z, Met& n) const { n.m = mul(x, z); }
+  WL_INLINE void dual(V s, const Met& n, bool, V& k, V& factor) const {
+    const V e = exponential(mul(gamma, mul(sub(s, n.m), reciprocal(max(n.m, tiny)))));
+    k = mul(mul(n.m, scale), e);
+    factor = mul(slope, e);
+  }
+};
+
+// (2/pi) arcsin(2 s / n) = (4/pi) arctan t, t = 2 s / (n + w), with n^2 = (1 + 2 x^2)(1 + 2 z^2) and w^2 = n^2 - 4 s^2,
+// where nothing cancels: w^2 = 1 + 2 (x^2 + z^2) + 4 (m - s)(m + s). Its derivative is (4/pi) / w.
+template <class T, class V = Vec<T>>
+struct Erf {
+  struct Met {
+    V squares, e;  // x^2 + z^2, (m - s)(m + s)
+  };
+  V a[Dual<T>::nA], one, two_units, four_units, slope, zero;
+  WL_INLINE Erf(const Constants<T>& k, bool)
+      : one(broadcast(T(1))), two_units(load(k.p[0])), four_units(load(k.p[1])), slope(load(k.p[2])), zero(broadcast(T(0))) {
+    for (int i = 0; i < Dual<T>::nA; ++i) a[i] = load(k.a[i]);
+  }
+  WL_INLINE void meet(V s, V x, V z, Met& n) const {
+    const V m = mul(x, z), size = abs(s);
+    n.squares = add(mul(x, x), mul(z, z));
+    n.e = mul(max(sub(m, size), zero), add(m, size));
+  }
+  WL_INLINE void dual(V s, const Met& n, bool want_k, V& k, V& factor) const {
+    const V w2 = fma(four_units, n.e, fma(two_units, n.squares, one));
+    if (want_k) {
+      const V n2 = fma(mul(s, s), four_units, w2);
+      const V t = mul(mul(two_units, s), reciprocal(add(root(n2), root(w2)))), v = mul(t, t);
+      k = mul(t, polynomial<T>(a, v));
+    }
+    factor = ratio(slope, w2);
+  }
+};
+
+// u Phi(u). With a = 1 + x^2, b = 1 + z^2, d = a b - s^2 = 1 + x^2 + z^2 + (m - s)(m + s), and t = s / (sqrt(a b) + sqrt d):
+// p = 1/4 + arctan(s / sqrt d) / (2 pi) = 1/4 + arctan(t) / pi, r = 1 / (2 pi sqrt d),
+// K = s p + r ((m - s)(m + s) + s^2 (1/a + 1/b)), and its derivative is p + s r (1/a + 1/b + 1/d).
+template <class T, class V = Vec<T>>
+struct Gelu {
+  struct Met {
+    V xx, zz, e;  // x^2, z^2, (m - s)(m + s)
+  };
+  V a[Dual<T>::nA], one, quarter, unit, unit_squared, turn, scale, slope, zero;
+  WL_INLINE Gelu(const Constants<T>& k, bool)
+      : one(broadcast(T(1))), quarter(broadcast(T(0.25))), unit(load(k.p[0])), unit_squared(load(k.p[1])), turn(load(k.p[2])),
+        scale(load(k.scale)), slope(load(k.p[3])), zero(broadcast(T(0))) {
+    for (int i = 0; i < Dual<T>::nA; ++i) a[i] = load(k.a[i]);
+  }
+  WL_INLINE void meet(V s, V x, V z, Met& n) const {
+    const V m = mul(x, z), size = abs(s);
+    n.xx = mul(x, x);
+    n.zz = mul(z, z);
+    n.e = mul(max(sub(m, size), zero), add(m, size));
+  }
+  WL_INLINE void dual(V s, const Met& n, bool want_k, V& k, V& factor) const {
+    const V of_x = fma(unit, n.xx, one), of_z = fma(unit, n.zz, one), both = mul(of_x, of_z);
+    const V gap = mul(unit_squared, n.e), d = add(fma(unit, add(n.xx, n.zz), one), gap), inverse = reciprocal(root(d));
+    const V us = mul(unit, s), t = mul(us, reciprocal(add(root(both), root(d))));
+    const V p = fma(t, polynomial<T>(a, mul(t, t)), quarter), r = mul(turn, inverse);
+    const V q = mul(us, mul(add(of_x, of_z), reciprocal(both)));
+    if (want_k) k = mul(scale, fma(us, p, mul(r, fma(us, q, gap))));
+    factor = mul(slope, fma(r, fma(us, mul(inverse, inverse), q), p));
+  }
+};
+
+// exp(-(x^2 + z^2)/2) sinh s and cosh s, for a sine; the other way round for a cosine.
+template <class T, bool Cosine, class V = Vec<T>>
+struct Wave {
+  static constexpr int n = sizeof(T) == 4 ? 9 : 16;
+  struct Met {
+    V half;  // (x^2 + z^2)/2
+  };
+  V scale, slope, unit, zero, two, small;
+  WL_INLINE Wave(const Constants<T>& k, bool)
+      : scale(load(k.scale)), slope(load(k.p[1])), unit(load(k.p[0])), zero(broadcast(T(0))), two(broadcast(T(2))),
+        small(broadcast(T(0.5))) {}
+  WL_INLINE void meet(V, V x, V z, Met& n) const { n.half = mul(broadcast(T(0.5)), add(mul(x, x), mul(z, z))); }
+  WL_INLINE void dual(V s, const Met& met, bool want_k, V& k, V& factor) const {
+    const V size = mul(unit, abs(s)), w = mul(two, size), near = mul(small, exponential(sub(size, mul(unit, met.half))));
+    const V far = exponential(sub(zero, w));
+    V series = broadcast(T(0));  // (1 - e^-w) / w for small w
+    T c = 1;
+    T coefficients[n];
+    for (int i = 0; i < n; ++i) coefficients[i] = c /= T(i == 0 ? 1 : -(i + 1));
+#pragma GCC unroll 16
+    for (int i = n - 1; i >= 0; --i) series = fma(series, w, broadcast(coefficients[i]));
+    const V rest = where_negative(sub(w, small), mul(w, series), sub(broadcast(T(1)), far)), odd = mul(near, rest);
+    const V sine = where_negative(s, sub(zero, odd), odd), cosine = mul(near, add(broadcast(T(1)), far));
+    if (want_k) k = mul(scale, Cosine ? cosine : sine);
+    factor = mul(slope, Cosine ? sine : cosine);
+  }
+};
+template <class T>
+using Sine = Wave<T, false>;
+template <class T>
+using Cosine = Wave<T, true>;
+
+// s / sqrt((x^2 + eps)(z^2 + eps))
+template <class T, class V = Vec<T>>
+struct Norm {
+  struct Met {
+    V product;
+  };
+  V slope, unit, eps, tiny;
+  WL_INLINE Norm(const Constants<T>& k, bool)
+      : slope(load(k.p[1])), unit(load(k.p[0])), eps(load(k.p[2])), tiny(broadcast(Dual<T>::tiny)) {}
+  WL_INLINE void meet(V, V x, V z, Met& n) const {
+    n.product = fma(fma(unit, mul(x, x), eps), fma(unit, mul(z, z), eps), tiny);
+  }
+  WL_INLINE void dual(V s, const Met& n, bool, V& k, V& factor) const {
+    factor = ratio(slope, n.product);
+    k = mul(s, factor);
+  }
+};
+
+template <class T>
+void set_constants(Constants<T>& k, const Level& level) {
+  const double r = 1.0 / double(ratio_scale<T>()), unit = level.unit;  // `ratio` returns t / r
+  const double* p = level.parameters;
+  double scale = level.out_scale;
+  for (int i = 0; i < 4; ++i) fill(k.p[i], T(0));
+  fill(k.skip, T(level.skip_scale));
+  fill(k.bias, T(0));
+  if (level.activation == Activation::kErf) {
+    for (int i = 0; i < Dual<T>::nA; ++i) fill(k.a[i], T(2 * scale * double(Dual<T>::A[i])));
+    fill(k.p[0], T(2 * unit));
+    fill(k.p[1], T(4 * unit * unit));
+    fill(k.p[2], T(scale * unit * 4 * 0.318309886183790671538 * r));
+    return;
+  }
+  fill(k.scale, T(scale));
+  if (level.activation == Activation::kGelu) {
+    for (int i = 0; i < Dual<T>::nA; ++i) fill(k.a[i], T(0.5 * double(Dual<T>::A[i])));
+    fill(k.p[0], T(unit));
+    fill(k.p[1], T(unit * unit));
+    fill(k.p[2], T(0.5 * 0.318309886183790671538));
+    fill(k.p[3], T(scale * unit));
+    return;
+  }
+  if (level.activation == Activation::kSin || level.activation == Activation::kCos) {
+    fill(k.p[0], T(unit));
+    fill(k.p[1], T(scale * unit));
+    return;
+  }
+  if (level.activation == Activation::kNorm) {
+    fill(k.p[0], T(unit));
+    fill(k.p[1], T(scale * unit * r));
+    fill(k.p[2], T(p[0]));
+    return;
+  }
+  if (level.activation == Activation::kGaussian) {
+    fill(k.p[0], T(p[0]));
+    fill(k.p[1], T(scale * p[0]));
+  }
+  if (level.activation == Activation::kAbRelu) {
+    const double sum = p[0] * p[0] + p[1] * p[1];
+    fill(k.p[0], T(scale * 2 * p[0] * p[1] / sum));
+    scale *= (p[1] - p[0]) * (p[1] - p[0]) / sum;
+  }
+  double f = scale * r;
+  for (int i = 0; i < Dual<T>::nA; ++i, f *= r * r) fill(k.a[i], T(f * double(Dual<T>::A[i])));
+  f = scale * r;
+  for (int i = 0; i < Dual<T>::nB; ++i, f *= r * r) fill(k.b[i], T(f * double(Dual<T>::B[i])));
+  fill(k.scale, T(scale));
+  fill(k.scale_over_pi, T(scale * r * 0.318309886183790671538));
+}
+
+}  // namespace
+}  // namespace widelimit
