@@ -92,6 +92,22 @@ def test_none_is_one_of_the_choices() -> None:
     assert model.loo_accuracy_ > 0.9
 
 
+def test_few_images_are_left_out_of_too_little() -> None:
+    """The whitening has seen what is left out of the regression; where n < d/2 that is told."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(64, 17)))[0].T
+    signs = rng.choice([-1.0, 1.0], 33)
+    x = (3 * rng.normal(size=(33, 16)) @ basis[:16] + signs[:, None] * basis[16]).reshape(
+        -1, 8, 8, 1
+    )
+    model = wl.NTKClassifier(NET, whiten="loo", ridge=1e-2).fit(x, signs)
+    assert model.whiten_ is not None
+    with pytest.warns(UserWarning, match=r"of all 31 images.*half their 64 values.*too good"):
+        model.fit(x[:31], signs[:31])
+    assert model.whiten_ is not None
+    model.set_params(whiten=0.1).fit(x[:31], signs[:31])
+
+
 def test_several_networks_and_whitenings() -> None:
     nets = [wl.cntk_gap(3), NET]
     model = wl.NTKClassifier(nets, whiten="loo", ridge=1e-3).fit(X[:60], Y[:60])

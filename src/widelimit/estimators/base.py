@@ -218,6 +218,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             self.__dict__.pop(name, None)
         if len(whitenings) > 1:
             self.whiten_grid_, self.whiten_curve_ = whitenings, np.array(scores)
+            self._warn_of_whitening(int(counts.sum()), rows.shape[1])
         if len(best.curves) > 1:
             self.loo_curve_ = np.stack(best.curves)
             if self.time == "loo":  # each network has times of its own
@@ -303,6 +304,16 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             warn_caller(
                 f"{name}='loo' chose {value:.1e}, on the edge of the grid from {grid.min():.1e} to "
                 f"{grid.max():.1e}: {message}. Look at loo_curve_, or give {name} a number"
+            )
+
+    def _warn_of_whitening(self, n: int, d: int) -> None:
+        """Warn where leave-one-out has seen little that the whitening has not."""
+        if self.whiten_ is not None and n < d / 2:
+            warn_caller(
+                f"whiten='loo' chose {self.whiten_:g}: the whitening is that of all {n:,} images, "
+                "and what is left out of the regression is not left out of it; of fewer images "
+                f"than half their {d:,} values its scores are too good. Compare with whiten=None "
+                "on images that are not among these"
             )
 
     def _storage(self, path: str) -> dict[str, Any]:

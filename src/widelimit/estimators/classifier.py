@@ -104,7 +104,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         Regularised ZCA of images, fitted on the training images by their weights: the
         regularisation of `widelimit.ZCA`, 0.1 is a good start, or "loo": of none, 0.01, 0.1 and 1
         the one with the best `loo_score_`, each with its own ridge, time and network. Each takes a
-        kernel and a regression of its own. Not with standardise=True.
+        kernel and a regression of its own. No image is left out of the whitening: of fewer images
+        than half their values scores are too good, and a warning says so. Not with
+        standardise=True.
     standardise : bool or None
         Whether each feature is shifted and scaled to mean 0 and variance 1 on the training samples.
         None: rows are, images are not, whatever the network.
