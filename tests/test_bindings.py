@@ -107,7 +107,8 @@ def pooled(**changed: Any) -> Any:
     """Return a program with a pool of 2 x 2 pixels."""
     h, w = 2, 4
     rows, columns = (boundary_runs(extent) for extent in (h, w))
-    given = {"room": 4, "slots": (0, 2), "needs": (1, 3), "rows": rows, "parent": 0} | changed
+    given: dict[str, Any] = {"room": 4, "slots": (0, 2), "needs": (1, 3), "rows": rows, "parent": 0}
+    given |= changed
     gather = LoweredLevel(
         *(GATHER, h // 2, w // 2, 0, -1, 1.0),
         room=given["room"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import naive
@@ -47,7 +48,7 @@ ACTIVATIONS: list[Layer] = [
     *(LeakyReLU(0.2), Abs(), Gaussian(), Gaussian(3.0), Erf()),
     *(GELU(), Sin(), Cos(), LayerNorm(), LayerNorm(0.5)),
 ]
-NETWORKS: dict[str, list[Layer]] = {
+NETWORKS: Mapping[str, Sequence[Layer]] = {
     "pool 2/2": [Conv(3), ReLU(), AvgPool(2), Conv(3, 1.3, 0.2), ReLU(), *END],
     "pool 3/2": [Conv(3), ReLU(), AvgPool(3, 2), Conv(3), ReLU(), *END],
     "pool 3/2 same": [Conv(3), ReLU(), AvgPool(3, 2, "same"), Conv(3), ReLU(), *END],
@@ -55,7 +56,9 @@ NETWORKS: dict[str, list[Layer]] = {
     "pool 4/1": [Conv(3), ReLU(), AvgPool(4, 1), Conv(3), ReLU(), *END],
     "pool 1x2": [Conv(3), ReLU(), AvgPool((1, 2)), Conv(3), ReLU(), *END],
     "pools": [Conv(3), ReLU(), AvgPool(2), AvgPool(2, 1), Conv(1), ReLU(), Flatten(), Dense()],
-    "pool read out": [Conv(3, trainable=False), ReLU(), AvgPool(2), LocalAvgPool(1)],
+    "pool read out": [
+        *(Conv(3, trainable=False), ReLU(), AvgPool(2), LocalAvgPool(1), Flatten(), Dense()),
+    ],
     "strided": [Conv(3, stride=2), ReLU(), Conv(5, 1.2, 0.1, stride=2), ReLU(), Conv(1), *END],
     "strided 1x1": [Conv(3), ReLU(), Conv(1, stride=3, trainable=False), ReLU(), *END],
     "residual": [Conv(3), Sum([ReLU(), Conv(3), ReLU(), Conv(3, 1.1, 0.3)], []), ReLU(), *END],
@@ -74,9 +77,7 @@ NETWORKS: dict[str, list[Layer]] = {
     "valid 5": [Conv(3), ReLU(), Conv(5, padding="valid"), ReLU(), Conv(1), *END],
     "rows and columns": [Conv((1, 3)), ReLU(), Conv((5, 1)), ReLU(), Conv((3, 5)), ReLU(), *END],
     "linear": [Conv(3), Conv(3), AvgPool(2), Conv(3), Conv(3), *END],
-}
-NETWORKS["pool read out"] += [Flatten(), Dense()]
-NETWORKS |= {
+} | {
     str(act): [Conv(3, 1.3, 0.2), act, Conv(5), act, AvgPool(2), Conv(3), act, *END]
     for act in ACTIVATIONS
 }
@@ -135,15 +136,15 @@ def test_values_do_not_depend_on_sides_tiles_or_threads(name: str, dtype: Dtype)
     network = [Network(NETWORKS[name])]
     x = samples(SHAPE, 19)
     gram = kernels(network, x, None, dtype, threads=2)
-    assert (gram == gram.transpose(0, 1, 3, 2)).all()
+    np.testing.assert_array_equal(gram, gram.transpose(0, 1, 3, 2))
     z = x[:9]
     whole = kernels(network, x, z, dtype)
-    assert (whole == gram[..., :9]).all()
-    assert (whole == kernels(network, z, x, dtype).transpose(0, 1, 3, 2)).all()
+    np.testing.assert_array_equal(whole, gram[..., :9])
+    np.testing.assert_array_equal(whole, kernels(network, z, x, dtype).transpose(0, 1, 3, 2))
     one = [
         kernels(network, x[i : i + 1], z[j : j + 1], dtype)[..., 0, 0] for i, j in ((3, 5), (0, 8))
     ]
-    assert (one == np.array([whole[..., 3, 5], whole[..., 0, 8]])).all()
+    np.testing.assert_array_equal(one, [whole[..., 3, 5], whole[..., 0, 8]])
 
 
 def test_units_of_images_do_not_matter_where_networks_are_homogeneous() -> None:
@@ -152,7 +153,7 @@ def test_units_of_images_do_not_matter_where_networks_are_homogeneous() -> None:
     for dtype in TOLERANCE:
         plain = kernels(network, x, None, dtype)
         small = np.asarray(kernels(network, x * 2.0**-40, None, dtype), np.float64)
-        assert (small * 2.0**80 == plain).all()
+        np.testing.assert_array_equal(small * 2.0**80, plain)
         assert np.isfinite(kernels(network, x * 1e15, x * 1e-15, dtype)).all()
 
 

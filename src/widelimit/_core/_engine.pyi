@@ -9,10 +9,10 @@ class Program:
         h: int,
         w: int,
         c: int,
-        in_scale: float,
-        steps: list[Any],
+        levels: list[Any],
+        stages: list[Any],
         taps: list[Any],
-        slices: NDArray[np.int32],
+        closed: bool,
     ) -> None: ...
 
 class Batch32:
@@ -45,6 +45,14 @@ def run64(
 ) -> None: ...
 def profile32(program: Program, *arrays: NDArray[Any]) -> None: ...
 def profile64(program: Program, *arrays: NDArray[Any]) -> None: ...
+def self_profiles(
+    isa: str,
+    program: Program,
+    images: NDArray[np.float64],
+    biases: NDArray[np.float64],
+    profiles: NDArray[np.float64],
+    cancel: NDArray[np.int32],
+) -> None: ...
 def instruction_sets() -> list[tuple[str, bool, int, int]]: ...
 def workspace_bytes(isa: str, program: Program, single: bool, pairwise: bool) -> int: ...
 def fma_peak(isa: str, seconds: float) -> tuple[float, float]: ...

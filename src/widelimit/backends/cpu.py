@@ -75,8 +75,9 @@ def _compile(program: Program, drift: float = 1.0) -> _Compiled:
         )
         for tap, level in zip(program.taps, lowered.taps, strict=True)
     ]
+    h, w, c = program.shape
     arguments = (list(lowered.levels), list(lowered.stages), taps, lowered.is_chain)
-    return _Compiled(_engine.Program(*program.shape, *arguments), lowered)
+    return _Compiled(_engine.Program(h, w, c, *arguments), lowered)
 
 
 @lru_cache(maxsize=64)

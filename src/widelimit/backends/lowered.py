@@ -256,7 +256,7 @@ def missing(program: Program, engine: Literal["cpu", "cuda"] = "cpu") -> list[st
     return list(found)
 
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[type, int] = {
     type(None): IDENTITY,
     ReLU: RELU,
     ABReLU: AB_RELU,
