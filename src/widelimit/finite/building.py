@@ -19,6 +19,7 @@ from widelimit.network import (
     LocalAvgPool,
     Network,
     ReLU,
+    check_plain,
 )
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def build(
     given: Any = network
     if not isinstance(given, Network):
         raise TypeError(f"network must be a Network, got {given!r}: from_torch makes one")
+    check_plain(network, "a finite network")
     check_width(width)
     if isinstance(outputs, bool) or not isinstance(outputs, Integral) or outputs < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"outputs must be an integer and at least 1, got {outputs!r}")

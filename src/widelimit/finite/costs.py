@@ -89,7 +89,7 @@ def count_multiply_adds(
     for i, layer in enumerate(network.layers):
         match layer:
             case Conv() | Dense():
-                size = layer.filter_size**2 if isinstance(layer, Conv) else 1
+                size = layer.side**2 if isinstance(layer, Conv) else 1
                 features = outputs if i == last else width
                 own = size * channels * features
                 work += own * math.prod(pixels)

@@ -69,7 +69,7 @@ class ScaledLayer(_Module):  # pyright: ignore[reportUntypedBaseClass]
         weight, bias = getattr(self, f"weight{suffix}"), getattr(self, f"bias{suffix}")
         bias = None if bias is None else self.layer.b_std * bias
         if isinstance(self.layer, Conv):
-            q = self.layer.filter_size
+            q = self.layer.side
             return functional.conv2d(self.weight_scale * x, weight, bias, padding=q // 2)
         return functional.linear(self.weight_scale * x, weight, bias)
 
