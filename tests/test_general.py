@@ -16,6 +16,7 @@ import widelimit as wl
 from widelimit.backends import get_backend
 from widelimit.backends.base import Pairs
 from widelimit.backends.lowered import missing
+from widelimit.costs import estimate
 from widelimit.estimators.gaussian import with_std
 from widelimit.finite.network import FiniteNetwork
 from widelimit.network import (
@@ -215,3 +216,37 @@ def test_standard_deviations_reach_branches() -> None:
             Dense(0.5, 0.25),
         ]
     )
+
+
+def test_costs_of_what_the_reference_computes() -> None:
+    network = Network([Conv(3), Polynomial((0.0, 1.0, 0.5)), *CONV, GlobalAvgPool(), Dense()])
+    with pytest.warns(RuntimeWarning, match="takes .* for 55 pairs"):
+        cost = estimate([network], (32, 32, 3), 10, None, kinds=("ntk",), threads=1)
+    assert cost.backend == "reference"
+    assert 20 < cost.seconds < 3600
+
+
+SHORTCUT = Sum([AvgPool(3, 2, "same")], [wl.Abs(), Conv(3, 0.8, stride=2)])
+PATCH = Conv((1, 2), padding="valid")
+FINITE: list[list[Layer]] = [
+    [*CONV, AvgPool(2), *CONV, GlobalAvgPool(), Dense(2**0.5)],
+    [Conv(3, 1.0), Sum((), [ReLU(), Conv(3, b_std=0.2)]), GELU(), Flatten(), Dense()],
+    [Conv(3), SHORTCUT, LayerNorm(), PATCH, wl.Gaussian(), Flatten(), Dense()],
+    [Conv((3, 1), trainable=False), wl.Polynomial((0.1, 0.5, 0.2)), Flatten(), Dense()],
+    [Conv(3), AvgPool(3, 1, "same"), wl.LeakyReLU(0.3), GlobalAvgPool(), Dense(), Erf(), Dense()],
+    [Dense(), Sum((), [GELU(), Dense()]), LayerNorm(0.1), wl.Sin(), Dense(), wl.Cos(), Dense()],
+]
+
+
+@pytest.mark.parametrize("layers", FINITE, ids=lambda layers: str(Network(layers)))
+def test_finite_networks_have_this_tangent_kernel_on_average(layers: list[Layer]) -> None:
+    finite_trees = pytest.importorskip("finite_trees", exc_type=ImportError)
+    network = Network(layers)
+    x = np.random.default_rng(2).standard_normal((3, 5, 4, 2) if not network.is_dense else (3, 6))
+    runs, width = 30, 96
+    drawn = [finite_trees.tangent_kernel(network, x, width, seed)[1] for seed in range(runs)]
+    wanted = compute(get_backend("reference"), [network], x, kinds=("ntk",))[0, 0]
+    mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0) / runs**0.5
+    size = np.sqrt(np.outer(np.diag(wanted), np.diag(wanted)))
+    # Three standard errors, and what is of the order of 1/width.
+    assert (np.abs(mean - wanted) < 3 * error + 2 / width * size).all()

@@ -65,13 +65,13 @@ def test_network_of_a_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("cntk_gap", "needs a depth, as in cntk-gap-11"),
-        ("gap", "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, or the JSON"),
+        ("gap", "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, myrtle-DEPTH"),
         ("cntk_gap:", "needs a depth, as in cntk-gap-11"),
         ("cntk_gap:-3", "needs a depth"),
         ("cntk_gap:٣", "needs a depth"),
         ("cntk_gap:1", "from 2 to 16,383, got 1"),
         ("cntk-gap-999999999", "from 2 to 16,383, got 999999999"),
-        ("resnet:50", "or the JSON of a network, got 'resnet:50'"),
+        ("alexnet:50", "or the JSON of a network, got 'alexnet:50'"),
     ],
 )
 def test_no_network(text: str, message: str) -> None:

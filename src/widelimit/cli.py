@@ -29,7 +29,8 @@ INTERRUPTED = 130  # the exit code of a shell for Ctrl-C
 WRONG_INPUT = 2  # that of a wrong option
 NOTHING_WRITTEN = "nothing was written"
 NETWORK_HELP = (
-    "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, or a file with the JSON of a network."
+    "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, myrtle-5, myrtle-7, myrtle-10, "
+    "resnet-DEPTH, wide-resnet-DEPTH, cnn-1d-DEPTH, or a file with the JSON of a network."
 )
 DATA_HELP = (
     "digits, fashion-mnist, cifar10, cifar100, a folder of images by class, or a file: .npz, .mat, "

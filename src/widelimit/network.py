@@ -90,8 +90,9 @@ _MOST_BOXES, _LONGEST_UNIT = 24, 4  # of a diagram
 _MAX_JSON_CHARS = 2**22  # as many layers, each with the longest numbers
 # What the first format can say: a layer is written in the second one where it needs it.
 _FIRST_KINDS: tuple[type[Layer], ...] = (ReLU, Flatten, GlobalAvgPool, LocalAvgPool, Dense)
-_FIRST_FORMAT = {kind: tuple(field.name for field in fields(kind)) for kind in _FIRST_KINDS}
-_FIRST_FORMAT[Conv] = ("filter_size", "w_std", "b_std", "trainable")
+_FIRST_FORMAT: dict[str, tuple[str, ...]] = {
+    kind.__name__: tuple(field.name for field in fields(kind)) for kind in _FIRST_KINDS
+} | {"Conv": ("filter_size", "w_std", "b_std", "trainable")}
 
 
 # ---------------------------------------------------------------- signals
@@ -607,8 +608,7 @@ def _object(content: Any, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_first_format(layer: Layer) -> bool:
-    kind = type(layer)
-    if kind not in _FIRST_FORMAT:
+    if type(layer).__name__ not in _FIRST_FORMAT:
         return False
     if not isinstance(layer, Conv):
         return True
@@ -617,7 +617,8 @@ def _is_first_format(layer: Layer) -> bool:
 
 
 def _keys(kind: type[Layer], first: bool) -> tuple[str, ...]:
-    return _FIRST_FORMAT[kind] if first else tuple(field.name for field in fields(kind))
+    names = tuple(field.name for field in fields(kind))
+    return _FIRST_FORMAT[kind.__name__] if first else names
 
 
 def _layer_to_json(layer: Layer, first: bool) -> dict[str, Any]:
@@ -629,12 +630,10 @@ def _layer_to_json(layer: Layer, first: bool) -> dict[str, Any]:
 
 
 def _layer_from_json(entry: Any, first: bool, nested: int) -> Layer:
-    kinds = _FIRST_FORMAT if first else LAYERS.values()
-    names = {kind.__name__: kind for kind in kinds}
+    names = {name: kind for name, kind in LAYERS.items() if not first or name in _FIRST_FORMAT}
     name = cast("dict[str, Any]", entry).get("type") if isinstance(entry, dict) else None
     if not isinstance(name, str) or name not in names:
-        ordered = [name for name in LAYERS if name in names]
-        raise ValueError(f"expected a layer of type {', '.join(ordered)}, got {entry!r}")
+        raise ValueError(f"expected a layer of type {', '.join(names)}, got {entry!r}")
     kind = names[name]
     content = _object(entry, ["type", *_keys(kind, first)])
     if kind is not Sum:

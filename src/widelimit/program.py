@@ -503,7 +503,8 @@ def compile_networks(
     ----------
     networks : sequence of Network
     shape : sequence of int
-        ``(h, w, c)`` of an image, or ``(d,)`` of a vector if every network is dense.
+        ``(h, w, c)`` of an image, ``(length, c)`` of a series, or ``(d,)`` of a vector if every
+        network is dense.
     kinds : sequence of {"ntk", "nngp"}
         The kernels that will be read.
 
@@ -550,7 +551,7 @@ def _check_size(network: Network, shape: Sequence[int]) -> None:
     """Refuse images whose tables and lists of slices would not fit into memory."""
     if network.is_dense:
         return
-    h, w = shape[:2]
+    h, w = shape[:2] if len(shape) == 3 else (1, shape[0])
     pooled = not any(isinstance(layer, Flatten) for layer in network.layers)
     if max(h, w) > _LARGEST_SIDE or (pooled and h * w > _MOST_POOLED):
         raise ValueError(
@@ -567,6 +568,8 @@ def compile_family(
     dense = networks[0].is_dense
     if dense:
         shape = (math.prod(shape),)
+    elif len(shape) == 2:  # a series is an image of one row
+        shape = (1, *shape)
     numbers: dict[Node | Pool, int] = {}
     first, _ = _lower(networks[0], kinds, numbers)
     exits: list[tuple[int, Flatten | GlobalAvgPool | LocalAvgPool, tuple[Layer, ...]]] = []

@@ -283,7 +283,8 @@ def draw_parameters(
     parameters: list[Parameters | None] = []
     for index, layer in enumerate(network.layers):
         match layer:
-            case Conv(q, w_std, b_std):
+            case Conv(_, w_std, b_std):
+                q = layer.side
                 size, scale = (q, q, channels, width), w_std / (q * math.sqrt(fan_in))
             case Dense(w_std, b_std):
                 features = outputs if index == len(network.layers) - 1 else width
@@ -326,7 +327,7 @@ def _backward(layer: Layer, own: Parameters | None, x: FloatArray, delta: FloatA
             gradient = (own.weight_scale * rows) @ own.matrix.T
             if isinstance(layer, Dense):
                 return gradient
-            return _fold(gradient.reshape(*x.shape[:3], layer.filter_size, layer.filter_size, -1))
+            return _fold(gradient.reshape(*x.shape[:3], layer.side, layer.side, -1))
         case Flatten():
             return delta.reshape(x.shape)
         case GlobalAvgPool():
@@ -343,7 +344,7 @@ def _features(layer: Conv | Dense, x: FloatArray) -> FloatArray:
     if isinstance(layer, Dense):
         return x[:, None, :]
     n, h, w, _ = x.shape
-    q = layer.filter_size
+    q = layer.side
     r = q // 2
     padded = np.pad(x, [(0, 0), (r, r), (r, r), (0, 0)])
     windows = np.lib.stride_tricks.sliding_window_view(padded, (q, q), axis=(1, 2))

@@ -23,6 +23,7 @@ __all__ = [
     "find_families",
     "prepare",
     "profile_bytes",
+    "reference_rate",
     "scratch_bytes",
 ]
 
@@ -64,9 +65,7 @@ def choose_backend(
     if not lacks:
         on_card = not any(missing(program, "cuda") for program in programs)
         return choose(name, work) if on_card else "cpu"
-    # A slice is computed once for each coarser one that reads it: 9/4 for a pool of 2 x 2.
-    repeated = max((9 / 4) ** (len(program.stages) - 1) for program in programs if program.stages)
-    seconds = work * repeated / (_REFERENCE_RATE * default_threads())
+    seconds = pairs / reference_rate(programs, default_threads())
     warnings.warn(
         f"the compiled engine cannot compute {' and '.join(lacks)} yet: the reference backend "
         f"does, in float64 with NumPy, which takes {duration(seconds)} or so for {pairs:,} pairs",
@@ -74,6 +73,13 @@ def choose_backend(
         stacklevel=4,
     )
     return "reference"
+
+
+def reference_rate(programs: Sequence[Program], threads: int) -> float:
+    """Return the pairs a second of the reference backend, roughly."""
+    # A slice is computed once for each coarser one that reads it: 9/4 for a pool of 2 x 2.
+    work = sum(p.element_layers * (9 / 4) ** (len(p.stages) - 1) for p in programs)
+    return _REFERENCE_RATE * threads / max(1.0, work)
 
 
 def find_families(

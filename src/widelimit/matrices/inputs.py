@@ -159,8 +159,8 @@ def check_samples(
 def series_advice(name: str) -> str:
     """Return the other reading of three axes, which are no grey images (n, h, w) then."""
     return (
-        "if they are series (n, length, channels), a network whose filters are one pixel high, as "
-        f"in cnn_1d, or {name}[:, :, None], which are images one pixel wide"
+        f"if they are series (n, length, channels), {name}[:, None], which are images one pixel "
+        f"high, for cnn_1d and its like, or {name}[:, :, None], which are images one pixel wide"
     )
 
 

@@ -149,7 +149,7 @@ class _Exact:
         return k, theta
 
     def _box(self, layer: Conv, field: Any) -> Any:
-        q = layer.filter_size
+        q = layer.side
         h, w = field.shape
         padded = np.pad(field, q // 2)
         total: Any = sum(padded[a : a + h, b : b + w] for a in range(q) for b in range(q))

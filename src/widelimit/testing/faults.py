@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
 from widelimit.backends.base import Backend, Dtype, Entries, Pairs, Profile
-from widelimit.program import Program, Tap
+from widelimit.program import Node, Program, Tap
 
 __all__ = ["Fault", "FaultyBackend"]
 
@@ -162,6 +162,7 @@ class FaultyBackend:
         if not nodes:
             return program
         *before, last = nodes
+        assert isinstance(last, Node)  # of the networks that backends are tried on
         match self.fault:
             case "perturbed weight":
                 last = replace(last, weight_variance=last.weight_variance * (1 + 1e-5))
@@ -172,7 +173,7 @@ class FaultyBackend:
                 earlier = [replace(t, node=min(t.node, len(before))) for t in taps]
                 return replace(program, nodes=tuple(before), taps=tuple(earlier))
             case "lost sign":
-                unsigned = [replace(node, signed=False) for node in nodes]
+                unsigned = [replace(n, signed=False) for n in nodes if isinstance(n, Node)]
                 return replace(program, nodes=tuple(unsigned))
             case _:
                 return program
