@@ -279,7 +279,7 @@ def _rows(
     name: str,
 ) -> str:
     shown = [_short(text, _LONGEST[width]) for text in names]
-    left = 14 + 6.6 * max(map(len, shown), default=0)
+    left = 14 + max(map(_width, shown), default=0)
     row = max(_ROW, _SERIES * (len(lines) + 1))
     right, height = width - _RIGHT, 34 + row * len(names) + _BOTTOM
     bottom = height - _BOTTOM
@@ -372,6 +372,11 @@ def _number(value: float) -> str:
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
     return f"{value:,.4g}".replace("-", "−") if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _width(text: str) -> float:
+    """Return about how many pixels a tick's text takes, rather more: capitals are wide."""
+    return sum(9.0 if letter.isupper() else 6.6 for letter in text)
 
 
 def _short(name: str, most: int) -> str:
