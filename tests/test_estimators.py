@@ -587,7 +587,7 @@ NAN = np.where(np.arange(64) == 5, np.nan, ROWS)
         ({"net": [3]}, ROWS, TypeError, r"net must be a Network, the name.*, got 3: use"),
         ({"net": []}, ROWS, ValueError, r"non-empty list"),
         ({"net": "cntk-gap"}, ROWS, ValueError, r"needs a depth, as in cntk-gap-11"),
-        ({"net": "resnet-50"}, ROWS, ValueError, r"cntk-gap-DEPTH.*got 'resnet-50'"),
+        ({"net": "vgg-16"}, ROWS, ValueError, r"cntk-gap-DEPTH.*got 'vgg-16'"),
         ({"ridge": "best"}, ROWS, ValueError, r'ridge must be a number or "loo", got'),
         ({"time": "never"}, ROWS, ValueError, r'time must be a number or "loo", got'),
         ({"time": -1.0}, ROWS, ValueError, r"time must be 0 or more, got -1.0"),

@@ -67,7 +67,12 @@ def test_random_trees_agree_with_the_naive_witness(
 def test_random_networks_on_series(network: Network, length: int, seed: int) -> None:
     assume(2 in network.input_ranks and fits(network, (length, 2)))
     x, z = samples((length, 2), 3, seed), samples((length, 2), 2, seed + 1)
-    check(network, x, z)
+    check(network, x[:, None], z[:, None])
+    of_series, as_images = (
+        wl.kernel(network, *both, backend="reference")
+        for both in ((x, z), (x[:, None], z[:, None]))
+    )
+    assert np.array_equal(of_series, as_images)
 
 
 CONV: list[Layer] = [Conv(3), ReLU()]

@@ -108,6 +108,7 @@ SERIES = np.random.default_rng(1).random((12, 20, 3))
 def test_series_have_two_readings() -> None:
     both = (
         r"X\[..., None\].* image.*X\[None\].*; if they are series \(n, length, channels\), "
+        r"X\[:, None\], which are images one pixel high, for cnn_1d and its like, or "
         r"X\[:, :, None\], which are images one pixel wide$"
     )
     labels = np.arange(12) % 2

@@ -572,7 +572,7 @@ def test_global_pooling_is_the_sum_of_all_displacement_sums(backend: Any, dtype:
         tile = Pairs(np.arange(3), np.arange(18))
         return engine.sums(changed, left, right, tile, np.zeros(1, np.int32))
 
-    own = (pooled.layer, pooled.pooling, True, True)
+    own = (pooled.node, pooled.pooling, True, True)
     single = [OneDistance(*own, {h: di, w: dj}) for di in range(h) for dj in range(w)]
     parts = sums(*single)
     assert_close(parts.sum(axis=0), sums(pooled)[0], rtol=TOLERANCE[dtype])

@@ -248,7 +248,7 @@ def test_tables_hold_the_numbers_of_table_1(tmp_path: Path, record: dict[str, An
     assert f"numpy {np.__version__}" in words
     assert f"widelimit {environment['version']}, commit" in words
     assert "2, seed 0" in words
-    assert re.search(r"\d+ MB at most", words)
+    assert re.search(r"[\d.]+ [MG]B at most", words)
     assert "standard error over the 2 draws" in words
     assert "run-0.json" in words
 

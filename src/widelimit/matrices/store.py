@@ -449,6 +449,8 @@ class TileStore:
         try:
             yield
         except OSError as error:
+            if isinstance(error, FileNotFoundError):  # the folder went while it was written
+                self._check_current()
             more = (
                 f", while {what} was written; the finished tiles are kept: mend this, and run "
                 "the same call again"
