@@ -161,7 +161,7 @@ def explain(
     backend: BackendOption = "auto",
 ) -> None:
     """Say what would be computed for a network, or for several in one pass, and at what cost."""
-    with exits(), user_input():
+    with guarded():
         from widelimit.job import check_backend, explain_networks, read_network, read_shape
 
         parsed = [read_network(text) for text in networks]
@@ -569,7 +569,7 @@ def report(
 
     It needs nothing but itself, and no network.
     """
-    with exits(), user_input():
+    with guarded():
         from widelimit.report.runs import Report
 
         page = Report.prepare(runs, out, overwrite=overwrite)
