@@ -235,13 +235,13 @@ class CpuBackend:
         self, program: Program, images: FloatArray, identity: NDArray[np.int64], dtype: Dtype
     ) -> Profile:
         """Compute profiles in float64 and store them, scaled, in `dtype`."""
-        if _compile(program).lowered.is_chain:
+        compiled = _compile(program)
+        if compiled.lowered.is_chain:
             made = profile_arrays(program, images, dtype)
         else:
             made = _own_profiles(self.isa, program, images, dtype)
         make = _engine.Batch32 if dtype == "float32" else _engine.Batch64
         arrays = (made.images, made.profiles, made.biases, identity, made.diagonal)
-        compiled = _compile(program)
         return _Profile(compiled, make(compiled.program, *arrays), made.scale, dtype)
 
     def sums(

@@ -47,8 +47,8 @@ class Done:
 class _OpenTile:
     """A tile whose tasks are under way."""
 
-    def __init__(self, key: Key, values: Output, complete: Callable[[], None]) -> None:
-        self.key, self.values = key, values
+    def __init__(self, values: Output, complete: Callable[[], None]) -> None:
+        self.values = values
         self._complete = complete
         self._left = 1  # the task of handing out tasks
         self._lock = threading.Lock()
@@ -101,7 +101,7 @@ class _OpenTiles:
             taking = self._thread.submit(self._sink.end, key, values)
             taking.add_done_callback(lambda taking: self._ended.put((key, taking)))
 
-        return _OpenTile(key, values, complete)
+        return _OpenTile(values, complete)
 
     def count(self, *, wait: bool = False) -> int:
         """Return how many are open; raise what the sink has raised. `wait`: until one is taken."""
@@ -115,11 +115,11 @@ class _OpenTiles:
             self._taken.append(key)
         return self._open
 
-    def taken(self) -> list[Key]:
-        """Return those that the sink has taken since the last call."""
+    def taken(self) -> list[Done]:
+        """Return what the sink has taken since the last call."""
         self.count()
         keys, self._taken = self._taken, []
-        return keys
+        return [Done(0, 0, key) for key in keys]
 
 
 class Engine:
@@ -179,10 +179,10 @@ class Engine:
         with _OpenTiles(sink) as tiles, Threads(self._threads) as threads, blas:
             for done in threads.run(self._tasks(keys, tiles, threads)):
                 yield done
-                yield from (Done(0, 0, key) for key in tiles.taken())
+                yield from tiles.taken()
             while tiles.count(wait=True):
-                yield from (Done(0, 0, key) for key in tiles.taken())
-            yield from (Done(0, 0, key) for key in tiles.taken())
+                yield from tiles.taken()
+            yield from tiles.taken()
 
     def _tasks(
         self, keys: Iterable[Key], tiles: _OpenTiles, threads: Threads
