@@ -118,7 +118,37 @@ def test_a_family_of_myrtles_shares_its_first_convolutions() -> None:
     for number, one in enumerate(alone):
         tap = program.readouts[number].tap
         np.testing.assert_allclose(together[tap], sums(one)[0], rtol=1e-13)
-    assert len(compile_networks(networks, shape, KINDS)) == 3  # until an engine can branch
+
+
+def test_networks_with_pools_share_a_pass_if_that_saves_a_quarter() -> None:
+    networks = [wl.myrtle(5), wl.myrtle(10), wl.myrtle(7)]
+    shape = (16, 16, 1)
+    ((program, positions),) = compile_networks(networks, shape, KINDS)
+    assert positions == (1, 2, 0)  # most nodes first
+    assert program == compile_family([networks[i] for i in positions], shape, KINDS)
+    # 3 layers of 16 x 16 for the 7 of one after the other.
+    alone = sum(compile_family([net], shape, KINDS).element_layers for net in networks)
+    assert program.element_layers < 0.5 * alone
+
+    def positions_of(*networks: Network) -> list[tuple[int, ...]]:
+        return [p for _, p in compile_networks(networks, shape, KINDS)]
+
+    stem: list[Layer] = [Conv(3), ReLU()]
+    head: list[Layer] = [GlobalAvgPool(), Dense()]
+    pooled = Network([*stem, AvgPool(2), Conv(3), ReLU(), *head])
+    # A card computes networks without branches at full speed, one after the other.
+    assert positions_of(wl.cntk_gap(3), Network([*stem, Conv(5), ReLU(), *head])) == [(0,), (1,)]
+    assert positions_of(wl.myrtle(5), wl.cntk_gap(3)) == [(0,), (1,)]
+    # One layer of nine is not worth it: fields of both would be in memory at once.
+    long = Network([*stem, *[Conv(5), ReLU()] * 8, AvgPool(2), *stem, *head])
+    assert positions_of(long, Network([*stem, *[Conv(3), ReLU()] * 8, AvgPool(2), *head])) == [
+        (0,),
+        (1,),
+    ]
+    # 8 x 8 and 7 x 7 pixels behind the pools: an engine sweeps one grid at a time.
+    other = Network([*stem, AvgPool(3, 2), Conv(3), ReLU(), *head])
+    assert positions_of(pooled, other) == [(0,), (1,)]
+    assert positions_of(pooled, Network([*stem, AvgPool(2), Conv(5), ReLU(), *head])) == [(0, 1)]
 
 
 @pytest.mark.parametrize(

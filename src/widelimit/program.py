@@ -296,6 +296,16 @@ class Program:
             found.append(found[node.source] + isinstance(node, Pool))
         return tuple(found)
 
+    @property
+    def pools_alike(self) -> bool:
+        """Whether pools with as many pools before them lead to grids of one size."""
+        grids: dict[int, tuple[int, int]] = {}
+        return all(
+            grids.setdefault(self.depths[number], self.grids[number]) == self.grids[number]
+            for number, node in enumerate(self.nodes, start=1)
+            if isinstance(node, Pool)
+        )
+
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Nodes by the number of pools before them, with the slices that are needed of them."""
@@ -512,7 +522,9 @@ def compile_networks(
     -------
     list of (Program, positions)
         Each program with the positions of its networks in `networks`. A network joins the first
-        family that has all of its nodes.
+        family that has all of its nodes, or else the first with which it shares a quarter of its
+        work. The latter only if both have pools or skips: a card computes plain networks at full
+        speed if they do not branch.
 
     Raises
     ------
@@ -524,18 +536,23 @@ def compile_networks(
         _check_size(network, shape)
     numbers: dict[_Input, dict[Node | Pool, int]] = {}
     own = [set(_lower(net, kinds, numbers.setdefault(_input(net), {}))[0]) for net in networks]
-    families: list[tuple[_Input, set[int], list[int]]] = []
+    families: list[tuple[_Input, _Family]] = []
     for index in sorted(range(len(networks)), key=lambda i: -len(own[i])):
         reads = _input(networks[index])
-        for theirs, nodes, family in families:
-            if theirs == reads and own[index] <= nodes:
-                family.append(index)
-                break
+        new = _Family(tuple(numbers[reads]), own[index], [index])
+        alike = [family for with_these, family in families if with_these == reads]
+        joined = next((family for family in alike if new.nodes <= family.nodes), None)
+        if joined is None:
+            shared = (f for f in alike if f.shares_work(new, networks, shape, kinds))
+            joined = next(shared, None)
+        if joined is None:
+            families.append((reads, new))
         else:
-            families.append((reads, own[index], [index]))
+            joined.nodes |= new.nodes
+            joined.members.append(index)
     return [
-        (compile_family([networks[i] for i in family], shape, kinds), tuple(family))
-        for _, _, family in families
+        (compile_family([networks[i] for i in family.members], shape, kinds), tuple(family.members))
+        for _, family in families
     ]
 
 
@@ -545,6 +562,37 @@ _Input: TypeAlias = tuple[str, bool]
 def _input(network: Network) -> _Input:
     """Return what decides about the covariance of the inputs: networks of a family share it."""
     return network.scaling, network.is_dense
+
+
+@dataclass
+class _Family:
+    """Networks that one pass computes."""
+
+    numbered: tuple[Node | Pool, ...]  # of all networks with these inputs, from 1
+    nodes: set[int]
+    members: list[int]
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether there are pools or skips."""
+        nodes = [self.numbered[number - 1] for number in self.nodes]
+        return any(isinstance(node, Pool) or node.skip is not None for node in nodes)
+
+    def shares_work(
+        self,
+        new: _Family,
+        networks: Sequence[Network],
+        shape: Sequence[int],
+        kinds: Sequence[Kind],
+    ) -> bool:
+        """Whether one pass with another network saves a quarter of what that takes alone."""
+        if self.nodes.isdisjoint(new.nodes) or not (self.has_branches and new.has_branches):
+            return False
+        members = self.members, new.members, [*self.members, *new.members]
+        programs = [compile_family([networks[i] for i in who], shape, kinds) for who in members]
+        mine, its, together = programs
+        saved = mine.element_layers + its.element_layers - together.element_layers
+        return together.pools_alike and saved >= its.element_layers / 4
 
 
 def _check_size(network: Network, shape: Sequence[int]) -> None:

@@ -232,14 +232,12 @@ def missing(program: Program, engine: Literal["cpu", "cuda"] = "cpu") -> list[st
         of an image, and ReLU.
     """
     found: dict[str, None] = {}
-    grids: dict[int, tuple[int, int]] = {}
+    if engine == "cpu" and not program.pools_alike:
+        found["pools to different grids in one pass"] = None
     for number, node in enumerate(program.nodes, start=1):
         if isinstance(node, Pool):
-            grid = program.grids[number]
             if engine == "cuda":
                 found["strides" if node.diagonal else "AvgPool"] = None
-            elif grids.setdefault(program.depths[number], grid) != grid:
-                found["pools to different grids in one pass"] = None
             continue
         if engine == "cpu":
             if type(node.activation) not in _ACTIVATIONS:
