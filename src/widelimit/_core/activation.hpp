@@ -108,7 +108,9 @@ struct Relu {
   WL_INLINE Relu(const Constants<T>& k, bool with_sign)
       : is_signed(with_sign), scale(load(k.scale)), scale_over_pi(load(k.scale_over_pi)), zero(broadcast(T(0))),
         tiny(broadcast(Dual<T>::tiny)) {
+#pragma GCC unroll 16
     for (int i = 0; i < Dual<T>::nA; ++i) a[i] = load(k.a[i]);
+#pragma GCC unroll 16
     for (int i = 0; i < Dual<T>::nB; ++i) b[i] = is_signed ? load(k.b[i]) : zero;
   }
   WL_INLINE void meet(V s, V x, V z, Met& n) const {
@@ -169,6 +171,7 @@ struct Erf {
   V a[Dual<T>::nA], one, two_units, four_units, slope, zero;
   WL_INLINE Erf(const Constants<T>& k, bool)
       : one(broadcast(T(1))), two_units(load(k.p[0])), four_units(load(k.p[1])), slope(load(k.p[2])), zero(broadcast(T(0))) {
+#pragma GCC unroll 16
     for (int i = 0; i < Dual<T>::nA; ++i) a[i] = load(k.a[i]);
   }
   WL_INLINE void meet(V s, V x, V z, Met& n) const {
@@ -199,6 +202,7 @@ struct Gelu {
   WL_INLINE Gelu(const Constants<T>& k, bool)
       : one(broadcast(T(1))), quarter(broadcast(T(0.25))), unit(load(k.p[0])), unit_squared(load(k.p[1])), turn(load(k.p[2])),
         scale(load(k.scale)), slope(load(k.p[3])), zero(broadcast(T(0))) {
+#pragma GCC unroll 16
     for (int i = 0; i < Dual<T>::nA; ++i) a[i] = load(k.a[i]);
   }
   WL_INLINE void meet(V s, V x, V z, Met& n) const {

@@ -243,10 +243,11 @@ RowsFunction<T> choose_rows_function(Activation activation, int flags, int rows)
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Rows of the input covariance, sum_c x z.
+// Rows of the input covariance, sum_c x z. Not inline: among the many variables of a slice the scale would lie in memory,
+// and a pass of few layers take 3 % longer.
 
 template <class T, int C, bool Pairwise>
-void input_row(const T* x, const T* z, int channels, int width, Vec<T> scale, T* out) {
+__attribute__((noinline)) void input_row(const T* x, const T* z, int channels, int width, Vec<T> scale, T* out) {
   using V = Vec<T>;
   constexpr int L = V::lanes;
   const int n = C > 0 ? C : channels;
@@ -402,21 +403,22 @@ struct Rings {
   Kind kind;
   int lag, ring_pairs;
   int slot;      // where in the ring the next pair goes
+  int in_slot, skip_slot;  // and where in those of its source and skip that pair lies
   int height, width, pairs;  // of the slice
   int plain;     // the readout that sums it as it is made, or -1
   T* ring;       // pairs of rows
   int64_t row;   // numbers of one
   const Rings *in, *skip;   // its source, and what is added or null
-  int behind, skip_behind;  // pairs after them
   int flags;
   bool fused;    // a filter of 3 x 3
   bool around;   // that reaches one pixel beyond the image
   bool read;     // by some readout
   bool gathered; // by another stage
-  const T *x, *z;  // profiles at the next pair of rows
-  int64_t x_step, z_step;  // from one row of them to the next
-  const Constants<T>* k;
-  RowsFunction<T> compute[3], sum[3], exact[3];  // by the number of rows; `exact`: any flags
+  Rows<T> next;  // its next pair of rows
+  int64_t x_step, z_step;  // from one row of a profile to the next
+  const RowsFunction<T>* run;                    // one of these, by the number of rows
+  RowsFunction<T> compute[3], sum[3], exact[3];  // `exact`: any flags
+  const T* coarse;  // where the next row of a slice has gathered
   const Level* level;
   Target<T>* targets;  // coarse slices that this one adds to, of all gathers that read the level
   int n_targets;
@@ -576,7 +578,8 @@ struct Sweep {
       v.level = &level;
       v.x_step = int64_t(level.w) * (Pairwise ? L : 1);
       v.z_step = int64_t(level.w) * L;
-      v.k = constants + l;
+      v.next.k = constants + l;
+      v.next.same = same;
       v.read = false;
       for (int i = 0; i < program.n_taps; ++i) v.read = v.read || program.taps[i].level == l;
       v.gathered = false;
@@ -585,9 +588,7 @@ struct Sweep {
       v.n_targets = 0;
       if (level.kind != Kind::kNode) continue;
       v.in = levels + level.source;
-      v.behind = level.lag - program.levels[level.source].lag;
       v.skip = level.skip < 0 ? nullptr : levels + level.skip;
-      v.skip_behind = level.skip < 0 ? 0 : level.lag - program.levels[level.skip].lag;
       const bool inside = level.top == 0 && level.left == 0 && level.rows == 3;
       v.around = level.top == 1;
       v.fused = level.rows == 3 && level.columns == 3 && (inside || (level.top == 1 && level.left == 1));
@@ -806,14 +807,21 @@ struct Sweep {
           z_row = z_image + at_z * c;
           break;
         case Kind::kGather:
-          v.x = coarse_slice(l, di, dj);
+          v.coarse = coarse_slice(l, di, dj);
           break;
         case Kind::kNode:
-          v.x = x_prof + level.profile * XL + at_x;
-          v.z = z_profile + level.profile * L + at_z;
+          v.in_slot = v.skip_slot = 0;
+          for (int q = 0; q < 2; ++q) {
+            v.next.x[q] = x_prof + level.profile * XL + at_x + q * v.x_step;
+            v.next.z[q] = z_profile + level.profile * L + at_z + q * v.z_step;
+          }
       }
       if (v.gathered) aim(l, di, dj, again);
       if (!variant.consumed[i] && v.n_targets == 0) v.plain = plain_tap(l, dj);  // summed as it is made, and never stored
+      const bool summed = v.plain >= 0;
+      v.next.width = v.width;
+      v.next.flags = v.flags | (summed ? kSum : 0) | (!exact ? 0 : call.profiles ? kSelf : kSame);
+      v.run = exact ? v.exact : summed ? v.sum : v.compute;
     }
     int first = 0;  // levels before it are done
     for (int step = 0; step < steps && !cancelled(); ++step) {
@@ -826,33 +834,15 @@ struct Sweep {
         const int r = 2 * pair, n = r + 1 < out.height ? 2 : 1;
         T* rows = out.ring + 2 * out.slot * out.row;
         if (out.kind == Kind::kNode) {
-          Rows<T> a;
-          a.skip[0] = a.skip[1] = a.same = nullptr;
-          if (out.skip) {
-            const T* from = out.skip->ring + 2 * slot_of(*out.skip, pair, out.skip_behind) * out.skip->row;
-            a.skip[0] = from;
-            a.skip[1] = from + out.skip->row;
-          }
-          input_rows(out, pair, n, a);
+          Rows<T>& a = out.next;
+          input_rows(out, r, n, a);
+          for (int q = 0; q < 2; ++q) a.out[q] = rows + q * out.row;
+          out.run[n](a);
           for (int q = 0; q < 2; ++q) {
-            a.out[q] = rows + q * out.row;
-            a.x[q] = out.x + q * out.x_step;
-            a.z[q] = out.z + q * out.z_step;
+            a.x[q] += 2 * out.x_step;
+            a.z[q] += 2 * out.z_step;
           }
-          out.x += 2 * out.x_step;
-          out.z += 2 * out.z_step;
-          a.k = out.k;
-          a.width = out.width;
-          const bool summed = out.plain >= 0;
-          a.flags = out.flags | (summed ? kSum : 0);
-          if (exact) {
-            a.flags |= call.profiles ? kSelf : kSame;
-            a.same = same;
-            out.exact[n](a);
-          } else {
-            (summed ? out.sum : out.compute)[n](a);
-          }
-          if (summed) {
+          if (out.plain >= 0) {
             add_rows(out.plain, rows, out.row, r, n, di);
             continue;
           }
@@ -870,7 +860,8 @@ struct Sweep {
           }
         } else {
           const int fields = out.level->fields;
-          for (int q = 0; q < n; ++q, out.x += out.width * fields * L) take_row(out.x, fields, out.width, rows + q * out.row);
+          for (int q = 0; q < n; ++q, out.coarse += out.width * fields * L)
+            take_row(out.coarse, fields, out.width, rows + q * out.row);
         }
         if (out.read) read_out(out, rows, r, n, di, dj);
         for (int q = 0; q < out.n_targets; ++q) {
@@ -882,17 +873,16 @@ struct Sweep {
     }
   }
 
-  // The slot of a pair of rows in the ring of a level whose next one comes `behind` after it, plus one.
-  static int slot_of(const Rings<T>& from, int pair, int behind) {
-    int slot = from.slot - 1 - behind;
-    if (pair + behind >= from.pairs) slot += pair + behind - from.pairs + 1;
-    return slot < 0 ? slot + from.ring_pairs : slot;
-  }
-
-  // The rows that a node reads, box sums already if its filter is no square of 3.
-  void input_rows(const Rings<T>& out, int pair, int n, Rows<T>& a) {
+  // The rows that a node reads for its rows r and r + 1, box sums already if its filter is no square of 3.
+  WL_INLINE void input_rows(Rings<T>& out, int r, int n, Rows<T>& a) {
     const Rings<T>& in = *out.in;
-    const int r = 2 * pair, slot = slot_of(in, pair, out.behind);
+    const int slot = out.in_slot;
+    if (++out.in_slot == in.ring_pairs) out.in_slot = 0;
+    if (out.skip) {
+      a.skip[0] = out.skip->ring + 2 * out.skip_slot * out.skip->row;
+      a.skip[1] = a.skip[0] + out.skip->row;
+      if (++out.skip_slot == out.skip->ring_pairs) out.skip_slot = 0;
+    }
     if (out.fused && out.around) {
       const T* pair_rows = in.ring + 2 * slot * in.row;
       const int before = slot == 0 ? in.ring_pairs - 1 : slot - 1, after = slot + 1 == in.ring_pairs ? 0 : slot + 1;
@@ -902,6 +892,11 @@ struct Sweep {
       a.in[3] = r + 2 < in.height ? in.ring + 2 * after * in.row : zero_row;
       return;
     }
+    other_rows(out, r, slot, a);
+  }
+
+  void other_rows(const Rings<T>& out, int r, int slot, Rows<T>& a) {
+    const Rings<T>& in = *out.in;
     const Level& level = *out.level;
     const int q = level.rows;
     for (int k = 0; k <= q; ++k) window[k] = row_of(in, r - level.top + k, r, slot);
