@@ -31,7 +31,10 @@ import numpy as np
 XLA_FLAGS = "--xla_cpu_use_thunk_runtime=false"  # two to three times faster than the default
 PACKAGES = ("neural-tangents", "jax", "jaxlib", "tf2jax", "numpy")
 DEPTHS = (3, 11, 21)
-AIMS = {"GAP": 170.0, "V": 30.0}  # time of neural-tangents over that of widelimit, on one core
+# Time of neural-tangents over that of widelimit, on one core.
+AIMS = {"GAP": 170.0, "V": 30.0, "Myrtle": 90.0}
+# Of a Myrtle network, by its depth: convolutions before each pool, the last of which is global.
+MYRTLE = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
 AGREE = 1e-4  # both compute in float32
 LONGEST_CALL = 15.0  # seconds; a larger batch is not tried if it would take longer
 SHORTEST_TIMING = 0.3  # seconds; shorter calls are repeated
@@ -46,6 +49,8 @@ def serve(folder: Path) -> None:
     from widelimit.experiments.environment import describe_environment
 
     def network(kind: str, depth: int) -> wl.Network:
+        if kind == "Myrtle":
+            return wl.myrtle(depth)
         pooling = wl.GlobalAvgPool() if kind == "GAP" else wl.Flatten()
         return wl.Network([*[wl.Conv(3), wl.ReLU()] * (depth - 1), pooling, wl.Dense()])
 
@@ -109,10 +114,13 @@ class NeuralTangents:
         from neural_tangents import stax
 
         layers: list[Any] = []
-        for _ in range(depth - 1):
-            conv = stax.Conv(1, (3, 3), padding="SAME", W_std=2**0.5, b_std=None)
-            layers += [conv, stax.Relu()]
-        pooling = stax.GlobalAvgPool() if kind == "GAP" else stax.Flatten()
+        for stage, convolutions in enumerate(MYRTLE[depth] if kind == "Myrtle" else (depth - 1,)):
+            if stage > 0:
+                layers.append(stax.AvgPool((2, 2), (2, 2)))
+            for _ in range(convolutions):
+                conv = stax.Conv(1, (3, 3), padding="SAME", W_std=2**0.5, b_std=None)
+                layers += [conv, stax.Relu()]
+        pooling = stax.Flatten() if kind == "V" else stax.GlobalAvgPool()
         self.kernel = stax.serial(*layers, pooling, stax.Dense(1, W_std=1.0, b_std=None))[2]
         self.x1, self.x2 = x1, x2
         self.compiled: dict[int, Callable[[], Any]] = {}
@@ -187,11 +195,11 @@ def compare(
     def seconds(batch: int) -> float:
         return theirs.time(batch)[0]
 
-    largest, first = (min(8, n), 1) if kind == "GAP" else (min(128, n), min(8, n))
+    largest, first = (min(128, n), min(8, n)) if kind == "V" else (min(8, n), 1)
     batch, tried = find_best_batch(theirs.prepare, seconds, largest, first)
     calls = max(1, math.ceil(SHORTEST_TIMING / (tried[batch] * batch**2)))
     # Whole lane groups, about a second of work, and the images of the batch among them.
-    sizes = {3: (32, 32), 11: (16, 16), 21: (8, 16)}[depth] if kind == "GAP" else (n, n)
+    sizes = {3: (32, 32), 11: (16, 16), 21: (8, 16)}.get(depth, (16, 32)) if kind != "V" else (n, n)
     sizes = (min(n, sizes[0]), min(n, sizes[1]))
 
     ours.time(kind, depth, sizes)
@@ -317,8 +325,8 @@ def main() -> int:
         np.save(folder / "x2.npy", images[n:])
         ours = Widelimit(options.widelimit_python or sys.executable, folder, len(cores))
         try:
-            for kind in ("V", "GAP"):
-                for depth in DEPTHS:
+            for kind, depths in (("V", DEPTHS), ("GAP", DEPTHS), ("Myrtle", tuple(MYRTLE))):
+                for depth in depths:
                     print(f"{kind} depth {depth} ...", file=sys.stderr, flush=True)
                     cases.append(
                         compare(kind, depth, images[:n], images[n:], ours, options.repeats)

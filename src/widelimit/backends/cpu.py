@@ -226,10 +226,10 @@ class CpuBackend:
         """Return what is little beside a matrix in memory."""
         return PROFILE_BYTES
 
-    def scratch_bytes(self, program: Program, dtype: Dtype) -> int:
-        """Return the bytes that the engine allocates for one call."""
+    def scratch_bytes(self, program: Program, dtype: Dtype, *, pairwise: bool = True) -> int:
+        """Return the bytes that the engine allocates for one call: most for single pairs."""
         single = dtype == "float32"
-        return _engine.workspace_bytes(self.isa, _compile(program).program, single, True)
+        return _engine.workspace_bytes(self.isa, _compile(program).program, single, pairwise)
 
     def profile(
         self, program: Program, images: FloatArray, identity: NDArray[np.int64], dtype: Dtype

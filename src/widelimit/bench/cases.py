@@ -47,6 +47,7 @@ __all__ = [
     "interrupt",
     "lane_sizes",
     "peak",
+    "scratch",
     "stored_gram",
     "timed_kernel",
 ]
@@ -297,6 +298,14 @@ def bare_core(setting: Setting, name: str, network: Network, n: int) -> Benchmar
 
     detail = {"networks": [network.to_json()], "n1": n, "threads": setting.cores}
     return Benchmark(name, measure, "s", n * (n + 1) // 2, detail=detail)
+
+
+def scratch(setting: Setting, name: str, network: Network) -> Benchmark:
+    """Make the benchmark that asks for the memory of one lane group of a block, float32."""
+    program = compile_family([network], (32, 32, 3), ("ntk",))
+    size = CpuBackend(setting.isa).scratch_bytes(program, "float32", pairwise=False)
+    detail = {"networks": [network.to_json()], "isa": setting.isa}
+    return Benchmark(name, lambda: float(size), "B", detail=detail)
 
 
 def peak(name: str, isa: str, dtype: Dtype, *, mixed: bool = False) -> Benchmark:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import get_args
 
-from widelimit.architectures import cntk_gap, cntk_vanilla
+from widelimit.architectures import cntk_gap, cntk_vanilla, myrtle
 from widelimit.backends.base import Dtype
 from widelimit.backends.cpu import CpuBackend
 from widelimit.bench.cases import (
@@ -21,10 +21,29 @@ from widelimit.bench.cases import (
     bare_core,
     interrupt,
     peak,
+    scratch,
     stored_gram,
     timed_kernel,
 )
-from widelimit.network import Dense, Flatten, LocalAvgPool, Network
+from widelimit.layers import (
+    GELU,
+    AvgPool,
+    Conv,
+    Cos,
+    Dense,
+    Erf,
+    Flatten,
+    Gaussian,
+    GlobalAvgPool,
+    Layer,
+    LayerNorm,
+    LeakyReLU,
+    LocalAvgPool,
+    Pointwise,
+    ReLU,
+    Sin,
+)
+from widelimit.network import Network
 
 __all__ = [
     "GROUPS",
@@ -327,6 +346,76 @@ def _families(setting: Setting) -> Group:
     return Group(tuple(cases), tuple(figures), 5)
 
 
+# Of the rate of ReLU. GELU takes a second arc tangent and more; LayerNorm is no dual.
+_ACTIVATIONS: dict[Pointwise, float | None] = {
+    Gaussian(): 0.9,
+    LeakyReLU(0.1): 0.6,
+    Erf(): 0.6,
+    Sin(): 0.6,
+    Cos(): 0.6,
+    GELU(): None,
+    LayerNorm(): None,
+}
+
+
+def _general(setting: Setting) -> Group:
+    head: list[Layer] = [GlobalAvgPool(), Dense()]
+    gap = timed_kernel(setting, "GAP depth 11", cntk_gap(11))
+    cases, figures = [gap], [Figure("GAP depth 11", "element-layers/s", _rate(gap))]
+
+    def per_pair(case: Benchmark) -> Callable[[Results], float]:
+        return lambda results: median(results[case.name]) / case.pairs
+
+    # What the layers of a Myrtle network take at the rate of layers that no pool reads.
+    myrtles = {depth: myrtle(depth) for depth in (5, 7, 10)}
+    alone: list[Benchmark] = []
+    for depth, network in myrtles.items():
+        case = timed_kernel(setting, f"Myrtle-{depth}", network)
+        slower = _relative_rate(gap, case)
+        figures += [
+            Figure(f"Myrtle-{depth}", "s/pair", per_pair(case)),
+            Figure(f"Myrtle-{depth} / its layers at the rate of GAP", "", slower, 1.35, True),
+        ]
+        alone.append(case)
+    cases += alone
+    together = timed_kernel(setting, "Myrtle-5, 7 and 10", list(myrtles.values()))
+    longest = _ratio(together, alone[-1], per_pair=True)
+    figures.append(Figure("Myrtle-5, 7 and 10 in one pass / Myrtle-10", "", longest, 1.25, True))
+    memory = scratch(setting, "scratch memory, Myrtle-7", myrtles[7])
+    figures.append(Figure(memory.name, "B", _maximum(memory), 2.0**21, at_most=True))
+    cases += [together, memory]
+
+    # Two layers, a third one, and a pool instead of it.
+    block: list[Layer] = [Conv(3), ReLU()]
+    ways = {"two layers": [], "three layers": block, "two layers and a pool": [AvgPool(2)]}
+    two, three, pooled = (
+        timed_kernel(setting, name, Network([*block * 2, *more, *head]))
+        for name, more in ways.items()
+    )
+
+    def pool(results: Results) -> float:
+        rounds = zip(*(per_pairs(results, case) for case in (two, three, pooled)), strict=True)
+        return median((c - a) / (b - a) for a, b, c in rounds)
+
+    def per_pairs(results: Results, case: Benchmark) -> list[float]:
+        return [seconds / case.pairs for seconds in results[case.name]]
+
+    figures.append(Figure("a 2x2 pool / a layer before it", "", pool, 0.35, at_most=True))
+    cases += [two, three, pooled]
+
+    for activation, target in {ReLU(): None, **_ACTIVATIONS}.items():
+        case = timed_kernel(
+            setting, f"{activation}, 5 layers", Network([*[Conv(3), activation] * 5, *head])
+        )
+        cases.append(case)
+        if activation == ReLU():
+            relu = case
+            continue
+        relative = _relative_rate(case, relu)
+        figures.append(Figure(f"{activation} / ReLU, element-layers/s", "", relative, target))
+    return Group(tuple(cases), tuple(figures), 5)
+
+
 def _threads(setting: Setting) -> Group:
     if setting.cores < 2:
         return Group((), (), 0, "this process may use one core only")
@@ -382,6 +471,7 @@ GROUPS: dict[str, Callable[[Setting], Group]] = {
     "speed": _speed,
     "sizes": _sizes,
     "families": _families,
+    "general": _general,
     "threads": _threads,
     "store": _store,
     "instruction-sets": _instruction_sets,
