@@ -363,13 +363,13 @@ class Program:
         coarse = self.stages[-1].slices[:, :2] if self.stages else np.zeros((0, 2), np.int64)
         for fine, above in zip(self.stages[-2::-1], self.stages[:0:-1], strict=True):
             pools = [n for n in above.levels if isinstance(self.nodes[n - 1], Pool)]
-            boundaries: dict[Boundary, tuple[int, int]] = {}
+            boundaries: dict[Boundary, None] = {}
             for number in pools:
                 node = self.nodes[number - 1]
                 assert isinstance(node, Pool)
-                boundaries[node.boundary] = self.grids[number]
-            shape = max(boundaries.values())
-            found.append(schedule(list(boundaries), coarse, shape, fine.slices[:, :2]))
+                boundaries[node.boundary] = None
+            h, w = (max(self.grids[number][axis] for number in pools) for axis in (0, 1))
+            found.append(schedule(list(boundaries), coarse, (h, w), fine.slices[:, :2]))
             coarse = found[-1].fine
         return tuple(reversed(found))
 
