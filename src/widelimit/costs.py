@@ -19,12 +19,11 @@ from widelimit._version import __version__
 from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
-from widelimit.backends.lowered import missing
 from widelimit.display import duration
 from widelimit.doctor import processor
 from widelimit.files import write_atomically
 from widelimit.machine import cache_folder, default_threads
-from widelimit.matrices.families import choose_backend, reference_rate
+from widelimit.matrices.families import choose_backend
 from widelimit.matrices.inputs import check_threads
 from widelimit.matrices.kernel import kernel, needed_memory
 from widelimit.network import GlobalAvgPool, LocalAvgPool, Network
@@ -150,10 +149,7 @@ def estimate(
     result, work = needed_memory(
         networks, shape, matrix, kinds, dtype, chosen, workers, symmetric=n2 is None
     )
-    programs = [program for program, _ in compile_networks(networks, shape, kinds)]
-    if chosen == "reference" and any(map(missing, programs)):  # slow: it is not tried out
-        seconds = pairs / reference_rate(programs, workers)
-    elif pairs * each <= _SMALL and (each or pairs <= _DENSE_PAIRS):
+    if pairs * each <= _SMALL and (each or pairs <= _DENSE_PAIRS):
         seconds = pairs * each / _GUESS + (0 if each else pairs / _DENSE_PAIRS)
     else:
         seconds = pairs / _rate(networks, shape, kinds, dtype, chosen, workers)

@@ -32,6 +32,7 @@ numbers from `_core/dual_coefficients.hpp`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,7 +54,7 @@ from widelimit.layers import (
 )
 
 __all__ = ["A32", "A64", "B32", "B64", "POLYNOMIALS", "DualPolynomial", "kappa0", "kappa1"]
-__all__ += ["dual", "relu_dual", "variance_behind"]
+__all__ += ["dual", "hermite", "relu_dual", "variance_behind"]
 
 _HALF_PI = np.pi / 2
 
@@ -356,7 +357,8 @@ def dual(
             value = np.exp(-gamma * np.maximum(below, 0.0))
             return m * value, gamma * value
         case Polynomial(coefficients):
-            at_x, at_z = (_hermite(coefficients, values) for values in (x, z))
+            table = hermite(coefficients)
+            at_x, at_z = ([_even(row, values) for row in table] for values in (x, z))
             k, factor = np.zeros_like(m), np.zeros_like(m)
             for degree in range(len(coefficients) - 1, -1, -1):  # Horner's scheme, both at once
                 factor = factor * s + k
@@ -390,16 +392,28 @@ def _gap(s: NDArray[np.float64], m: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.maximum(m - s, 0.0) * np.maximum(m + s, 0.0)
 
 
-def _hermite(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Return ``g_k = E[f^(k)(u)] / sqrt(k!)`` for each k, u Gaussian with standard deviation x."""
+def hermite(coefficients: Sequence[float]) -> NDArray[np.float64]:
+    """Return ``g_k(X) = E[f^(k)(u)] / sqrt(k!)`` of a polynomial f, as polynomials in ``X^2``.
+
+    Parameters
+    ----------
+    coefficients : sequence of float
+        Of f, c_0 to c_n; u is Gaussian with standard deviation X.
+
+    Returns
+    -------
+    ndarray of shape (n + 1, n // 2 + 1)
+        Row k: the coefficients of ``X^0, X^2, X^4, ...`` in g_k.
+    """
     degree = len(coefficients) - 1
-    found: list[NDArray[np.float64]] = []
+    table = np.zeros((degree + 1, degree // 2 + 1))
     for k in range(degree + 1):
-        total = np.zeros_like(x)
-        for n in range(k, degree + 1, 1):
-            if (n - k) % 2 == 0:  # E[u^(2 j)] = x^(2 j) (2 j - 1)!!, odd moments are 0
-                moment = math.prod(range(1, n - k, 2))
-                share = coefficients[n] * math.perm(n, k) * moment / math.sqrt(math.factorial(k))
-                total = total + share * x ** (n - k)
-        found.append(total)
-    return found
+        for j in range((degree - k) // 2 + 1):  # E[u^(2 j)] = X^(2 j) (2 j - 1)!!, odd moments: 0
+            n, moment = k + 2 * j, math.prod(range(1, 2 * j, 2))
+            table[k, j] = coefficients[n] * math.perm(n, k) * moment / math.sqrt(math.factorial(k))
+    return table
+
+
+def _even(coefficients: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a polynomial in ``x^2``."""
+    return np.polynomial.polynomial.polyval(x * x, coefficients)

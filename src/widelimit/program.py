@@ -296,16 +296,6 @@ class Program:
             found.append(found[node.source] + isinstance(node, Pool))
         return tuple(found)
 
-    @property
-    def pools_alike(self) -> bool:
-        """Whether pools with as many pools before them lead to grids of one size."""
-        grids: dict[int, tuple[int, int]] = {}
-        return all(
-            grids.setdefault(self.depths[number], self.grids[number]) == self.grids[number]
-            for number, node in enumerate(self.nodes, start=1)
-            if isinstance(node, Pool)
-        )
-
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Nodes by the number of pools before them, with the slices that are needed of them."""
@@ -373,13 +363,13 @@ class Program:
         coarse = self.stages[-1].slices[:, :2] if self.stages else np.zeros((0, 2), np.int64)
         for fine, above in zip(self.stages[-2::-1], self.stages[:0:-1], strict=True):
             pools = [n for n in above.levels if isinstance(self.nodes[n - 1], Pool)]
-            boundaries: dict[Boundary, tuple[int, int]] = {}
+            boundaries: dict[Boundary, None] = {}
             for number in pools:
                 node = self.nodes[number - 1]
                 assert isinstance(node, Pool)
-                boundaries[node.boundary] = self.grids[number]
-            shape = max(boundaries.values())
-            found.append(schedule(list(boundaries), coarse, shape, fine.slices[:, :2]))
+                boundaries[node.boundary] = None
+            h, w = (max(self.grids[number][axis] for number in pools) for axis in (0, 1))
+            found.append(schedule(list(boundaries), coarse, (h, w), fine.slices[:, :2]))
             coarse = found[-1].fine
         return tuple(reversed(found))
 
@@ -592,7 +582,7 @@ class _Family:
         programs = [compile_family([networks[i] for i in who], shape, kinds) for who in members]
         mine, its, together = programs
         saved = mine.element_layers + its.element_layers - together.element_layers
-        return together.pools_alike and saved >= its.element_layers / 4
+        return saved >= its.element_layers / 4
 
 
 def _check_size(network: Network, shape: Sequence[int]) -> None:

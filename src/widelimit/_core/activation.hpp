@@ -1,7 +1,9 @@
 // Dual activations: from sigma = s and the profiles x, z of a pair of pixels to K and the factor of Theta.
 //
 // Each is a class of one layer's constants, for values V with the operations of simd.hpp. `meet` takes what is needed of
-// the profiles, `dual` does the rest. Formulas and bounds: widelimit.dual, docs/mathematics.md.
+// the profiles, `dual` does the rest. Where X alone is not enough, `prepare` makes the other operands of a pixel of X, and
+// `dual` reads them.
+// Formulas and bounds: widelimit.dual, docs/mathematics.md.
 #pragma once
 #include "core.hpp"
 #include "dual_coefficients.hpp"
@@ -38,6 +40,25 @@ struct Constants {
   alignas(64) T bias[L];
   alignas(64) T skip[L];
   alignas(64) T p[4][L];  // of other activations
+  const double* table;
+  int degree;
+};
+
+// The operands of a pair of pixels: number i of x, and of the lanes' images.
+template <class T, bool Pairwise>
+struct Operands {
+  const T *x, *z;
+  int64_t x_apart, z_apart;  // from one to the next
+  WL_INLINE Vec<T> of_x(int i) const {
+    if (Pairwise) return load(x + i * x_apart);
+    return broadcast(x[i * x_apart]);
+  }
+  WL_INLINE Vec<T> of_z(int i) const { return load(z + i * z_apart); }
+};
+
+// Of an activation for which X is enough.
+struct Plain {
+  static constexpr bool has_operands = false;
 };
 
 template <class T>
@@ -86,7 +107,7 @@ WL_INLINE void polynomials(const V (&c)[N], const V (&d)[M], V v, V& value_c, V&
 }
 
 template <class T, class V = Vec<T>>
-struct Identity {
+struct Identity : Plain {
   struct Met {};
   V scale;
   WL_INLINE Identity(const Constants<T>& k, bool) : scale(load(k.scale)) {}
@@ -98,7 +119,7 @@ struct Identity {
 };
 
 template <class T, class V = Vec<T>>
-struct Relu {
+struct Relu : Plain {
   struct Met {
     V e, p;
   };
@@ -146,7 +167,7 @@ struct AbRelu : Relu<T, V> {
 
 // m exp(gamma (lambda - 1))
 template <class T, class V = Vec<T>>
-struct Gaussian {
+struct Gaussian : Plain {
   struct Met {
     V m;
   };
@@ -164,7 +185,7 @@ struct Gaussian {
 // (2/pi) arcsin(2 s / n) = (4/pi) arctan t, t = 2 s / (n + w), with n^2 = (1 + 2 x^2)(1 + 2 z^2) and w^2 = n^2 - 4 s^2,
 // where nothing cancels: w^2 = 1 + 2 (x^2 + z^2) + 4 (m - s)(m + s). Its derivative is (4/pi) / w.
 template <class T, class V = Vec<T>>
-struct Erf {
+struct Erf : Plain {
   struct Met {
     V squares, e;  // x^2 + z^2, (m - s)(m + s)
   };
@@ -194,7 +215,7 @@ struct Erf {
 // p = 1/4 + arctan(s / sqrt d) / (2 pi) = 1/4 + arctan(t) / pi, r = 1 / (2 pi sqrt d),
 // K = s p + r ((m - s)(m + s) + s^2 (1/a + 1/b)), and its derivative is p + s r (1/a + 1/b + 1/d).
 template <class T, class V = Vec<T>>
-struct Gelu {
+struct Gelu : Plain {
   struct Met {
     V xx, zz, e;  // x^2, z^2, (m - s)(m + s)
   };
@@ -224,7 +245,7 @@ struct Gelu {
 
 // exp(-(x^2 + z^2)/2) sinh s and cosh s, for a sine; the other way round for a cosine.
 template <class T, bool Cosine, class V = Vec<T>>
-struct Wave {
+struct Wave : Plain {
   static constexpr int n = sizeof(T) == 4 ? 9 : 16;
   struct Met {
     V half;  // (x^2 + z^2)/2
@@ -256,7 +277,7 @@ using Cosine = Wave<T, true>;
 
 // s / sqrt((x^2 + eps)(z^2 + eps))
 template <class T, class V = Vec<T>>
-struct Norm {
+struct Norm : Plain {
   struct Met {
     V product;
   };
@@ -272,6 +293,41 @@ struct Norm {
   }
 };
 
+// sum_k c_k(x) c_k(z) lambda^k, c_k(x) = g_k(X) X^k, whose squares add up to K(x, x): nothing grows beyond that. Operands:
+// X, 1/X, c_0 to c_n. Row k of the table: g_k as a polynomial in X^2, of n / 2 + 1 terms.
+template <class T, class V = Vec<T>>
+struct Polynomial {
+  static constexpr bool has_operands = true;
+  struct Met {};
+  const double* const table;
+  const int degree;
+  V scale, unit;
+  WL_INLINE Polynomial(const Constants<T>& k, bool) : table(k.table), degree(k.degree), scale(load(k.scale)), unit(load(k.p[0])) {}
+  template <class Put>
+  WL_INLINE void prepare(V x, Put put) const {
+    const V square = mul(unit, mul(x, x)), deviation = root(square);
+    put(1, reciprocal(max(x, broadcast(T(1e-18)))));  // where x is 0, so are sigma and Theta
+    V power = broadcast(T(1));
+    const int terms = degree / 2 + 1;
+    for (int k = 0; k <= degree; ++k, power = mul(power, deviation)) {
+      V g = broadcast(T(table[(k + 1) * terms - 1]));
+      for (int j = terms - 2; j >= 0; --j) g = fma(g, square, broadcast(T(table[k * terms + j])));
+      put(2 + k, mul(g, power));
+    }
+  }
+  template <bool Pairwise>
+  WL_INLINE void dual(V s, const Operands<T, Pairwise>& at, bool, V& k, V& factor) const {
+    const V inverse = mul(at.of_x(1), at.of_z(1)), lambda = mul(s, inverse);
+    V sum = mul(at.of_x(2 + degree), at.of_z(2 + degree)), slope = broadcast(T(0));
+    for (int i = degree + 1; i >= 2; --i) {  // Horner's scheme, with the derivative
+      slope = fma(slope, lambda, sum);
+      sum = fma(sum, lambda, mul(at.of_x(i), at.of_z(i)));
+    }
+    k = mul(scale, sum);
+    factor = mul(mul(scale, inverse), slope);
+  }
+};
+
 template <class T>
 void set_constants(Constants<T>& k, const Level& level) {
   const double r = 1.0 / double(ratio_scale<T>()), unit = level.unit;  // `ratio` returns t / r
@@ -280,6 +336,8 @@ void set_constants(Constants<T>& k, const Level& level) {
   for (int i = 0; i < 4; ++i) fill(k.p[i], T(0));
   fill(k.skip, T(level.skip_scale));
   fill(k.bias, T(0));
+  k.table = level.table;
+  k.degree = level.operands - 3;
   if (level.activation == Activation::kErf) {
     for (int i = 0; i < Dual<T>::nA; ++i) fill(k.a[i], T(2 * scale * double(Dual<T>::A[i])));
     fill(k.p[0], T(2 * unit));
@@ -294,6 +352,10 @@ void set_constants(Constants<T>& k, const Level& level) {
     fill(k.p[1], T(unit * unit));
     fill(k.p[2], T(0.5 * 0.318309886183790671538));
     fill(k.p[3], T(scale * unit));
+    return;
+  }
+  if (level.activation == Activation::kPolynomial) {
+    fill(k.p[0], T(unit));
     return;
   }
   if (level.activation == Activation::kSin || level.activation == Activation::kCos) {

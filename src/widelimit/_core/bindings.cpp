@@ -177,7 +177,7 @@ Level make_level(OwnedProgram& p, nb::handle given, const std::vector<int>& stag
   require(fits(v.h, source.h, v.rows, v.top) && fits(v.w, source.w, v.columns, v.left),
           "levels: expected grids that fit their filters");
   const int activation = field<int>(given, "activation");
-  require(activation >= 0 && activation <= int(Activation::kNorm), "levels: unknown activation");
+  require(activation >= 0 && activation <= int(Activation::kPolynomial), "levels: unknown activation");
   v.activation = Activation(activation);
   v.is_signed = field<bool>(given, "signed");
   v.trainable = field<bool>(given, "trainable");
@@ -190,8 +190,18 @@ Level make_level(OwnedProgram& p, nb::handle given, const std::vector<int>& stag
   v.unit = field<double>(given, "unit");
   const auto parameters = field<std::vector<double>>(given, "parameters");
   for (size_t i = 0; i < parameters.size() && i < kParameters; ++i) v.parameters[i] = parameters[i];
+  v.operands = field<int>(given, "operands");
+  if (v.activation == Activation::kPolynomial) {
+    const size_t degree = size_t(v.operands - 3);
+    require(v.operands >= 3 && degree <= 64 && parameters.size() == (degree + 1) * (degree / 2 + 1),
+            "levels: expected a polynomial's table, and as many operands");
+    p.tables.push_back(parameters);
+    v.table = p.tables.back().data();
+  } else {
+    require(v.operands == 1, "levels: expected one operand");
+  }
   v.number = p.program.n_nodes++;
-  p.program.n_profile += int64_t(v.h) * v.w;
+  p.program.n_profile += int64_t(v.h) * v.w * v.operands;
   return v;
 }
 
@@ -251,9 +261,8 @@ void fill_stage(OwnedProgram& p, nb::handle given, Stage& stage) {
   for (int l = stage.first; l < stage.stop; ++l) {
     const Level& v = p.levels[size_t(l)];
     if (v.kind != Kind::kGather) continue;
-    require(stage.h == 0 || (stage.h == v.h && stage.w == v.w), "levels: expected windows of one stage onto one grid");
-    stage.h = v.h;
-    stage.w = v.w;
+    stage.h = std::max(stage.h, v.h);
+    stage.w = std::max(stage.w, v.w);
   }
   std::vector<int32_t> place(size_t(stage.h) * size_t(2 * stage.w), -1);
   const auto rows = nb::cast<nb::ndarray<const int64_t, nb::shape<-1, 5>, nb::c_contig, nb::device::cpu>>(given.attr("slices"));
@@ -268,18 +277,18 @@ void fill_stage(OwnedProgram& p, nb::handle given, Stage& stage) {
     for (int k = 0; k < through.n; ++k) {
       const Level& v = p.levels[size_t(through.levels[k])];
       require(di < v.h && dj < v.w && dj > -v.w, wrong);
+    }
+    for (int l = stage.first; l < stage.stop; ++l) {  // whatever gathers there, whether the slice goes through it or not
+      const Level& v = p.levels[size_t(l)];
+      if (v.kind != Kind::kGather || di >= v.h || dj >= v.w || dj <= -v.w) continue;
       const int64_t entries = (v.h - di) * (v.w - (dj < 0 ? -dj : dj)) * (di == 0 && dj == 0 ? 1 : 2);
-      require(v.kind != Kind::kGather || (slot >= 0 && slot + entries <= v.room), "slices: expected slots inside the memory");
+      require(slot >= 0 && slot + entries <= v.room, "slices: expected slots inside the memory");
     }
     if (stage.h > 0) {
       require(di < stage.h && dj < stage.w && dj > -stage.w, wrong);
       int32_t& at = place[size_t(di * (2 * stage.w - 1) + dj + stage.w - 1)];
       require(at < 0, wrong);
       at = int32_t(i);
-      for (int l = stage.first; l < stage.stop; ++l) {
-        const bool gathers = p.levels[size_t(l)].kind == Kind::kGather;
-        require(!gathers || std::find(through.levels, through.levels + through.n, l) != through.levels + through.n, wrong);
-      }
     }
     slices.push_back({int32_t(di), int32_t(dj), int32_t(variant), int32_t(needs), slot});
   }
@@ -330,7 +339,6 @@ void make_program(OwnedProgram* self, int h, int w, int c, const std::vector<nb:
   for (const nb::object& given : levels) p.levels.push_back(make_level(p, given, stage_of, p.stages, c));
   time_levels(p.levels);
   for (size_t k = 0; k < stages.size(); ++k) fill_stage(p, stages[k], p.stages[k]);
-  p.tables.reserve(taps.size() * 2);
   for (const auto& t : taps) {
     const int level = std::get<0>(t);
     require(level >= 0 && level < int(levels.size()), "readouts: expected levels of the program");

@@ -14,7 +14,7 @@ enum class Kind : int32_t {
 };
 
 // Numbers and parameters as in widelimit.backends.lowered.
-enum class Activation : int32_t { kIdentity, kRelu, kAbRelu, kGaussian, kErf, kGelu, kSin, kCos, kNorm };
+enum class Activation : int32_t { kIdentity, kRelu, kAbRelu, kGaussian, kErf, kGelu, kSin, kCos, kNorm, kPolynomial };
 
 constexpr int kParameters = 2;
 
@@ -50,8 +50,10 @@ struct Level {
   double skip_scale;
   double unit;                 // true sigma = unit * sigma, for activations that are not homogeneous
   double parameters[kParameters];
+  const double* table;         // of a polynomial: see Polynomial in activation.hpp
+  int32_t operands;            // numbers of a pixel in the profile of an image: X, and what the activation makes of it
   int32_t number;              // among the nodes: of its bias
-  int64_t profile;             // where its X begins in the profile of an image
+  int64_t profile;             // where its operands begin in the profile of an image: [operands][h][w]
   // kGather
   Runs down, across;
   int32_t fields;  // 2: Theta, too
@@ -92,7 +94,7 @@ struct Stage {
   const Slice* slices;  // one of each pair d, -d: weights are even in d
   const Variant* variants;
   const int32_t* place;  // [h][2w-1] of the grid that it gathers on: which slice (di, dj) is, or -1
-  int32_t h, w;          // that grid
+  int32_t h, w;          // that grid, the largest of them
 };
 
 // widelimit.program.Program, as far as the slices go.
@@ -110,7 +112,7 @@ struct Program {
 template <class T>
 struct Batch {
   const T* images;         // [n][h][w][c]
-  const T* profiles;       // [n][n_profile]: X of each node
+  const T* profiles;       // [n][n_profile]: operands of each node
   const T* biases;         // [n][n_nodes]
   const int64_t* identity; // [n]: equal numbers mean identical images
   const double* diagonal;  // [n][n_taps][2]: contribution of the slice d = 0 to k(x, x)
@@ -130,7 +132,7 @@ struct Call {
   double* out;  // [n_taps][2][n_rows][n_columns]; [n_taps][2][n_columns] if pairwise
   unsigned char* workspace;
   const int32_t* cancel;  // non-zero: return early
-  T* profiles;  // not null: of pairs of images with themselves, X is computed and put here, [n_columns][n_profile]
+  T* profiles;  // not null: of pairs of images with themselves, operands are computed and put here, [n_columns][n_profile]
 };
 
 // What kernels.cpp offers, compiled for one instruction set.

@@ -42,6 +42,7 @@ struct Rows {
   T* out[2];       // with kSum: the sum of K, then that of Theta
   const T* x[2];   // profile of x, at the pixels p of the rows
   const T* z[2];   // profile of the lanes' images, at p + d
+  int64_t x_apart, z_apart;  // from one operand of a profile to the next
   const T* skip[2];
   const T* same;  // a lane below zero: identical images
   const Constants<T>* k;
@@ -68,6 +69,7 @@ void compute_rows(const Rows<T>& a) {
   const T *const xs[2] = {a.x[0], a.x[1]}, *const zs[2] = {a.z[0], a.z[1]};
   const T *const skips[2] = {a.skip[0], a.skip[1]}, *const sames = a.same;
   T* const outs[2] = {a.out[0], a.out[1]};
+  const int64_t x_apart = a.x_apart, z_apart = a.z_apart;
   const int width = a.width;
 
   // Vertical sums of the input rows at cell j, for each output row: field 0 is K, field 1 Theta.
@@ -138,10 +140,15 @@ void compute_rows(const Rows<T>& a) {
         store(const_cast<T*>(xs[r]) + j * L, x);
         store(const_cast<T*>(zs[r]) + j * L, z);
         n.s[r] = mul(x, z);
+        if constexpr (A::has_operands)
+          activation.prepare(x, [&](int i, V value) {
+            store(const_cast<T*>(xs[r]) + i * x_apart + j * L, value);
+            store(const_cast<T*>(zs[r]) + i * z_apart + j * L, value);
+          });
       } else if (same) {
         n.s[r] = where_negative(load(sames), mul(x, z), n.s[r]);
       }
-      activation.meet(n.s[r], x, z, n.met[r]);
+      if constexpr (!A::has_operands) activation.meet(n.s[r], x, z, n.met[r]);
     }
   };
   // Sums of either row, over every other column: one sum alone would wait for itself.
@@ -152,7 +159,11 @@ void compute_rows(const Rows<T>& a) {
     for (int r = 0; r < R; ++r) {
       V factor;
       made_k[r] = zero;
-      activation.dual(n.s[r], n.met[r], out_k, made_k[r], factor);
+      if constexpr (A::has_operands)
+        activation.dual(n.s[r], Operands<T, Pairwise>{xs[r] + j * (Pairwise ? L : 1), zs[r] + j * L, x_apart, z_apart}, out_k,
+                        made_k[r], factor);
+      else
+        activation.dual(n.s[r], n.met[r], out_k, made_k[r], factor);
       made_t[r] = mul(n.th[r], factor);
       if (out_k && !sum) store(outs[r] + j * Cell, made_k[r]);
       if (out_theta && !sum) store(outs[r] + j * Cell + L, made_t[r]);
@@ -235,6 +246,8 @@ RowsFunction<T> choose_rows_function(Activation activation, int flags, int rows)
       return by_rows<T, Cosine<T>, kDynamic, Fused, Pairwise>(rows);
     case Activation::kNorm:
       return by_rows<T, Norm<T>, kDynamic, Fused, Pairwise>(rows);
+    case Activation::kPolynomial:
+      return by_rows<T, Polynomial<T>, kDynamic, Fused, Pairwise>(rows);
     case Activation::kIdentity:
       break;
   }
@@ -820,6 +833,8 @@ struct Sweep {
       if (!variant.consumed[i] && v.n_targets == 0) v.plain = plain_tap(l, dj);  // summed as it is made, and never stored
       const bool summed = v.plain >= 0;
       v.next.width = v.width;
+      v.next.x_apart = v.x_step * level.h;
+      v.next.z_apart = v.z_step * level.h;
       v.next.flags = v.flags | (summed ? kSum : 0) | (!exact ? 0 : call.profiles ? kSelf : kSame);
       v.run = exact ? v.exact : summed ? v.sum : v.compute;
     }

@@ -100,16 +100,14 @@ def serving(program: Program, backend: Backend) -> Backend:
     Raises
     ------
     ValueError
-        If the backend is one of the compiled ones, and cannot compute the program.
+        If the backend is a card, and cannot compute the program.
     """
     if program.is_dense:
         return getattr(backend, "dense", None) or DenseBackend()
-    name = backend.name
-    lacks = missing(program, name) if name == "cpu" or name == "cuda" else []
-    if lacks:
+    if backend.name == "cuda" and (lacks := missing(program)):
         networks = ", ".join(map(str, program.networks))
         raise ValueError(
-            f'backend="{name}" cannot compute {" and ".join(lacks)} yet, got '
-            f'{networks:.400}: use backend="auto" or "reference", which is slow'
+            f'backend="cuda" cannot compute {" and ".join(lacks)} yet, got '
+            f'{networks:.400}: use backend="auto" or "cpu"'
         )
     return backend

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
+from widelimit.dual import hermite
 from widelimit.lattice import Boundary, Window
-from widelimit.layers import GELU, ABReLU, Cos, Erf, Gaussian, LayerNorm, ReLU, Sin
+from widelimit.layers import GELU, ABReLU, Cos, Erf, Gaussian, LayerNorm, Polynomial, ReLU, Sin
 from widelimit.program import Node, Pool, Program
 
 __all__ = ["Field", "Grid", "Lowered", "LoweredLevel", "LoweredStep"]
@@ -21,8 +21,8 @@ __all__ += ["depths", "lower", "missing"]
 
 # Kinds of levels and activations, as _core/core.hpp numbers them.
 IMAGE, GATHER, NODE = range(3)
-IDENTITY, RELU, AB_RELU, GAUSSIAN, ERF, GELU_, SIN, COS, NORM = range(9)
-_BOUND_TO_UNITS = (ERF, GELU_, SIN, COS, NORM)  # not homogeneous
+IDENTITY, RELU, AB_RELU, GAUSSIAN, ERF, GELU_, SIN, COS, NORM, POLYNOMIAL = range(10)
+_BOUND_TO_UNITS = (ERF, GELU_, SIN, COS, NORM, POLYNOMIAL)  # not homogeneous
 
 
 _ONE = Window(1)
@@ -46,6 +46,8 @@ class Field:
         Of windows: whether both images are read at the same place, as a convolution does.
     weight : float
         What sums are multiplied with.
+    operands : int
+        Numbers of a pixel in the profile of an image: X, and what the activation makes of it.
     """
 
     h: int
@@ -62,6 +64,7 @@ class Field:
     activation: int = IDENTITY
     parameters: tuple[float, ...] = ()
     signed: bool = True
+    operands: int = 1
 
     @property
     def boundary(self) -> Boundary:
@@ -113,6 +116,7 @@ class LoweredLevel:
     left: int = 0
     activation: int = IDENTITY
     parameters: tuple[float, ...] = ()
+    operands: int = 1
     signed: bool = True  # sigma may be negative
     trainable: bool = False
     theta_in: bool = False  # a tangent kernel that is not zero everywhere enters
@@ -218,30 +222,20 @@ class Lowered:
     @property
     def n_profile(self) -> int:
         """Numbers in the profile of an image."""
-        return sum(level.h * level.w for level in self.levels if level.kind == NODE)
+        nodes = (level for level in self.levels if level.kind == NODE)
+        return sum(level.h * level.w * level.operands for level in nodes)
 
 
-def missing(program: Program, engine: Literal["cpu", "cuda"] = "cpu") -> list[str]:
-    """Return what a program has that a compiled engine cannot do; nothing if it can run it.
+def missing(program: Program) -> list[str]:
+    """Return what a program has that a card cannot do; nothing if it can run it.
 
-    Parameters
-    ----------
-    program : Program
-    engine : {"cpu", "cuda"}
-        A card goes from each layer to the next: square convolutions of stride 1 that keep the size
-        of an image, and ReLU.
+    It goes from each layer to the next: square convolutions of stride 1 that keep the size of an
+    image, and ReLU.
     """
     found: dict[str, None] = {}
-    if engine == "cpu" and not program.pools_alike:
-        found["pools to different grids in one pass"] = None
     for number, node in enumerate(program.nodes, start=1):
         if isinstance(node, Pool):
-            if engine == "cuda":
-                found["strides" if node.diagonal else "AvgPool"] = None
-            continue
-        if engine == "cpu":
-            if type(node.activation) not in _ACTIVATIONS:
-                found[type(node.activation).__name__] = None
+            found["strides" if node.diagonal else "AvgPool"] = None
             continue
         if node.filter_size is None:
             found['filters that are not square, or padding="valid"'] = None
@@ -264,6 +258,7 @@ _ACTIVATIONS: dict[type, int] = {
     Sin: SIN,
     Cos: COS,
     LayerNorm: NORM,
+    Polynomial: POLYNOMIAL,
 }
 
 
@@ -275,8 +270,18 @@ def _parameters(node: Node) -> tuple[float, ...]:
             return (gamma,)
         case LayerNorm(eps):
             return (eps,)
+        case Polynomial(coefficients):
+            return tuple(hermite(coefficients).ravel().tolist())
         case _:
             return ()
+
+
+def _operands(node: Node) -> int:
+    match node.activation:
+        case Polynomial(coefficients):  # 1/X, and as many as there are coefficients
+            return 2 + len(coefficients)
+        case _:
+            return 1
 
 
 @lru_cache(maxsize=64)
@@ -290,17 +295,7 @@ def lower(program: Program, drift: float = 1.0) -> Lowered:
         How far a constant image may grow or shrink before the scale of layers changes: with some
         room, layers in a row are alike, and one piece of code serves them all. The units decide
         about the last bit of profiles.
-
-    Raises
-    ------
-    ValueError
-        If it has what the engine cannot do; see `missing`.
     """
-    if lacks := missing(program):
-        raise ValueError(
-            f"the compiled engine has no {' and no '.join(lacks)}, got "
-            f'{", ".join(map(str, program.networks))}: use backend="reference"'
-        )
     numbers = [0, *(number for stage in program.stages for number in stage.levels)]
     level_of = {number: level for level, number in enumerate(numbers)}
     fields: list[Field] = []
@@ -331,6 +326,7 @@ def lower(program: Program, drift: float = 1.0) -> Lowered:
                 activation=_ACTIVATIONS[type(node.activation)],
                 parameters=_parameters(node),
                 signed=node.signed,
+                operands=_operands(node),
             )
         )
     taps = [(level_of[tap.node], tap.want_sigma, tap.want_theta) for tap in program.taps]
@@ -343,10 +339,8 @@ def _grids(program: Program, level_of: dict[int, int]) -> list[Grid]:
     last = len(program.stages) - 1
     for depth, stage in enumerate(program.stages):
         first = () if depth else (0,)
-        pools = [n for n in stage.levels if isinstance(program.nodes[n - 1], Pool)]
         variants = tuple(
-            tuple(sorted(level_of[n] for n in {*first, *pools, *through}))
-            for through in stage.variants
+            tuple(sorted(level_of[n] for n in (*first, *through))) for through in stage.variants
         )
         slices = np.zeros((len(stage.slices), 5), np.int64)
         slices[:, :3] = stage.slices
@@ -370,7 +364,7 @@ def depths(program: Program) -> IntArray:
     ndarray of int64, shape (n_slices, 3)
         di, dj, steps: a slice goes through the first ones.
     """
-    if lacks := missing(program, "cuda"):
+    if lacks := missing(program):
         raise ValueError(
             "a card computes chains of convolutions and ReLU, not "
             f"{' and '.join(lacks)}, got {', '.join(map(str, program.networks))}: use "
@@ -450,6 +444,7 @@ def lower_fields(
                 left=level.columns.low,
                 activation=level.activation,
                 parameters=level.parameters,
+                operands=level.operands,
                 signed=level.signed,
                 trainable=level.trainable,
                 theta_in=theta[level.source] and theta_out[number],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,8 +10,6 @@ from itertools import islice
 from widelimit.backends import Backend, BackendName, choose, serving
 from widelimit.backends.base import Dtype, Entries
 from widelimit.backends.lowered import missing
-from widelimit.display import duration
-from widelimit.machine import default_threads
 from widelimit.network import Network
 from widelimit.program import Kind, Program, compile_networks
 
@@ -23,11 +20,9 @@ __all__ = [
     "find_families",
     "prepare",
     "profile_bytes",
-    "reference_rate",
     "scratch_bytes",
 ]
 
-_REFERENCE_RATE = 3e6  # element-layers a second and thread, about
 _TEMPORARIES = 12  # numbers of a pair in the head of a network, about
 
 
@@ -53,33 +48,15 @@ def choose_backend(
 ) -> BackendName:
     """Return which backend computes a matrix, (n1, n2) or symmetric if n2 is None; see `choose`.
 
-    "auto" is the reference where a network has layers that no compiled backend can compute, and a
-    warning says so, and what that takes.
+    "auto" is no card where a network has layers that a card cannot compute.
     """
     if name != "auto":
         return choose(name, 0)
     pairs = n1 * (n1 + 1) // 2 if n2 is None else n1 * n2
     programs = [program for program, _ in compile_networks(networks, shape, ("ntk",))]
-    lacks = dict.fromkeys(what for program in programs for what in missing(program))
-    work = float(pairs * sum(program.element_layers for program in programs))
-    if not lacks:
-        on_card = not any(missing(program, "cuda") for program in programs)
-        return choose(name, work) if on_card else "cpu"
-    seconds = pairs / reference_rate(programs, default_threads())
-    warnings.warn(
-        f"the compiled engine cannot compute {' and '.join(lacks)} yet: the reference backend "
-        f"does, in float64 with NumPy, which takes {duration(seconds)} or so for {pairs:,} pairs",
-        RuntimeWarning,
-        stacklevel=4,
-    )
-    return "reference"
-
-
-def reference_rate(programs: Sequence[Program], threads: int) -> float:
-    """Return the pairs a second of the reference backend, roughly."""
-    # A slice is computed once for each coarser one that reads it: 9/4 for a pool of 2 x 2.
-    work = sum(p.element_layers * (9 / 4) ** (len(p.stages) - 1) for p in programs)
-    return _REFERENCE_RATE * threads / max(1.0, work)
+    if any(map(missing, programs)):
+        return "cpu"
+    return choose(name, float(pairs * sum(program.element_layers for program in programs)))
 
 
 def find_families(
