@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import naive
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
-from trees import fits, samples, trees
+from trees import FEATURES, features, samples, tree
 
 from widelimit.backends.base import Dtype
 from widelimit.backends.cpu import CpuBackend, instruction_sets
@@ -119,15 +118,22 @@ def test_every_layer_agrees_with_the_naive_witness(name: str, isa: str) -> None:
     check(Network(NETWORKS[name]), SHAPE, isa)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(trees(), st.tuples(st.integers(3, 6), st.integers(3, 6)), st.integers(0, 99))
-def test_random_trees_agree_with_the_naive_witness(
-    network: Network, grid: tuple[int, int], seed: int
-) -> None:
-    shape = (*grid, 2)
-    assume(fits(network, shape))
-    assume(not any(missing(program) for program, _ in compile_networks([network], shape, KINDS)))
-    check(network, shape, seed=seed)
+def drawn() -> Iterator[tuple[int, Network, tuple[int, ...]]]:
+    """Yield random trees that the engine has."""
+    for seed in range(60):
+        network, shape = tree(seed)
+        programs = compile_networks([network], shape, KINDS)
+        if not any(missing(program, "cpu") for program, _ in programs):
+            yield seed, network, shape
+
+
+def test_random_trees_agree_with_the_naive_witness() -> None:
+    seen: Counter[str] = Counter()
+    for seed, network, shape in drawn():
+        check(network, shape, seed=seed)
+        seen.update(features(network, shape))
+    assert set(seen) == FEATURES
+    assert min(seen.values()) >= 3, seen
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
