@@ -201,10 +201,10 @@ def expectations(layer: Any, s: Array, x: Array, z: Array) -> tuple[Array, Array
             r = 1 / (2 * math.pi * np.sqrt(d))
             k = s * p + r * (x**2 * z**2 - s**2 + s**2 / a + s**2 / b)
             return k, p + r * s * (1 / a + 1 / b + 1 / d)
-        case "Sin":
-            return np.exp(-(x**2 + z**2) / 2) * np.sinh(s), np.exp(-(x**2 + z**2) / 2) * np.cosh(s)
-        case "Cos":
-            return np.exp(-(x**2 + z**2) / 2) * np.cosh(s), np.exp(-(x**2 + z**2) / 2) * np.sinh(s)
+        case "Sin" | "Cos":
+            near, far = np.exp(s - (x**2 + z**2) / 2) / 2, np.exp(-s - (x**2 + z**2) / 2) / 2
+            both = near - far, near + far  # exp(-(x^2 + z^2)/2) times sinh s and cosh s
+            return both if type(layer).__name__ == "Sin" else both[::-1]
         case "Gaussian":
             value = np.exp(layer.gamma * (s / (x * z) - 1))
             return x * z * value, layer.gamma * value

@@ -10,18 +10,28 @@ from typing import Any, ClassVar, get_args
 import naive
 import numpy as np
 import pytest
+import trees
 
 import widelimit as wl
 from widelimit.backends import Backend, choose, get_backend
 from widelimit.backends.cpu import CpuBackend, instruction_sets
 from widelimit.network import (
+    GELU,
+    Abs,
+    AvgPool,
     Conv,
+    Cos,
     Dense,
+    Erf,
     Flatten,
     GlobalAvgPool,
+    LayerNorm,
+    LeakyReLU,
     LocalAvgPool,
     Network,
     ReLU,
+    Sin,
+    Sum,
 )
 from widelimit.testing import (
     BackendConformance,
@@ -212,6 +222,7 @@ def test_compute_is_the_function_kernel() -> None:
 
 # ---------------------------------------------------------------- the witness with many digits
 
+END = [GlobalAvgPool(), Dense()]
 EXACT = {
     "gap": (wl.cntk_gap(3), (3, 2, 2)),
     "vanilla": (wl.cntk_vanilla(4), (3, 3, 2)),
@@ -233,6 +244,54 @@ EXACT = {
     ),
     "no convolution": (Network([Flatten(), Dense(), ReLU(), Dense()]), (2, 2, 2)),
     "not a layer but a readout": (Network([GlobalAvgPool(), Dense()]), (2, 2, 2)),
+    "pools": (
+        Network(
+            [
+                *(Conv(3), ReLU(), AvgPool(3, 1, "same"), Conv(3, b_std=0.2), ReLU(), AvgPool(2)),
+                *(AvgPool((1, 2), 1), Conv(1), Abs(), GlobalAvgPool(), Dense()),
+            ]
+        ),
+        (3, 4, 1),
+    ),
+    "pool of 3 with stride 2": (
+        Network([Conv(3), ReLU(), AvgPool(3, 2), AvgPool(3, 2, "same"), Flatten(), Dense()]),
+        (4, 5, 2),
+    ),
+    "strides": (
+        Network(
+            [
+                *(Conv(3, stride=2), ReLU(), Conv((1, 3), 1.1, 0.2, stride=(2, 1)), LeakyReLU(0.2)),
+                *(Conv(2, padding="valid"), GlobalAvgPool(), Dense()),
+            ],
+            "paper",
+        ),
+        (5, 6, 2),
+    ),
+    "residual": (
+        Network(
+            [
+                *(Conv(3), Sum((), [ReLU(), Conv(3), Sum((), [ReLU(), Conv(1)])]), ReLU()),
+                *(Conv(3, trainable=False), Sum([AvgPool(2)], [GELU(), Conv(1, 0.9, stride=2)])),
+                *(LayerNorm(0.1), Conv(3), LocalAvgPool(1), Dense()),
+            ]
+        ),
+        (2, 4, 1),
+    ),
+    "heads": (
+        Network(
+            [
+                *(Conv(3), AvgPool(2), Flatten(), Dense(), Sum((), [Erf(), Dense(0.8, 0.1)])),
+                *(LayerNorm(), Dense(), Sin(), Dense(), Cos(), Dense(), wl.Gaussian(), Dense()),
+            ]
+        ),
+        (4, 3, 2),
+    ),
+    "a series": (Network([Conv((1, 3)), Cos(), AvgPool((1, 2)), Flatten(), Dense()]), (1, 6, 2)),
+    "dense sums": (Network([Dense(), Sum((), [GELU(), Dense()]), Dense()]), (1, 2, 3)),
+} | {
+    repr(act): (Network([Conv(3), act, Conv(3, 1.1, 0.2), act, *END]), (2, 3, 2))
+    for act in trees.ACTIVATIONS
+    if not isinstance(act, ReLU)
 }
 
 

@@ -30,7 +30,7 @@ from widelimit.machine import CACHE_VARIABLE
 from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, LocalAvgPool, Network, ReLU
 from widelimit.program import compile_family
 from widelimit.testing.compare import KINDS, assert_close, assert_same_bits, compute
-from widelimit.testing.conformance import BackendConformance, Case
+from widelimit.testing.conformance import CHAINS, BackendConformance, Case
 
 H100 = Card("H100", "sm_90", 132, 232448, 80 * 2**30)
 
@@ -54,7 +54,7 @@ class TestOnTheHost(BackendConformance):
     """The whole conformance suite, rows in registers and fields in memory."""
 
     cases: ClassVar[tuple[Case, ...]] = (
-        *BackendConformance.cases,
+        *CHAINS,
         Case("wider than a warp", wl.cntk_gap(3), (3, 33, 2)),
     )
 

@@ -341,10 +341,10 @@ def dual(
         case GELU():
             a, b = 1 + x * x, 1 + z * z
             gap = _gap(s, m)
-            determinant = 1 + x * x + z * z + gap
+            determinant = 1 + (x * x + z * z) + gap  # the same for x and z exchanged
             p = 0.25 + np.arctan2(s, np.sqrt(determinant)) / (2 * np.pi)
             r = 1 / (2 * np.pi * np.sqrt(determinant))
-            k = s * p + r * (gap + s * s / a + s * s / b)
+            k = s * p + r * (gap + (s * s / a + s * s / b))
             return k, p + s * r * (1 / a + 1 / b + 1 / determinant)
         case Sin() | Cos():
             # exp(-(X^2 + Z^2)/2) sinh |s| and cosh s, where |s| <= X Z

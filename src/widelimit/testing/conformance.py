@@ -13,12 +13,29 @@ from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.arrays import FloatArray
 from widelimit.backends import get_backend
 from widelimit.backends.base import Backend, Cancelled, Dtype, Pairs, Profile
-from widelimit.layers import Conv, Dense, GlobalAvgPool, LocalAvgPool, ReLU, walk
+from widelimit.layers import (
+    GELU,
+    Abs,
+    AvgPool,
+    Conv,
+    Cos,
+    Dense,
+    Erf,
+    Flatten,
+    Gaussian,
+    GlobalAvgPool,
+    LayerNorm,
+    LeakyReLU,
+    LocalAvgPool,
+    ReLU,
+    Sin,
+    Sum,
+)
 from widelimit.network import Network
 from widelimit.program import Program, compile_family
 from widelimit.testing.compare import KINDS, as_samples, assert_close, assert_same_bits, compute
 
-__all__ = ["BackendConformance", "Case"]
+__all__ = ["CHAINS", "TREES", "BackendConformance", "Case"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +56,6 @@ class Case:
     network: Network
     shape: tuple[int, int, int]
     signed: bool = True
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether a layer has a bias: then the kernel is not homogeneous."""
-        return any(getattr(layer, "b_std", 0.0) > 0 for layer in walk(self.network.layers))
 
     def images(self, n: int, seed: int = 0) -> FloatArray:
         """Return random images, shape (n, h, w, c): uniform in [0, 1], or normal if signed."""
@@ -66,7 +78,7 @@ _MIXED = [
 ]
 _LOCAL = [Conv(5), ReLU(), Conv(1, trainable=False), ReLU(), LocalAvgPool(1), Dense()]
 _WIDE = [Conv(7, trainable=False), ReLU(), Conv(7), ReLU(), GlobalAvgPool(), Dense()]
-_CASES = (
+CHAINS = (
     Case("CNTK-V", cntk_vanilla(4), (5, 4, 3)),
     Case("CNTK-GAP", cntk_gap(4), (4, 5, 3)),
     Case("local pooling", Network(_LOCAL), (6, 3, 2)),
@@ -74,6 +86,30 @@ _CASES = (
     Case("filter larger than the image", Network(_WIDE), (1, 6, 2)),
     Case("one pixel", cntk_vanilla(6, 1), (1, 1, 5)),
     Case("no convolution", Network([GlobalAvgPool(), Dense()]), (3, 3, 1), signed=False),
+)
+_POOLS = [
+    *(Conv(3), LeakyReLU(0.2), AvgPool(2), Conv(3), Gaussian()),
+    *(AvgPool(3, 1, "same"), Conv(1), GlobalAvgPool(), Dense()),
+]
+_STRIDES = [
+    *(Conv(3, stride=2), ReLU(), Conv((2, 1), padding="valid"), ReLU()),
+    *(Conv((1, 3), stride=(1, 2)), ReLU(), Flatten(), Dense()),
+]
+_RESIDUAL = [
+    *(Conv(3), Sum((), [ReLU(), Conv(3), ReLU(), Conv(3, 0.9, 0.2)])),
+    *(Sum([AvgPool(3, 2, "same")], [Abs(), Conv(3, stride=2)]), LayerNorm(0.1)),
+    *(Conv(3), GELU(), LocalAvgPool(1), Dense(), Sum((), [ReLU(), Dense()]), Dense()),
+]
+_SMOOTH = [
+    *(Conv((1, 3)), Erf(), Conv((1, 3), 1.0, 0.1), Sin(), AvgPool((1, 3), (1, 2))),
+    *(Conv((1, 3)), GELU(), Conv(1, trainable=False), Cos(), Flatten()),
+    *(Dense(), Erf(), Dense(), LayerNorm(), Dense()),
+]
+TREES = (
+    Case("pools", Network(_POOLS), (3, 4, 2)),
+    Case("strides", Network(_STRIDES, "paper"), (6, 5, 2)),
+    Case("branches", Network(_RESIDUAL), (2, 4, 1)),
+    Case("a series", Network(_SMOOTH), (1, 8, 2)),
 )
 
 
@@ -96,12 +132,13 @@ class BackendConformance:
     Attributes
     ----------
     cases : tuple of Case
-        Networks and images; a subclass may add its own.
+        Networks and images, `CHAINS` of convolutions and ReLU on one grid, and `TREES` with pools,
+        strides, sums and other activations; a subclass may add its own.
     tolerance : mapping of dtype to float
         Largest relative error against the reference backend. The keys are the dtypes tested.
     """
 
-    cases: ClassVar[tuple[Case, ...]] = _CASES
+    cases: ClassVar[tuple[Case, ...]] = (*CHAINS, *TREES)
     tolerance: ClassVar[Mapping[Dtype, float]] = {"float32": 5e-6, "float64": 1e-12}
 
     def make_backend(self) -> Backend:
@@ -216,7 +253,7 @@ class BackendConformance:
     def test_a_black_image_has_kernel_zero(self) -> None:
         """Without biases an all-zero image is uncorrelated with everything; no NaN appears."""
         for backend, case, dtype in self._runs():
-            if case.has_bias:
+            if not case.network.is_homogeneous:
                 continue
             images = _expected(case)[0][:18].copy()
             images[[2, 17]] = 0.0
@@ -229,7 +266,7 @@ class BackendConformance:
     def test_without_biases_a_kernel_is_homogeneous(self) -> None:
         """k(a x, b z) = a b k(x, z); exactly for powers of two, and as accurate for 1e-18, 1e18."""
         for backend, case, dtype in self._runs():
-            if case.has_bias:
+            if not case.network.is_homogeneous:
                 continue
             # not the last image: it is the second one, and a multiple of it is not known to be one
             images, gram, floor = _expected(case)

@@ -173,7 +173,7 @@ class FaultyBackend:
                 earlier = [replace(t, node=min(t.node, len(before))) for t in taps]
                 return replace(program, nodes=tuple(before), taps=tuple(earlier))
             case "lost sign":
-                unsigned = [replace(n, signed=False) for n in nodes if isinstance(n, Node)]
+                unsigned = [replace(n, signed=False) if isinstance(n, Node) else n for n in nodes]
                 return replace(program, nodes=tuple(unsigned))
             case _:
                 return program
