@@ -118,7 +118,8 @@ class Protocol:
 
     Notes
     -----
-    All networks of this package commute with flips, ``k(flip x, flip z) = k(x, z)``, so that both
+    Flips are for networks that commute with them, ``k(flip x, flip z) = k(x, z)``: all whose
+    windows do not move on by more than a pixel and so leave columns out on one side. Then both
     kinds of flips predict the same function without a ridge; with the absolute ridge r of "double"
     it is that of "average" with r / 2. For n training images "average" takes about ``3/2 n^2``
     pairs, "double" ``2 n^2``.
