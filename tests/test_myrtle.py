@@ -20,7 +20,8 @@ from widelimit.arrays import FloatArray
 from widelimit.cli import app
 from widelimit.costs import Cost
 from widelimit.experiments import myrtle as module
-from widelimit.experiments.myrtle import ACTIVATIONS, Asked, choose, normalised
+from widelimit.experiments.cells import compute_now
+from widelimit.experiments.myrtle import ACTIVATIONS, Asked, Myrtle, choose, normalised
 from widelimit.report.myrtle import to_markdown
 
 SMALL = ("--n-train", 40, "--n-test", 30, "--networks", "myrtle-5,myrtle-7")
@@ -70,13 +71,13 @@ class Images:
         """The kernel of training images, and test images after them, (70, 70)."""
         network = wl.myrtle(depth, ACTIVATIONS[activation][0])
         both = np.concatenate([self.x, self.test])
-        found = [wl.kernel(network, both, kind=kind, channels="last")]
+        found: list[Any] = [wl.kernel(network, both, kind=kind, channels="last")]
         if flips:
             mirrored = both[:, :, ::-1]
             found.append(wl.kernel(network, both, mirrored, kind=kind, channels="last"))
             # So that the average is one over the group: flips of both sides change nothing.
-            again = wl.kernel(network, mirrored, both, kind=kind, channels="last")
-            np.testing.assert_allclose(again, found[1], rtol=1e-5)
+            found.append(wl.kernel(network, mirrored, both, kind=kind, channels="last"))
+            np.testing.assert_allclose(found.pop(), found[1], rtol=1e-5)
         return np.mean(np.array(found, np.float64), axis=0)
 
     def check(self, row: dict[str, Any], k: FloatArray) -> None:
@@ -121,13 +122,12 @@ def test_scores_are_those_of_the_estimators(
     for activation, kinds in (("relu", ("ntk", "nngp")), ("gaussian", ("nngp",))):
         for kind in kinds:
             mean = np.mean([scaled(kernels[d, activation, kind]) for d in (5, 7)], axis=0)
-            name = f"mean of Myrtle-5, 7 {kind.upper()}, {spoken[activation]}"
+            name = f"mean of {kind.upper()}, ReLU" if activation == "relu" else "mean of Gaussian"
             given.check(row_of(record, name, images), mean)
     relu = [scaled(k) for (_, activation, _), k in kernels.items() if activation == "relu"]
-    name = "mean of Myrtle-5, 7 NTK and NNGP, ReLU"
-    given.check(row_of(record, name, images), np.mean(relu, axis=0))
+    given.check(row_of(record, "mean of ReLU", images), np.mean(relu, axis=0))
     whole = np.mean([scaled(k) for k in kernels.values()], axis=0)
-    given.check(row_of(record, f"{name} and Gaussian", images), whole)
+    given.check(row_of(record, "mean of all", images), whole)
 
 
 @pytest.mark.filterwarnings(LEFT_OUT)
@@ -140,14 +140,37 @@ def test_the_average_over_all_images(small: tuple[Path, dict[str, Any]]) -> None
         for depth in (5, 7)
         for activation, kind in (("relu", "ntk"), ("relu", "nngp"), ("gaussian", "nngp"))
     ]
-    name = "mean of Myrtle-5, 7 NTK and NNGP, ReLU and Gaussian"
-    both[0].check(row_of(record, name, "standardised and ZCA"), np.mean(kernels, axis=0))
+    both[0].check(row_of(record, "mean of all", "standardised and ZCA"), np.mean(kernels, axis=0))
     # All of it: in each pass kernels, normalised ones and averages, and averages over passes.
+    assert len({(r["kernel"], r["images"]) for r in record["kernels"]}) == len(record["kernels"])
     assert len(record["kernels"]) == 2 * (2 * (8 + 2 + 1) + 2 * (4 + 1) + 3)
     pairs = 2 * 2 * (40 * 41 // 2 + 3 * 30 * 40 + 40 * 40 - 30 * 40)
     assert record["pairs"] == record["pairs_computed"] == pairs
     assert len(record["passes"]) == 16
     assert record["networks"]["myrtle-7, gaussian"] == wl.myrtle(7, wl.Gaussian()).to_json()
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_kernels_are_those_of_the_interface(flips: bool, data: Path) -> None:
+    asked = Asked(("myrtle-5", "myrtle-7"), ("relu",), ("zca",), True, 40, 30)
+    store = data.parent / "stores"
+    store.mkdir()
+    job = Myrtle.prepare(str(data), asked, data.parent / "x.json", store)
+    given = Images(data, "zca")
+    (group,) = (group for group in asked.groups() if group.flips == flips)
+    found = list(job.kernels(compute_now, group, "relu", "zca"))
+    assert [(kind, network) for kind, network, *_ in found] == [
+        (kind, network) for kind in ("ntk", "nngp") for network in asked.networks
+    ]
+    for kind, network, train, test, own in found:
+        whole = given.whole(module.NETWORKS[network], "relu", kind, flips=flips)
+        np.testing.assert_allclose(train, whole[:40, :40], rtol=3e-6, atol=1e-6 * whole.max())
+        np.testing.assert_array_equal(train, train.T)
+        np.testing.assert_allclose(test, whole[40:, :40], rtol=3e-6, atol=1e-6 * whole.max())
+        np.testing.assert_allclose(own, whole.diagonal()[40:], rtol=3e-6)
+        unit = normalised(train, test, own)
+        np.testing.assert_allclose(unit[0], scaled(whole)[:40, :40], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(unit[1], scaled(whole)[40:, :40], rtol=1e-5, atol=1e-5)
 
 
 def test_an_image_of_zeros_is_normalised() -> None:
@@ -181,7 +204,13 @@ def test_the_choice_is_by_leave_one_out_alone(small: tuple[Path, dict[str, Any]]
     rows, chosen = small[1]["kernels"], small[1]["chosen"]
     assert chosen in rows
     assert chosen["leave_one_out"] == max(row["leave_one_out"] for row in rows)
-    assert f"Chosen by leave-one-out alone: {chosen['kernel']}; " in to_markdown(small[1])
+    page = to_markdown(small[1])
+    assert f"Chosen by leave-one-out alone: {chosen['kernel']}; {chosen['images']}: " in page
+    accuracy, error = (100 * chosen[name] for name in ("accuracy", "standard_error"))
+    told = f" **{accuracy:.2f} ± {error:.2f} ({100 * chosen['leave_one_out']:.2f})** |"
+    (line,) = (line for line in page.splitlines() if told in line)
+    assert line.startswith(f"| {chosen['kernel']} |")
+    assert page.count("**") == 2
     worse = [row | {"accuracy": 0.0 if row == chosen else 1.0} for row in rows]
     assert choose(worse)["kernel"] == chosen["kernel"]
     row = {"leave_one_out": 0.5, "leave_one_out_error": 0.1, "accuracy": 0.5}

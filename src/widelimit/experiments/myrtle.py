@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from widelimit.architectures import myrtle
-from widelimit.arrays import FloatArray, IntArray
+from widelimit.arrays import FloatArray
 from widelimit.backends import BackendName
 from widelimit.costs import LONG, estimate, solving_seconds, to_size
 from widelimit.data.dataset import Dataset
@@ -36,7 +36,15 @@ from widelimit.experiments.cells import PLAN, Cells, Keep
 from widelimit.experiments.environment import describe_environment
 from widelimit.experiments.paper import CNTK, DEPTHS, MYRTLE
 from widelimit.experiments.planning import most_that_fit
-from widelimit.experiments.protocol import Draw, Part, Preprocessing, Protocol, flip, join_parts
+from widelimit.experiments.protocol import (
+    Draw,
+    Part,
+    Preprocessing,
+    Protocol,
+    accuracy,
+    flip,
+    join_parts,
+)
 from widelimit.files import check_folder, check_record, write_record
 from widelimit.layers import Activation, Gaussian, ReLU
 from widelimit.machine import peak_memory
@@ -496,7 +504,7 @@ class Myrtle:
             means.append(np.array(keep(name, lambda mirrored=mirrored: compute(mirrored))))
         return np.mean(means, axis=0)
 
-    def _kernels(
+    def kernels(
         self, keep: Keep, group: Group, activation: str, preprocessing: str
     ) -> Iterator[tuple[str, str, FloatArray, FloatArray, FloatArray]]:
         """Yield kind, network, and kernels of training, of test images, and of these themselves."""
@@ -524,7 +532,7 @@ class Myrtle:
         whole = _Average()
         for activation, preprocessing in group.passes:
             of_kinds: dict[str, _Average] = {}
-            for kind, network, train, test, own in self._kernels(
+            for kind, network, train, test, own in self.kernels(
                 keep, group, activation, preprocessing
             ):
                 scaled = normalised(train, test, own)
@@ -560,7 +568,7 @@ class Myrtle:
         options, method = self.solving
         fit = regress(train, training, options, method)
         assert fit.left_out is not None  # by a factor
-        accuracy = _share(test @ fit.solution.value, images.y_test)
+        right = accuracy(test @ fit.solution.value, images.y_test)
         warning = explain(fit.solution) or edge(fit.grid, fit.curve)
         return {
             "kernel": _kernel_name(group, networks, kinds, normalised=normalised),
@@ -572,10 +580,10 @@ class Myrtle:
             "flips": group.flips,
             "normalised": normalised,
             "ridge": float(fit.solution.statistics.ridge),
-            "leave_one_out": _share(fit.left_out, images.y_train),
+            "leave_one_out": accuracy(fit.left_out, images.y_train),
             "leave_one_out_error": float(((fit.left_out - targets) ** 2).mean()),
-            "accuracy": accuracy,
-            "standard_error": math.sqrt(accuracy * (1 - accuracy) / m),
+            "accuracy": right,
+            "standard_error": math.sqrt(right * (1 - right) / m),
             "warning": warning,
         }
 
@@ -633,11 +641,6 @@ def _warnings(rows: Sequence[Record]) -> list[str]:
     ]
 
 
-def _share(outputs: FloatArray, labels: IntArray) -> float:
-    """Return the share of samples whose largest output is that of their class."""
-    return int(np.count_nonzero(outputs.argmax(axis=1) == labels)) / labels.size
-
-
 # ---------------------------------------------------------------- names
 
 _SPOKEN = {"relu": "ReLU", "gaussian": "Gaussian", "standardise": "standardised", "zca": "ZCA"}
@@ -646,14 +649,18 @@ _SPOKEN = {"relu": "ReLU", "gaussian": "Gaussian", "standardise": "standardised"
 def _kernel_name(
     group: Group, networks: Sequence[str], kinds: Sequence[str], *, normalised: bool
 ) -> str:
-    """Return "Myrtle-5 NTK, ReLU, normalised", or "mean of Myrtle-5, 7 NTK and NNGP, ReLU"."""
-    several = len(networks) > 1 or len(kinds) > 1 or len(group.passes) > 1
-    depths = ", ".join(str(NETWORKS[name]) for name in networks)
-    spoken = " and ".join(_SPOKEN[activation] for activation in group.activations)
-    name = f"Myrtle-{depths} {' and '.join(kind.upper() for kind in kinds)}, {spoken}"
-    if several:
-        return f"mean of {name}"
-    return f"{name}, normalised" if normalised else name
+    """Return "Myrtle-5 NTK, ReLU, normalised"; of averages "mean of NTK, ReLU", "mean of all"."""
+    activation, *others = group.activations
+    if others:
+        return "mean of all"
+    spoken = _SPOKEN[activation]
+    if len(kinds) > 1 or len(group.passes) > 1:
+        return f"mean of {spoken}"
+    kind = kinds[0]
+    name = f"{kind.upper()}, {spoken}"
+    if len(networks) > 1:
+        return f"mean of {name if len(ACTIVATIONS[activation][1]) > 1 else spoken}"
+    return f"Myrtle-{NETWORKS[networks[0]]} {name}" + (", normalised" if normalised else "")
 
 
 def _images_name(preprocessing: Sequence[str], flips: bool) -> str:

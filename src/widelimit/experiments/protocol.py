@@ -20,7 +20,7 @@ from widelimit.data.dataset import Dataset, draw_training_sets
 from widelimit.estimators.scaling import ChannelStandardiser, ImageNormaliser
 from widelimit.estimators.whitening import ZCA
 
-__all__ = ["Draw", "Flips", "Part", "Preprocessing", "Protocol", "flip", "join_parts"]
+__all__ = ["Draw", "Flips", "Part", "Preprocessing", "Protocol", "accuracy", "flip", "join_parts"]
 
 Preprocessing: TypeAlias = Literal["standardise", "zca", "normalise", "none"]
 Flips: TypeAlias = Literal["none", "average", "double"]
@@ -267,3 +267,8 @@ def join_parts(matrices: dict[str, Any]) -> tuple[Any, Any]:
     return (train + train.T) / 2, mean(
         "test"
     )  # symmetric but for rounding: k(x, flip z) = k(z, flip x)
+
+
+def accuracy(outputs: FloatArray, labels: IntArray) -> float:
+    """Return the share of samples whose largest output is that of their class."""
+    return int(np.count_nonzero(outputs.argmax(axis=1) == labels)) / labels.size

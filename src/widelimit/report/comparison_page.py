@@ -267,16 +267,19 @@ error.</p>
 def _myrtle(record: Record) -> list[str]:
     heads, kernels = by_kernel(record)
     marks: list[list[Mark]] = [[] for _ in heads]
+    drawn = [kernel for kernel in kernels if not kernel.endswith(", normalised")]
     rows: list[list[str]] = []
     best: list[list[int]] = []
-    for i, (kernel, found) in enumerate(kernels.items()):
+    for kernel, found in kernels.items():
         cells = [escape(kernel)]
         for j, row in enumerate(found):
             if row is None:
                 cells += ["", ""]
                 continue
             tip, error = f"{kernel}; {heads[j]}", 100 * row["standard_error"]
-            marks[j].append(_mark(tip, i, 100 * row["accuracy"], error))
+            if kernel in drawn:
+                mark = _mark(tip, drawn.index(kernel), 100 * row["accuracy"], error)
+                marks[j].append(mark)
             cells.append(_with_error(row["accuracy"], row["standard_error"]))
             cells.append(f"{100 * row['leave_one_out']:.2f}")
         rows.append(cells)
@@ -289,12 +292,12 @@ def _myrtle(record: Record) -> list[str]:
     return [
         f"""<section>
 <h2>Kernels</h2>
-{_picture(list(kernels), marks, heads)}
+{_picture(drawn, marks, heads)}
 {"".join(f"<p>{escape(line)}</p>" for line in told)}
 {result_table(columns, rows, best)}
 <p class="caption">Accuracies on test images, with their binomial standard errors, and leaving one
-training image out, by which ridges and the kernel in bold were chosen. Averages are uniform, of
-normalised kernels; with flips, kernels are averaged over horizontal ones.</p>
+training image out, by which ridges and the kernel in bold were chosen. Means are uniform, of the
+normalised kernels of all networks; with flips, kernels are averaged over horizontal ones.</p>
 </section>"""
     ]
 
