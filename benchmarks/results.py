@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import widelimit.report.finite
+import widelimit.report.myrtle
 import widelimit.report.rank
 import widelimit.report.readouts
 import widelimit.report.table1
@@ -93,6 +94,7 @@ _TABLES: dict[str, Callable[[Any], str]] = {
     "table1": widelimit.report.table1.to_markdown,
     "rank": widelimit.report.rank.to_markdown,
     "readouts": widelimit.report.readouts.to_markdown,
+    "myrtle": widelimit.report.myrtle.to_markdown,
     "learning_curve": _learning_curve,
     "small_data": _by("small_data"),
     "calibration": _by("calibration"),

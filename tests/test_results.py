@@ -97,7 +97,11 @@ def test_tables_of_other_kinds_of_records() -> None:
         "cifar10, 1,000 test images, 20 draws\n\n| training images | GAP | SVM |\n|---|---|---|\n"
         "| 10 | 25.0% ± 3.1 | 25.0% ± 3.1 |\n| 1,280 | 50.0% | 50.0% |"
     )
-    for form, kind in (("whitening/1", "whitening"), ("readouts/1", "readouts")):
+    for form, kind in (
+        ("whitening/1", "whitening"),
+        ("readouts/1", "readouts"),
+        ("myrtle/1", "myrtle"),
+    ):
         assert generator.kind_of("x.json", {"format": f"widelimit.{form}"}) == kind
 
 

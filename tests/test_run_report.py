@@ -365,12 +365,13 @@ def example_of(shape: Any, word: str, number: float) -> Any:
     return {str: word, bool: True, int: 3, float: number}[shape]
 
 
-@pytest.mark.parametrize("kind", ["table1_cnn", "table2", "readouts"])
+@pytest.mark.parametrize("kind", ["table1_cnn", "table2", "readouts", "myrtle"])
 def test_comparisons(kind: str, tmp_path: Path) -> None:
     shape = {
         "table1_cnn": comparison_page.CNN_SHAPE,
         "table2": comparison_page.RANDOM_SHAPE,
         "readouts": comparison_page.READOUTS_SHAPE,
+        "myrtle": comparison_page.MYRTLE_SHAPE,
     }[kind]
     name = {"format": f"widelimit.{kind}/1"}
     page, odd = (
@@ -383,6 +384,7 @@ def test_comparisons(kind: str, tmp_path: Path) -> None:
         "table1_cnn": ["WORD", "3", "3", "25.00 ± 25.00", "0.25", "+24.75 ± 25.00", "0.25", "3"],
         "table2": ["word", "3", "25.00 (25.00 to 25.00)", "25.00", "0.25", "+24.75 ± 25.00"],
         "readouts": ["word", "word", "25.00 ± 25.00", "25.00"],
+        "myrtle": ["word", "25.00 ± 25.00", "25.00"],
     }
     assert has_rows(page.cells, [rows[kind]])
     if kind == "readouts":

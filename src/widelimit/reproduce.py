@@ -380,6 +380,87 @@ def readouts(
 
 
 @command()
+def myrtle(
+    data: DataArgument = "cifar10",
+    out: RecordOption = Path("myrtle.json"),
+    store: PartsOption = None,
+    networks: Annotated[
+        str, typer.Option(help="myrtle-5, myrtle-7, myrtle-10: all in one pass.")
+    ] = "myrtle-5,myrtle-7,myrtle-10",
+    activations: Annotated[
+        str, typer.Option(help="relu (NTK and NNGP), gaussian (NNGP).")
+    ] = "relu,gaussian",
+    preprocessing: Annotated[
+        str, typer.Option(help="standardise (by channel), zca.")
+    ] = "standardise,zca",
+    flips: Annotated[
+        bool, typer.Option("--flips", help="Average kernels over horizontal flips, too.")
+    ] = False,
+    n_train: Annotated[int, typer.Option(min=1, help="Training images, the first ones.")] = 2000,
+    n_test: Annotated[int, typer.Option(min=1, help="Test images.")] = 1000,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="As in 30min or 2h: takes as many images as fit into it here.",
+            show_default="as long as it takes",
+        ),
+    ] = None,
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    channels: ChannelsOption = None,
+    size: SizeOption = None,
+    skip_bad: SkipBad = False,
+    download: DownloadOption = False,
+    memory: MemoryOption = None,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+) -> None:
+    """Myrtle networks (Shankar et al. 2020): pooled kernels, with and without whitening and flips.
+
+    Ridges and the best kernel are chosen by leave-one-out. A run may be gone on with by one that
+    asks for other networks, activations, preprocessing or flips.
+    """
+    with guarded(GOES_ON):
+        from widelimit.display import read_duration
+        from widelimit.experiments.myrtle import Asked, Myrtle
+        from widelimit.files import write_record
+        from widelimit.job import check_backend, read_reading
+        from widelimit.report.myrtle import to_markdown
+
+        def names(text: str) -> tuple[str, ...]:
+            return tuple(name.strip() for name in text.split(","))
+
+        asked = Asked(
+            names(networks),
+            names(activations),
+            names(preprocessing),
+            flips,
+            n_train,
+            n_test,
+            None if budget is None else read_duration(budget),
+        )
+        job = Myrtle.prepare(
+            data,
+            asked,
+            out,
+            store,
+            overwrite=overwrite,
+            reading=read_reading(channels, size, skip_bad) | {"download": download},
+            backend=check_backend(backend),
+            threads=threads,
+            memory=memory,
+        )
+        tell(job, yes)
+        record = job.run(complain, progress=True)
+        typer.echo(to_markdown(record))
+        for note in record["notes"]:
+            complain(note)
+        place = keep(out, lambda path: write_record(path, record))
+        typer.echo(f"record: {place}")
+
+
+@command()
 def table2(
     data: DataArgument = "cifar10",
     out: RecordOption = Path("table2.json"),

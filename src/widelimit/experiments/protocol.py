@@ -20,7 +20,7 @@ from widelimit.data.dataset import Dataset, draw_training_sets
 from widelimit.estimators.scaling import ChannelStandardiser, ImageNormaliser
 from widelimit.estimators.whitening import ZCA
 
-__all__ = ["Draw", "Flips", "Part", "Preprocessing", "Protocol", "flip", "join_parts"]
+__all__ = ["Draw", "Flips", "Part", "Preprocessing", "Protocol", "accuracy", "flip", "join_parts"]
 
 Preprocessing: TypeAlias = Literal["standardise", "zca", "normalise", "none"]
 Flips: TypeAlias = Literal["none", "average", "double"]
@@ -118,7 +118,8 @@ class Protocol:
 
     Notes
     -----
-    All networks of this package commute with flips, ``k(flip x, flip z) = k(x, z)``, so that both
+    Flips are for networks that commute with them, ``k(flip x, flip z) = k(x, z)``: all whose
+    windows do not move on by more than a pixel and so leave columns out on one side. Then both
     kinds of flips predict the same function without a ridge; with the absolute ridge r of "double"
     it is that of "average" with r / 2. For n training images "average" takes about ``3/2 n^2``
     pairs, "double" ``2 n^2``.
@@ -266,3 +267,8 @@ def join_parts(matrices: dict[str, Any]) -> tuple[Any, Any]:
     return (train + train.T) / 2, mean(
         "test"
     )  # symmetric but for rounding: k(x, flip z) = k(z, flip x)
+
+
+def accuracy(outputs: FloatArray, labels: IntArray) -> float:
+    """Return the share of samples whose largest output is that of their class."""
+    return int(np.count_nonzero(outputs.argmax(axis=1) == labels)) / labels.size

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from widelimit.architectures import cntk_vanilla
-from widelimit.arrays import FloatArray, IntArray
+from widelimit.arrays import FloatArray
 from widelimit.backends import BackendName
 from widelimit.costs import LONG, estimate, shortened, to_size
 from widelimit.data.dataset import Dataset
@@ -27,7 +27,7 @@ from widelimit.data.load import load_dataset
 from widelimit.display import duration, shown
 from widelimit.experiments.environment import describe_environment
 from widelimit.experiments.planning import PLAN, most_that_fit, read_plan
-from widelimit.experiments.protocol import Draw, Preprocessing, Protocol, join_parts
+from widelimit.experiments.protocol import Draw, Preprocessing, Protocol, accuracy, join_parts
 from widelimit.experiments.rank import pooled
 from widelimit.files import check_folder, check_record, own_folder, write_record
 from widelimit.machine import peak_memory
@@ -393,14 +393,9 @@ class Readouts:
         outputs: FloatArray = np.asarray(test, np.float64) @ solution.value
         left_out: FloatArray = solution.factor.left_out(targets, solution.value)
         return (
-            _share(outputs, draw.y_test),
-            _share(left_out, draw.y_train),
+            accuracy(outputs, draw.y_test),
+            accuracy(left_out, draw.y_train),
         )
-
-
-def _share(outputs: FloatArray, labels: IntArray) -> float:
-    """Return the share of samples whose largest output is that of their class."""
-    return int(np.count_nonzero(outputs.argmax(axis=1) == labels)) / labels.size
 
 
 def _name(draw: int, preprocessing: str, part: str) -> str:

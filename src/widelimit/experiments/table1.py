@@ -43,7 +43,7 @@ from widelimit.experiments.portrait import (
     portray,
     thumbnails,
 )
-from widelimit.experiments.protocol import Draw, Part, join_parts
+from widelimit.experiments.protocol import Draw, Part, accuracy, join_parts
 from widelimit.files import check_folder, check_record, own_folder, write_atomically
 from widelimit.machine import peak_memory
 from widelimit.matrices import gram
@@ -448,10 +448,10 @@ def solve_and_test(
     value, outputs = np.asarray(solution.value), None
     if np.isfinite(value).all():
         outputs = _outputs(test, value)
-        result["accuracy"] = _accuracy(outputs, y_test)
+        result["accuracy"] = accuracy(outputs, y_test)
         if solution.factor is not None and leave_out:
             left_out = solution.factor.left_out(targets, value)
-            result["leave_one_out"] = _accuracy(left_out, y_train)
+            result["leave_one_out"] = accuracy(left_out, y_train)
     result["seconds"] = round(time.perf_counter() - start, 3)
     return result, outputs
 
@@ -464,11 +464,6 @@ def _outputs(test: Any, value: FloatArray) -> FloatArray:
         for start in range(0, test.shape[0], step)
     ]
     return np.concatenate(parts)
-
-
-def _accuracy(outputs: FloatArray, labels: IntArray) -> float:
-    """Return the share of samples whose largest output is that of their class."""
-    return int(np.count_nonzero(outputs.argmax(axis=1) == labels)) / labels.size
 
 
 def _finite(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Pages of trained and of random networks beside kernels, and of readouts beside one another."""
+"""Pages of networks beside kernels, and of readouts and Myrtle networks beside one another."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from widelimit.costs import to_size
 from widelimit.display import duration
+from widelimit.report.myrtle import by_kernel, chosen_told, quoted_told
 from widelimit.report.page import (
     environment_facts,
     facts,
@@ -19,7 +20,7 @@ from widelimit.report.page import (
 from widelimit.report.plots import Axis, Line, Mark, draw_rows
 from widelimit.report.shapes import ENVIRONMENT, Maybe, environment_of
 
-__all__ = ["CNN_SHAPE", "RANDOM_SHAPE", "READOUTS_SHAPE", "sections_of", "title_of"]
+__all__ = ["CNN_SHAPE", "MYRTLE_SHAPE", "RANDOM_SHAPE", "READOUTS_SHAPE", "sections_of", "title_of"]
 
 Record: TypeAlias = dict[str, Any]
 
@@ -81,6 +82,21 @@ READOUTS_SHAPE = _ANY | {
     "changes": [_SUMMARY | {"readout": str, "between": (str, str)}],
 }
 """Of a record of ``widelimit.readouts/1``."""
+_KERNEL = {
+    "kernel": str,
+    "images": str,
+    "ridge": float,
+    "leave_one_out": float,
+    "accuracy": float,
+    "standard_error": float,
+}
+MYRTLE_SHAPE = _ANY | {
+    "left": [str],
+    "kernels": [_KERNEL],
+    "chosen": _KERNEL,
+    "quoted": [{"what": str, "n_train": int, "percent": float}],
+}
+"""Of a record of ``widelimit.myrtle/1``."""
 
 
 def title_of(record: Record) -> str:
@@ -248,15 +264,55 @@ error.</p>
     ]
 
 
+def _myrtle(record: Record) -> list[str]:
+    heads, kernels = by_kernel(record)
+    marks: list[list[Mark]] = [[] for _ in heads]
+    drawn = [kernel for kernel in kernels if not kernel.endswith(", normalised")]
+    rows: list[list[str]] = []
+    best: list[list[int]] = []
+    for kernel, found in kernels.items():
+        cells = [escape(kernel)]
+        for j, row in enumerate(found):
+            if row is None:
+                cells += ["", ""]
+                continue
+            tip, error = f"{kernel}; {heads[j]}", 100 * row["standard_error"]
+            if kernel in drawn:
+                mark = _mark(tip, drawn.index(kernel), 100 * row["accuracy"], error)
+                marks[j].append(mark)
+            cells.append(_with_error(row["accuracy"], row["standard_error"]))
+            cells.append(f"{100 * row['leave_one_out']:.2f}")
+        rows.append(cells)
+        best.append([2 * j + 1 for j, row in enumerate(found) if row == record["chosen"]])
+    columns = ["Kernel"]
+    for head in heads:
+        columns += [f"{escape(head)}, %", "leave-one-out, %"]
+    left = f"Not there yet: {', '.join(record['left'])}." if record["left"] else ""
+    told = [chosen_told(record), *quoted_told(record), *[left] * bool(left)]
+    return [
+        f"""<section>
+<h2>Kernels</h2>
+{_picture(drawn, marks, heads)}
+{"".join(f"<p>{escape(line)}</p>" for line in told)}
+{result_table(columns, rows, best)}
+<p class="caption">Accuracies on test images, with their binomial standard errors, and leaving one
+training image out, by which ridges and the kernel in bold were chosen. Means are uniform, of the
+normalised kernels of all networks; with flips, kernels are averaged over horizontal ones.</p>
+</section>"""
+    ]
+
+
 _TITLES = {
     "widelimit.table1_cnn/1": "Table 1: trained CNNs",
     "widelimit.table2/1": "Table 2: random features and exact kernels",
     "widelimit.readouts/1": "Readouts, flips and ZCA",
+    "widelimit.myrtle/1": "Myrtle networks",
 }
 _BODIES = {
     "widelimit.table1_cnn/1": _table1_cnn,
     "widelimit.table2/1": _table2,
     "widelimit.readouts/1": _readouts,
+    "widelimit.myrtle/1": _myrtle,
 }
 
 

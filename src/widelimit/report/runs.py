@@ -63,6 +63,7 @@ for _name, _shape in (
     ("table1_cnn", comparison_page.CNN_SHAPE),
     ("table2", comparison_page.RANDOM_SHAPE),
     ("readouts", comparison_page.READOUTS_SHAPE),
+    ("myrtle", comparison_page.MYRTLE_SHAPE),
 ):
     _KINDS[f"widelimit.{_name}/1"] = _Kind(
         _shape, _as_it_is, comparison_page.title_of, comparison_page.sections_of

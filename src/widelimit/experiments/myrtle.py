@@ -1,0 +1,785 @@
+"""Myrtle networks (Shankar et al. 2020) on few images: which pooled kernel is best, and how good.
+
+All networks and kinds of an activation come out of one pass over the pairs of images. Each kernel
+is solved with as it is and normalised, and averages of normalised ones are, too; ridges, and the
+kernel that is named in the end, are chosen by leaving one training image out, nothing else.
+
+The paper's compositional kernels are NNGP kernels; the NTK is beside them where it is that of a
+network, with ReLU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from widelimit.architectures import myrtle
+from widelimit.arrays import FloatArray
+from widelimit.backends import BackendName
+from widelimit.costs import LONG, estimate, solving_seconds, to_size
+from widelimit.data.dataset import Dataset
+from widelimit.data.load import load_dataset
+from widelimit.display import duration
+from widelimit.estimators.judge import edge
+from widelimit.estimators.regression import Options, explain, regress, solver_for
+from widelimit.estimators.samples import Training
+from widelimit.experiments.cells import PLAN, Cells, Keep
+from widelimit.experiments.environment import describe_environment
+from widelimit.experiments.paper import CNTK, DEPTHS, MYRTLE
+from widelimit.experiments.planning import most_that_fit
+from widelimit.experiments.protocol import (
+    Draw,
+    Part,
+    Preprocessing,
+    Protocol,
+    accuracy,
+    flip,
+    join_parts,
+)
+from widelimit.files import check_folder, check_record, write_record
+from widelimit.layers import Activation, Gaussian, ReLU
+from widelimit.machine import peak_memory
+from widelimit.matrices import gram, kernel
+from widelimit.matrices.progress import Progress
+from widelimit.network import Network
+from widelimit.program import Kind
+from widelimit.reading import read_json
+from widelimit.solvers import encode_labels
+from widelimit.solvers.checkpoint import seal
+
+__all__ = [
+    "ACTIVATIONS",
+    "NETWORKS",
+    "PREPROCESSING",
+    "SO_FAR",
+    "Asked",
+    "Group",
+    "Myrtle",
+    "choose",
+]
+
+Record: TypeAlias = dict[str, Any]
+
+FORMAT = "widelimit.myrtle/1"
+NETWORKS = {"myrtle-5": 5, "myrtle-7": 7, "myrtle-10": 10}
+"""Depths of `myrtle`, by name."""
+ACTIVATIONS: dict[str, tuple[Activation, tuple[Kind, ...]]] = {
+    "relu": (ReLU(), ("ntk", "nngp")),
+    "gaussian": (Gaussian(), ("nngp",)),
+}
+"""With the kinds of kernels that are computed."""
+PREPROCESSING: tuple[Preprocessing, ...] = ("standardise", "zca")
+SO_FAR = "record.json"
+"""Name of the file beside the parts: the record of what is complete."""
+
+# What is most useful comes first, and flips after all that is without them.
+_ORDER = (
+    ("relu", "standardise"),
+    ("relu", "zca"),
+    ("gaussian", "zca"),
+    ("gaussian", "standardise"),
+)
+_BLOCK = 16  # images whose kernels with themselves are computed at a time: as many as lanes
+_POOLED = 4  # columns that become one
+_MOST_PLAN = 2**16
+_PAPER_CLASSES, _PAPER_SHAPE = 10, (32, 32, 3)
+_COMPARED_DEPTH = 11  # of CNTK-GAP, beside which Myrtle networks are quoted
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Kernels that are solved with together: those of one pass, or an average over passes.
+
+    Parameters
+    ----------
+    networks, activations, preprocessing : tuple of str
+        Of `NETWORKS`, `ACTIVATIONS` and `PREPROCESSING`. One activation and one preprocessing: each
+        kernel, and averages over networks and kinds. Several: the average of all.
+    flips : bool
+        Whether kernels are averaged over horizontal flips.
+    """
+
+    networks: tuple[str, ...]
+    activations: tuple[str, ...]
+    preprocessing: tuple[str, ...]
+    flips: bool
+
+    @property
+    def name(self) -> str:
+        """Name of its file."""
+        words = [*self.networks, *self.activations, *self.preprocessing, *["flips"] * self.flips]
+        return "-".join(["scores", *words])
+
+    @property
+    def passes(self) -> list[tuple[str, str]]:
+        """Activation and preprocessing of each, in the order of the work."""
+        return [
+            one for one in _ORDER if one[0] in self.activations and one[1] in self.preprocessing
+        ]
+
+    @property
+    def solutions(self) -> int:
+        """How many kernels are solved with."""
+        if len(self.passes) > 1:
+            return 1
+        nets, kinds = len(self.networks), len(ACTIVATIONS[self.activations[0]][1])
+        return 2 * nets * kinds + (kinds if nets > 1 else 0) + (kinds > 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked for.
+
+    Parameters
+    ----------
+    networks, activations, preprocessing : tuple of str
+        Of `NETWORKS`, `ACTIVATIONS` and `PREPROCESSING`. The folder of a run may be gone on with
+        by one that asks for others: what they have in common is computed once.
+    flips : bool
+        Whether to average kernels over horizontal flips, too.
+    n_train, n_test : int
+        The first training and test images.
+    budget : float or None
+        Seconds that all of it may take here: both numbers of images are made smaller, by the same
+        share, until it fits.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown or given twice.
+    """
+
+    networks: tuple[str, ...] = tuple(NETWORKS)
+    activations: tuple[str, ...] = tuple(ACTIVATIONS)
+    preprocessing: tuple[str, ...] = PREPROCESSING
+    flips: bool = False
+    n_train: int = 2000
+    n_test: int = 1000
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("networks", tuple(NETWORKS)),
+            ("activations", tuple(ACTIVATIONS)),
+            ("preprocessing", PREPROCESSING),
+        ):
+            given: tuple[str, ...] = getattr(self, name)
+            if unknown := [one for one in given if one not in known]:
+                raise ValueError(f"{name} must be of {', '.join(known)}, got {unknown[0]!r}")
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{name} must be different ones, at least one, got {given}")
+            object.__setattr__(self, name, tuple(one for one in known if one in given))
+
+    def protocol(self, n_train: int) -> Protocol:
+        """Return which images are used where there are so many training images."""
+        n_test = max(1, self.n_test * n_train // self.n_train)
+        return Protocol(n_train, n_test, flips="average" if self.flips else "none")
+
+    def groups(self) -> list[Group]:
+        """Return all of it in the order of the work, averages once their kernels are there."""
+        found: list[Group] = []
+        every = self.networks, self.activations
+        wide = [*((one,) for one in self.preprocessing), self.preprocessing]
+        for flips in (False, True) if self.flips else (False,):
+            done: set[tuple[str, str]] = set()
+            for one in Group(*every, self.preprocessing, flips).passes:
+                done.add(one)
+                found.append(Group(self.networks, (one[0],), (one[1],), flips))
+                for preprocessing in wide:
+                    group = Group(*every, preprocessing, flips)
+                    if group not in found and done.issuperset(group.passes):
+                        found.append(group)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Myrtle:
+    """A run that is ready: what can be checked before the work has been.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    asked : Asked
+    protocol : Protocol
+        With the numbers of images that are taken; its preprocessing is that of no pass.
+    cells : Cells
+    told, notes : list of str
+        What it takes; what differs from what was asked for: sentences.
+    seconds : float
+        Estimate of what is not there yet.
+    how : dict
+        Of `gram`: backend, threads, memory.
+    solving : tuple
+        Options and method of `regress`.
+    draws : dict of Draw
+        By preprocessing, as soon as it is used.
+    """
+
+    dataset: Dataset
+    asked: Asked
+    protocol: Protocol
+    cells: Cells
+    told: list[str]
+    notes: list[str]
+    seconds: float
+    how: dict[str, Any]
+    solving: tuple[Options, Any]
+    draws: dict[str, Draw] = field(default_factory=dict[str, Draw])
+
+    @classmethod
+    def prepare(
+        cls,
+        data: str,
+        asked: Asked,
+        out: Path,
+        store: Path | None = None,
+        *,
+        overwrite: bool = False,
+        reading: dict[str, Any] | None = None,
+        backend: BackendName = "auto",
+        threads: int | None = None,
+        memory: int | str | None = None,
+    ) -> Myrtle:
+        """Read the images, choose how many of them are used, and check what can be checked.
+
+        Parameters
+        ----------
+        data, out, store, overwrite, reading, backend, threads, memory
+            As for `Table1.prepare`.
+        asked : Asked
+
+        Raises
+        ------
+        OSError, ValueError, MemoryError
+            As for `Table1.prepare`.
+        """
+        folder = out.with_name(f"{out.stem}-stores") if store is None else store
+        check_record(out, folder, replace=overwrite)
+        dataset = load_dataset(data, **(reading or {}))
+        asked.protocol(asked.n_train).check(dataset)
+        width = dataset.image_shape[1]
+        if asked.flips and width % _POOLED:
+            raise ValueError(
+                f"flips need images whose width is a multiple of {_POOLED}, or pools lose columns "
+                f"on one side, got {width}: resize them, or leave flips out"
+            )
+        how: Any = {"backend": backend, "threads": threads}
+
+        def costs(count: int) -> dict[str, float]:
+            return _costs(asked, asked.protocol(count), dataset, how)
+
+        unit, budget = dataset.n_classes, asked.budget
+        wanted = {"n_train": asked.n_train, "n_test": asked.n_test, "budget": budget}
+        before = _taken_before(folder, wanted)
+        count = before or asked.n_train
+        if not before and budget is not None and sum(costs(count).values()) > budget:
+            fits = most_that_fit(
+                -(-asked.n_train // unit) - 1, lambda n: sum(costs(n * unit).values()), budget
+            )
+            if not fits:
+                raise ValueError(
+                    f"{unit} training images take {duration(sum(costs(unit).values()))}, the "
+                    f"budget is {duration(budget)}: raise it, or ask for less"
+                )
+            count = fits * unit
+        protocol = asked.protocol(count)
+        protocol.check(dataset)
+        images = replace(protocol, preprocessing="none").draw(dataset, 0)
+        notes: list[str] = []
+        if count < asked.n_train:
+            notes.append(
+                f"{count:,} + {protocol.n_test:,} of {asked.n_train:,} + {asked.n_test:,} images "
+                f"fit into {duration(budget or 0)}"
+            )
+        sealed = {n: getattr(images, n) for n in ("x_train", "y_train", "x_test", "y_test")}
+        identity = wanted | {"taken": count, "images": seal(sealed)}
+        cells = Cells(folder, "myrtle", identity, costs(count), _names_of_all())
+        stored = _stored(asked, protocol)
+        check_folder(folder, stored if not folder.is_dir() else 0)
+        how |= {"memory": memory}
+        options = Options("loo", np.inf, "cholesky", None, memory, threads)
+        held = 5 * 8 * count**2  # a kernel, two averages, and what they are made of
+        method = solver_for(count, options, targets=dataset.n_classes, held=held)
+        lines = _lines(asked, protocol, cells, stored)
+        args: Any = (lines, notes, cells.left, how, (options, method))
+        return cls(dataset, asked, protocol, cells, *args)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether somebody should be asked before."""
+        return self.seconds > LONG
+
+    def lines(self) -> list[str]:
+        """Say what the run takes."""
+        return [*self.notes, *self.told]
+
+    def run(
+        self,
+        say: Callable[[str], None],
+        *,
+        progress: bool = False,
+        command: Sequence[str] | None = None,
+    ) -> Record:
+        """Compute what is not there yet, and return the record.
+
+        Whenever kernels are solved with, the record of what is complete is written beside the
+        parts, as `SO_FAR`.
+
+        Parameters
+        ----------
+        say, progress, command
+            As for `Table1.run`.
+
+        Raises
+        ------
+        OSError, ValueError, MemoryError, numpy.linalg.LinAlgError
+            As for `gram` and `regress`.
+        HeldByAnother
+            If another process runs it.
+        """
+        environment = dataclasses.asdict(describe_environment(command))
+        groups = self.asked.groups()
+        rows: list[Record] = []
+        passes: dict[str, Record] = {}
+        record: Record = {}
+        with self.cells.held(progress) as keep:
+            for place, group in enumerate(groups, 1):
+                for activation, preprocessing in group.passes:
+                    for part in _parts(self.protocol, group.flips):
+                        one = self._pass(keep, group.networks, activation, preprocessing, part)
+                        passes.setdefault(one["name"], one)
+                found = keep(group.name, lambda group=group: self._score(keep, group))
+                best = choose(found)
+                say(
+                    f"{best['images']}, the best of {len(found)} leaving one out: "
+                    f"{best['kernel']}: {best['leave_one_out']:.2%}, "
+                    f"{best['accuracy']:.2%} of the test images"
+                )
+                rows += found
+                left = [other.name.removeprefix("scores-") for other in groups[place:]]
+                record = self._record(environment, rows, list(passes.values()), left)
+                write_record(self.cells.folder / SO_FAR, record)
+        return record
+
+    def _record(
+        self, environment: Record, rows: list[Record], passes: list[Record], left: list[str]
+    ) -> Record:
+        return {
+            "format": FORMAT,
+            "environment": environment,
+            "data": {
+                "name": self.dataset.name,
+                "provenance": self.dataset.provenance,
+                "image_shape": list(self.dataset.image_shape),
+                "n_classes": self.dataset.n_classes,
+            },
+            "asked": dataclasses.asdict(self.asked),
+            "notes": [*self.notes, *_warnings(rows)],
+            "n_train": self.protocol.n_train,
+            "n_test": self.protocol.n_test,
+            "networks": {
+                f"{name}, {activation}": network.to_json()
+                for activation in self.asked.activations
+                for name, network in zip(
+                    self.asked.networks, _networks(self.asked.networks, activation), strict=True
+                )
+            },
+            "left": left,
+            "kernels": rows,
+            "chosen": choose(rows),
+            "quoted": self._quoted(),
+            "passes": passes,
+            "pairs": sum(one["pairs"] for one in passes),
+            "pairs_computed": sum(one["pairs_computed"] for one in passes),
+            "seconds": round(self.cells.seconds, 3),
+            "peak_memory": peak_memory(),
+        }
+
+    def _quoted(self) -> list[Record]:
+        """Return what papers have of CIFAR-10; of other images, so that no difference is told."""
+        if (self.dataset.n_classes, self.dataset.image_shape) != (_PAPER_CLASSES, _PAPER_SHAPE):
+            return []
+        gap = CNTK["gap", 2_000][DEPTHS.index(_COMPARED_DEPTH)]
+        return [
+            {
+                "what": f"CNTK-GAP of depth {_COMPARED_DEPTH}, Arora et al. 2019, Table 1",
+                "n_train": 2_000,
+                "percent": gap,
+            },
+            {
+                "what": "the best compositional kernel of Shankar et al. 2020, their abstract",
+                "n_train": 50_000,
+                "percent": MYRTLE,
+            },
+        ]
+
+    # ------------------------------------------------------------ kernels
+
+    def _draw(self, preprocessing: str) -> Draw:
+        if preprocessing not in self.draws:
+            how: Any = preprocessing
+            protocol = replace(self.protocol, preprocessing=how)
+            self.draws[preprocessing] = protocol.draw(self.dataset, 0)
+        return self.draws[preprocessing]
+
+    def _pass(
+        self,
+        keep: Keep,
+        networks: tuple[str, ...],
+        activation: str,
+        preprocessing: str,
+        part: Part,
+    ) -> Record:
+        """Compute one matrix of all networks and kinds; return what it took."""
+        name = _pass_name(networks, activation, preprocessing, part.name)
+
+        def compute() -> Record:
+            start, pairs = time.perf_counter(), 0
+
+            def report(state: Progress) -> None:
+                nonlocal pairs
+                pairs = state.pairs
+                self.cells.tell({name: state.share})
+
+            self._gram(networks, activation, preprocessing, part, report)
+            seconds = round(time.perf_counter() - start, 3)
+            return {"name": name, "pairs": part.pairs, "pairs_computed": pairs, "seconds": seconds}
+
+        return keep(name, compute)
+
+    def _gram(
+        self,
+        networks: tuple[str, ...],
+        activation: str,
+        preprocessing: str,
+        part: Part,
+        progress: bool | Callable[[Progress], None] = False,
+    ) -> tuple[list[Any], ...]:
+        """Return the matrices of a part, computed or read: for each kind one of each network."""
+        name = _pass_name(networks, activation, preprocessing, part.name)
+        return gram(
+            _networks(networks, activation),
+            *self._draw(preprocessing).sides(part),
+            kind=ACTIVATIONS[activation][1],
+            store=self.cells.folder / f"{name}.zarr",
+            channels="last",
+            progress=progress,
+            **self.how,
+        )
+
+    def _own(
+        self,
+        keep: Keep,
+        networks: tuple[str, ...],
+        activation: str,
+        preprocessing: str,
+        flips: bool,
+    ) -> FloatArray:
+        """Return the kernels of test images with themselves, (kinds, networks, images)."""
+        x = self._draw(preprocessing).x_test
+        nets, kinds = _networks(networks, activation), ACTIVATIONS[activation][1]
+        how: Any = {"backend": self.how["backend"], "threads": self.how["threads"]}
+
+        def compute(mirrored: bool) -> list[Any]:
+            found: list[Any] = []
+            for start in range(0, len(x), _BLOCK):
+                block = x[start : start + _BLOCK]
+                other = flip(block) if mirrored else None
+                of_kinds: Any = kernel(nets, block, other, kind=kinds, channels="last", **how)
+                found.append(np.diagonal(np.array(of_kinds, np.float64), axis1=-2, axis2=-1))
+            return np.concatenate(found, axis=-1).tolist()
+
+        means: list[FloatArray] = []
+        for mirrored in (False, True) if flips else (False,):
+            name = _pass_name(networks, activation, preprocessing, _OWN[mirrored])
+            means.append(np.array(keep(name, lambda mirrored=mirrored: compute(mirrored))))
+        return np.mean(means, axis=0)
+
+    def kernels(
+        self, keep: Keep, group: Group, activation: str, preprocessing: str
+    ) -> Iterator[tuple[str, str, FloatArray, FloatArray, FloatArray]]:
+        """Yield kind, network, and kernels of training, of test images, and of these themselves."""
+        names = group.networks, activation, preprocessing
+        own = self._own(keep, *names, group.flips)
+        parts = _parts(self.protocol, group.flips)
+        grams = {part.name: self._gram(*names, part) for part in parts}
+        for i, kind in enumerate(ACTIVATIONS[activation][1]):
+            for j, network in enumerate(group.networks):
+                train, test = join_parts({name: found[i][j] for name, found in grams.items()})
+                yield (
+                    kind,
+                    network,
+                    np.array(train, np.float64),
+                    np.array(test, np.float64),
+                    own[i, j],
+                )
+
+    # ------------------------------------------------------------ scores
+
+    def _score(self, keep: Keep, group: Group) -> list[Record]:
+        """Return a row for each kernel and average of a group."""
+        rows: list[Record] = []
+        single = len(group.passes) == 1
+        whole = _Average()
+        for activation, preprocessing in group.passes:
+            of_kinds: dict[str, _Average] = {}
+            for kind, network, train, test, own in self.kernels(
+                keep, group, activation, preprocessing
+            ):
+                scaled = normalised(train, test, own)
+                whole.add(*scaled)
+                if single:
+                    of_kinds.setdefault(kind, _Average()).add(*scaled)
+                    for pair, how in (((train, test), False), (scaled, True)):
+                        rows.append(self._row(group, [network], [kind], pair, normalised=how))
+            if single and len(group.networks) > 1:
+                for kind, average in of_kinds.items():
+                    rows.append(self._row(group, group.networks, [kind], average.kernels()))
+        kinds = list(dict.fromkeys(k for a in group.activations for k in ACTIVATIONS[a][1]))
+        if not single or len(kinds) > 1:
+            rows.append(self._row(group, group.networks, kinds, whole.kernels()))
+        return rows
+
+    def _row(
+        self,
+        group: Group,
+        networks: Sequence[str],
+        kinds: Sequence[str],
+        kernels: tuple[FloatArray, FloatArray],
+        *,
+        normalised: bool = True,
+    ) -> Record:
+        """Solve with one kernel, the ridge by leave-one-out, and return how good it is."""
+        train, test = kernels
+        images = self._draw(group.preprocessing[0])  # labels are the same for all
+        n, m = len(train), len(test)
+        targets = encode_labels(images.y_train, np.arange(self.dataset.n_classes))
+        each = np.arange(n)
+        training = Training(each, each, np.ones(n), targets, np.ones(n))
+        options, method = self.solving
+        fit = regress(train, training, options, method)
+        assert fit.left_out is not None  # by a factor
+        right = accuracy(test @ fit.solution.value, images.y_test)
+        warning = explain(fit.solution) or edge(fit.grid, fit.curve)
+        return {
+            "kernel": _kernel_name(group, networks, kinds, normalised=normalised),
+            "images": _images_name(group.preprocessing, group.flips),
+            "networks": list(networks),
+            "kinds": list(kinds),
+            "activations": list(group.activations),
+            "preprocessing": list(group.preprocessing),
+            "flips": group.flips,
+            "normalised": normalised,
+            "ridge": float(fit.solution.statistics.ridge),
+            "leave_one_out": accuracy(fit.left_out, images.y_train),
+            "leave_one_out_error": float(((fit.left_out - targets) ** 2).mean()),
+            "accuracy": right,
+            "standard_error": math.sqrt(right * (1 - right) / m),
+            "warning": warning,
+        }
+
+
+class _Average:
+    """The uniform average of kernels."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: list[FloatArray] = []
+
+    def add(self, *kernels: FloatArray) -> None:
+        """Take one more, of training and of test images."""
+        self._count += 1
+        self._sums = [k + s for k, s in zip(kernels, self._sums or [0.0, 0.0], strict=True)]
+
+    def kernels(self) -> tuple[FloatArray, FloatArray]:
+        """Return the average of both."""
+        train, test = (total / self._count for total in self._sums)
+        return train, test
+
+
+def normalised(
+    train: FloatArray, test: FloatArray, own: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return ``k(x, z) / sqrt(k(x, x) k(z, z))`` of training, and of test images.
+
+    Parameters
+    ----------
+    train : ndarray of shape (n, n)
+    test : ndarray of shape (m, n)
+    own : ndarray of shape (m,)
+        Of test images with themselves.
+    """
+    rows, columns = np.sqrt(own), np.sqrt(train.diagonal())
+    for scale in (rows, columns):
+        scale[scale == 0] = 1.0  # of an image of zeros all entries are 0
+    return train / np.outer(columns, columns), test / np.outer(rows, columns)
+
+
+def choose(rows: Sequence[Record]) -> Record:
+    """Return the row with the best leave-one-out accuracy; of equals the one with the least error.
+
+    The error is that of leaving one out, too: test images have no say.
+    """
+    return max(rows, key=lambda row: (row["leave_one_out"], -row["leave_one_out_error"]))
+
+
+def _warnings(rows: Sequence[Record]) -> list[str]:
+    """Return what is to be known of solutions: a sentence for all alike."""
+    found = Counter((row["images"], row["warning"]) for row in rows if row["warning"])
+    return [
+        f"{images}, {count} kernel{'s' if count > 1 else ''}: {warning}"
+        for (images, warning), count in found.items()
+    ]
+
+
+# ---------------------------------------------------------------- names
+
+_SPOKEN = {"relu": "ReLU", "gaussian": "Gaussian", "standardise": "standardised", "zca": "ZCA"}
+
+
+def _kernel_name(
+    group: Group, networks: Sequence[str], kinds: Sequence[str], *, normalised: bool
+) -> str:
+    """Return "Myrtle-5 NTK, ReLU, normalised"; of averages "mean of NTK, ReLU", "mean of all"."""
+    activation, *others = group.activations
+    if others:
+        return "mean of all"
+    spoken = _SPOKEN[activation]
+    if len(kinds) > 1 or len(group.passes) > 1:
+        return f"mean of {spoken}"
+    kind = kinds[0]
+    name = f"{kind.upper()}, {spoken}"
+    if len(networks) > 1:
+        return f"mean of {name if len(ACTIVATIONS[activation][1]) > 1 else spoken}"
+    return f"Myrtle-{NETWORKS[networks[0]]} {name}" + (", normalised" if normalised else "")
+
+
+def _images_name(preprocessing: Sequence[str], flips: bool) -> str:
+    return " and ".join(_SPOKEN[one] for one in preprocessing) + (", flips" if flips else "")
+
+
+# ---------------------------------------------------------------- what there is, and what it takes
+
+_OWN = ("own", "own-flipped")  # of test images with themselves, and with their mirror images
+
+
+def _networks(names: Sequence[str], activation: str) -> list[Network]:
+    return [myrtle(NETWORKS[name], ACTIVATIONS[activation][0]) for name in names]
+
+
+def _parts(protocol: Protocol, flips: bool) -> list[Part]:
+    """Return the matrices that are joined, with or without those of mirror images."""
+    return [part for part in protocol.parts() if flips or not _is_flipped(part)]
+
+
+def _is_flipped(part: Part) -> bool:
+    return part.name.endswith("-flipped")
+
+
+def _pass_name(networks: Sequence[str], activation: str, preprocessing: str, part: str) -> str:
+    return "-".join([*networks, activation, preprocessing, part])
+
+
+def _costs(
+    asked: Asked, protocol: Protocol, dataset: Dataset, how: dict[str, Any]
+) -> dict[str, float]:
+    """Return about how long each part takes, by its name, in the order of the work."""
+    costs: dict[str, float] = {}
+    solving = 2 * solving_seconds(protocol.n_train, decompose=True)
+    for group in asked.groups():
+        for activation, preprocessing in group.passes:
+            kinds = ACTIVATIONS[activation][1]
+            networks = _networks(asked.networks, activation)
+            for part in _parts(protocol, group.flips):
+                name = _pass_name(asked.networks, activation, preprocessing, part.name)
+                cost = estimate(
+                    networks, dataset.image_shape, part.rows, part.columns, kinds=kinds, **how
+                )
+                costs[name] = cost.seconds
+                if part.name.startswith("test"):
+                    own = _OWN[_is_flipped(part)]
+                    name = _pass_name(asked.networks, activation, preprocessing, own)
+                    costs[name] = cost.seconds * min(1.0, _BLOCK / protocol.n_train)
+        costs[group.name] = solving * group.solutions
+    return costs
+
+
+def _names_of_all() -> set[str]:
+    """Return the names of what any run may have in the folder."""
+
+    def some(of: Sequence[str]) -> list[tuple[str, ...]]:
+        counts = range(1, len(of) + 1)
+        return [one for count in counts for one in itertools.combinations(of, count)]
+
+    parts = [part.name for part in Protocol(1, 1, flips="average").parts()]
+    found = {SO_FAR}
+    choices = itertools.product(
+        some(tuple(NETWORKS)), some(tuple(ACTIVATIONS)), some(PREPROCESSING)
+    )
+    for networks, activations, preprocessing in choices:
+        for group in Asked(networks, activations, preprocessing, flips=True).groups():
+            found.add(f"{group.name}.json")
+            for one in group.passes:
+                names = [_pass_name(networks, *one, part) for part in (*parts, *_OWN)]
+                found |= {f"{name}{end}" for name in names for end in (".json", ".zarr")}
+    return found
+
+
+def _stored(asked: Asked, protocol: Protocol) -> int:
+    """Return the bytes of all kernels, in float32."""
+    kinds = sum(len(ACTIVATIONS[activation][1]) for activation in asked.activations)
+    pairs = sum(part.pairs for part in protocol.parts())
+    return 4 * kinds * len(asked.networks) * len(asked.preprocessing) * pairs
+
+
+def _lines(asked: Asked, protocol: Protocol, cells: Cells, stored: int) -> list[str]:
+    """Say what a run takes: a line for each pass, and one for all."""
+    lines: list[str] = []
+    for group in asked.groups():
+        if len(group.passes) > 1:
+            continue
+        ((activation, preprocessing),) = group.passes
+        parts = [p for p in _parts(protocol, group.flips) if _is_flipped(p) == group.flips]
+        names = [_pass_name(asked.networks, activation, preprocessing, p.name) for p in parts]
+        kinds = ", ".join(kind.upper() for kind in ACTIVATIONS[activation][1])
+        lines.append(
+            f"{_SPOKEN[activation]} ({kinds}), {_images_name([preprocessing], group.flips)}: "
+            f"{sum(part.pairs for part in parts):,} pairs, about "
+            f"{duration(sum(cells.costs[name] for name in names))}"
+        )
+    total = sum(cells.costs.values())
+    left = f", {duration(cells.left)} of them left" if cells.left < total else ""
+    lines.append(
+        f"{', '.join(asked.networks)} on {protocol.n_train:,} + {protocol.n_test:,} images: in all "
+        f"about {duration(total)}{left}; {to_size(stored)} in {cells.folder}, whose {SO_FAR} has "
+        "what is complete"
+    )
+    return lines
+
+
+def _taken_before(folder: Path, wanted: dict[str, Any]) -> int | None:
+    """Return the training images of the run that a folder is of, whatever would fit today.
+
+    None if it is of no such run: what differs is told by `Cells`.
+    """
+    try:
+        content = read_json(folder / PLAN, _MOST_PLAN)
+    except FileNotFoundError:
+        return None
+    asked: Any = content.get("asked")
+    before: dict[str, Any] = asked if isinstance(asked, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+    if any(before.get(name) != value for name, value in wanted.items()):
+        return None
+    taken = before.get("taken")
+    if not isinstance(taken, int) or not 1 <= taken <= wanted["n_train"]:
+        raise ValueError(f"{folder / PLAN} is damaged (taken is {taken!r:.60}): delete it")
+    return taken
