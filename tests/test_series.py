@@ -51,7 +51,7 @@ def test_the_networks_of_fit_decide_what_three_axes_are(tmp_path: Path) -> None:
     expected = model.predict(X[30:])
     wl.save_model(model, tmp_path / "m")
     np.testing.assert_array_equal(wl.load_model(tmp_path / "m").predict(X[30:]), expected)
-    model.set_params(net="cntk-gap-3")  # what the next fit would take
+    model.net = "cntk-gap-3"  # what the next fit would take
     np.testing.assert_array_equal(model.predict(X[30:]), expected)
     with pytest.raises(ValueError, match=r"X must be rows .* series .*X\[:, None\]"):
         model.fit(X, Y)

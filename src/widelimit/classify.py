@@ -183,7 +183,7 @@ class Fit:
         if isinstance(model.net, list) and model.loo_curve_.ndim == 2:
             for net, curve in zip(model.net, model.loo_curve_, strict=True):
                 say(f"tried: {net}, left-out residuals of mean square {-np.nanmax(curve):.4g}")
-        nets = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
+        nets: Any = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
         for net in nets:
             say(f"network: {net}")
         if model.whiten is not None:
@@ -532,7 +532,7 @@ def _wanted(model: NTKClassifier, folder: Path) -> Wanted:
         )
     shape = model.image_shape_
     names: Any = getattr(model, "feature_names_in_", None)
-    nets = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
+    nets: Any = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
     return Wanted(
         shape,
         model.n_features_in_,
@@ -545,8 +545,8 @@ def _wanted(model: NTKClassifier, folder: Path) -> Wanted:
 def _check_reads_images(folder: Path, wanted: Wanted) -> None:
     """Refuse files of images for a model that reads something else."""
     if wanted.shape is None or wanted.series or wanted.shape[2] not in (1, 3):
-        plain = wanted.shape is None or wanted.series
-        reads = wanted.about if plain else _shape(wanted.shape)
+        rows_or_series = wanted.shape is None or wanted.series
+        reads = wanted.about if rows_or_series else _shape(cast("ImageShape", wanted.shape))
         raise ValueError(
             f"{folder} must hold a model of grey or colour images, it reads {reads}: give a table "
             "(CSV) or a file of arrays (.npz)"
