@@ -100,6 +100,7 @@ _TABLES: dict[str, Callable[[Any], str]] = {
     "calibration": _by("calibration"),
     "tabular": _by("tabular"),
     "whitening": _by("whitening"),
+    "default_network": _by("default_network"),
     "theorem31": widelimit.report.finite.to_markdown,
     "theorem32": widelimit.report.finite.to_markdown,
     "weakly_trained": widelimit.report.finite.to_markdown,

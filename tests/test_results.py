@@ -10,7 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from toys import make_images
 
+import widelimit as wl
 from widelimit.doctor import Machine
 from widelimit.experiments.environment import Environment
 from widelimit.plot import draw_record
@@ -244,3 +246,49 @@ def test_costs() -> None:
     page = load_benchmark("costs").render(record)
     assert "| 60,000 | " in page
     assert page == (ROOT / "docs" / "costs.md").read_text()
+
+
+def test_default_networks_are_compared_on_parts_of_one_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load_benchmark("default_network")
+    x, y = make_images(36)
+    monkeypatch.setattr(made, "load", lambda name, cifar10: (x, y))
+    nets = {made.TODAY: made.NETS[made.TODAY], "Myrtle-5": made.NETS["Myrtle-5"]}
+    monkeypatch.setattr(made, "NETS", nets)
+    out = tmp_path / "r.json"
+    record = made.measure(out, None, ["toy"], (12, 30))
+    pool = made.draw(y, 30, made.SEED)
+    assert (y[pool] == np.arange(3)).all()
+    assert len(set(pool.ravel().tolist())) == 30
+    assert [len(run["rows"]) for run in record["runs"]] == [2 * (2 + 1)] * 2
+    # A part by hand: each image is left out, and the rest of the pool labelled.
+    run = record["runs"][1]
+    train, rest = pool.ravel()[12:24], np.concatenate([pool.ravel()[:12], pool.ravel()[24:]])
+    (row,) = (r for r in run["rows"] if (r["n"], r["part"], r["ridge"]) == (12, 1, 0.0))
+    k = wl.kernel(nets["Myrtle-5"], x)
+    targets = np.eye(3)[y]
+    for place, hit in enumerate(row["right"]):
+        others = np.delete(train, place)
+        left_out = k[train[place], others] @ np.linalg.solve(
+            k[np.ix_(others, others)].astype(float), targets[others] - 1 / 3
+        )
+        assert (left_out.argmax() == y[train[place]]) == (hit == "1")
+    found = k[np.ix_(rest, train)] @ np.linalg.solve(
+        k[np.ix_(train, train)].astype(float), targets[train] - 1 / 3
+    )
+    assert row["accuracy"] == np.mean(found.argmax(axis=1) == y[rest])
+    assert row["loo_accuracy"] == row["right"].count("1") / 12
+    # What is there is not measured again, and the table tells how many more are right.
+    monkeypatch.setattr(made.wl, "kernel", lambda *_: pytest.fail("measured again"))
+    assert made.measure(out, None, ["toy"], (12, 30))["runs"] == record["runs"]
+    rows = [r["rows"] for r in record["runs"]]
+    gains = [
+        int(a) - int(b)
+        for one, other in zip(rows[1], rows[0], strict=True)
+        if (one["n"], one["ridge"]) == (12, "loo")
+        for a, b in zip(one["right"], other["right"], strict=True)
+    ]
+    error = np.std(gains, ddof=1) / np.sqrt(24)
+    line = next(r for r in made.table(record).splitlines() if r.startswith("| toy | 12 | Myrtle-5"))
+    assert f"| {100 * np.mean(gains):+.1f} ± {100 * error:.1f} |" in line

@@ -21,14 +21,14 @@ from widelimit.data.load import read_dataset
 from widelimit.data.samples import Samples, Wanted, holds_samples, read_samples
 from widelimit.data.search import find_images
 from widelimit.estimators import NTKClassifier, load_model, save_model
-from widelimit.estimators.checks import check_options, resolve_networks
+from widelimit.estimators.checks import Net, check_options, resolve_networks
 from widelimit.estimators.directions import find_directions
 from widelimit.estimators.samples import ImageShape, resolve_shape
 from widelimit.estimators.saved import check_model_folder
 from widelimit.files import check_file, check_room, make_folder, said, write_atomically
 from widelimit.keeping import keep
 from widelimit.machine import remaining
-from widelimit.matrices.inputs import Channels, number_samples
+from widelimit.matrices.inputs import Channels, check_networks, number_samples, read_series
 from widelimit.reading import check_regular
 from widelimit.report.suspects import Suspect, find_suspects, render_sheet, to_table
 from widelimit.report.table import to_cell, to_csv
@@ -132,6 +132,7 @@ class Fit:
             "skip_bad": skip_bad,
             "label": label,
             "image_shape": image_shape,
+            "series": _reads_series(parameters.get("net")),
         }
         data, left = _with_test(read_dataset(source, **reading), test, seed, reading)
         chosen = np.arange(len(data.y_train))
@@ -182,7 +183,7 @@ class Fit:
         if isinstance(model.net, list) and model.loo_curve_.ndim == 2:
             for net, curve in zip(model.net, model.loo_curve_, strict=True):
                 say(f"tried: {net}, left-out residuals of mean square {-np.nanmax(curve):.4g}")
-        nets = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
+        nets: Any = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
         for net in nets:
             say(f"network: {net}")
         if model.whiten is not None:
@@ -209,6 +210,11 @@ class Fit:
 
     def _names(self, labels: NDArray[np.int64]) -> NDArray[np.str_]:
         return np.array(self.data.class_names)[labels]
+
+
+def _reads_series(net: Net) -> bool:
+    """Return whether samples of three axes are series to networks, as an estimator takes them."""
+    return net is not None and read_series(check_networks(net))
 
 
 def _with_test(
@@ -265,7 +271,7 @@ def _forecast(model: NTKClassifier, x: NDArray[Any]) -> Forecast:
     found = x.shape[1:] if x.ndim > 2 else None
     try:
         check_options(model)
-        shape = resolve_shape(model.image_shape, found, x[0].size, model.channels)
+        shape = resolve_shape(model.image_shape, found, x[0].size, model.channels, model.net)
         networks = resolve_networks(model.net, shape, x[0].size)
     except TypeError as error:
         raise ValueError(str(error)) from error
@@ -321,18 +327,19 @@ def _with_names(x: FloatArray, names: Sequence[str] | None) -> Any:
 
 
 def _what(data: Dataset) -> str:
-    return "rows" if data.is_rows else "images"
+    return "rows" if data.is_rows else "series" if data.is_series else "images"
 
 
 def _sample(data: Dataset) -> str:
-    return data.about if data.is_rows else _shape(data.image_shape)
+    return data.about if data.is_rows or data.is_series else _shape(data.image_shape)
 
 
 def _described(data: Dataset, count: int) -> str:
     """Say what is fitted."""
-    about = data.about if data.is_rows else f"images {_shape(data.image_shape)}"
+    images = not (data.is_rows or data.is_series)
+    about = f"images {_shape(data.image_shape)}" if images else data.about
     notes = [f"{data.n_classes} classes"]
-    if data.normalised:
+    if data.normalised and not data.is_series:
         notes.append("normalised, as they are")
     if data.label_name is not None:
         notes.append(f"the label is {data.label_name!r}")
@@ -439,6 +446,7 @@ class Prediction:
         images = sum(isinstance(entry, Path) for entry in self.inputs)
         rows = [len(entry.x) for entry in self.inputs if isinstance(entry, Samples)]
         what = "rows" if self.wanted.shape is None else "images in tables or arrays"
+        what = "series" if self.wanted.series else what
         counts = [f"{images:,} images"] if images or not rows else []
         return " and ".join([*counts, *([f"{sum(rows):,} {what}"] if rows else [])])
 
@@ -524,18 +532,21 @@ def _wanted(model: NTKClassifier, folder: Path) -> Wanted:
         )
     shape = model.image_shape_
     names: Any = getattr(model, "feature_names_in_", None)
+    nets: Any = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
     return Wanted(
         shape,
         model.n_features_in_,
         None if names is None or shape is not None else [str(name) for name in names],
         normalised=shape is not None and bool(samples.min() < 0),
+        series=shape is not None and shape[0] == 1 and _reads_series(list(nets)),
     )
 
 
 def _check_reads_images(folder: Path, wanted: Wanted) -> None:
     """Refuse files of images for a model that reads something else."""
-    if wanted.shape is None or wanted.shape[2] not in (1, 3):
-        reads = wanted.about if wanted.shape is None else _shape(wanted.shape)
+    if wanted.shape is None or wanted.series or wanted.shape[2] not in (1, 3):
+        rows_or_series = wanted.shape is None or wanted.series
+        reads = wanted.about if rows_or_series else _shape(cast("ImageShape", wanted.shape))
         raise ValueError(
             f"{folder} must hold a model of grey or colour images, it reads {reads}: give a table "
             "(CSV) or a file of arrays (.npz)"
@@ -604,6 +615,7 @@ class Suspicion:
             skip_bad=skip_bad,
             label=label,
             image_shape=image_shape,
+            series=_reads_series(parameters.get("net")),
         )
         make_folder(folder)
         for path in _sheet_files(folder):

@@ -153,7 +153,9 @@ def explain(
         list[str],
         typer.Argument(help=NETWORK_HELP, metavar="NETWORK...", autocompletion=networks_named),
     ],
-    shape: Annotated[str, typer.Option(help="Of one input: 32x32x3, or 784.")] = "32x32x3",
+    shape: Annotated[
+        str, typer.Option(help="Of one input: 32x32x3, 128x1 of a series, or 784.")
+    ] = "32x32x3",
     kind: Annotated[list[str] | None, typer.Option(help="ntk or nngp; may be repeated.")] = None,
     inputs: Annotated[
         int, typer.Option(min=1, help="How many inputs to tell the cost of, on this machine.")
@@ -175,8 +177,9 @@ def kernel(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="Images (n, h, w, c) or rows (n, d) in an .npy or .npz file; or a data set: "
-            "digits, fashion-mnist, cifar10, a folder (NAME:test for the images of its test set).",
+            help="Images (n, h, w, c), rows (n, d) or series (n, length, c) in an .npy or .npz "
+            "file; or a data set: digits, fashion-mnist, cifar10, a folder (NAME:test for those of "
+            "its test set).",
             show_default=False,
         ),
     ] = None,
@@ -250,17 +253,18 @@ def kernel(
                 "kernel needs DATA, --net and --out, as in: widelimit kernel images.npy --net "
                 "cntk-gap-11 --out k.zarr"
             )
+        networks = [read_network(text) for text in net]
         job = Job.prepare(
             inputs,
             out,
-            [read_network(text) for text in net],
+            networks,
             columns=columns,
             array=array,
             kind=kind,
             dtype=dtype,
             backend=backend,
             threads=threads,
-            **read_reading(channels, size, skip_bad, label, image_shape),
+            **read_reading(channels, size, skip_bad, label, image_shape, networks),
             memory=memory,
             verify=verify,
             allow_mixed=allow_mixed,
@@ -363,7 +367,7 @@ def fit(
             overwrite=overwrite,
             per_class=per_class,
             test=test,
-            **read_reading(channels, size, skip_bad, label, image_shape),
+            **read_reading(channels, size, skip_bad, label, image_shape, networks),
             seed=seed,
             net=None if not networks else networks[0] if len(networks) == 1 else networks,
             kind=kind,
@@ -459,12 +463,13 @@ def suspects(
         from widelimit.classify import Suspicion, read_choice
         from widelimit.job import check_backend, read_network, read_reading
 
+        networks = [] if net is None else [read_network(net)]
         job = Suspicion.prepare(
             data,
             out,
             overwrite=overwrite,
-            **read_reading(channels, size, skip_bad, label, image_shape),
-            net=None if net is None else read_network(net),
+            **read_reading(channels, size, skip_bad, label, image_shape, networks),
+            net=networks[0] if networks else None,
             ridge=read_choice("ridge", ridge),
             backend=check_backend(backend),
             threads=threads,

@@ -136,7 +136,8 @@ ImageShapeOption = Annotated[
     typer.Option(
         "--image-shape",
         metavar="HxWxC",
-        help="Of the image that a row of a table or array is, as in 28x28.",
+        help="Of the image that a row of a table or array is, as in 28x28; 1x128x3 are series of "
+        "128 steps in 3 channels.",
         show_default="rows stay rows",
     ),
 ]

@@ -177,6 +177,8 @@ def cheaper(
     if len(shape) != 3 or all(network.is_dense for network in networks):
         return []
     h, w, c = shape
+    if h == 1:  # a series, which --size does not resample
+        return []
     tried: list[tuple[str, float]] = []
     side = max(h, w)
     for smaller in (64, 32):

@@ -17,13 +17,20 @@ from widelimit.architectures import named_network
 from widelimit.backends import BackendName, get_backend
 from widelimit.backends.base import Dtype
 from widelimit.costs import Forecast, cheaper, estimate, forecast, to_size
-from widelimit.data.dataset import Dataset
+from widelimit.data.dataset import Dataset, described
 from widelimit.display import duration
 from widelimit.files import atomic_file, check_file, check_folder, write_atomically
 from widelimit.keeping import keep
 from widelimit.machine import parse_memory
 from widelimit.matrices import gram, kernel
-from widelimit.matrices.inputs import Channels, check_channels, check_inputs, check_not_first
+from widelimit.matrices.inputs import (
+    Channels,
+    check_channels,
+    check_inputs,
+    check_not_first,
+    check_series,
+    read_series,
+)
 from widelimit.matrices.matrix import read_manifest
 from widelimit.matrices.objects import METADATA, open_objects
 from widelimit.matrices.store import TileStore
@@ -88,11 +95,14 @@ def read_shape(text: str) -> tuple[int, ...]:
     Raises
     ------
     ValueError
-        If it is not made of one number or three, or looks as if channels came first.
+        If it is not made of one to three numbers, or looks as if channels came first.
     """
     parts = text.split("x")
-    if len(parts) not in (1, 3) or not all(p.isascii() and p.isdigit() for p in parts):
-        raise ValueError(f"shape must be height x width x channels, as in 32x32x3, got {text!r}")
+    if len(parts) > 3 or not all(p.isascii() and p.isdigit() for p in parts):
+        raise ValueError(
+            "shape must be height x width x channels, as in 32x32x3, length x channels of a "
+            f"series, as in 128x1, or a number of features, got {text!r}"
+        )
     shape = tuple(map(int, parts))
     if len(shape) == 3:
         c, h, w = shape
@@ -130,13 +140,16 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
-def read_image_shape(text: str | None) -> tuple[int, int, int] | None:
+def read_image_shape(
+    text: str | None, channels: Channels = None, *, series: bool = False
+) -> tuple[int, int, int] | None:
     """Return ``(28, 28, 1)`` for ``28x28x1`` or ``28x28``; None for None.
 
     Raises
     ------
     ValueError
-        If it is not made of two or three numbers above 0, or channels look as if they were first.
+        If it is not made of two or three numbers above 0; if channels look as if they were first,
+        and `channels` does not say where they are; or if two numbers are given for `series`.
     """
     if text is None:
         return None
@@ -148,7 +161,14 @@ def read_image_shape(text: str | None) -> tuple[int, int, int] | None:
             f"--image-shape must be height x width x channels, as in 28x28x1, got {text!r}"
         )
     h, w, c = (int(part) for part in (*parts, "1")[:3])
-    check_not_first("--image-shape", (h, w, c), f"{w}x{c}x{h}, and --channels first")
+    if len(parts) == 2 and series:
+        raise ValueError(
+            f"--image-shape {text} is read in two ways by a network for series: write 1x{text} for "
+            f"series of {h} steps in {w} channels, or {text}x1 for grey images of {h} x {w} pixels"
+        )
+    if channels is None:
+        remedy = f"{w}x{c}x{h}, and --channels first; if the second is, --channels last"
+        check_not_first("--image-shape", (h, w, c), remedy)
     return h, w, c
 
 
@@ -173,6 +193,10 @@ def explain_networks(
     for kind in kinds:
         _check("kind", kind, get_args(Kind))
     unique = cast("list[Kind]", list(dict.fromkeys(kinds)))
+    for network in networks:
+        network.output_shapes(shape)
+    if len(shape) == 2:  # a series is an image one pixel high
+        shape = (1, *shape)
     programs = compile_networks(networks, shape, unique)
     how: Any = {"kinds": unique, "backend": backend}
     cost = estimate(networks, shape, inputs, **how)
@@ -254,20 +278,24 @@ def read_reading(
     skip_bad: bool,
     label: str | None = None,
     image_shape: str | None = None,
+    networks: Sequence[Network] = (),
 ) -> dict[str, Any]:
     """Return how options of the command line want data to be read, as `load_dataset` takes it.
+
+    The networks, if they are known, decide what two numbers of an image's shape may be.
 
     Raises
     ------
     ValueError
         If one of them is none of its words.
     """
+    where = check_channels_word(channels)
     return {
-        "channels": check_channels_word(channels),
+        "channels": where,
         "size": read_size(size),
         "skip_bad": skip_bad,
         "label": label,
-        "image_shape": read_image_shape(image_shape),
+        "image_shape": read_image_shape(image_shape, where, series=read_series(networks)),
     }
 
 
@@ -287,6 +315,7 @@ def read_rows(
     skip_bad: bool = False,
     label: str | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    series: bool = False,
 ) -> tuple[NDArray[Any], Rows | None]:
     """Return the inputs that a word names, and where they come from a folder of images their order.
 
@@ -298,7 +327,7 @@ def read_rows(
         ``fashion-mnist:test``, means those of `load_dataset`.
     array : str or None
         Of an array of an ``.npz`` file.
-    channels, size, skip_bad, label, image_shape
+    channels, size, skip_bad, label, image_shape, series
         As for `load_dataset`.
 
     Raises
@@ -314,7 +343,10 @@ def read_rows(
                 "--size, --skip-bad, --label and --image-shape are for data sets and folders, got "
                 f"{text}"
             )
-        values = _with_channel(text, read_array(Path(text), array))
+        values = read_array(Path(text), array)
+        if series and values.ndim in (2, 3):
+            return _as_series(text, values, channels), None
+        values = _with_channel(text, values)
         return check_channels(Path(text).name, values, channels), None
     if array is not None:
         raise ValueError(f"--array is for .npz files, got {text}")
@@ -326,6 +358,7 @@ def read_rows(
         "skip_bad": skip_bad,
         "label": label,
         "image_shape": image_shape,
+        "series": series,
     }
     name, colon, part = text.rpartition(":")
     if colon and part in ("train", "test"):
@@ -335,6 +368,17 @@ def read_rows(
         return data.x_train, _rows(data, data.files_train, data.y_train)
     data = read_dataset(text, **reading)
     return data.x_train, _rows(data, data.files_train, data.y_train)
+
+
+def _as_series(text: str, values: NDArray[Any], channels: Channels) -> NDArray[Any]:
+    """Return rows (n, length), or series (n, length, c), as images one pixel high, and say so."""
+    made = check_series(
+        Path(text).name, values[..., None] if values.ndim == 2 else values, channels
+    )
+    warnings.warn(
+        f"{text}: taken for {len(made):,} {described(made.shape[1:], series=True)}", stacklevel=3
+    )
+    return made
 
 
 def _with_channel(text: str, values: NDArray[Any]) -> NDArray[Any]:
@@ -497,6 +541,7 @@ class Job:
             "skip_bad": skip_bad,
             "label": label,
             "image_shape": image_shape,
+            "series": read_series(networks),
         }
         x1, rows1 = read_rows(inputs, array, **reading)
         x2, rows2 = (None, None) if columns is None else read_rows(columns, array, **reading)

@@ -399,7 +399,8 @@ class Program:
             lines.append("one matrix product in float64, then an element-wise recursion")
             return "\n".join(lines)
         h, w, c = self.shape
-        names = [_name(node) for node in self.nodes]
+        sources = [self.nodes[node.source - 1] if node.source else None for node in self.nodes]
+        names = list(map(_name, self.nodes, sources))
         wide = max(14, *(len(name) + 2 for name in names)) if names else 14
         title = f"{'step':>4}  {'layer':<{wide}}{'trained':<9}{'bias':<6}tangent kernel on entry"
         lines.append(title)
@@ -478,20 +479,26 @@ def _drawn(layers: Sequence[Layer]) -> list[str]:
     return lines + ([" ".join(line)] if line else [])
 
 
-def _name(node: Node | Pool) -> str:
+def _name(node: Node | Pool, source: Node | Pool | None) -> str:
     """Return what a node does, for people."""
-    sides = [window.size for window in node.windows]
-    size = str(sides[0] if sides[0] == sides[1] else (sides[0], sides[1]))
+    size = _pair([window.size for window in node.windows])
     if isinstance(node, Pool):
-        return f"{'Stride' if node.diagonal else 'AvgPool'}({size})"
+        stride = _pair([window.stride for window in node.windows])
+        return f"Conv({size}, stride={stride})" if node.diagonal else f"AvgPool({size})"
     parts: list[str] = []
-    if node.windows != _ONE or node.trainable or node.weight_variance != 1 or node.bias_variance:
+    if isinstance(source, Pool) and source.diagonal:  # the filter has moved already
+        parts.append("weights")
+    elif node.windows != _ONE or node.trainable or node.weight_variance != 1 or node.bias_variance:
         parts.append(f"Conv({size})")
     if node.skip is not None:
         parts.append("Sum")
     if node.activation is not None:
         parts.append(str(node.activation))
     return " ".join(parts)
+
+
+def _pair(sides: Sequence[int]) -> str:
+    return str(sides[0] if sides[0] == sides[1] else tuple(sides))
 
 
 def compile_networks(

@@ -69,6 +69,8 @@ class Dataset:
         Of the columns of rows.
     label_name : str or None
         Of the column that labels come from.
+    is_series : bool
+        Whether samples are series, which are images one pixel high.
 
     Raises
     ------
@@ -90,6 +92,7 @@ class Dataset:
     normalised: bool = False
     feature_names: tuple[str, ...] | None = None
     label_name: str | None = None
+    is_series: bool = False
 
     def __post_init__(self) -> None:
         n_classes = len(self.class_names)
@@ -110,7 +113,11 @@ class Dataset:
             files: tuple[str, ...] | None = getattr(self, f"files_{part}")
             may_be_empty = part == "test" and self.split == "none"
             _check_samples(
-                f"{self.name}: x_{part}", x, empty=may_be_empty, normalised=self.normalised
+                f"{self.name}: x_{part}",
+                x,
+                empty=may_be_empty,
+                normalised=self.normalised,
+                series=self.is_series,
             )
             _check_labels(f"{self.name}: y_{part}", y, x.shape[0], n_classes)
             if files is not None and len(files) != len(x):
@@ -154,8 +161,7 @@ class Dataset:
         """What one sample is, in words."""
         if self.is_rows:
             return f"rows of {self.x_train.shape[1]:,} values"
-        h, w, c = self.image_shape
-        return f"images of {h} x {w} x {c}"
+        return described(self.image_shape, series=self.is_series)
 
     @property
     def n_classes(self) -> int:
@@ -193,6 +199,14 @@ class Dataset:
     def _name(self, place: int) -> str:
         """Return what a training image is called: its file, or its place."""
         return f"#{place}" if self.files_train is None else self.files_train[place]
+
+
+def described(shape: tuple[int, int, int], *, series: bool) -> str:
+    """Say what images of a shape are, or series, as after a number of them."""
+    h, w, c = shape
+    if series:
+        return f"series of {w:,} step{'s'[: w > 1]} in {c} channel{'s'[: c > 1]}"
+    return f"images of {h} x {w} x {c}"
 
 
 def to_unit_interval(x: ArrayLike, name: str = "images") -> FloatArray:
@@ -456,7 +470,9 @@ def check_unpacked(values: int, size: int, name: str) -> None:
         )
 
 
-def _check_samples(name: str, x: NDArray[Any], *, empty: bool, normalised: bool) -> None:
+def _check_samples(
+    name: str, x: NDArray[Any], *, empty: bool, normalised: bool, series: bool
+) -> None:
     if not isinstance(x, np.ndarray) or x.dtype != np.float64:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{name} must be an array of float64, got {_kind(x)}: use to_unit_interval")
     if x.ndim in (2, 4) and empty and len(x) == 0:
@@ -471,7 +487,11 @@ def _check_samples(name: str, x: NDArray[Any], *, empty: bool, normalised: bool)
             raise ValueError(f"{name} must be finite: mend or drop samples that are not")
         if x.ndim == 2:
             return
-    check_not_first(name, x.shape, f"{name}.transpose(0, 2, 3, 1)")
+    if series:
+        if x.shape[1] != 1:
+            raise ValueError(f"{name} must be series (n, 1, length, c), got shape {x.shape}")
+    else:
+        check_not_first(name, x.shape, f"{name}.transpose(0, 2, 3, 1)")
     low, high = float(x.min()), float(x.max())
     if not normalised and not (low >= 0.0 and high <= 1.0):  # refuses nan, too
         raise ValueError(

@@ -99,6 +99,7 @@ def load_dataset(
     skip_bad: bool = False,
     label: str | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    series: bool = False,
     download: bool = False,
 ) -> Dataset:
     """Load images or rows, and labels, by name, from files, or from objects of other libraries.
@@ -142,6 +143,10 @@ def load_dataset(
     image_shape : (h, w, c) or None
         Of the image that a row is. None: rows stay rows, unless columns of a table are pixels by
         their names.
+    series : bool
+        Whether arrays (n, length, channels), or (n, channels, length) with channels="first", are
+        series, and rows (n, length) series of one channel. They become images one pixel high,
+        (n, 1, length, channels), for `cnn_1d` and its like, whose values may be any numbers.
 
     Returns
     -------
@@ -178,6 +183,7 @@ def load_dataset(
         skip_bad=skip_bad,
         label=label,
         image_shape=image_shape,
+        series=series,
     )
     if data.split != "none":
         return data
@@ -193,9 +199,10 @@ def read_dataset(
     skip_bad: bool = False,
     label: str | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    series: bool = False,
 ) -> Dataset:
     """Load images and labels as `load_dataset` does, but draw no test set."""
-    reading = Reading(channels, label, image_shape)
+    reading = Reading(channels, label, image_shape, series)
     if isinstance(source, str | os.PathLike):
         data = _read(cast("str | os.PathLike[str]", source), reading, size, skip_bad)
     else:

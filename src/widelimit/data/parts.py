@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.data.dataset import Dataset, check_size, to_unit_interval
-from widelimit.matrices.inputs import Channels, check_channels
+from widelimit.matrices.inputs import Channels, check_channels, check_series
 
 __all__ = [
     "PART_WORDS",
@@ -73,11 +73,14 @@ class Reading:
         Name, or place, of the array or column of labels; None: it is looked for.
     image_shape : (h, w, c) or None
         Of the image that a row is; None: rows stay rows.
+    series : bool
+        Whether samples of three axes, and rows, are series: images one pixel high, of any values.
     """
 
     channels: Channels = None
     label: str | None = None
     image_shape: tuple[int, int, int] | None = None
+    series: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -267,7 +270,12 @@ def assemble(
         key: shaped(part.x, f"{title}: {words[key]} images", reading)
         for key, part in chosen.items()
     }
-    samples, normalised = to_pixels(arrays, title)
+    series = reading.series and all(a.ndim == 4 and a.shape[1] == 1 for a in arrays.values())
+    if series:
+        samples = {key: check_rows(array, title) for key, array in arrays.items()}
+        normalised = True
+    else:
+        samples, normalised = to_pixels(arrays, title)
     labels = {
         key: to_labels(part.y, len(part.x), f"{title}: {words[key]} labels")
         for key, part in chosen.items()
@@ -294,11 +302,12 @@ def assemble(
         normalised=normalised,
         feature_names=None if feature_names is None or not rows else tuple(feature_names),
         label_name=label_name,
+        is_series=series,
     )
 
 
 def shaped(array: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:
-    """Return images (n, h, w, c), channels last, or rows (n, d).
+    """Return images (n, h, w, c), channels last, or rows (n, d); series are images of h = 1.
 
     Raises
     ------
@@ -311,13 +320,15 @@ def shaped(array: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:
         raise TypeError(f"{name} must hold numbers, got dtype {array.dtype}")
     if array.ndim == 2 and array.size and reading.image_shape is not None:
         array = _unfolded(array, name, reading)
+    elif array.ndim == 2 and reading.series:
+        array = array[:, None, :, None]
     elif array.ndim == 2 and reading.channels is not None:
         raise ValueError(
             f"{name} are rows of {array.shape[1]:,} values, and channels is for images: leave it "
             "out, or say which image a row is: image_shape=(h, w, c) (--image-shape)"
         )
     elif array.ndim == 3:
-        array = array[..., None]
+        array = check_series(name, array, reading.channels) if reading.series else array[..., None]
     elif array.ndim == 4:
         array = check_channels(name, array, reading.channels)
     if array.ndim not in (2, 4) or array.size == 0:

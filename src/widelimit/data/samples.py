@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.data.dataset import MAX_VALUES
+from widelimit.data.dataset import MAX_VALUES, described
 from widelimit.data.mat import HDF5, MAT, open_held, samples_first
 from widelimit.data.parts import (
     Reading,
@@ -48,20 +48,22 @@ class Wanted:
         Of the columns of a table that the model was fitted to.
     normalised : bool
         Whether its images are normalised, and not pixels in [0, 1].
+    series : bool
+        Whether samples of three axes are series to it.
     """
 
     shape: tuple[int, int, int] | None
     n_features: int
     feature_names: Sequence[str] | None = None
     normalised: bool = False
+    series: bool = False
 
     @property
     def about(self) -> str:
         """What that is, in words."""
         if self.shape is None:
             return f"rows of {self.n_features:,} values"
-        h, w, c = self.shape
-        return f"images of {h} x {w} x {c}"
+        return described(self.shape, series=self.series)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,10 +126,11 @@ def _fitted(x: NDArray[Any], path: Path, wanted: Wanted, channels: Channels) -> 
         if x.ndim != 2 or x.shape[1] != wanted.n_features:
             raise ValueError(f"{path} must hold {wanted.about}, like the model's, got {x.shape}")
         return check_rows(x, title)
-    images = shaped(x, title, Reading(channels, image_shape=wanted.shape))
+    reading = Reading(channels, image_shape=wanted.shape, series=wanted.series)
+    images = shaped(x, title, reading)
     if images.shape[1:] != wanted.shape:
         raise ValueError(f"{path} must hold {wanted.about}, like the model's, got {x.shape}")
-    if wanted.normalised and x.dtype.kind == "f":
+    if wanted.series or (wanted.normalised and x.dtype.kind == "f"):
         return check_rows(images, title)
     made, normalised = to_pixels({"samples": images}, str(path))
     if normalised != wanted.normalised:

@@ -339,7 +339,7 @@ def samples_of(table: Table, columns: Columns, reading: Reading) -> NDArray[Any]
     if not columns.features:
         raise ValueError(f"{table.path} must have columns beside the labels, got {table.shown()}")
     side = _side(table, columns, values)
-    if reading.image_shape is not None or side is None:
+    if reading.image_shape is not None or reading.series or side is None:
         return values
     if side > 0:
         return values.reshape(-1, side, side)

@@ -443,7 +443,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
     def _read(self, X: Any) -> NDArray[Any]:
         """Return new samples as the kernel takes them, checked against those of fit."""
         check_is_fitted(self, "dual_coef_")
-        rows, found = split_shape(X, self.channels)
+        rows, found = split_shape(X, self.channels, self._net_of_samples(reset=False))
         self._check_shape(found)
         if isinstance(self._fitted, PrecomputedKernel):
             self._check_orientation(np.shape(rows))
@@ -452,6 +452,10 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         if isinstance(self._fitted, FittedKernel):
             self._warn_of_far(samples)
         return samples
+
+    def _net_of_samples(self, reset: bool) -> Any:
+        """Return the networks that decide what three axes are: those to fit, or those of fit."""
+        return self.net if reset else self._fitted.networks
 
     def _warn_of_far(self, samples: NDArray[Any]) -> None:
         """Warn of new samples that are unlike those of the training set."""

@@ -17,6 +17,7 @@ from widelimit.estimators.preparation import resolve_whitenings
 from widelimit.estimators.regression import Options
 from widelimit.estimators.samples import ImageShape
 from widelimit.machine import parse_memory
+from widelimit.matrices.inputs import read_series
 from widelimit.network import Network
 from widelimit.solvers.checks import check_ridge
 from widelimit.solvers.spectrum import check_time
@@ -208,9 +209,16 @@ def resolve_networks(net: Net, shape: ImageShape | None, n_features: int) -> tup
                 f'{entry!r}: use wl.cntk_gap(), "cntk-gap-11" or wl.Network([...])'
             )
         if shape is None and not entry.is_dense:
+            series = ""
+            if read_series([entry]):
+                series = (
+                    f"; series (n, length, c) are read, too: X[..., None] and image_shape=(1, "
+                    f"{n_features}, 1) mean that each row is one of {n_features} steps in one "
+                    "channel"
+                )
             raise ValueError(
                 f"net ({entry}) reads images, but X holds rows of {n_features} values: set "
-                "image_shape=(h, w, c), or give X of shape (n, h, w, c)"
+                f"image_shape=(h, w, c), or give X of shape (n, h, w, c){series}"
             )
     if not networks:
         raise ValueError("net must be a Network or a non-empty list of them, got an empty list")

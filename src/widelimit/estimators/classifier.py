@@ -112,10 +112,12 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         None: rows are, images are not, whatever the network.
     image_shape : (h, w, c) or (h, w) or None
         Shape of the image in a row of X, in pixels, channels last; (h, w) means one channel.
-        None: a row is a vector. Not needed if X is (n, h, w, c).
+        None: a row is a vector. Not needed if X is (n, h, w, c). A series is (1, length, c); where
+        all networks are for series, as ``"cnn-1d-4"`` is, X may be (n, length, c).
     channels : {"first", "last"} or None
-        "first": images X are (n, c, h, w), as those of PyTorch, here and in `predict`. None: last;
-        images whose first axis is 1, 3 or 4, and whose last one is larger than 4, are refused.
+        "first": images X are (n, c, h, w), as those of PyTorch, and series (n, c, length), here and
+        in `predict`. None: last; images whose first axis is 1, 3 or 4, and whose last one is larger
+        than 4, are refused, and series of more channels than steps.
     dtype : {"float32", "float64"} or None
         Precision of the kernel; the regression is always solved in float64. None: "float32" for
         a network with convolutions or pooling, "float64" for dense ones. See Notes.
@@ -386,7 +388,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         return self
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any, Any]:
-        rows, shape = split_shape(X, self.channels)
+        rows, shape = split_shape(X, self.channels, self._net_of_samples(reset))
         rows, labels = validate_data(self, rows, to_array(y, "y"), dtype=SAMPLE_DTYPES, reset=reset)
         _check_class_labels(labels)
         return rows, labels, shape

@@ -80,9 +80,10 @@ class NetworkKernel(_Kernel):
         return self._samples(x1), None if x2 is None or x2 is x1 else self._samples(x2)
 
     def _samples(self, x: Any) -> _Matrix:
-        rows, found = split_shape(x, self.channels)
+        network = self.network
+        rows, found = split_shape(x, self.channels, network)
         rows = np.asarray(rows)
-        shape = resolve_shape(self.image_shape, found, rows.shape[-1], self.channels)
+        shape = resolve_shape(self.image_shape, found, rows.shape[-1], self.channels, network)
         return rows if shape is None else rows.reshape(-1, *shape)
 
 

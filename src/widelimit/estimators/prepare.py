@@ -79,7 +79,7 @@ def prepare(
         columns = np.flatnonzero(counts)
         given = PrecomputedKernel(model.kind, model.dtype or "float64", columns)
         return given, Directions.of_equal(np.arange(len(columns)))
-    shape = resolve_shape(model.image_shape, found, n_features, model.channels)
+    shape = resolve_shape(model.image_shape, found, n_features, model.channels, model.net)
     networks = resolve_networks(model.net, shape, n_features)
     if getattr(model, "optimize", None) is not None:
         if len(networks) > 1:

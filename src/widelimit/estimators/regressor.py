@@ -251,7 +251,7 @@ standardisation_, whiten_, whiten_grid_, whiten_curve_, store_, n_features_in_, 
         return self
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any, Any]:
-        rows, shape = split_shape(X, self.channels)
+        rows, shape = split_shape(X, self.channels, self._net_of_samples(reset))
         rows, targets = validate_data(
             self,
             rows,

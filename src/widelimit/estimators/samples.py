@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.estimators.directions import Directions
 from widelimit.matrices.foreign import to_array
-from widelimit.matrices.inputs import Channels, check_channels, check_not_first, series_advice
+from widelimit.matrices.inputs import (
+    Channels,
+    check_channels,
+    check_networks,
+    check_not_first,
+    check_series,
+    read_series,
+    series_advice,
+)
 
 __all__ = [
     "ImageShape",
@@ -26,11 +34,14 @@ __all__ = [
 ImageShape: TypeAlias = tuple[int, int, int]
 
 
-def split_shape(x: Any, channels: Channels = None) -> tuple[Any, ImageShape | None]:
+def split_shape(
+    x: Any, channels: Channels = None, net: Any = None
+) -> tuple[Any, ImageShape | None]:
     """Flatten images to rows and return their shape; leave anything else to scikit-learn.
 
     What other libraries have in place of arrays becomes one: `to_array`. Images come out with their
-    channels last; `channels` says where they are: `check_channels`.
+    channels last; `channels` says where they are: `check_channels`. Three axes are series, which
+    are images one pixel high, if `net`, as estimators take it, is for series: `check_series`.
     """
     samples = to_array(x)
     if isinstance(samples, list | tuple):
@@ -40,13 +51,17 @@ def split_shape(x: Any, channels: Channels = None) -> tuple[Any, ImageShape | No
             check_channels("X", samples, channels)
         return samples, None
     images: NDArray[Any] = np.asarray(samples)
-    if images.ndim != 4:
-        series = f"; {series_advice('X')}" if images.ndim == 3 else ""
+    series = bool(net) and images.ndim in (3, 4) and read_series(check_networks(net))
+    if images.ndim == 3 and series:
+        images = check_series("X", images, channels)
+    elif images.ndim != 4:
+        advice = f"; {series_advice('X')}" if images.ndim == 3 else ""
         raise ValueError(
             f"X must be rows (n, d) or images (n, h, w, c), got shape {images.shape}: give "
-            f"X[..., None] for images with one channel, X[None] for a single image{series}"
+            f"X[..., None] for images with one channel, X[None] for a single image{advice}"
         )
-    images = check_channels("X", images, channels)
+    else:
+        images = check_channels("X", images, channels, series=series)
     h, w, c = images.shape[1:]
     return images.reshape(len(images), h * w * c), (h, w, c)
 
@@ -65,12 +80,19 @@ def check_image_shape(shape: object) -> ImageShape:
 
 
 def resolve_shape(
-    asked: object, found: ImageShape | None, n_features: int, channels: Channels
+    asked: object, found: ImageShape | None, n_features: int, channels: Channels, net: Any = None
 ) -> ImageShape | None:
     """Return the shape of an image, from image_shape or from X itself, or None for rows."""
     if asked is None:
         return found
     shape = check_image_shape(asked)
+    if len(cast("Sequence[Any]", asked)) == 2 and net and read_series(check_networks(net)):
+        h, w, _ = shape
+        raise ValueError(
+            f"image_shape {(h, w)} is read in two ways by a network for series: write "
+            f"{(1, h, w)} for series of {h} steps in {w} channels, or {(h, w, 1)} for grey images "
+            f"of {h} x {w} pixels, each row of which is a series"
+        )
     if channels is None:
         c, h, w = shape
         images = f"X.reshape(-1, {c}, {h}, {w})"

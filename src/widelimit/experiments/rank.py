@@ -26,12 +26,13 @@ from widelimit.backends import BackendName
 from widelimit.costs import Forecast, forecast
 from widelimit.data.dataset import Dataset, draw_training_sets
 from widelimit.data.load import load_dataset
-from widelimit.estimators.scaling import ChannelStandardiser
+from widelimit.estimators.scaling import channel_scale
 from widelimit.experiments.environment import describe_environment
 from widelimit.experiments.paper import CNN, CNTK, DEPTHS
 from widelimit.files import check_record
 from widelimit.machine import peak_memory
 from widelimit.matrices import gram
+from widelimit.matrices.inputs import read_series
 from widelimit.network import Dense, Flatten, LocalAvgPool, Network
 from widelimit.solvers import encode_labels, solve
 
@@ -167,7 +168,7 @@ class Rank:
             raise ValueError(f"a ranking needs two networks or more, got {len(chosen)}")
         if draws < 1 or seed < 0:
             raise ValueError(f"draws must be 1 or more and seed 0 or more, got {draws} and {seed}")
-        dataset = load_dataset(data, **(reading or {}))
+        dataset = load_dataset(data, series=read_series(list(chosen.values())), **(reading or {}))
         classes = dataset.n_classes
         per_class = _per_class(sizes, classes)
         held = max(1, per_class[-1] // 2)
@@ -212,7 +213,8 @@ class Rank:
         start = time.perf_counter()
         environment = dataclasses.asdict(describe_environment(command))
         x = self.dataset.x_train[self.pool]
-        x = ChannelStandardiser().fit(x).transform(x)
+        mean, scale = channel_scale(x)
+        x = (x - mean) * scale
         networks = list(self.networks.values())
         grams = gram(networks, x, store=self.store, channels="last", progress=progress, **self.how)
         labels = self.dataset.y_train[self.pool]

@@ -32,11 +32,13 @@ __all__ = [
     "check_not_first",
     "check_one_shape",
     "check_samples",
+    "check_series",
     "check_threads",
     "check_tile",
     "chunks",
     "let_go",
     "number_samples",
+    "read_series",
     "series_advice",
     "steps",
 ]
@@ -150,10 +152,14 @@ def check_samples(
         raise ValueError(f"{name} must have shape {expected}, got {values.shape}: {advice}")
     if 0 in values.shape:
         raise ValueError(f"{name} must not be empty, got shape {values.shape}")
-    if values.ndim == 3:  # a series is an image one pixel high
-        check_channels(name, values, channels)
-        return values[:, None]
-    return check_channels(name, values, channels)
+    if values.ndim == 3:
+        return check_series(name, values, channels)
+    return check_channels(name, values, channels, series=read_series(networks))
+
+
+def read_series(networks: Sequence[Network]) -> bool:
+    """Return whether networks, one or more, all take samples (length, channels) of two axes."""
+    return bool(networks) and all(2 in net.input_ranks for net in networks)
 
 
 def series_advice(name: str) -> str:
@@ -164,7 +170,44 @@ def series_advice(name: str) -> str:
     )
 
 
-def check_channels(name: str, values: NDArray[Any], channels: Channels) -> NDArray[Any]:
+def check_series(name: str, values: NDArray[Any], channels: Channels) -> NDArray[Any]:
+    """Return series as images one pixel high; refuse those that may be meant in two ways.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for messages.
+    values : ndarray of shape (n, length, c), or (n, c, length)
+    channels : {"first", "last"} or None
+        As the user says. None: last, unless there are more channels than steps.
+
+    Returns
+    -------
+    ndarray of shape (n, 1, length, c)
+        A view.
+
+    Raises
+    ------
+    ValueError
+        If series look as if their channels were first, or `channels` is no such word.
+    """
+    if channels not in ("first", "last", None):
+        raise ValueError(f'channels must be "first", "last" or None, got {channels!r}')
+    if channels == "first":
+        return values.transpose(0, 2, 1)[:, None]
+    a, b = values.shape[1:]
+    if channels is None and a < b:
+        raise ValueError(
+            f"{name} has shape {values.shape}, which is read in two ways, series of {b} steps in "
+            f"{a} channels (channels first), or of {a} steps in {b} channels (channels last): if "
+            f'the first is meant, write channels="first"; if the second is, channels="last"'
+        )
+    return values[:, None]
+
+
+def check_channels(
+    name: str, values: NDArray[Any], channels: Channels, *, series: bool = False
+) -> NDArray[Any]:
     """Return images with their channels last; refuse those that may be meant in two ways.
 
     Parameters
@@ -176,6 +219,8 @@ def check_channels(name: str, values: NDArray[Any], channels: Channels) -> NDArr
     channels : {"first", "last"} or None
         As the user says. None: last, unless the first axis of an image is 1, 3 or 4 and its last
         one is larger than 4.
+    series : bool
+        Whether images one pixel high are series, to networks that are for those.
 
     Returns
     -------
@@ -197,7 +242,7 @@ def check_channels(name: str, values: NDArray[Any], channels: Channels) -> NDArr
                 f"{values.shape}: reshape it, or leave channels out"
             )
         return values.transpose(0, 2, 3, 1)
-    if channels is None and values.ndim == 4:
+    if channels is None and values.ndim == 4 and not (series and values.shape[1] == 1):
         remedy = f'{name}.transpose(0, 2, 3, 1), or channels="first"'
         check_not_first(name, values.shape, f'{remedy}; if the second is, channels="last"')
     return values

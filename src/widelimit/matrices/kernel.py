@@ -91,14 +91,16 @@ def kernel(
     net : Network, str, or sequence of them
         A preset and its depth ("cntk-gap-11", "cntk-vanilla-11", "ntk-dense-3") is as good as its
         network. Networks of a sequence that begin alike are computed in one pass.
-    x1, x2 : array_like of shape (n, h, w, c), or (n, d) for dense networks
+    x1, x2 : array_like of shape (n, h, w, c), (n, d) for dense networks, or (n, length, c) for \
+            networks on series, whose filters are all one row high
         Real numbers of any dtype and memory order, computed with as float64. ``x2=None``: the
         symmetric Gram matrix of `x1`, bitwise equal to its transpose, at half the cost. A dense
         network flattens images.
     kind : {"ntk", "nngp"} or a sequence of them
     channels : {"first", "last"} or None
-        "first": images are (n, c, h, w), as those of PyTorch. None: last; images whose first axis
-        is 1, 3 or 4, and whose last one is larger than 4, are then refused.
+        "first": images are (n, c, h, w), as those of PyTorch, and series (n, c, length). None:
+        last; images whose first axis is 1, 3 or 4, and whose last one is larger than 4, are then
+        refused, and series of more channels than steps.
     backend : {"auto", "cpu", "cuda", "reference"}
         "cuda" is an NVIDIA card, or all of one kind that there are (docs/gpu.md). "auto" is a
         card if there is one and the processors would take longer than it takes to start, about 20
