@@ -276,10 +276,11 @@ def _windows(part: Any, series: bool) -> tuple[Pair, Pair, Literal["same", "vali
 
     size, stride = pair(part.kernel_size, 1), pair(part.stride, 1)
     half = (size[0] // 2, size[1] // 2)
-    zeros = {"same": half, "valid": (0, 0)}.get(part.padding, part.padding)
-    if pair(zeros, 0) == half and size[0] % 2 == size[1] % 2 == 1:
+    words = {"same": half, "valid": (0, 0)}
+    zeros = words[part.padding] if part.padding in words else pair(part.padding, 0)
+    if zeros == half and size[0] % 2 == size[1] % 2 == 1:
         return size, stride, "same"
-    return size, stride, "valid" if pair(zeros, 0) == (0, 0) else None
+    return size, stride, "valid" if zeros == (0, 0) else None
 
 
 def _is_local(layer: Layer) -> TypeGuard[AvgPool]:
