@@ -17,7 +17,6 @@ from widelimit.backends.base import Pairs
 from widelimit.backends.lowered import missing
 from widelimit.costs import estimate
 from widelimit.estimators.gaussian import with_std
-from widelimit.finite.network import FiniteNetwork
 from widelimit.matrices.families import choose_backend
 from widelimit.network import (
     GELU,
@@ -73,6 +72,29 @@ def test_random_networks_on_series(seed: int) -> None:
         for both in ((x, z), (x[:, None], z[:, None]))
     )
     assert np.array_equal(of_series, as_images)
+
+
+@pytest.mark.parametrize("series", [False, True])
+def test_the_exact_kernel_of_random_trees(series: bool) -> None:
+    for seed in range(4):
+        network, shape = tree(seed, series=series)
+        x = samples(shape, 3, seed)  # x[2] is x[0]
+        images = x[:, None] if series else x
+        wanted = naive.kernels(network, images[:2], images[1:])
+        for i, j in ((0, 0), (0, 1)):
+            exact = exact_kernel(network, x[i], x[j + 1], digits=30)
+            for kind, value in zip(KINDS, exact, strict=True):
+                scale = getattr(wanted, f"{kind}_scale")[i, j]
+                error = abs(getattr(wanted, kind)[i, j] - float(value))
+                assert error <= TOLERANCE * scale, f"{kind} of {network!r}: {error / scale:.1e}"
+
+
+def test_the_exact_kernel_takes_two_images_of_one_shape() -> None:
+    network, x = wl.cntk_gap(3), samples((4, 4, 1), 2)
+    with pytest.raises(ValueError, match="x and z must have one shape"):
+        exact_kernel(network, x[0], x[1, :3])
+    with pytest.raises(ValueError, match=r"input_shape of .* must be"):
+        exact_kernel(network, *x.reshape(2, -1))
 
 
 CONV: list[Layer] = [Conv(3), ReLU()]
@@ -222,16 +244,6 @@ def test_dense_networks_with_sums_and_every_activation() -> None:
         np.testing.assert_allclose(value, getattr(wanted, kind), rtol=1e-11)
 
 
-@pytest.mark.parametrize("layer", [AvgPool(2), Conv(3, stride=2), Conv((1, 3)), Erf()], ids=str)
-def test_what_has_no_general_networks_yet_refuses_them(layer: Layer) -> None:
-    network = Network([Conv(3), layer, GlobalAvgPool(), Dense()])
-    x = samples((4, 4, 1), 2)
-    with pytest.raises(ValueError, match=r"exact_kernel has no .* yet: use convolutions"):
-        exact_kernel(network, x[0], x[1])
-    with pytest.raises(ValueError, match=r"a finite network has no .* yet: use convolutions"):
-        FiniteNetwork.sample(network, (4, 4, 1), 8, 0)
-
-
 def test_standard_deviations_reach_branches() -> None:
     network = Network([Conv(3), Sum((), [ReLU(), Conv(3)]), GlobalAvgPool(), Dense()])
     changed = with_std(network, 0.5, 0.25)
@@ -251,29 +263,3 @@ def test_costs_of_what_the_reference_computes() -> None:
         cost = estimate([network], (32, 32, 3), 10, None, kinds=("ntk",), threads=1)
     assert cost.backend == "reference"
     assert 20 < cost.seconds < 3600
-
-
-SHORTCUT = Sum([AvgPool(3, 2, "same")], [wl.Abs(), Conv(3, 0.8, stride=2)])
-PATCH = Conv((1, 2), padding="valid")
-FINITE: list[list[Layer]] = [
-    [*CONV, AvgPool(2), *CONV, GlobalAvgPool(), Dense(2**0.5)],
-    [Conv(3, 1.0), Sum((), [ReLU(), Conv(3, b_std=0.2)]), GELU(), Flatten(), Dense()],
-    [Conv(3), SHORTCUT, LayerNorm(), PATCH, wl.Gaussian(), Flatten(), Dense()],
-    [Conv((3, 1), trainable=False), wl.Polynomial((0.1, 0.5, 0.2)), Flatten(), Dense()],
-    [Conv(3), AvgPool(3, 1, "same"), wl.LeakyReLU(0.3), GlobalAvgPool(), Dense(), Erf(), Dense()],
-    [Dense(), Sum((), [GELU(), Dense()]), LayerNorm(0.1), wl.Sin(), Dense(), wl.Cos(), Dense()],
-]
-
-
-@pytest.mark.parametrize("layers", FINITE, ids=lambda layers: str(Network(layers)))
-def test_finite_networks_have_this_tangent_kernel_on_average(layers: list[Layer]) -> None:
-    finite_trees = pytest.importorskip("finite_trees", exc_type=ImportError)
-    network = Network(layers)
-    x = np.random.default_rng(2).standard_normal((3, 5, 4, 2) if not network.is_dense else (3, 6))
-    runs, width = 30, 96
-    drawn = [finite_trees.tangent_kernel(network, x, width, seed)[1] for seed in range(runs)]
-    wanted = compute(get_backend("reference"), [network], x, kinds=("ntk",))[0, 0]
-    mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0) / runs**0.5
-    size = np.sqrt(np.outer(np.diag(wanted), np.diag(wanted)))
-    # Three standard errors, and what is of the order of 1/width.
-    assert (np.abs(mean - wanted) < 3 * error + 2 / width * size).all()

@@ -24,9 +24,22 @@ from widelimit.experiments.table1_cnn import AskedCNN
 from widelimit.finite import sgd
 from widelimit.finite.costs import choose_device, count_multiply_adds
 from widelimit.finite.sgd import History, Recipe, train_sgd
+from widelimit.network import (
+    GELU,
+    AvgPool,
+    Conv,
+    Dense,
+    Erf,
+    GlobalAvgPool,
+    LayerNorm,
+    Network,
+    ReLU,
+    Sum,
+)
 from widelimit.report.finite import to_markdown
 
 torch = pytest.importorskip("torch")
+FlopCounterMode: Any = pytest.importorskip("torch.utils.flop_counter").FlopCounterMode
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +141,11 @@ def test_what_a_sample_takes() -> None:
         pixels = 1 if len(network.layers) == 5 and "Dense" in str(network.layers[0]) else 30
         last = sizes[list(sizes)[-1]]
         assert work == pixels * (parameters - last) + last
+    with FlopCounterMode(display=False) as counter:
+        wl.finite.build(TREE, 7, 0, outputs=3)(torch.ones(1, 9, 8, 2))
+    work, trained, parameters = count_multiply_adds(TREE, 7, (9, 8, 2), 3)
+    assert 2 * work == counter.get_total_flops()
+    assert parameters - trained == 9 * 7 * 7
     work, trained, parameters = count_multiply_adds(wl.cntk_gap(3), 7, (6, 5, 2))
     assert trained == 9 * 7 * 7  # first and last layer are frozen
     assert parameters == trained + 9 * 2 * 7 + 7
@@ -149,12 +167,16 @@ def weights(module: Any) -> list[np.ndarray]:
     return [p.detach().numpy().copy() for p in module.parameters()]
 
 
-def test_a_step_is_the_gradient_of_the_squared_loss() -> None:
+BLOCK = Sum((), [ReLU(), Conv(3, b_std=0.1), LayerNorm(0.1), GELU(), Conv(3, trainable=False)])
+TREE = Network([Conv(3, stride=2), BLOCK, AvgPool(2), Erf(), GlobalAvgPool(), Dense()])
+
+
+@pytest.mark.parametrize("network", [wl.ntk_dense(1), TREE], ids=str)
+def test_a_step_is_the_gradient_of_the_squared_loss(network: Network) -> None:
     x, y = make_images(6)
-    network = wl.ntk_dense(1)
-    options: Any = {"outputs": 3, "input_shape": (64,), "dtype": "float64"}
+    x = x.reshape(6, -1) if network.is_dense else x
+    options: Any = {"outputs": 3, "input_shape": x.shape[1:], "dtype": "float64"}
     module, twin = (wl.finite.build(network, 5, 1, **options) for _ in range(2))
-    x = x.reshape(6, -1)
     history = train_sgd(module, x, y, x, y, Recipe(0.1, batch=6, epochs=1))
     given = torch.tensor(x)
     labels = torch.tensor(np.eye(3)[y] - 1 / 3)
@@ -162,7 +184,9 @@ def test_a_step_is_the_gradient_of_the_squared_loss() -> None:
     loss.backward()
     assert history.loss.tolist() == pytest.approx([float(loss.detach())])
     for ours, theirs in zip(module.parameters(), twin.parameters(), strict=True):
-        expected = (theirs - 0.1 * theirs.grad).detach()
+        assert (theirs.grad is None) == (not theirs.requires_grad)
+        step = 0.0 if theirs.grad is None else 0.1 * theirs.grad
+        expected = (theirs - step).detach()
         np.testing.assert_allclose(ours.detach(), expected, rtol=1e-12, atol=1e-15)
     right = (module(given).argmax(1).numpy() == y).mean()
     assert history.train.tolist() == history.test.tolist() == [right]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -13,8 +14,30 @@ from numpy.typing import NDArray
 from test_finite import TINY, normal
 
 import widelimit as wl
-from widelimit.finite import FiniteNetwork, building, tangent
-from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, LocalAvgPool, Network, ReLU
+from widelimit.finite import Estimate, FiniteNetwork, building, tangent
+from widelimit.layers import walk
+from widelimit.network import (
+    GELU,
+    ABReLU,
+    Abs,
+    AvgPool,
+    Conv,
+    Cos,
+    Dense,
+    Erf,
+    Flatten,
+    Gaussian,
+    GlobalAvgPool,
+    Layer,
+    LayerNorm,
+    LeakyReLU,
+    LocalAvgPool,
+    Network,
+    Polynomial,
+    ReLU,
+    Sin,
+    Sum,
+)
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -67,7 +90,7 @@ def test_layers_add_up_and_frozen_ones_add_nothing(network: Network) -> None:
     parts = wl.finite.empirical_ntk(module, x, per_layer=True)
     trained = [
         f"scaled.{i}"
-        for i, layer in enumerate(network.layers)
+        for i, layer in enumerate(walk(network.layers))
         if isinstance(layer, Conv | Dense) and layer.trainable
     ]
     assert list(parts) == trained
@@ -76,6 +99,38 @@ def test_layers_add_up_and_frozen_ones_add_nothing(network: Network) -> None:
     )
     for name, parameter in module.named_parameters():
         assert parameter.requires_grad == (name.rpartition(".")[0] in trained)
+
+
+def test_a_series_is_an_image_of_one_row() -> None:
+    network, x = wl.cnn_1d(2, 3, Erf()), normal(3, 7, 2)
+    finite = FiniteNetwork.sample(network, (7, 2), 6, 3)
+    of_images = FiniteNetwork.sample(network, (1, 7, 2), 6, 3)
+    np.testing.assert_array_equal(finite.empirical_ntk(x), of_images.empirical_ntk(x[:, None]))
+    first = build(network, channels="first", input_shape=(2, 7))
+    for module, given in (
+        (build(network), x),
+        (build(network), x[:, None]),
+        (first, x.transpose(0, 2, 1)),
+    ):
+        np.testing.assert_allclose(outputs(module, given)[:, 0], finite.forward(x), rtol=1e-10)
+        found = wl.finite.empirical_ntk(module, given)
+        np.testing.assert_allclose(found, finite.empirical_ntk(x), rtol=1e-10)
+    found = wl.finite.compare(first, x.transpose(0, 2, 1), draws=2)
+    np.testing.assert_allclose(found.exact, wl.kernel(network, x, dtype="float64"), rtol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [LayerNorm(0.0), LayerNorm(), Gaussian()], ids=repr)
+def test_black_pixels_are_no_division_by_zero(layer: Any) -> None:
+    network = Network([Conv(3), layer, Conv(3), ReLU(), Flatten(), Dense()])
+    x = normal(3, *SHAPE)
+    x[0] = 0.0
+    x[1, :3] = 0.0
+    finite, module = FiniteNetwork.sample(network, SHAPE, 6, 3), build(network)
+    np.testing.assert_allclose(outputs(module, x)[:, 0], finite.forward(x), rtol=1e-10)
+    found, expected = wl.finite.empirical_ntk(module, x), finite.empirical_ntk(x)
+    assert not expected[0].any()
+    assert expected[1, 1] > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("channels", ["first", "last"])
@@ -171,6 +226,105 @@ def test_mean_over_networks_is_the_exact_kernel() -> None:
         assert np.abs((values.mean(axis=0) - 1.25 * k) / error).max() > 5.0
 
 
+# Each with one that lacks a layer or a branch, which has to be noticed.
+TREES: dict[str, tuple[tuple[int, ...], list[Layer], list[Layer]]] = {
+    "a pool": (
+        SHAPE,
+        [Conv(3), ReLU(), AvgPool(2), Conv(3), ReLU(), GlobalAvgPool(), Dense()],
+        [Conv(3), ReLU(), Conv(3), ReLU(), GlobalAvgPool(), Dense()],
+    ),
+    "a skip": (
+        SHAPE,
+        [Conv(3, 1.0), Sum((), [ReLU(), Conv(3, b_std=0.2)]), GELU(), Flatten(), Dense()],
+        [Conv(3, 1.0), ReLU(), Conv(3, b_std=0.2), GELU(), Flatten(), Dense()],
+    ),
+    "a skip across a pool": (
+        SHAPE,
+        [
+            Conv(3),
+            Sum([AvgPool(3, 2, "same")], [Abs(), Conv(3, 0.8, stride=2)]),
+            LayerNorm(),
+            Conv((1, 2), 1.0, padding="valid"),
+            Gaussian(),
+            Flatten(),
+            Dense(),
+        ],
+        [
+            Conv(3),
+            AvgPool(3, 2, "same"),
+            LayerNorm(),
+            Conv((1, 2), 1.0, padding="valid"),
+            Gaussian(),
+            Flatten(),
+            Dense(),
+        ],
+    ),
+    "a frozen filter of one column": (
+        SHAPE,
+        [Conv((3, 1), 1.0, trainable=False), Polynomial((0.1, 0.5, 0.2)), Flatten(), Dense()],
+        [Conv((3, 1), 1.0), Polynomial((0.1, 0.5, 0.2)), Flatten(), Dense()],
+    ),
+    "a head": (
+        SHAPE,
+        [Conv(3), AvgPool(3, 1, "same"), LeakyReLU(0.3), GlobalAvgPool(), Dense(), Erf(), Dense()],
+        [Conv(3), LeakyReLU(0.3), GlobalAvgPool(), Dense(), Erf(), Dense()],
+    ),
+    "a series": (
+        (9, 2),
+        [
+            Conv((1, 3)),
+            Sin(),
+            AvgPool((1, 2)),
+            Conv((1, 3), stride=(1, 2)),
+            Sum((), [Cos(), Conv((1, 3))]),
+            ABReLU(-0.3, 1.2),
+            GlobalAvgPool(),
+            Dense(),
+        ],
+        [
+            Conv((1, 3)),
+            Sin(),
+            AvgPool((1, 2)),
+            Conv((1, 3), stride=(1, 2)),
+            ABReLU(-0.3, 1.2),
+            GlobalAvgPool(),
+            Dense(),
+        ],
+    ),
+}
+
+
+def products_of_gradients(module: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    trained = [p for p in module.parameters() if p.requires_grad]
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(output, trained, retain_graph=True)])
+        for output in module(torch.from_numpy(x))[:, 0]
+    ]
+    return (torch.stack(rows) @ torch.stack(rows).T).numpy()
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_mean_over_trees_is_the_exact_kernel(name: str) -> None:
+    shape, layers, lacking = TREES[name]
+    x, widths, kinds = normal(3, *shape), (32, 96), ("nngp", "ntk")
+    values = np.empty((2, 2, 40, 3, 3))
+    for i, width in enumerate(widths):
+        for draw in range(40):
+            module = build(Network(layers), width, [width, draw], input_shape=shape)
+            values[0, i, draw] = wl.finite.empirical_nngp(module, x)
+            values[1, i, draw] = products_of_gradients(module, x)
+    np.testing.assert_allclose(wl.finite.empirical_ntk(module, x), values[1, 1, 39], rtol=1e-10)
+    right, wrong = (
+        wl.kernel(Network(made), x, kind=kinds, backend="reference") for made in (layers, lacking)
+    )
+    away = []
+    for k, other, found in zip(right, wrong, values, strict=True):
+        limit, error = Estimate(k, widths, found).limit
+        assert np.abs((limit - k) / error).max() < 3.0
+        away.append(np.abs((limit - other) / error).max())
+    assert max(away) > 5.0
+
+
 # ----------------------------------------------------------------------------- within the memory
 
 
@@ -254,6 +408,60 @@ def convolutional(width: int = 8) -> Any:
     )
 
 
+def strided(width: int = 8) -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, width, (3, 1), stride=(2, 1), padding=(1, 0)),
+        nn.LeakyReLU(0.2),
+        nn.AvgPool2d(2, 1),
+        nn.Conv2d(width, width, (1, 2)),
+        nn.GELU(),
+        nn.AvgPool2d(3, 2, 1),
+        nn.Flatten(),
+        nn.Linear(width, 3),
+    )
+
+
+def of_series(width: int = 8) -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv1d(2, width, 3, padding="same"),
+        nn.ReLU(),
+        nn.AvgPool1d(2),
+        nn.Conv1d(width, width, 2, stride=2, bias=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(width, 3),
+    )
+
+
+def test_strides_and_pools_become_layers() -> None:
+    assert wl.finite.from_torch(strided()).layers[1:-1] == (
+        LeakyReLU(0.2),
+        AvgPool(2, 1),
+        Conv((1, 2), *scales_of(strided()[3]), padding="valid"),
+        GELU(),
+        AvgPool(3, 2, "same"),
+        Flatten(),
+    )
+    assert str(wl.finite.from_torch(strided())).startswith("Conv((3, 1), stride=(2, 1)) ABReLU")
+    text = "Conv((1, 3)) ReLU AvgPool((1, 2)) Conv((1, 2), stride=(1, 2), valid) ReLU GlobalAvgPool"
+    assert str(wl.finite.from_torch(of_series())) == f"{text} Dense"
+    # beside the readout a mean around each pixel is a LocalAvgPool, before it no readout is left
+    inside = [nn.Conv2d(2, 3, 1), nn.AvgPool2d(3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(60, 1)]
+    text = "Conv(1) AvgPool(3, stride=1, padding='same') ReLU Flatten Dense"
+    assert str(wl.finite.from_torch(nn.Sequential(*inside))) == text
+
+
+def scales_of(part: Any) -> tuple[float, float]:
+    weight, bias = (p.detach().double() for p in (part.weight, part.bias))
+    return (
+        float((weight.square().mean() * weight[0].numel()).sqrt()),
+        float(bias.square().mean().sqrt()),
+    )
+
+
 def test_a_sequential_becomes_a_network() -> None:
     module = convolutional(40)
     network = wl.finite.from_torch(module)
@@ -280,16 +488,23 @@ def test_a_sequential_becomes_a_network() -> None:
     assert wl.finite.from_torch(built) == TINY["lap"]
 
 
-def test_the_network_computes_what_the_module_computes() -> None:
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [(convolutional(), (2, 4, 5)), (strided(), (2, 4, 3)), (of_series(), (2, 9))],
+    ids=["convolutional", "strided", "series"],
+)
+def test_the_network_computes_what_the_module_computes(module: Any, shape: tuple[int, ...]) -> None:
     # Parameters of the module over their scales, put into a network that is built.
-    module = convolutional().double()
+    module = copy.deepcopy(module).double()
     network, scales = building.read_layers(module)
-    twin = build(network, 8, outputs=3, channels="first", input_shape=(2, 4, 5))
+    twin = build(network, 8, outputs=3, channels="first", input_shape=shape)
     own = {name: p.detach() / scales[name] for name, p in module.named_parameters()}
-    names = {"0": "scaled.0", "2.0": "scaled.2", "6": "scaled.5"}
-    state = {f"{names[n.rpartition('.')[0]]}.{n.rpartition('.')[2]}": p for n, p in own.items()}
-    twin.load_state_dict(state)
-    x = normal(3, 2, 4, 5)
+    owners = list(dict.fromkeys(name.rpartition(".")[0] for name in own))
+    names = dict(zip(owners, (f"scaled.{key}" for key in twin.scaled), strict=True))
+    renamed = {f"{names[n.rpartition('.')[0]]}.{n.rpartition('.')[2]}": p for n, p in own.items()}
+    sizes = {name: p.shape for name, p in twin.state_dict().items()}
+    twin.load_state_dict({name: p.reshape(sizes[name]) for name, p in renamed.items()})
+    x = normal(3, *shape)
     np.testing.assert_allclose(outputs(twin, x), outputs(module, x), rtol=1e-10)
     np.testing.assert_allclose(
         wl.finite.empirical_nngp(module, x), wl.finite.empirical_nngp(twin, x), rtol=1e-10
@@ -302,17 +517,20 @@ def test_the_network_computes_what_the_module_computes() -> None:
 
 
 REFUSED = {
-    "stride": (nn.Conv2d(2, 4, 3, stride=2, padding=1), r"0: Conv2d\(.*must have stride 1"),
-    "padding": (nn.Conv2d(2, 4, 3), r"same padding with zeros, padding=1"),
-    "reflect": (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), "same padding with zeros"),
-    "even": (nn.Conv2d(2, 4, 2, padding="same"), "an odd square kernel"),
+    "padding": (nn.Conv2d(2, 4, 3, padding=2), r"0: Conv2d\(.*half an odd kernel, or none"),
+    "one side": (nn.Conv2d(2, 4, 3, padding=(1, 0)), "zero padding of half an odd kernel"),
+    "reflect": (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), "must have zero padding"),
+    "even": (nn.Conv2d(2, 4, 2, padding="same"), "half an odd kernel"),
+    "dilation": (nn.Conv1d(2, 4, 3, padding="same", dilation=2), "no dilation and no groups"),
     "groups": (nn.Conv2d(2, 4, 3, padding=1, groups=2), "no dilation and no groups"),
     "lazy": (nn.LazyConv2d(4, 3), "LazyConv2d"),
     "batch": (nn.BatchNorm2d(2), r"0: BatchNorm2d\(2"),
-    "pool": (nn.AvgPool2d(2), "odd square kernel, stride 1"),
+    "pool": (nn.AvgPool2d(2, padding=1), "half an odd kernel, or none"),
+    "ceil": (nn.AvgPool1d(2, ceil_mode=True), "no ceil_mode"),
     "border": (nn.AvgPool2d(3, 1, 1, count_include_pad=False), "count_include_pad=True"),
     "max": (nn.MaxPool2d(2), "0: MaxPool2d"),
-    "gelu": (nn.GELU(), "0: GELU"),
+    "gelu": (nn.GELU(approximate="tanh"), "0: GELU.*no approximation"),
+    "tanh": (nn.Tanh(), "0: Tanh"),
     "adaptive": (nn.AdaptiveAvgPool2d(2), "output_size must be 1"),
     "flatten": (nn.Flatten(2), "other axes"),
     "order": (nn.ReLU(), r"layers\[0\] is ReLU\(\) at the beginning"),
@@ -327,8 +545,8 @@ def test_what_has_no_counterpart_is_named(part: Any, message: str) -> None:
 
 
 def test_all_layers_without_a_counterpart_are_named_at_once() -> None:
-    module = nn.Sequential(nn.Sequential(nn.GELU(), nn.MaxPool2d(2)), nn.Tanh(), nn.Linear(4, 1))
-    with pytest.raises(ValueError, match=r"0\.0: GELU.*; 0\.1: MaxPool2d.*; 1: Tanh\(\)$"):
+    module = nn.Sequential(nn.Sequential(nn.SiLU(), nn.MaxPool2d(2)), nn.Tanh(), nn.Linear(4, 1))
+    with pytest.raises(ValueError, match=r"0\.0: SiLU.*; 0\.1: MaxPool2d.*; 1: Tanh\(\)$"):
         wl.finite.from_torch(module)
     half = nn.Linear(4, 1)
     half.bias.requires_grad_(False)

@@ -187,12 +187,6 @@ class Conv(_Layer):
         return f"Conv({self.filter_size}{stride}{padding})"
 
     @property
-    def side(self) -> int:
-        """Side of a square filter in pixels."""
-        assert isinstance(self.filter_size, int)
-        return self.filter_size
-
-    @property
     def windows(self) -> tuple[Window, Window]:
         """How the filter moves along rows and along columns."""
         return _windows(self.filter_size, self.stride, self.padding)
@@ -418,6 +412,11 @@ class LocalAvgPool(_Layer):
     """
 
     half_width: int
+
+    @property
+    def windows(self) -> tuple[Window, Window]:
+        """How the window moves along rows and along columns."""
+        return _windows(2 * self.half_width + 1, 1, "same")
 
 
 @final

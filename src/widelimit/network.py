@@ -77,7 +77,6 @@ __all__ = [
     "ReLU",
     "Sin",
     "Sum",
-    "check_plain",
 ]
 
 Scaling: TypeAlias = Literal["fan_in", "paper"]
@@ -259,16 +258,6 @@ def _check_layer(entry: Any, place: str) -> None:
     elif entry in (LeakyReLU, Abs):
         remedy = f"write {entry.__name__}({'slope' if entry is LeakyReLU else ''})"
     raise TypeError(f"{place} must be a layer, got {entry!r}: {remedy}")
-
-
-def check_plain(network: Network, what: str) -> None:
-    """Refuse a network with layers that something does not have yet: no chain of the first ones."""
-    general = [str(layer) for layer in network.layers if not _is_first_format(layer)]
-    if general:
-        raise ValueError(
-            f"{what} has no {', '.join(dict.fromkeys(general))} yet: use convolutions of stride 1 "
-            'with padding="same" and a square filter, ReLU, and dense layers'
-        )
 
 
 # ---------------------------------------------------------------- shapes

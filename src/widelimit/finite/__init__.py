@@ -11,7 +11,8 @@ As modules of PyTorch (``pip install "widelimit[torch]"``), and in NumPy:
 from widelimit.finite.building import build, from_torch
 from widelimit.finite.comparison import Comparison, compare
 from widelimit.finite.convergence import Estimate, WidthStudy, convergence
-from widelimit.finite.network import FiniteNetwork, Parameters
+from widelimit.finite.network import FiniteNetwork
+from widelimit.finite.parameters import Parameters
 from widelimit.finite.tangent import empirical_nngp, empirical_ntk
 
 __all__ = [

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast
 
 from widelimit.finite.loaded import load_torch
-from widelimit.finite.network import Seed, check_width
+from widelimit.finite.parameters import Seed, check_width
+from widelimit.layers import Pair
 from widelimit.matrices.inputs import Channels
 from widelimit.network import (
+    GELU,
+    AvgPool,
     Conv,
     Dense,
     Flatten,
     GlobalAvgPool,
     Layer,
+    LeakyReLU,
     LocalAvgPool,
     Network,
     ReLU,
-    check_plain,
 )
 
 if TYPE_CHECKING:
@@ -57,8 +60,9 @@ def build(
         As for `FiniteNetwork.sample`: equal seeds give equal parameters, there and here, on any
         device.
     input_shape : sequence of int or None
-        Of one sample as the module takes it: ``(h, w, c)``, ``(c, h, w)`` with
-        ``channels="first"``, or ``(d,)``. None: parameters are drawn when the first input is seen.
+        Of one sample as the module takes it: ``(h, w, c)``, ``(length, c)`` of a series, or
+        ``(d,)``; with ``channels="first"`` ``(c, h, w)`` or ``(c, length)``. None: parameters are
+        drawn when the first input is seen.
     outputs : int
         At least 1.
     kappa : float
@@ -95,7 +99,6 @@ def build(
     given: Any = network
     if not isinstance(given, Network):
         raise TypeError(f"network must be a Network, got {given!r}: from_torch makes one")
-    check_plain(network, "a finite network")
     check_width(width)
     if isinstance(outputs, bool) or not isinstance(outputs, Integral) or outputs < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"outputs must be an integer and at least 1, got {outputs!r}")
@@ -129,9 +132,9 @@ def from_torch(module: Any) -> Network:
     Parameters
     ----------
     module : torch.nn.Sequential
-        Of Conv2d (odd square kernel, "same" zero padding, stride 1, no groups), ReLU,
-        AdaptiveAvgPool2d(1), AvgPool2d (odd square kernel, stride 1, "same" padding), Flatten,
-        Linear, Identity, and Sequential of these. Or what `build` has returned.
+        Of Conv2d (padding with zeros by half of an odd kernel, or none; no groups, no dilation),
+        AvgPool2d (the same), AdaptiveAvgPool2d(1), these in one dimension, ReLU, LeakyReLU, GELU,
+        Flatten, Linear, Identity, and Sequential of these. Or what `build` has returned.
 
     Returns
     -------
@@ -189,6 +192,8 @@ def read_layers(module: Any) -> tuple[Network, dict[str, float]]:
                 "AdaptiveAvgPool2d(1), where Flatten() must come"
             )
         pooled = isinstance(layer, GlobalAvgPool)
+        if isinstance(layer, Flatten) and layers and _is_local(layers[-1]):
+            layers[-1] = LocalAvgPool(layers[-1].size // 2)
         if layer is not None:
             layers.append(layer)
     if unknown:
@@ -219,21 +224,28 @@ def _read(torch: Any, part: Any) -> tuple[Layer | None, str]:
         return None, ""
     if kind is nn.ReLU:
         return ReLU(), ""
+    if kind is nn.LeakyReLU:
+        return LeakyReLU(part.negative_slope), ""
+    if kind is nn.GELU:
+        return GELU(), "" if part.approximate == "none" else f"{part}: must have no approximation"
     if kind is nn.Flatten:
         whole = (part.start_dim, part.end_dim) == (1, -1)
         return Flatten(), "" if whole else f"{part}: flattens other axes than all but the first"
-    if kind is nn.AdaptiveAvgPool2d:
-        whole = part.output_size in (1, (1, 1))
+    if kind in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d):
+        whole = part.output_size in (1, (1,), (1, 1))
         return GlobalAvgPool(), "" if whole else f"{part}: output_size must be 1"
-    if kind is nn.AvgPool2d:
-        size = _pair(part.kernel_size)
-        same = _pair(part.padding) == (size[0] // 2,) * 2 and _pair(part.stride) == (1, 1)
-        if size[0] != size[1] or size[0] % 2 == 0 or not same:
-            refused = "odd square kernel, stride 1 and padding of half the kernel"
-        elif not part.count_include_pad or part.divisor_override or part.ceil_mode:
-            refused = "count_include_pad=True, no divisor_override and no ceil_mode"
-        return LocalAvgPool(max(size[0] // 2, 0)), f"{part}: must have {refused}" if refused else ""
-    if kind not in (nn.Conv2d, nn.Linear):
+    if kind in (nn.AvgPool1d, nn.AvgPool2d):
+        size, stride, padding = _windows(part, kind is nn.AvgPool1d)
+        if padding is None:
+            refused = "padding of half an odd kernel, or none"
+        elif not part.count_include_pad or getattr(part, "divisor_override", None):
+            refused = "count_include_pad=True and no divisor_override"
+        elif part.ceil_mode:
+            refused = "no ceil_mode"
+        if refused or padding is None:
+            return None, f"{part}: must have {refused}"
+        return AvgPool(size, stride, padding), ""
+    if kind not in (nn.Conv1d, nn.Conv2d, nn.Linear):
         return None, str(part).partition("\n")[0]
     if isinstance(part.weight, nn.parameter.UninitializedParameter):
         return None, f"{part}: has no parameters yet, call the module once"
@@ -245,23 +257,36 @@ def _read(torch: Any, part: Any) -> tuple[Layer | None, str]:
         return None, f"{part}: has weights that are all 0"
     if kind is nn.Linear:
         return Dense(*scales, trainable=True in trained), ""
-    size = part.kernel_size
-    padding = part.padding if isinstance(part.padding, str) else _pair(part.padding)
-    if size[0] != size[1] or size[0] % 2 == 0:
-        refused = "an odd square kernel"
-    elif part.stride != (1, 1):
-        refused = "stride 1"
-    elif part.dilation != (1, 1) or part.groups != 1:
+    size, stride, padding = _windows(part, kind is nn.Conv1d)
+    if any(d != 1 for d in part.dilation) or part.groups != 1:
         refused = "no dilation and no groups"
-    elif padding not in ("same", (size[0] // 2,) * 2) or part.padding_mode != "zeros":
-        refused = f"same padding with zeros, padding={size[0] // 2}"
-    if refused:
+    elif padding is None or part.padding_mode != "zeros":
+        refused = "zero padding of half an odd kernel, or none"
+    if refused or padding is None:
         return None, f"{part}: must have {refused}"
-    return Conv(size[0], *scales, trainable=True in trained), ""
+    return Conv(size, *scales, trainable=True in trained, stride=stride, padding=padding), ""
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _windows(part: Any, series: bool) -> tuple[Pair, Pair, Literal["same", "valid"] | None]:
+    """Return the size, stride and padding of a kernel, None if there is no such padding."""
+
+    def pair(value: Any, one: int) -> tuple[int, int]:
+        value = value if isinstance(value, tuple) else (value,) * (1 if series else 2)
+        return (one, *value) if series else tuple(value)
+
+    size, stride = pair(part.kernel_size, 1), pair(part.stride, 1)
+    half = (size[0] // 2, size[1] // 2)
+    words = {"same": half, "valid": (0, 0)}
+    zeros = words[part.padding] if part.padding in words else pair(part.padding, 0)
+    if zeros == half and size[0] % 2 == size[1] % 2 == 1:
+        return size, stride, "same"
+    return size, stride, "valid" if zeros == (0, 0) else None
+
+
+def _is_local(layer: Layer) -> TypeGuard[AvgPool]:
+    """Whether a pool is a `LocalAvgPool`, if it comes last."""
+    same = isinstance(layer, AvgPool) and layer.padding == "same" and layer.stride == 1
+    return same and isinstance(layer.size, int)
 
 
 def _weight_std(part: Any) -> float:

@@ -101,7 +101,7 @@ def compare(
     ----------
     module : torch.nn.Sequential
         That `from_torch` reads; or from `build`.
-    x : tensor or array_like of shape (n, c, h, w) or (n, d)
+    x : tensor or array_like of shape (n, c, h, w), (n, c, length) or (n, d)
         As the module takes it, a few samples: 10 to 50.
     draws : int
         At least 2: copies with fresh random parameters, whose distances predict widths.
@@ -135,7 +135,9 @@ def compare(
     # Before the exact kernel, which may take long: whether the module can be differentiated.
     empirical = _tangent(module, x, memory, scales)
     values = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, np.float64)
-    channels: Any = getattr(module, "channels", "first") if values.ndim == 4 else None
+    channels: Any = getattr(module, "channels", "first")
+    if channels == "first":  # of images, and of series
+        values, channels = np.moveaxis(values, 1, -1), "last"
     exact = kappa**2 * kernel(network, values, dtype="float64", channels=channels)
     distances = tuple(
         _distance(_tangent(_redrawn(torch, module, scales, (seed, i)), x, memory, scales), exact)

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from widelimit.finite.loaded import load_torch
+from widelimit.finite.parameters import parameter_sizes
+from widelimit.layers import walk
 from widelimit.machine import default_threads
-from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, Network
+from widelimit.network import Network
 
 __all__ = [
     "choose_device",
@@ -81,27 +83,13 @@ def count_multiply_adds(
     network, width, input_shape, outputs
         As for `build`; images are (h, w, c).
     """
-    *pixels, channels = input_shape
-    if isinstance(network.layers[0], Dense):
-        pixels, channels = [], math.prod(input_shape)
     work = trained = parameters = 0
-    last = len(network.layers) - 1
-    for i, layer in enumerate(network.layers):
-        match layer:
-            case Conv() | Dense():
-                size = layer.side**2 if isinstance(layer, Conv) else 1
-                features = outputs if i == last else width
-                own = size * channels * features
-                work += own * math.prod(pixels)
-                parameters += own
-                trained += own * layer.trainable
-                channels = features
-            case Flatten():
-                channels, pixels = channels * math.prod(pixels), []
-            case GlobalAvgPool():
-                pixels = []
-            case _:
-                pass
+    for sizes in parameter_sizes(network, input_shape, width, outputs):
+        if sizes is not None:
+            own = math.prod(sizes.weight)
+            work += own * sizes.places
+            parameters += own
+            trained += own * sizes.layer.trainable
     return work, trained, parameters
 
 
@@ -142,5 +130,6 @@ def estimate_gradients(
     device : str
     """
     work, trained, parameters = count_multiply_adds(network, width, input_shape)
-    small = _OVERHEAD * _PASSES * len(network.layers) * (n if device == "cpu" else 1)
+    layers = sum(1 for _ in walk(network.layers))
+    small = _OVERHEAD * _PASSES * layers * (n if device == "cpu" else 1)
     return _DRAWN * parameters + small + n * (_PASSES * work + n * trained / 2) / speed

@@ -3,14 +3,14 @@
 Weights and biases are standard normal, and scaled where they are used (the NTK parametrisation:
 Section 4 of the paper; general form in docs/mathematics.md)::
 
-    Conv(q)   u(p) = w / sqrt(q^2 c) sum_a W_a x(p + a) + b beta         c channels in
-    Dense     u    = w / sqrt(c)     W x                + b beta         c features in
+    Conv(q)   u(p) = w / sqrt(q^2 c) sum_a W_a x(s p + a) + b beta       c channels in, stride s
+    Dense     u    = w / sqrt(c)     W x                  + b beta       c features in
 
 so that for growing width the tangent kernel tends to Theta (Theorem 3.1), and the covariance of
 outputs to K. With ``delta(p) = df/du(p)``, by backpropagation, a trained layer adds to the former::
 
-    w^2/(q^2 c) sum_{p,p'} (sum_a x(p+a).z(p'+a)) (delta_x(p).delta_z(p'))    dot: sum over channels
-    + b^2 (sum_p delta_x(p)).(sum_p' delta_z(p'))
+    w^2/(q^2 c) sum_{p,p'} (sum_a x(s p+a).z(s p'+a)) (delta_x(p).delta_z(p'))
+    + b^2 (sum_p delta_x(p)).(sum_p' delta_z(p'))                      dots are sums over channels
 
 Written from these formulas and the definition of a layer alone: no dual activation, no slice.
 """
@@ -18,56 +18,33 @@ Written from these formulas and the definition of a layer alone: no dual activat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from typing import TypeAlias, final
+from typing import NamedTuple, final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from widelimit.arrays import FloatArray
+from widelimit.finite.activations import activate, pull_back
+from widelimit.finite.parameters import Parameters, Seed, draw_parameters, inner_shape
+from widelimit.lattice import Window
 from widelimit.network import (
+    AvgPool,
     Conv,
     Dense,
     Flatten,
     GlobalAvgPool,
+    Identity,
     Layer,
     LocalAvgPool,
     Network,
-    check_plain,
+    Sum,
 )
 
-__all__ = ["FiniteNetwork", "Parameters", "Seed", "check_width", "draw_parameters"]
-
-Seed: TypeAlias = int | Sequence[int] | np.random.SeedSequence | np.random.Generator
+__all__ = ["FiniteNetwork"]
 
 _BLOCK = 2**22  # entries of the gradients that are held at a time: 32 MiB
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Parameters:
-    """Weights and biases of one layer, and what each is multiplied with where it is used.
-
-    Parameters
-    ----------
-    weight : ndarray of float64, shape (q, q, c, outputs), or (c, outputs) of a `Dense`
-    bias : ndarray of float64, shape (outputs,)
-    weight_scale : float
-        ``w_std / sqrt(fan-in)``.
-    bias_scale : float
-        ``b_std``.
-    """
-
-    weight: FloatArray
-    bias: FloatArray
-    weight_scale: float
-    bias_scale: float
-
-    @property
-    def matrix(self) -> FloatArray:
-        """Weights of shape (fan-in, outputs)."""
-        return self.weight.reshape(-1, self.weight.shape[-1])
 
 
 @final
@@ -79,11 +56,12 @@ class FiniteNetwork:
     ----------
     network : Network
     input_shape : tuple of int
-        ``(h, w, c)``, or ``(d,)`` for a dense network.
+        ``(h, w, c)``, ``(length, c)`` of a series, or ``(d,)`` for a dense network.
     width : int
         Channels of every `Conv`, features of every `Dense` but the last.
     parameters : tuple of Parameters or None
-        One for each layer of the network, None where it has nothing to learn.
+        One for each layer of the network, those of branches after their `Sum`; None where it has
+        nothing to learn.
     """
 
     network: Network
@@ -103,7 +81,8 @@ class FiniteNetwork:
             With either scaling. "paper" leaves out of the fan-in the channels of the input, and
             the pixels that `Flatten` sums; `q^2` and widths are in both.
         input_shape : sequence of int
-            ``(h, w, c)`` of one image, or ``(d,)`` of one vector if the network is dense.
+            ``(h, w, c)`` of one image, ``(length, c)`` of a series, or ``(d,)`` of one vector if
+            the network is dense.
         width : int
             At least 1.
         seed : int, sequence of int, SeedSequence or Generator
@@ -144,7 +123,7 @@ class FiniteNetwork:
         TypeError, ValueError
             If x is not real, or has another shape.
         """
-        return self._activations("x", x)[-1][:, 0]
+        return self._forward(self._checked("x", x))[0][:, 0]
 
     def empirical_ntk(self, x1: ArrayLike, x2: ArrayLike | None = None) -> FloatArray:
         """Tangent kernel of this draw: inner products of gradients over trained parameters.
@@ -173,20 +152,16 @@ class FiniteNetwork:
         ``n1 n2 P^2 (F + O)`` and ``(n1 + n2) P F O + n1 n2 F O`` multiplications. It holds
         ``(n1 + n2) P F`` numbers, and ``2 n2 P^2``, or blocks of gradients of 32 MiB.
         """
-        left = self._activations("x1", x1)
-        right = left if x2 is None else self._activations("x2", x2)
-        left_deltas = self._deltas(left)
-        right_deltas = left_deltas if x2 is None else self._deltas(right)
-        out = np.zeros((len(left[0]), len(right[0])))
-        for i, (layer, own) in enumerate(zip(self.network.layers, self.parameters, strict=True)):
-            if own is None or not isinstance(layer, Conv | Dense) or not layer.trainable:
-                continue
-            f1, d1 = _features(layer, left[i]), _pixels(left_deltas[i])
-            f2, d2 = (
-                (f1, d1) if x2 is None else (_features(layer, right[i]), _pixels(right_deltas[i]))
-            )
-            out += own.weight_scale**2 * _gradient_products(f1, d1, f2, d2)
-            out += own.bias_scale**2 * (d1.sum(axis=1) @ d2.sum(axis=1).T)
+        x = self._checked("x1", x1)
+        z = x if x2 is None else self._checked("x2", x2)
+        left = self._uses(x)
+        right = left if x2 is None else self._uses(z)
+        out = np.zeros((len(x), len(z)))
+        for mine, theirs in zip(left, right, strict=True):
+            f1, d1 = mine.features(), mine.deltas()
+            f2, d2 = (f1, d1) if x2 is None else (theirs.features(), theirs.deltas())
+            out += mine.own.weight_scale**2 * _gradient_products(f1, d1, f2, d2)
+            out += mine.own.bias_scale**2 * (d1.sum(axis=1) @ d2.sum(axis=1).T)
         return _symmetric(out) if x2 is None else out
 
     def empirical_nngp(self, x1: ArrayLike, x2: ArrayLike | None = None) -> FloatArray:
@@ -211,33 +186,30 @@ class FiniteNetwork:
         """
         last = self.parameters[-1]
         assert last is not None  # a Network ends with Dense
-        left = self._activations("x1", x1)[-2]
-        right = left if x2 is None else self._activations("x2", x2)[-2]
+        left = self._forward(self._checked("x1", x1))[1][-1].x
+        right = left if x2 is None else self._forward(self._checked("x2", x2))[1][-1].x
         out = last.weight_scale**2 * (left @ right.T) + last.bias_scale**2
         return _symmetric(out) if x2 is None else out
 
-    def _activations(self, name: str, x: ArrayLike) -> list[FloatArray]:
-        """Input of every layer, and the output."""
-        values = [self._checked(name, x)]
-        for layer, own in zip(self.network.layers, self.parameters, strict=True):
-            values.append(_forward(layer, own, values[-1]))
-        return values
+    def _forward(self, x: FloatArray) -> tuple[FloatArray, list[_Step]]:
+        return _forward(self.network.layers, iter(self.parameters), x)
 
-    def _deltas(self, activations: list[FloatArray]) -> list[FloatArray]:
-        """Derivative of the output with respect to the output of every layer."""
-        layers = self.network.layers
-        deltas = [np.ones_like(activations[-1])]
-        for i in range(len(layers) - 1, 0, -1):
-            deltas.append(_backward(layers[i], self.parameters[i], activations[i], deltas[-1]))
-        return deltas[::-1]
+    def _uses(self, x: FloatArray) -> list[_Use]:
+        """Return what trained layers read, and the derivative of the output by what they write."""
+        value, steps = self._forward(x)
+        uses: list[_Use] = []
+        _backward(steps, np.ones_like(value), uses)
+        return uses
 
     def _checked(self, name: str, x: ArrayLike) -> FloatArray:
         values = np.asarray(x)
         if values.dtype.kind not in "buif":
             raise TypeError(f"{name} must hold real numbers, got dtype {values.dtype}")
-        dense, size = self.network.is_dense, math.prod(self.input_shape)
+        inner = inner_shape(self.network, self.input_shape)
         fits = values.shape[1:] == self.input_shape or (
-            dense and values.ndim in (2, 4) and math.prod(values.shape[1:]) == size
+            self.network.is_dense
+            and values.ndim in (2, 4)
+            and math.prod(values.shape[1:]) == inner[0]
         )
         if values.ndim < 2 or not fits or not len(values):
             expected = ", ".join(map(str, self.input_shape))
@@ -245,137 +217,158 @@ class FiniteNetwork:
                 f"{name} must have shape (n, {expected}), n at least 1, got {values.shape}: sample "
                 "a network with the shape of your inputs, or reshape them"
             )
-        values = values.astype(np.float64)
-        return values.reshape(len(values), -1) if dense else values
+        return values.astype(np.float64).reshape(len(values), *inner)
 
 
-def check_width(width: object) -> int:
-    """Return the width of hidden layers as a plain integer, or say what is wrong with it."""
-    if isinstance(width, bool) or not isinstance(width, Integral):
-        raise TypeError(f"width must be an integer, got {width!r} ({type(width).__name__})")
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
-    return int(width)
+class _Step(NamedTuple):
+    """What a layer read on the way forward."""
+
+    layer: Layer
+    own: Parameters | None
+    x: FloatArray
+    branches: tuple[list[_Step], ...]  # of a Sum
 
 
-def draw_parameters(
-    network: Network, input_shape: Sequence[int], width: int, seed: Seed, outputs: int = 1
-) -> tuple[Parameters | None, ...]:
-    """Draw all parameters, as `FiniteNetwork.sample` says, for any number of outputs.
+class _Use(NamedTuple):
+    """What a trained layer reads, and the derivative of the output by what it writes."""
 
-    Returns
-    -------
-    tuple of Parameters or None
-        One for each layer of the network, None where it has nothing to learn.
-    """
-    width = check_width(width)
-    check_plain(network, "a finite network")
-    network.output_shapes(input_shape)  # says what is wrong with the shape
-    shape = tuple(int(size) for size in input_shape)
-    rng = np.random.default_rng(seed)
-    paper = network.scaling == "paper"
+    layer: Conv | Dense
+    own: Parameters
+    x: FloatArray
+    delta: FloatArray
 
-    pixels = math.prod(shape[:-1])
-    if isinstance(network.layers[0], Dense):  # an image is a vector from the start
-        pixels, shape = 1, (math.prod(shape),)
-    channels = shape[-1]
-    fan_in = 1 if paper else channels  # what the next layer divides by, but for its q^2
-    parameters: list[Parameters | None] = []
-    for index, layer in enumerate(network.layers):
-        match layer:
-            case Conv(_, w_std, b_std):
-                q = layer.side
-                size, scale = (q, q, channels, width), w_std / (q * math.sqrt(fan_in))
-            case Dense(w_std, b_std):
-                features = outputs if index == len(network.layers) - 1 else width
-                size, scale = (channels, features), w_std / math.sqrt(fan_in)
-            case _:
-                if isinstance(layer, Flatten):
-                    channels *= pixels
-                    fan_in *= 1 if paper else pixels
-                parameters.append(None)
-                continue
-        weight, bias = rng.standard_normal(size), rng.standard_normal(size[-1])
-        parameters.append(Parameters(weight, bias, scale, b_std))
-        channels = fan_in = width
-    return tuple(parameters)
+    def features(self) -> FloatArray:
+        """Shape (n, pixels, fan-in)."""
+        return _features(self.layer, self.x)
+
+    def deltas(self) -> FloatArray:
+        """Shape (n, pixels, channels)."""
+        return self.delta.reshape(len(self.delta), -1, self.delta.shape[-1])
 
 
-def _forward(layer: Layer, own: Parameters | None, x: FloatArray) -> FloatArray:
+def _forward(
+    layers: Sequence[Layer], parameters: Iterator[Parameters | None], x: FloatArray
+) -> tuple[FloatArray, list[_Step]]:
+    """Return the output of some layers, which take their parameters, and the way to it."""
+    steps: list[_Step] = []
+    for layer in layers:
+        own = next(parameters)
+        if isinstance(layer, Sum):
+            ends = [_forward(branch, parameters, x) for branch in layer.branches]
+            steps.append(_Step(layer, own, x, tuple(way for _, way in ends)))
+            x = sum((value for value, _ in ends[1:]), start=ends[0][0])
+        else:
+            steps.append(_Step(layer, own, x, ()))
+            x = _apply(layer, own, x)
+    return x, steps
+
+
+def _backward(steps: Sequence[_Step], delta: FloatArray, uses: list[_Use]) -> FloatArray:
+    """Go back from the derivative by the output of some layers to that by their input."""
+    for layer, own, x, branches in reversed(steps):
+        if isinstance(layer, Conv | Dense) and layer.trainable:
+            assert own is not None
+            uses.append(_Use(layer, own, x, delta))
+        if branches:
+            ends = [_backward(branch, delta, uses) for branch in branches]
+            delta = sum(ends[1:], start=ends[0])
+        else:
+            delta = _pull_back(layer, own, x, delta)
+    return delta
+
+
+def _apply(layer: Layer, own: Parameters | None, x: FloatArray) -> FloatArray:
     match layer:
         case Conv() | Dense():
             assert own is not None
             rows = _features(layer, x)
             u = own.weight_scale * (rows.reshape(-1, rows.shape[-1]) @ own.matrix)
-            return (u + own.bias_scale * own.bias).reshape(*x.shape[:-1], -1)
+            u = u + own.bias_scale * own.bias
+            return u.reshape(len(x), *_grid(layer, x), -1)
         case Flatten():
             return x.reshape(len(x), -1)
         case GlobalAvgPool():
             return x.mean(axis=(1, 2))
-        case LocalAvgPool(half_width):
-            return _average(x, half_width)
-        case _:  # ReLU
-            return np.maximum(x, 0.0)
+        case AvgPool() | LocalAvgPool():
+            rows, columns = _means(layer, x)
+            return np.einsum("ij,njlc,kl->nikc", rows, x, columns, optimize=True)
+        case Identity():
+            return x
+        case Sum():
+            raise AssertionError(layer)  # its branches are gone through
+        case _:
+            return activate(layer, x)
 
 
-def _backward(layer: Layer, own: Parameters | None, x: FloatArray, delta: FloatArray) -> FloatArray:
+def _pull_back(
+    layer: Layer, own: Parameters | None, x: FloatArray, delta: FloatArray
+) -> FloatArray:
     """From the derivative with respect to the output of a layer to that for its input x."""
     match layer:
         case Conv() | Dense():
             assert own is not None
             rows = delta.reshape(-1, delta.shape[-1])
             gradient = (own.weight_scale * rows) @ own.matrix.T
-            if isinstance(layer, Dense):
-                return gradient
-            return _fold(gradient.reshape(*x.shape[:3], layer.side, layer.side, -1))
+            return gradient if isinstance(layer, Dense) else _fold(layer, gradient, x.shape)
         case Flatten():
             return delta.reshape(x.shape)
         case GlobalAvgPool():
             pixels = x.shape[1] * x.shape[2]
             return np.broadcast_to(delta[:, None, None, :] / pixels, x.shape)
-        case LocalAvgPool(half_width):
-            return _average(delta, half_width)  # its own transpose
-        case _:  # ReLU
-            return np.where(x > 0.0, delta, 0.0)
+        case AvgPool() | LocalAvgPool():
+            rows, columns = _means(layer, x)
+            return np.einsum("ij,nikc,kl->njlc", rows, delta, columns, optimize=True)
+        case Identity():
+            return delta
+        case Sum():
+            raise AssertionError(layer)
+        case _:
+            return pull_back(layer, x, delta)
+
+
+def _grid(layer: Conv | Dense, x: FloatArray) -> tuple[int, ...]:
+    """Pixels of the output, none of a vector."""
+    if isinstance(layer, Dense):
+        return ()
+    return tuple(w.extent(n) for w, n in zip(layer.windows, x.shape[1:3], strict=True))
 
 
 def _features(layer: Conv | Dense, x: FloatArray) -> FloatArray:
     """What the weights of a layer are multiplied with, shape (n, pixels, fan-in)."""
     if isinstance(layer, Dense):
         return x[:, None, :]
-    n, h, w, _ = x.shape
-    q = layer.side
-    r = q // 2
-    padded = np.pad(x, [(0, 0), (r, r), (r, r), (0, 0)])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (q, q), axis=(1, 2))
+    rows, columns = layer.windows
+    padded = np.pad(x, [(0, 0), (rows.low, rows.high), (columns.low, columns.high), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, (rows.size, columns.size), axis=(1, 2)
+    )[:, :: rows.stride, :: columns.stride]
+    n, h, w = windows.shape[:3]
     return windows.transpose(0, 1, 2, 4, 5, 3).reshape(n, h * w, -1)
 
 
-def _fold(windows: FloatArray) -> FloatArray:
-    """Add every patch of shape (q, q, c) where it was taken: the transpose of `_features`."""
-    n, h, w, q, _, c = windows.shape
-    r = q // 2
-    padded = np.zeros((n, h + 2 * r, w + 2 * r, c))
-    for i in range(q):
-        for j in range(q):
-            padded[:, i : i + h, j : j + w] += windows[:, :, :, i, j]
-    return padded[:, r : r + h, r : r + w]
+def _fold(layer: Conv, windows: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """Add every window where it was taken: the transpose of `_features`."""
+    (n, h, w, c), (rows, columns) = shape, layer.windows
+    above, across = rows.extent(h), columns.extent(w)
+    windows = windows.reshape(n, above, across, rows.size, columns.size, c)
+    padded = np.zeros((n, rows.low + h + rows.high, columns.low + w + columns.high, c))
+    for i in range(rows.size):
+        for j in range(columns.size):
+            down = slice(i, i + rows.stride * above, rows.stride)
+            right = slice(j, j + columns.stride * across, columns.stride)
+            padded[:, down, right] += windows[:, :, :, i, j]
+    return padded[:, rows.low : rows.low + h, columns.low : columns.low + w]
 
 
-def _average(x: FloatArray, half_width: int) -> FloatArray:
-    """Mean over the window around each pixel, zero-padded."""
-    rows, columns = (_window(size, half_width) for size in x.shape[1:3])
-    return np.einsum("ij,njlc,lk->nikc", rows, x, columns, optimize=True)
+def _means(layer: AvgPool | LocalAvgPool, x: FloatArray) -> list[FloatArray]:
+    """Return for each axis the matrix that takes means over windows, of zeros, too."""
+    return [_mean(window, n) for window, n in zip(layer.windows, x.shape[1:3], strict=True)]
 
 
-def _window(size: int, half_width: int) -> FloatArray:
-    place = np.arange(size, dtype=np.float64)
-    return (np.abs(place[:, None] - place) <= half_width) / (2 * half_width + 1)
-
-
-def _pixels(delta: FloatArray) -> FloatArray:
-    """Shape (n, pixels, channels)."""
-    return delta.reshape(len(delta), -1, delta.shape[-1])
+def _mean(window: Window, n: int) -> FloatArray:
+    first = window.stride * np.arange(window.extent(n))[:, None] - window.low
+    place = np.arange(n)
+    return ((first <= place) & (place < first + window.size)) / window.size
 
 
 def _symmetric(matrix: FloatArray) -> FloatArray:

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
 
 from widelimit.finite.loaded import load_torch
-from widelimit.finite.network import Parameters, Seed, check_width, draw_parameters
+from widelimit.finite.parameters import Parameters, Seed, check_width, draw_parameters
+from widelimit.layers import Pointwise, walk
 from widelimit.matrices.inputs import Channels, check_not_first
-from widelimit.network import Conv, Dense, Flatten, GlobalAvgPool, Layer, LocalAvgPool, Network
+from widelimit.network import (
+    GELU,
+    ABReLU,
+    AvgPool,
+    Conv,
+    Cos,
+    Dense,
+    Erf,
+    Flatten,
+    Gaussian,
+    GlobalAvgPool,
+    Identity,
+    Layer,
+    LayerNorm,
+    LocalAvgPool,
+    Network,
+    Polynomial,
+    ReLU,
+    Sin,
+    Sum,
+)
 
 __all__ = ["ScaledLayer", "TorchNetwork"]
 
@@ -53,7 +75,7 @@ class ScaledLayer(_Module):  # pyright: ignore[reportUntypedBaseClass]
         self.weight_scale = own.weight_scale
         weight = own.weight.T  # (outputs, c)
         if isinstance(self.layer, Conv):
-            weight = own.weight.transpose(3, 2, 0, 1)  # (outputs, c, q, q)
+            weight = own.weight.transpose(3, 2, 0, 1)  # (outputs, c, rows, columns)
         for name, value in (("weight", weight), ("bias", own.bias)):
             parameter = getattr(self, name)
             if parameter is None:
@@ -69,8 +91,8 @@ class ScaledLayer(_Module):  # pyright: ignore[reportUntypedBaseClass]
         weight, bias = getattr(self, f"weight{suffix}"), getattr(self, f"bias{suffix}")
         bias = None if bias is None else self.layer.b_std * bias
         if isinstance(self.layer, Conv):
-            q = self.layer.side
-            return functional.conv2d(self.weight_scale * x, weight, bias, padding=q // 2)
+            _, strides, zeros = _geometry(self.layer)
+            return functional.conv2d(self.weight_scale * x, weight, bias, strides, zeros)
         return functional.linear(self.weight_scale * x, weight, bias)
 
     def extra_repr(self) -> str:
@@ -105,7 +127,7 @@ class TorchNetwork(_Module):  # pyright: ignore[reportUntypedBaseClass]
         self.scaled = torch.nn.ModuleDict(
             {
                 str(i): ScaledLayer(layer, zero_at_start, kind, device)
-                for i, layer in enumerate(network.layers)
+                for i, layer in enumerate(walk(network.layers))
                 if isinstance(layer, Conv | Dense)
             }
         )
@@ -117,8 +139,9 @@ class TorchNetwork(_Module):  # pyright: ignore[reportUntypedBaseClass]
 
         Parameters
         ----------
-        x : tensor of shape (n, h, w, c), or (n, d) for dense networks
-            With ``channels="first"``: (n, c, h, w). Of dtype and device of the parameters.
+        x : tensor of shape (n, h, w, c), (n, length, c), or (n, d) for dense networks
+            With ``channels="first"``: (n, c, h, w), (n, c, length). Of dtype and device of the
+            parameters.
 
         Raises
         ------
@@ -136,8 +159,12 @@ class TorchNetwork(_Module):  # pyright: ignore[reportUntypedBaseClass]
             )
         if self.input_shape is None:
             self._draw(shape[1:])
-        if len(shape) == 4 and self.channels != "first":
-            x = x.permute(0, 3, 1, 2)
+        if self.channels == "first" and len(shape) > 2:
+            x = x.movedim(1, -1)
+        if self.network.is_dense:  # an image is a vector from the start
+            x = x.flatten(1)
+        else:  # a series is an image of one row
+            x = (x[:, None] if len(shape) == 3 else x).movedim(-1, 1)
         out = self._layers(x, at_start=False)
         if self.zero_at_start:
             out = out - self._layers(x, at_start=True)
@@ -146,12 +173,11 @@ class TorchNetwork(_Module):  # pyright: ignore[reportUntypedBaseClass]
     def _draw(self, shape: tuple[int, ...]) -> None:
         """Draw the parameters for samples of this shape."""
         plain = shape
-        if len(shape) == 3:
-            if self.channels == "first":
-                plain = (*shape[1:], shape[0])
-            elif self.channels is None:
-                remedy = 'build(..., channels="first"); if the second is, channels="last"'
-                check_not_first("a sample", shape, remedy)
+        if self.channels == "first":
+            plain = (*shape[1:], shape[0])
+        elif self.channels is None and len(shape) == 3:
+            remedy = 'build(..., channels="first"); if the second is, channels="last"'
+            check_not_first("a sample", shape, remedy)
         drawn = draw_parameters(self.network, plain, self.width, self._seed, self.outputs)
         for i, own in enumerate(drawn):
             if own is not None:
@@ -159,25 +185,30 @@ class TorchNetwork(_Module):  # pyright: ignore[reportUntypedBaseClass]
         self.input_shape = tuple(int(size) for size in shape)
 
     def _layers(self, x: Any, at_start: bool) -> Any:
-        if isinstance(self.network.layers[0], Dense):  # an image is a vector from the start
-            x = _flat(x)
-        for i, layer in enumerate(self.network.layers):
-            x = self._layer(i, layer, x, at_start)
-        return x
+        return self._through(x, self.network.layers, count(), at_start)
 
-    def _layer(self, index: int, layer: Layer, x: Any, at_start: bool) -> Any:
-        match layer:
-            case Conv() | Dense():
-                return self.scaled[str(index)](x, at_start)
-            case Flatten():
-                return _flat(x)
-            case GlobalAvgPool():
-                return x.mean((2, 3))
-            case LocalAvgPool(half_width):
-                # Zeros count: the divisor is that of a whole window at the border, too.
-                return functional.avg_pool2d(x, 2 * half_width + 1, stride=1, padding=half_width)
-            case _:  # ReLU
-                return torch.relu(x)
+    def _through(self, x: Any, layers: Sequence[Layer], numbers: Iterator[int], start: bool) -> Any:
+        """Go through some layers, which take their numbers, with the parameters of now or then."""
+        for layer in layers:
+            number = next(numbers)
+            match layer:
+                case Conv() | Dense():
+                    x = self.scaled[str(number)](x, start)
+                case Sum(branches):
+                    ends = [self._through(x, branch, numbers, start) for branch in branches]
+                    x = sum(ends[1:], start=ends[0])
+                case Flatten():
+                    x = _flat(x)
+                case GlobalAvgPool():
+                    x = x.mean((2, 3))
+                case AvgPool() | LocalAvgPool():
+                    # Zeros count: the divisor is that of a whole window at the border, too.
+                    x = functional.avg_pool2d(x, *_geometry(layer))
+                case Identity():
+                    pass
+                case _:
+                    x = _activate(layer, x)
+        return x
 
     def extra_repr(self) -> str:
         """Return the network in one line, and what the module is beside it."""
@@ -188,3 +219,44 @@ class TorchNetwork(_Module):  # pyright: ignore[reportUntypedBaseClass]
 def _flat(x: Any) -> Any:
     """Return vectors, in the order of rows, columns, channels that the library has everywhere."""
     return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).flatten(1)
+
+
+def _geometry(layer: Conv | AvgPool | LocalAvgPool) -> tuple[tuple[int, int], ...]:
+    """Return sizes, strides and zeros on either side, of rows and columns."""
+    rows, columns = layer.windows
+    return (rows.size, columns.size), (rows.stride, columns.stride), (rows.low, columns.low)
+
+
+def _activate(layer: Pointwise, u: Any) -> Any:
+    """Return ``f(u)``; channels are axis 1."""
+    match layer:
+        case ReLU():
+            return torch.relu(u)
+        case ABReLU(a, b):
+            return torch.where(u > 0, b * u, a * u)
+        case Erf():
+            return torch.erf(u)
+        case GELU():
+            return functional.gelu(u)
+        case Sin():
+            return torch.sin(u)
+        case Cos():
+            return torch.cos(u)
+        case Polynomial(coefficients):
+            value = coefficients[-1] + 0 * u
+            for coefficient in coefficients[-2::-1]:
+                value = value * u + coefficient
+            return value
+        case Gaussian(gamma):
+            size, there = _root(u.square().mean(1, keepdim=True))
+            return torch.where(there, size * torch.exp(math.sqrt(gamma) * u / size - gamma), 0)
+        case LayerNorm(eps):
+            centred = u - u.mean(1, keepdim=True)
+            size, there = _root(centred.square().mean(1, keepdim=True) + eps)
+            return torch.where(there, centred / size, 0)
+
+
+def _root(square: Any) -> tuple[Any, Any]:
+    """Return the root, with 1 in place of 0, where its slope is infinite; and where it is not 0."""
+    there = square > 0
+    return torch.where(there, square, 1).sqrt(), there

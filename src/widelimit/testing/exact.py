@@ -60,6 +60,8 @@ def exact_kernel(
     ------
     ImportError
         If mpmath is not installed.
+    TypeError, ValueError
+        If the images do not fit the network, or each other.
     RecursionError
         If the network has more than about 200 layers.
 
@@ -73,6 +75,9 @@ def exact_kernel(
     with mp.workdps(digits):
         to_exact = cast("Any", np.frompyfunc(mp.mpf, 1, 1))
         images: list[Any] = [to_exact(np.asarray(image, np.float64)) for image in (x, z)]
+        if images[0].shape != images[1].shape:
+            raise ValueError(f"x and z must have one shape, got {[i.shape for i in images]}")
+        network.output_shapes(images[0].shape)
         if network.is_dense:  # it sees one pixel
             images = [image.reshape(1, 1, -1) for image in images]
         elif images[0].ndim == 2:  # a series is an image of one row
