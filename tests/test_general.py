@@ -15,7 +15,6 @@ import widelimit as wl
 from widelimit.backends import get_backend
 from widelimit.backends.base import Pairs
 from widelimit.backends.lowered import missing
-from widelimit.costs import estimate
 from widelimit.estimators.gaussian import with_std
 from widelimit.matrices.families import choose_backend
 from widelimit.network import (
@@ -29,7 +28,6 @@ from widelimit.network import (
     Layer,
     LayerNorm,
     Network,
-    Polynomial,
     ReLU,
     Sum,
 )
@@ -255,11 +253,3 @@ def test_standard_deviations_reach_branches() -> None:
             Dense(0.5, 0.25),
         ]
     )
-
-
-def test_costs_of_what_the_reference_computes() -> None:
-    network = Network([Conv(3), Polynomial((0.0, 1.0, 0.5)), *CONV, GlobalAvgPool(), Dense()])
-    with pytest.warns(RuntimeWarning, match="takes .* for 55 pairs"):
-        cost = estimate([network], (32, 32, 3), 10, None, kinds=("ntk",), threads=1)
-    assert cost.backend == "reference"
-    assert 20 < cost.seconds < 3600
