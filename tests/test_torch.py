@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_finite import TINY, normal
+from trees import fits, samples, trees
 
 import widelimit as wl
 from widelimit.finite import Estimate, FiniteNetwork, building, tangent
@@ -83,6 +86,46 @@ def test_the_same_network_as_in_numpy(network: Network) -> None:
                 np.testing.assert_array_equal(found, found.T)
 
 
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(trees(), st.sampled_from([(5, 6), (4, 5)]), st.integers(0, 99))
+def test_random_trees_are_the_same_as_in_numpy(
+    network: Network, grid: tuple[int, int], seed: int
+) -> None:
+    check_tree(network, (*grid, 2), seed)
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(trees(series=True), st.integers(6, 12), st.integers(0, 99))
+def test_random_trees_on_series(network: Network, length: int, seed: int) -> None:
+    assume(2 in network.input_ranks)
+    check_tree(network, (length, 2), seed)
+
+
+def check_tree(network: Network, shape: tuple[int, ...], seed: int) -> None:
+    assume(fits(network, shape))
+    x = samples(shape, 3, seed)
+    finite = FiniteNetwork.sample(network, shape, 4, seed)
+    module = build(network, 4, seed)
+    pairs = [(outputs(module, x)[:, 0], finite.forward(x))]
+    pairs.append((wl.finite.empirical_nngp(module, x), finite.empirical_nngp(x)))
+    if any(p.requires_grad for p in module.parameters()):
+        pairs.append((products_of_gradients(module, x), finite.empirical_ntk(x)))
+    for found, expected in pairs:
+        size = np.abs(expected).max()
+        np.testing.assert_allclose(
+            found, expected, rtol=1e-10, atol=1e-10 * size, err_msg=str(network)
+        )
+
+
+def products_of_gradients(module: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    trained = [p for p in module.parameters() if p.requires_grad]
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(output, trained, retain_graph=True)])
+        for output in module(torch.from_numpy(x))[:, 0]
+    ]
+    return (torch.stack(rows) @ torch.stack(rows).T).numpy()
+
+
 @tiny
 def test_layers_add_up_and_frozen_ones_add_nothing(network: Network) -> None:
     x = normal(3, *SHAPE)
@@ -107,13 +150,13 @@ def test_a_series_is_an_image_of_one_row() -> None:
     of_images = FiniteNetwork.sample(network, (1, 7, 2), 6, 3)
     np.testing.assert_array_equal(finite.empirical_ntk(x), of_images.empirical_ntk(x[:, None]))
     first = build(network, channels="first", input_shape=(2, 7))
-    for module, given in (
+    for module, series in (
         (build(network), x),
         (build(network), x[:, None]),
         (first, x.transpose(0, 2, 1)),
     ):
-        np.testing.assert_allclose(outputs(module, given)[:, 0], finite.forward(x), rtol=1e-10)
-        found = wl.finite.empirical_ntk(module, given)
+        np.testing.assert_allclose(outputs(module, series)[:, 0], finite.forward(x), rtol=1e-10)
+        found = wl.finite.empirical_ntk(module, series)
         np.testing.assert_allclose(found, finite.empirical_ntk(x), rtol=1e-10)
     found = wl.finite.compare(first, x.transpose(0, 2, 1), draws=2)
     np.testing.assert_allclose(found.exact, wl.kernel(network, x, dtype="float64"), rtol=1e-12)
@@ -292,15 +335,6 @@ TREES: dict[str, tuple[tuple[int, ...], list[Layer], list[Layer]]] = {
         ],
     ),
 }
-
-
-def products_of_gradients(module: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    trained = [p for p in module.parameters() if p.requires_grad]
-    rows = [
-        torch.cat([g.flatten() for g in torch.autograd.grad(output, trained, retain_graph=True)])
-        for output in module(torch.from_numpy(x))[:, 0]
-    ]
-    return (torch.stack(rows) @ torch.stack(rows).T).numpy()
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -658,8 +692,8 @@ def test_tensors_of_any_kind_are_taken() -> None:
     module = build(wl.ntk_dense(1), input_shape=(3,))
     x = normal(2, 3)
     expected = wl.finite.empirical_ntk(module, x)
-    for given in (torch.from_numpy(x), torch.from_numpy(x).requires_grad_(True), x.tolist()):
-        np.testing.assert_array_equal(wl.finite.empirical_ntk(module, given), expected)
+    for like in (torch.from_numpy(x), torch.from_numpy(x).requires_grad_(True), x.tolist()):
+        np.testing.assert_array_equal(wl.finite.empirical_ntk(module, like), expected)
 
 
 def test_flat_layers_of_an_image_read_as_everywhere() -> None:

@@ -49,10 +49,10 @@ def pull_back(layer: Pointwise, u: FloatArray, delta: FloatArray) -> FloatArray:
             return inverse * (delta - _mean(delta) - y * _mean(delta * y))
         case Gaussian(gamma):
             # f = X g(v), v = u/X, and dX/du = v / channels
-            v, size = _normalised(u)
+            v, _ = _normalised(u)
             value = np.exp(math.sqrt(gamma) * v - gamma)
             slope = math.sqrt(gamma) * value
-            return (size > 0) * (slope * delta + v * _mean(delta * (value - v * slope)))
+            return slope * delta + v * _mean(delta * (value - v * slope))
         case _:
             return _of_each(layer, u)[1] * delta
 
