@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,14 @@ def test_equations_take_their_time() -> None:
     assert solving_seconds(100) == 0
     assert solving_seconds(4000) == pytest.approx(8 * solving_seconds(2000))
     assert solving_seconds(4000, decompose=True) > solving_seconds(4000)
+
+
+def test_others_do_not_slow_equations_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WIDELIMIT_CACHE", str(tmp_path))
+    seen, worked = iter([0.0, 100.0]), iter([0.0, 2.0])
+    clock = SimpleNamespace(perf_counter=lambda: next(seen), process_time=lambda: next(worked))
+    monkeypatch.setattr(costs, "time", clock)
+    assert solving_seconds(768) == pytest.approx(2.0)
 
 
 def told(seconds: float, solving: float = 0.0) -> Forecast:

@@ -281,12 +281,14 @@ def solving_seconds(n: int, *, decompose: bool = False) -> float:
         rng = np.random.default_rng(0)
         a = rng.standard_normal((_SOLVED, _SOLVED))
         a = a @ a.T / _SOLVED + np.eye(_SOLVED)
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         if decompose:
             cast("Any", linalg).eigh(a, overwrite_a=True, check_finite=False)
         else:
             cast("Any", linalg).cholesky(a, overwrite_a=True, check_finite=False)
-        known = (time.perf_counter() - start) / _SOLVED**3
+        # As in `_measure`: while others work the clock runs on.
+        taken = min(time.perf_counter() - start, time.process_time() - worked)
+        known = taken / _SOLVED**3
         _keep(key, known)
     return known * float(n) ** 3
 
