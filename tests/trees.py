@@ -46,6 +46,14 @@ ACTIVATIONS: list[Layer] = [
     Gaussian(0.5),
     Polynomial((0.3, -0.8, 0.1, 0.02)),
 ]
+# Three grids, with a skip on one and across two.
+MIXED = Network(
+    [
+        *(Conv(3), ReLU(), AvgPool(2), Conv(3), Sum((), [ReLU(), Conv(3)])),
+        *(Sum([AvgPool(3, 2, "same")], [Abs(), Conv(3, stride=2)]), GELU()),
+        *(GlobalAvgPool(), Dense()),
+    ]
+)
 DEVIATIONS = [(1.0, 0.0), (2**0.5, 0.0), (0.9, 0.3), (1.3, 0.1)]
 POOLS = [
     *(AvgPool(2), AvgPool(2), AvgPool(3, 2), AvgPool(3, 2)),
