@@ -392,6 +392,15 @@ def test_expectations_to_many_digits(act) -> None:
 
 
 @pytest.mark.parametrize("act", list(FUNCTIONS), ids=repr)
+def test_arguments_may_be_exchanged(act) -> None:
+    """To the last bit: the Gram matrix of the reference is symmetric."""
+    x, z, lam = np.random.default_rng(0).uniform(0.1, 3.0, (3, 2000))
+    s = np.cos(lam) * x * z
+    for forth, back in zip(dual.dual(act, s, x, z), dual.dual(act, s, z, x), strict=True):
+        np.testing.assert_array_equal(forth, back)
+
+
+@pytest.mark.parametrize("act", list(FUNCTIONS), ids=repr)
 def test_identical_values_have_the_variance_behind(act) -> None:
     variance = np.array([0.0, 1e-3, 0.5, 2.0, 400.0])
     x = np.sqrt(variance)

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import Usage, change_metadata, contents, disk_of
+from trees import MIXED
 
 import widelimit as wl
 from widelimit.backends.base import Pairs
@@ -92,9 +93,13 @@ def test_dense_network_on_rows_in_large_tiles(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tile", [16, 33, 75, 200])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_no_bit_depends_on_tiles_or_threads(tile: int, threads: int, tmp_path: Path) -> None:
-    k = wl.gram(GAP, X, store=tmp_path / "k.zarr", tile=tile, threads=threads)
-    assert np.array_equal(k, wl.kernel(GAP, X))
+@pytest.mark.parametrize("net", [GAP, MIXED], ids=["gap", "pools"])
+def test_no_bit_depends_on_tiles_or_threads(
+    net: Any, tile: int, threads: int, tmp_path: Path
+) -> None:
+    k = np.array(wl.gram(net, X, store=tmp_path / "k.zarr", tile=tile, threads=threads))
+    assert np.array_equal(k, wl.kernel(net, X))
+    assert np.array_equal(k, k.T)
 
 
 def test_few_profiles_held_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -650,31 +655,34 @@ import os, signal, sys
 import numpy as np
 import widelimit as wl
 
-old, path, tiles = sys.argv[1:]
+old, path, tiles, *networks = sys.argv[1:]
 
 def kill(state):
     if state.tiles == int(tiles):
         os.kill(os.getpid(), signal.SIGKILL)
 
 x = np.random.default_rng(0).random((75, 7, 6, 2))
-wl.gram(wl.cntk_vanilla(3), x, store=path, reuse=old, threads=2, progress=kill)
+nets = [wl.Network.from_json(network) for network in networks]
+wl.gram(nets, x, store=path, reuse=old, threads=2, progress=kill)
 """
 
 
 def test_an_extension_that_is_killed(tmp_path: Path) -> None:
+    nets = [VANILLA, MIXED]
     x = np.random.default_rng(0).random((75, 7, 6, 2))
     old, path = tmp_path / "old.zarr", tmp_path / "new.zarr"
-    wl.gram(VANILLA, x[:40], store=old, tile=16)
+    wl.gram(nets, x[:40], store=old, tile=16)
     for tiles in (2, 4, 9, 0):
         command = [sys.executable, "-c", EXTEND, str(old), str(path), str(tiles)]
+        command += [net.to_json() for net in nets]
         code = subprocess.run(command, check=False).returncode
         assert code == (-signal.SIGKILL if tiles else 0)
-    wl.gram(VANILLA, x, store=tmp_path / "whole.zarr", tile=16)
+    wl.gram(nets, x, store=tmp_path / "whole.zarr", tile=16)
     assert contents(path) == contents(tmp_path / "whole.zarr")
 
 
 def test_workers_extend(tmp_path: Path) -> None:
-    old, path, net = tmp_path / "old.zarr", tmp_path / "new.zarr", [VANILLA, GAP]
+    old, path, net = tmp_path / "old.zarr", tmp_path / "new.zarr", [VANILLA, GAP, MIXED]
     x = RNG.random(X.shape)
     wl.gram(net, x[:40], store=old, tile=16)
     with ThreadPoolExecutor(2) as executor, pytest.MonkeyPatch.context() as patch:

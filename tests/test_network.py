@@ -191,7 +191,7 @@ BLOCK: list[Layer] = [ReLU(), Conv(3), Erf(), Conv(3)]
         [Conv(3), AvgPool(2), ReLU(), AvgPool(3, 2, "same"), Flatten(), Dense()],
         [AvgPool(2), Conv(3), LayerNorm(), Gaussian(), LocalAvgPool(1), Dense()],
         [Sum([Conv(3)], [Conv(5)], [Conv(1)]), Sin(), GlobalAvgPool(), Dense()],
-        [Conv(3), ReLU(), Sum((), [Conv(3)]), GlobalAvgPool(), Dense()],  # not Gaussian
+        [Conv(3), ABReLU(0.0, 2.0), Sum((), [Conv(3)]), GlobalAvgPool(), Dense()],  # not Gaussian
         [Conv(3), Sum([AvgPool(2)], [ReLU(), PATCHES]), Flatten(), Dense(), Abs(), Dense()],
         [Dense(), Sum((), [Cos(), Dense()]), LayerNorm(0.1), Polynomial([0, 1, 1]), Dense()],
         [Identity(), Conv(3, stride=2), Identity(), ReLU(), Flatten(), Dense()],
@@ -228,6 +228,7 @@ def test_trees_are_values(layers: list[Layer]) -> None:
         ([Sum((), [Conv(3, stride=2)])], r"outputs of one shape, got .* rows of"),
         ([Sum((), [Conv(3, padding="valid")])], r"outputs of one shape, got (\d+) and \d+ rows"),
         ([Sum([AvgPool((1, 2))], [Conv(1, stride=2)])], r"outputs of one shape, got .* rows"),
+        ([Sum([Conv(1, stride=3)], [Conv(5, padding="valid")])], r"shape, got 3 and 3 rows of 7"),
         ([Sum((), [GlobalAvgPool(), Dense()])], r"in a branch of Sum, where pixels are not read"),
         ([Flatten(), AvgPool(2)], r"an AvgPool must come before the readout"),
         ([LocalAvgPool(1), Sum((), BLOCK)], r"a Sum must not follow LocalAvgPool"),
@@ -243,6 +244,15 @@ def test_impossible_trees_are_refused(layers: list[Any], message: str) -> None:
 def test_a_skip_of_the_input_has_another_width() -> None:
     with pytest.raises(ValueError, match=r"one shape, got \(\) with the input channels, Conv\(3\)"):
         Network([Sum((), [Conv(3)]), GlobalAvgPool(), Dense()])
+    with pytest.raises(ValueError, match=r"same'\) with the input channels, Conv\(3\) with inf"):
+        Network([Sum([AvgPool(3, 1, "same")], [Conv(3)]), GlobalAvgPool(), Dense()])
+
+
+@pytest.mark.parametrize("layer", [ReLU(), Abs(), Gaussian(), Erf(), GELU(), Sin(), LayerNorm()])
+def test_what_is_homogeneous(layer: Layer) -> None:
+    body: list[Layer] = [Conv(3), Sum((), [layer, Conv(3)]), GlobalAvgPool(), Dense()]
+    assert Network(body).is_homogeneous == (layer in (ReLU(), Abs(), Gaussian()))
+    assert not Network([*body, ReLU(), Dense(b_std=0.1)]).is_homogeneous
 
 
 def test_sums_are_not_nested_for_ever() -> None:

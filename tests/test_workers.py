@@ -26,6 +26,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from trees import MIXED
 
 import widelimit as wl
 from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
@@ -43,7 +44,7 @@ from widelimit.matrices.workers import Report, Task, run_task
 
 X = np.random.default_rng(0).random((120, 7, 6, 2))
 Z = np.random.default_rng(1).random((50, 7, 6, 2))
-NETS = [wl.cntk_vanilla(3), wl.cntk_gap(3)]
+NETS = [wl.cntk_vanilla(3), wl.cntk_gap(3), MIXED]
 TILES = 36  # 8 x 9 / 2
 HERE = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -104,9 +105,9 @@ def test_the_bits_of_one_process(engine: str, tmp_path: Path) -> None:
     states: list[Progress] = []
     with ENGINES[engine]() as executor:
         k = gram(tmp_path / "k.zarr", executor=executor, progress=states.append)
-        rectangle = wl.gram(NETS[0], X, Z, store=tmp_path / "z.zarr", executor=executor)
+        rectangle = wl.gram(MIXED, X, Z, store=tmp_path / "z.zarr", executor=executor)
     assert np.array_equal(np.array(k), expected())
-    assert np.array_equal(rectangle, wl.kernel(NETS[0], X, Z))
+    assert np.array_equal(rectangle, wl.kernel(MIXED, X, Z))
     assert (states[-1].tiles, states[-1].pairs) == (TILES, 120 * 121 // 2)
 
 

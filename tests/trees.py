@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
 import numpy as np
 
+from widelimit.lattice import Window
 from widelimit.layers import walk
 from widelimit.network import (
     GELU,
@@ -46,6 +47,14 @@ ACTIVATIONS: list[Layer] = [
     Gaussian(0.5),
     Polynomial((0.3, -0.8, 0.1, 0.02)),
 ]
+# Three grids, with a skip on one and across two.
+MIXED = Network(
+    [
+        *(Conv(3), ReLU(), AvgPool(2), Conv(3), Sum((), [ReLU(), Conv(3)])),
+        *(Sum([AvgPool(3, 2, "same")], [Abs(), Conv(3, stride=2)]), GELU()),
+        *(GlobalAvgPool(), Dense()),
+    ]
+)
 DEVIATIONS = [(1.0, 0.0), (2**0.5, 0.0), (0.9, 0.3), (1.3, 0.1)]
 POOLS = [
     *(AvgPool(2), AvgPool(2), AvgPool(3, 2), AvgPool(3, 2)),
@@ -155,13 +164,35 @@ def _fits(network: Network, shape: tuple[int, ...]) -> bool:
     half of the digits are lost behind a ReLU (docs/accuracy.md).
     """
     try:
-        shapes = (shape, *network.output_shapes(shape))
+        network.output_shapes(shape)
     except ValueError:
         return False
-    pools = [(x, s) for x, s in zip(network.layers, shapes, strict=False) if isinstance(x, AvgPool)]
-    sizes = [(pool.windows, s[:2] if len(s) == 3 else (1, s[0])) for pool, s in pools]
-    each = [pair for windows, s in sizes for pair in zip(windows, s, strict=True)]
-    return not any(w.extent(n) > 1 and w.size - w.low >= n and w.stride <= w.low for w, n in each)
+    return not any(
+        w.extent(n) > 1 and w.size - w.low >= n and w.stride <= w.low
+        for layer, w, n in _windows(network.layers, shape)
+        if isinstance(layer, AvgPool)
+    )
+
+
+def _windows(
+    layers: Sequence[Layer], shape: tuple[int, ...]
+) -> Iterator[tuple[Layer, Window, int]]:
+    """Yield each window, of rows and of columns, with the pixels that it moves along."""
+    sizes = list(shape[:2] if len(shape) == 3 else (1, shape[0]))
+    for layer in _path(layers):
+        if isinstance(layer, Conv | AvgPool):
+            for axis, window in enumerate(layer.windows):
+                yield layer, window, sizes[axis]
+                sizes[axis] = window.extent(sizes[axis])
+
+
+def _path(layers: Sequence[Layer]) -> Iterator[Layer]:
+    """Yield the layers of one way through a network, of a Sum those of the longest branch."""
+    for layer in layers:
+        if isinstance(layer, Sum):
+            yield from _path(max(layer.branches, key=len))
+        else:
+            yield layer
 
 
 def samples(shape: tuple[int, ...], n: int, seed: int = 0) -> np.ndarray:
@@ -199,39 +230,29 @@ def features(network: Network, shape: tuple[int, ...]) -> set[str]:
                 found.add(_POOLS.get(layer, "another pool"))
             case Conv():
                 rows, columns = layer.windows
-                found |= {"strided"} if rows.stride > 1 or columns.stride > 1 else set()
-                found |= {"filter not square"} if rows.size != columns.size else set()
-                found |= {"valid"} if layer.padding == "valid" else set()
+                found |= {"strided"} if rows.stride > 1 or columns.stride > 1 else set[str]()
+                found |= {"filter not square"} if rows.size != columns.size else set[str]()
+                found |= {"valid"} if layer.padding == "valid" else set[str]()
             case Sum():
                 inside = list(walk([x for branch in layer.branches for x in branch]))
                 moves = [
                     x for x in inside if isinstance(x, AvgPool) or getattr(x, "stride", 1) != 1
                 ]
                 found.add("residual across a pool" if moves else "residual")
-                found |= {"Sum in a Sum"} if any(isinstance(x, Sum) for x in inside) else set()
+                found |= {"Sum in a Sum"} if any(isinstance(x, Sum) for x in inside) else set[str]()
             case _:
                 pass
     if "residual" in found and any(isinstance(x, AvgPool) for x in layers[:readout]):
         found.add("residual beside a pool")
-    found |= {"Sum in the head"} if any(isinstance(x, Sum) for x in head) else set()
-    found |= {"head"} if any(not isinstance(x, Dense | Sum) for x in head) else set()
+    found |= {"Sum in the head"} if any(isinstance(x, Sum) for x in head) else set[str]()
+    found |= {"head"} if any(not isinstance(x, Dense | Sum) for x in head) else set[str]()
     weights = [x for x in (*body, *head) if isinstance(x, Conv | Dense)]
-    found |= {"bias"} if any(x.b_std > 0 for x in weights) else set()
-    found |= {"not trained"} if not all(x.trainable for x in weights) else set()
-    found |= {"ragged"} if _is_ragged(network.layers[:readout], shape) else set()
+    found |= {"bias"} if any(x.b_std > 0 for x in weights) else set[str]()
+    found |= {"not trained"} if not all(x.trainable for x in weights) else set[str]()
+    # A window leaves pixels at the end that no place of it reaches.
+    ends = [
+        (w.stride * (w.extent(n) - 1) + w.size, n + w.low + w.high)
+        for _, w, n in _windows(layers[:readout], shape)
+    ]
+    found |= {"ragged"} if any(last < end for last, end in ends) else set[str]()
     return found
-
-
-def _is_ragged(layers: Sequence[Layer], shape: tuple[int, ...]) -> bool:
-    """Whether some window leaves pixels at the end that no place of it reaches."""
-    sizes = shape[:2] if len(shape) == 3 else (1, shape[0])
-    for layer in layers:
-        while isinstance(layer, Sum):
-            layer = (layer.branches[0] or layer.branches[1])[0]
-        if not isinstance(layer, Conv | AvgPool):
-            continue
-        for window, n in zip(layer.windows, sizes, strict=True):
-            if window.stride * (window.extent(n) - 1) + window.size < n + window.low + window.high:
-                return True
-        sizes = tuple(w.extent(n) for w, n in zip(layer.windows, sizes, strict=True))
-    return False
