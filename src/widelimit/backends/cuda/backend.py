@@ -56,8 +56,10 @@ def _layout(program: Program, dtype: Dtype) -> Layout | StagesLayout:
 
 
 class CudaBackend:
-    """Slices on cards: those of a chain with all rows in registers (``slices.cuh``), those of
-    general networks with the last rows of each level (``stages.cuh``).
+    """Slices on cards.
+
+    Those of a chain with all rows in registers (``slices.cuh``), those of general networks with
+    the last few rows of each level (``stages.cuh``).
 
     Parameters
     ----------

@@ -10,6 +10,7 @@
 #define WL_TABLE static __device__ constexpr
 #define WL_UNROLL _Pragma("unroll")
 #define WL_KEEP _Pragma("unroll 1")
+#define WL_TURNS _Pragma("unroll 3")  // rows of a filter of 3 by turns: none of them is moved
 // The shuffle tells the compiler that all lanes have the same number, and so take the same branches.
 #define WL_EACH_WARP(w) for (int w = __shfl_sync(0xffffffffu, int(threadIdx.x >> 5), 0), once_ = 1; once_; once_ = 0)
 #define WL_BARRIER() __syncthreads()
@@ -160,6 +161,7 @@ WL_FN V load_or_zero(P p, I offset, B where) { return where ? address(p)[offset]
 #define WL_TABLE static constexpr
 #define WL_UNROLL _Pragma("GCC unroll 128")
 #define WL_KEEP
+#define WL_TURNS
 #define WL_EACH_WARP(w) for (int w = 0; w < kWarps; ++w)
 #define WL_BARRIER()
 

@@ -52,6 +52,11 @@ class Gather:
         return max(map(len, self.down.values())), max(map(len, self.across.values()))
 
     @property
+    def tallest(self) -> int:
+        """Rows of a window, at most."""
+        return max(count for runs in self.down.values() for _, _, count in runs)
+
+    @property
     def longest(self) -> int:
         """Columns of a window, at most."""
         return max(count for runs in self.across.values() for _, _, count in runs)

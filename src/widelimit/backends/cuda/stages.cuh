@@ -44,10 +44,12 @@ WL_TABLE int kStageOf[] = WL_STAGE_OF;  // of each field: whose slices it sums
 constexpr int kHead = 4;
 
 // The numbers of a sample, which lie in shared memory or in that of the card, where nobody writes.
-#if defined(__CUDACC__) && !WL_SAMPLES_SHARED
-WL_FN V look(const Scalar* at, I index) { return __ldg(at + index); }
-#else
+#if !defined(__CUDACC__)
 WL_FN V look(const Scalar* at, I index) { return gather(at, index, index >= 0); }
+#elif WL_SAMPLES_SHARED
+WL_FN V look(const Scalar* at, I index) { return at[index]; }
+#else
+WL_FN V look(const Scalar* at, I index) { return __ldg(at + index); }
 #endif
 
 // Where a lane is: its slice, and its column in it. Lanes of no slice repeat the first column of one.
@@ -104,9 +106,9 @@ template <> struct Entry<1> { Scalar k; };
 template <> struct alignas(2 * sizeof(Scalar)) Entry<2> { Scalar k, theta; };
 
 template <int Fields>
-WL_FN void add_entry(Scalar* room, int at, Scalar k, Scalar theta) {
+WL_FN void add_entry(Scalar* room, int at, int row, Scalar k, Scalar theta) {
   if (at < 0) return;
-  auto* const to = reinterpret_cast<Entry<Fields>*>(room + at);
+  auto* const to = reinterpret_cast<Entry<Fields>*>(room + (at + row));
   Entry<Fields> e = *to;
   e.k += k;
   if constexpr (Fields == 2) e.theta += theta;
@@ -125,11 +127,12 @@ WL_FN void take_entry(Scalar* room, int at, bool where, Scalar& k, Scalar& theta
 }
 #else
 template <int Fields>
-WL_FN void add_entry(Scalar* room, I at, V k, V theta) {
+WL_FN void add_entry(Scalar* room, I at, I row, V k, V theta) {
   for (int l = 0; l < 32; ++l) {
     if (at[l] < 0) continue;
-    room[at[l]] += k[l];
-    if (Fields == 2) room[at[l] + 1] += theta[l];
+    Scalar* const to = room + at[l] + row[l];
+    to[0] += k[l];
+    if (Fields == 2) to[1] += theta[l];
   }
 }
 template <int Fields>
@@ -149,32 +152,40 @@ WL_FN void take_entry(Scalar* room, I at, B where, V& k, V& theta) {
 template <class G>
 struct Push {
   static constexpr int kDown = G::down, kAcross = G::across;
-  const int* down;  // [kDown]: first, count, rows of the coarse slice
-  I at[kDown][kAcross];  // where the lane adds, as its window begins there; below 0: nowhere
+  int first[kDown], n[kDown], rows[kDown];  // of each run down: first entry, how many, rows of the coarse slice
+  I at[kDown][kAcross];                     // where the lane adds, as its window begins there; below 0: nowhere
   I width[kAcross], count[kAcross];
-  V beside_me[G::longest];  // 1 where the column so many to the right belongs to the slice
+  bool used[kAcross], wide;    // whether some lane adds, and sums more than its own column
+  V beside_me[G::longest];     // 1 where the column so many to the right belongs to the slice
+  V held_k[kDown], held_theta[kDown];  // of windows that share no row: the sum of the rows so far
   // Windows that begin before the first column: the lane of that column adds them.
   static constexpr int kEarly = G::early > 0 ? G::early : 1;
   I early_at[kEarly][kDown][kAcross], early_count[kEarly][kAcross];
 
   WL_FN Push(const int* task, const Place& p) {
-    down = task + G::table;
-    const int *const across = down + 3 * kDown, *const entries = across + 3 * kAcross * G::pack;
+    const int *const down = task + G::table, *const across = down + 3 * kDown, *const entries = across + 3 * kAcross * G::pack;
     const I none = p.column * 0;
     const B all = none >= 0, mine = inside(p, G::width);
+    wide = false;
+    WL_UNROLL for (int a = 0; a < kDown; ++a) {
+      first[a] = down[3 * a], n[a] = down[3 * a + 1], rows[a] = down[3 * a + 2];
+      held_k[a] = held_theta[a] = broadcast(0);
+    }
     WL_UNROLL for (int k = 1; k < G::longest; ++k) beside_me[k] = beside(p, G::width, k);
     WL_UNROLL for (int b = 0; b < kAcross; ++b) {
       const I run = (p.slice * kAcross + b) * 3;
-      const I first = gather(across, run, all), start = p.column - first;
+      const I begin = gather(across, run, all), start = p.column - begin;
       count[b] = gather(across + 1, run, all);
       width[b] = gather(across + 2, run, all);
+      used[b] = some(width[b] > 0);
+      wide = wide || some(count[b] > 1);
       const I coarse = start / G::stride_across;
       const B begins = mine & (start >= 0) & (start - coarse * G::stride_across == 0) & (coarse < width[b]);
       WL_UNROLL for (int a = 0; a < kDown; ++a) {
         const I entry = gather(entries, (p.slice * kDown + a) * kAcross + b, all);
         at[a][b] = select(begins & (entry >= 0), (entry + coarse) * G::fields, none - 1);
         WL_UNROLL for (int e = 0; e < G::early; ++e) {
-          const I before = first + G::stride_across * e;
+          const I before = begin + G::stride_across * e;
           early_count[e][b] = count[b] + before;
           const B cut = mine & (p.column == 0) & (before < 0) & (early_count[e][b] > 0) & (width[b] > e) & (entry >= 0);
           early_at[e][a][b] = select(cut, (entry + e) * G::fields, none - 1);
@@ -183,35 +194,60 @@ struct Push {
     }
   }
 
-  // Of the sums of one column, of two, of three: the one of n.
+  // Row r of the level; `last`: its last one.
+  WL_FN void add(Scalar* room, int r, int last, V k, V theta) {
+    if constexpr (G::apart) {
+      WL_UNROLL for (int a = 0; a < kDown; ++a) {
+        const int from = r - first[a];
+        if (from < 0) continue;
+        const int R = unsigned(from) / unsigned(G::stride_down), in = from - R * G::stride_down;
+        if (in >= n[a] || R >= rows[a]) continue;
+        held_k[a] = held_k[a] + k;
+        if (G::fields == 2) held_theta[a] = held_theta[a] + theta;
+        if (in + 1 < n[a] && r < last) continue;
+        const Sums sums = sum_columns(held_k[a], held_theta[a]);
+        add_row(room, a, R, sums);
+        held_k[a] = held_theta[a] = broadcast(0);
+      }
+    } else {
+      const Sums sums = sum_columns(k, theta);
+      WL_UNROLL for (int a = 0; a < kDown; ++a) {
+        const int from = r - first[a];
+        int R = from - n[a] + 1;  // the first window that still holds this row
+        R = R <= 0 ? 0 : (R + G::stride_down - 1) / G::stride_down;
+        WL_KEEP for (; R < rows[a] && R * G::stride_down <= from; ++R) add_row(room, a, R, sums);
+      }
+    }
+  }
+
+ private:
+  struct Sums { V k[G::longest], theta[G::longest]; };  // of one column, of two beginning there, of three
+
+  WL_FN Sums sum_columns(V k, V theta) const {
+    Sums s;
+    WL_UNROLL for (int i = 0; i < G::longest; ++i) s.k[i] = k, s.theta[i] = theta;
+    if (wide)
+      WL_UNROLL for (int i = 1; i < G::longest; ++i) {
+        s.k[i] = mad(beside_me[i], shuffle_down(k, i), s.k[i - 1]);
+        if (G::fields == 2) s.theta[i] = mad(beside_me[i], shuffle_down(theta, i), s.theta[i - 1]);
+      }
+    return s;
+  }
+
   WL_FN V choose(const V (&sums)[G::longest], I n) const {
     V v = sums[0];
     WL_UNROLL for (int k = 1; k < G::longest; ++k) v = select(n > k, sums[k], v);
     return v;
   }
 
-  WL_FN void add(Scalar* room, int r, V k, V theta) const {
-    V k_sums[G::longest], theta_sums[G::longest];
-    k_sums[0] = k, theta_sums[0] = theta;
-    WL_UNROLL for (int i = 1; i < G::longest; ++i) {
-      k_sums[i] = mad(beside_me[i], shuffle_down(k, i), k_sums[i - 1]);
-      if (G::fields == 2) theta_sums[i] = mad(beside_me[i], shuffle_down(theta, i), theta_sums[i - 1]);
-    }
-    if (G::fields == 1)
-      WL_UNROLL for (int i = 1; i < G::longest; ++i) theta_sums[i] = theta;
-    WL_UNROLL for (int a = 0; a < kDown; ++a) {
-      const int from = r - down[3 * a], rows = down[3 * a + 2];
-      int R = from - down[3 * a + 1] + 1;  // the first window that still holds this row
-      R = R <= 0 ? 0 : (R + G::stride_down - 1) / G::stride_down;
-      WL_KEEP for (; R < rows && R * G::stride_down <= from; ++R)
-        WL_UNROLL for (int b = 0; b < kAcross; ++b) {
-          const I row = width[b] * (R * G::fields);
-          add_entry<G::fields>(room, select(at[a][b] >= 0, at[a][b] + row, at[a][b]), choose(k_sums, count[b]),
-                               choose(theta_sums, count[b]));
-          WL_UNROLL for (int e = 0; e < G::early; ++e)
-            add_entry<G::fields>(room, select(early_at[e][a][b] >= 0, early_at[e][a][b] + row, early_at[e][a][b]),
-                                 choose(k_sums, early_count[e][b]), choose(theta_sums, early_count[e][b]));
-        }
+  // A row of windows, to row R of the coarse slices that run `a` leads to.
+  WL_FN void add_row(Scalar* room, int a, int R, const Sums& sums) const {
+    WL_UNROLL for (int b = 0; b < kAcross; ++b) {
+      if (!used[b]) continue;
+      const I row = width[b] * (R * G::fields);
+      add_entry<G::fields>(room, at[a][b], row, choose(sums.k, count[b]), choose(sums.theta, count[b]));
+      WL_UNROLL for (int e = 0; e < G::early; ++e)
+        add_entry<G::fields>(room, early_at[e][a][b], row, choose(sums.k, early_count[e][b]), choose(sums.theta, early_count[e][b]));
     }
   }
 };

@@ -242,7 +242,7 @@ class _Stage:
             *self._before(),
         ]
         steps = max(self._levels[n].h + self._lag[n] for n in self._numbers)
-        lines.append(f"  WL_KEEP for (int t = 0; t < {steps} - di; ++t) {{")
+        lines.append(f"  WL_TURNS for (int t = 0; t < {steps} - di; ++t) {{")
         for n in self._numbers:
             lines += [f"    {line}" for line in self._level(n)]
         for n in self._numbers:
@@ -272,7 +272,7 @@ class _Stage:
             for width in sorted({level.w for level in self._levels.values()}):
                 yield f"  const B in_{width} = inside(p, {width});"
         for gather in self._gathers:
-            yield f"  const Push<Windows{gather.level}> push{gather.level}(task, p);"
+            yield f"  Push<Windows{gather.level}> push{gather.level}(task, p);"
         for f, field in enumerate(self._layout.fields):
             if field.level in self._numbers:
                 yield f"  V sum{f} = broadcast(0);"
@@ -287,7 +287,7 @@ class _Stage:
         lag = self._lag[n]
         yield "{"
         yield f"  const int r = t{f' - {lag}' if lag else ''};"
-        yield "  V k = broadcast(0), theta = broadcast(0);"
+        yield "  V k, theta;"
         condition = f"r < {level.h} - di" + (" && r >= 0" if lag else "")
         through = self._grid.variants
         if not all(n in variant for variant in through):
@@ -309,7 +309,9 @@ class _Stage:
         for gather in self._gathers:
             if gather.source == n:
                 room = f"pair.room + {self._rooms[gather.level]}"
-                yield f"    push{gather.level}.add({room}, r, k, theta);"
+                yield f"    push{gather.level}.add({room}, r, {level.h - 1} - di, k, theta);"
+        yield "  } else {"
+        yield "    k = theta = broadcast(0);"
         yield "  }"
         for name, value, oldest in zip("kt", ("k", "theta"), self._oldest[n], strict=True):
             if oldest >= 0:
@@ -319,6 +321,7 @@ class _Stage:
     def _image(self, n: int) -> Iterator[str]:
         h, w, c = self._layout.program.shape
         scale = number(self._levels[n].out_scale, self._layout.dtype)
+        yield "k = theta = broadcast(0);"
         yield f"WL_UNROLL for (int c = 0; c < {c}; ++c)"
         yield (
             f"  k = mad(look(x + (c * {h} + r) * {w}, p.x), "
@@ -360,6 +363,7 @@ class _Stage:
             yield f"const V zv = look(z + ({at} + (r + di) * {level.w}), p.z);"
             yield "if (same) s = xv * zv;"
             pixels = "xv, zv"
+        yield "k = theta = broadcast(0);"
         yield "V factor = s;"
         yield f"{_DUALS[level.activation]}::dual<Level{n}>({pixels}, s, same, k, factor);"
         if level.theta_out:
@@ -414,6 +418,7 @@ def _windows(gather: Gather, lowered: Lowered, table: int, pack: int) -> str:
         "across": across,
         "longest": gather.longest,
         "early": early,
+        "apart": int(gather.tallest <= level.stride_down),
         "stride_down": level.stride_down,
         "stride_across": level.stride_across,
         "fields": level.fields,
@@ -538,7 +543,8 @@ def stages_source(
         f"  run_stages(Call{{{values}}}, room, samples, parts, total, int(blockIdx.x), "
         "int(gridDim.x));\n}\n"
         "#else\n"
-        "static Scalar wl_room[kRoom + 1], wl_samples[2 * kSample], wl_parts[2 * kWarps * kFields];\n"
+        "static Scalar wl_room[kRoom + 1], wl_samples[2 * kSample];\n"
+        "static Scalar wl_parts[2 * kWarps * kFields];\n"
         "static double wl_total[kFields];\n"
         f'extern "C" void wl_stages(int n_blocks, {signature}, Scalar* memory) {{\n'
         "  for (int block = 0; block < n_blocks; ++block)\n"
