@@ -157,7 +157,11 @@ WL_FN V load_or_zero(P p, I offset, B where) { return where ? address(p)[offset]
 #else
 // ------------------------------------------------------------------------------------------------ the host
 #include <cmath>
+#if defined(__OPTIMIZE__)
 #define WL_FN inline __attribute__((always_inline))
+#else
+#define WL_FN inline
+#endif
 #define WL_TABLE static constexpr
 #define WL_UNROLL _Pragma("GCC unroll 128")
 #define WL_KEEP
