@@ -29,13 +29,20 @@ class HostDevice:
         Shared memory that a block may have: decides which kernels are chosen.
     faults : sequence of (old, new)
         Edits of the source, to see that tests notice.
+    quick : bool
+        To compile: what is tried once, as faults are, takes the compiler longer than it runs.
     """
 
-    def __init__(self, shared_bytes: int = 200_000, faults: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self,
+        shared_bytes: int = 200_000,
+        faults: Sequence[tuple[str, str]] = (),
+        *,
+        quick: bool = False,
+    ) -> None:
         self.card = Card("the host", "host", 2, shared_bytes, 2**33)
         self.faults = tuple(faults)
-        # A fault is tried once: the compiler takes longer than the code.
-        self.options = (*OPTIONS, "-O0" if faults else "-O1")
+        self.options = (*OPTIONS, "-O0" if faults or quick else "-O1")
         self.compiled = self.planted = 0
         self.launched: list[str] = []
 

@@ -14,7 +14,7 @@ from trees import FEATURES, features, samples, tree
 
 from widelimit.backends.base import Dtype
 from widelimit.backends.cpu import CpuBackend, instruction_sets
-from widelimit.backends.lowered import depths, lower, missing
+from widelimit.backends.lowered import lower
 from widelimit.network import (
     GELU,
     Abs,
@@ -196,10 +196,3 @@ def test_pools_of_one_pass_may_lead_to_different_grids() -> None:
     for values, network in zip(together, networks, strict=True):
         (alone,) = kernels([network], x, None, "float64")
         np.testing.assert_allclose(values, alone, rtol=1e-13)
-
-
-def test_what_a_card_cannot_do_is_named() -> None:
-    pooled = compile_family([Network(NETWORKS["residual across a pool"])], SHAPE, KINDS)
-    assert missing(pooled)[:2] == ["AvgPool", "strides"]
-    with pytest.raises(ValueError, match=r"not AvgPool .* use backend=\"cpu\""):
-        depths(pooled)

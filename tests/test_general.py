@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Any
 
@@ -14,9 +13,7 @@ from trees import FEATURES, features, samples, tree
 import widelimit as wl
 from widelimit.backends import get_backend
 from widelimit.backends.base import Pairs
-from widelimit.backends.lowered import missing
 from widelimit.estimators.gaussian import with_std
-from widelimit.matrices.families import choose_backend
 from widelimit.network import (
     GELU,
     AvgPool,
@@ -185,32 +182,6 @@ def test_equal_layers_in_two_branches_are_one_node() -> None:
     shared: list[Layer] = [ReLU(), Conv(1)]
     network = Network([Conv(3), Sum([*shared, Erf(), Conv(3)], shared), Flatten(), Dense()])
     check(network, samples((4, 4, 1), 2), samples((4, 4, 1), 2, 1))
-
-
-def test_auto_is_the_processor_where_a_card_lacks_a_layer(monkeypatch: Any) -> None:
-    monkeypatch.setattr("widelimit.matrices.families.choose", lambda name, work: "cuda")
-    plain = Network([*CONV, GlobalAvgPool(), Dense()])
-    pooled = Network([*CONV, AvgPool(2), GlobalAvgPool(), Dense()])
-    assert choose_backend("auto", [plain], (5, 4, 1), 3, None) == "cuda"
-    assert choose_backend("auto", [plain, pooled], (5, 4, 1), 3, None) == "cpu"
-    assert choose_backend("cuda", [pooled], (5, 4, 1), 3, None) == "cuda"  # which then refuses
-
-
-@pytest.mark.parametrize(
-    ("layers", "what"),
-    [
-        ([Conv(3), ReLU(), AvgPool(2), Conv(3)], "AvgPool"),
-        ([Conv(3, stride=2)], "strides"),
-        ([Conv(3), Sum((), [ReLU(), Conv(3)])], "Sum"),
-        ([Conv(3), Erf(), Conv((1, 3)), GELU()], "Erf and filters .* and GELU"),
-        ([Conv(3, padding="valid")], "filters that are not square, or padding.*"),
-        ([Conv(3), LayerNorm()], "LayerNorm"),
-    ],
-)
-def test_what_a_card_cannot_do_is_named(layers: list[Layer], what: str) -> None:
-    network = Network([*layers, GlobalAvgPool(), Dense()])
-    program = compile_family([network], (6, 6, 1), KINDS)
-    assert re.fullmatch(what, " and ".join(missing(program)))
 
 
 def test_a_series_is_an_image_of_one_row() -> None:

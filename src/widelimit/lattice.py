@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import IntArray
 
-__all__ = ["Boundary", "Run", "Schedule", "Window", "schedule"]
+__all__ = ["Boundary", "Run", "Schedule", "Window", "first_gap", "schedule"]
 
 
 class Run(NamedTuple):
@@ -194,7 +194,7 @@ def schedule(
         for d in sorted_fine[position : int(needs[index])]:
             for new in feeds[d]:
                 if slots[new] < 0:
-                    slots[new] = _first_gap(taken, _entries(order[new], coarse_shape), new)
+                    slots[new] = first_gap(taken, _entries(order[new], coarse_shape), new)
         position = int(needs[index])
         alive = max(alive, sum(stop - start for start, stop, _ in taken))
         size = max(size, taken[-1][1] if taken else 0)
@@ -208,8 +208,15 @@ def _entries(D: tuple[int, int], shape: tuple[int, int]) -> int:
     return (shape[0] - abs(D[0])) * (shape[1] - abs(D[1])) * (1 if D == (0, 0) else 2)
 
 
-def _first_gap(taken: list[tuple[int, int, int]], entries: int, owner: int) -> int:
-    """Take the first gap of so many entries."""
+def first_gap(taken: list[tuple[int, int, int]], entries: int, owner: int) -> int:
+    """Take the first gap of so many entries in memory that is partly taken; return where it begins.
+
+    Parameters
+    ----------
+    taken : list of (start, stop, owner)
+        In order; the new one is put in.
+    entries, owner : int
+    """
     start = 0
     for index, (begin, stop, _) in enumerate(taken):
         if begin - start >= entries:

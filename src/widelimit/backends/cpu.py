@@ -24,6 +24,7 @@ __all__ = [
     "CpuBackend",
     "ProfileArrays",
     "instruction_sets",
+    "own_profiles",
     "profile_arrays",
 ]
 
@@ -141,7 +142,7 @@ def _empty(compiled: _Compiled, images: FloatArray, dtype: Dtype) -> ProfileArra
     )
 
 
-def _own_profiles(isa: str, program: Program, images: FloatArray, dtype: Dtype) -> ProfileArrays:
+def own_profiles(isa: str, program: Program, images: FloatArray, dtype: Dtype) -> ProfileArrays:
     """Compute profiles by the engine on pairs of images with themselves, in float64.
 
     Where K of a multiple of an image is that multiple of K, images are divided by powers of two,
@@ -239,7 +240,7 @@ class CpuBackend:
         if compiled.lowered.is_chain:
             made = profile_arrays(program, images, dtype)
         else:
-            made = _own_profiles(self.isa, program, images, dtype)
+            made = own_profiles(self.isa, program, images, dtype)
         make = _engine.Batch32 if dtype == "float32" else _engine.Batch64
         arrays = (made.images, made.profiles, made.biases, identity, made.diagonal)
         return _Profile(compiled, make(compiled.program, *arrays), made.scale, dtype)

@@ -17,7 +17,7 @@ from widelimit.layers import GELU, ABReLU, Cos, Erf, Gaussian, LayerNorm, Polyno
 from widelimit.program import Node, Pool, Program
 
 __all__ = ["Field", "Grid", "Lowered", "LoweredLevel", "LoweredStep"]
-__all__ += ["depths", "lower", "missing"]
+__all__ += ["depths", "is_chain", "lower", "missing"]
 
 # Kinds of levels and activations, as _core/core.hpp numbers them.
 IMAGE, GATHER, NODE = range(3)
@@ -26,6 +26,9 @@ _BOUND_TO_UNITS = (ERF, GELU_, SIN, COS, NORM, POLYNOMIAL)  # not homogeneous
 
 
 _ONE = Window(1)
+
+_WARP = 32  # lanes of a card
+_MOST_VARIANTS = 64  # kinds of slices of a stage that it can tell apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,23 +232,36 @@ class Lowered:
 def missing(program: Program) -> list[str]:
     """Return what a program has that a card cannot do; nothing if it can run it.
 
-    It goes from each layer to the next: square convolutions of stride 1 that keep the size of an
-    image, and ReLU.
+    Where a program is no chain of square convolutions of stride 1 and ReLU, the lanes of a warp are
+    the columns of an image.
     """
     found: dict[str, None] = {}
+    grids: dict[int, tuple[int, int]] = {}
     for number, node in enumerate(program.nodes, start=1):
         if isinstance(node, Pool):
-            found["strides" if node.diagonal else "AvgPool"] = None
-            continue
-        if node.filter_size is None:
-            found['filters that are not square, or padding="valid"'] = None
-        if node.skip is not None:
-            found["Sum"] = None
-        if node.activation not in (None, ReLU()):
+            grid = program.grids[number]
+            if grids.setdefault(program.depths[number], grid) != grid:
+                found["pools to different grids in one pass"] = None
+        elif isinstance(node.activation, Polynomial):
             found[type(node.activation).__name__] = None
-        elif node.source != number - 1 and not found:
-            found["networks that branch in one pass"] = None
+    if not found and not is_chain(program):
+        if max(w for _, w in program.grids) > _WARP:
+            found[f"such networks on images wider than {_WARP} pixels"] = None
+        if max(len(stage.variants) for stage in program.stages) > _MOST_VARIANTS:
+            found[f"more than {_MOST_VARIANTS} kinds of slices in one pass"] = None
     return list(found)
+
+
+def is_chain(program: Program) -> bool:
+    """Whether nodes are square convolutions of stride 1 that keep the size of images, and ReLUs."""
+    return all(
+        isinstance(node, Node)
+        and node.filter_size is not None
+        and node.skip is None
+        and node.activation in (None, ReLU())
+        and node.source == number - 1
+        for number, node in enumerate(program.nodes, start=1)
+    )
 
 
 _ACTIVATIONS: dict[type, int] = {
@@ -364,12 +380,7 @@ def depths(program: Program) -> IntArray:
     ndarray of int64, shape (n_slices, 3)
         di, dj, steps: a slice goes through the first ones.
     """
-    if lacks := missing(program):
-        raise ValueError(
-            "a card computes chains of convolutions and ReLU, not "
-            f"{' and '.join(lacks)}, got {', '.join(map(str, program.networks))}: use "
-            'backend="cpu"'
-        )
+    assert is_chain(program)
     (stage,) = program.stages
     slices = stage.slices.copy()
     slices[:, 2] = np.array([len(nodes) for nodes in stage.variants])[slices[:, 2]]

@@ -8,19 +8,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
 from widelimit.backends.base import Cancelled, Dtype, Entries, Pairs, Profile
-from widelimit.backends.cpu import profile_arrays
+from widelimit.backends.cpu import instruction_sets, own_profiles, profile_arrays
 from widelimit.backends.cuda.code_cache import compiled
 from widelimit.backends.cuda.dense import CudaDense
 from widelimit.backends.cuda.device import Device, OutOfMemory, Turns, put_all
-from widelimit.backends.cuda.loaded import Loaded, Resident
-from widelimit.backends.cuda.plan import plan_kernels
+from widelimit.backends.cuda.loaded import Loaded, LoadedStages, Resident
+from widelimit.backends.cuda.plan import plan_kernels, plan_stages
 from widelimit.backends.cuda.source import DRIFT, Layout
+from widelimit.backends.cuda.stages import StagesLayout
+from widelimit.backends.lowered import is_chain
 from widelimit.display import share_alone, shown
 from widelimit.machine import default_threads
 from widelimit.program import Program
@@ -47,8 +50,16 @@ class CudaProfile:
         return self.n
 
 
+def _layout(program: Program, dtype: Dtype) -> Layout | StagesLayout:
+    """Return how a program lies on a card: a chain of layers, or stages of levels."""
+    return (Layout if is_chain(program) else StagesLayout)(program, dtype)
+
+
 class CudaBackend:
-    """Slices on cards, with the rows of a slice in registers (``slices.cuh``).
+    """Slices on cards.
+
+    Those of a chain with all rows in registers (``slices.cuh``), those of general networks with
+    the last few rows of each level (``stages.cuh``).
 
     Parameters
     ----------
@@ -63,7 +74,7 @@ class CudaBackend:
         self.card = devices[0].card
         self.isa = self.card.target
         self.dense = CudaDense(devices)
-        self._loaded: dict[tuple[Program, Dtype], tuple[Loaded, ...]] = {}
+        self._loaded: dict[tuple[Program, Dtype], tuple[Loaded | LoadedStages, ...]] = {}
         self._lock = threading.Lock()
         self._turns = Turns(devices)
 
@@ -72,12 +83,14 @@ class CudaBackend:
         return _GROUP
 
     def _most_pairs(self, program: Program, dtype: Dtype) -> int:
-        layout = Layout(program, dtype)
-        kernels = plan_kernels(layout, self.card)
+        layout = _layout(program, dtype)
         by_cost = _CALL_COST / max(1, program.element_layers)
-        item = np.dtype(dtype).itemsize
         room = min(_CALL_BYTES, self.card.memory // _CALL_SHARE)
-        by_memory = room / (len(kernels.entries) * len(layout.fields) * item)
+        one = 8 * len(layout.fields)
+        if isinstance(layout, Layout):
+            entries = plan_kernels(layout, self.card).entries
+            one = len(entries) * len(layout.fields) * np.dtype(dtype).itemsize
+        by_memory = room / one
         return max(1, int(min(by_cost, by_memory, _MOST_PAIRS)))
 
     def cut(self, program: Program, dtype: Dtype, entries: Entries) -> Iterator[tuple[Pairs, bool]]:
@@ -105,7 +118,7 @@ class CudaBackend:
 
     def profile_bytes(self, program: Program, dtype: Dtype) -> int:
         """Return the bytes of one image and its profile."""
-        return np.dtype(dtype).itemsize * Layout(program, dtype).sample
+        return np.dtype(dtype).itemsize * _layout(program, dtype).sample
 
     def profile_room(self) -> int:
         """Return half of the memory that is free on the card with the least."""
@@ -119,14 +132,18 @@ class CudaBackend:
         self, program: Program, images: FloatArray, identity: NDArray[np.int64], dtype: Dtype
     ) -> Profile:
         """Compute profiles in float64 on the processor, and copy them to the card in `dtype`."""
-        layout = Layout(program, dtype)
+        layout = _layout(program, dtype)
         n = len(images)
         samples = np.empty((n, layout.sample), dtype)
         scale, diagonal = np.empty(n), np.empty((n, len(program.taps), 2))
+        plainest = [*instruction_sets()][-1]  # the same bits beside every card
 
         def make(start: int) -> None:
             part = slice(start, start + _PROFILE_CHUNK)
-            made = profile_arrays(program, images[part], dtype, DRIFT)
+            if isinstance(layout, Layout):
+                made = profile_arrays(program, images[part], dtype, DRIFT)
+            else:
+                made = own_profiles(plainest, program, images[part], dtype)
             samples[part] = layout.arrange(made.images, made.profiles, made.biases)
             scale[part], diagonal[part] = made.scale, made.diagonal
 
@@ -165,7 +182,7 @@ class CudaBackend:
 
     def _fill(
         self,
-        loaded: Sequence[Loaded],
+        loaded: Sequence[Loaded | LoadedStages],
         left: CudaProfile,
         right: CudaProfile,
         pairs: Pairs,
@@ -210,21 +227,32 @@ class CudaBackend:
         """
         sources: list[str] = []
         for program, dtype in programs:
-            sources += plan_kernels(Layout(program, dtype), self.card).sources
+            layout = _layout(program, dtype)
+            chain = isinstance(layout, Layout)
+            plan = plan_kernels(layout, self.card) if chain else plan_stages(layout, self.card)
+            sources += plan.sources
         compiled(self.devices[0], list(dict.fromkeys(sources)), progress)
 
-    def load(self, program: Program, dtype: Dtype) -> tuple[Loaded, ...]:
+    def load(self, program: Program, dtype: Dtype) -> tuple[Loaded | LoadedStages, ...]:
         """Return the kernels of a program on each card, ready; any thread may call."""
         with self._lock:
             key = (program, dtype)
             if key not in self._loaded:
-                layout = Layout(program, dtype)
-                kernels = plan_kernels(layout, self.card)
-                with shown(sys.stderr.isatty(), "compiling for the card", share_alone) as report:
-                    paths = compiled(self.devices[0], kernels.sources, report)
-                self._loaded[key] = tuple(
-                    Loaded.on(device, layout, kernels, paths) for device in self.devices
-                )
+                layout = _layout(program, dtype)
+
+                def code(sources: Sequence[str]) -> list[Path]:
+                    with shown(sys.stderr.isatty(), "compiling for the card", share_alone) as told:
+                        return compiled(self.devices[0], sources, told)
+
+                if isinstance(layout, Layout):
+                    kernels = plan_kernels(layout, self.card)
+                    paths = code(kernels.sources)
+                    made = [Loaded.on(each, layout, kernels, paths) for each in self.devices]
+                else:
+                    plan = plan_stages(layout, self.card)
+                    paths = code(plan.sources)
+                    made = [LoadedStages.on(each, layout, plan, paths) for each in self.devices]
+                self._loaded[key] = tuple(made)
             return self._loaded[key]
 
 

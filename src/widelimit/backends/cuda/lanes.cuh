@@ -10,6 +10,7 @@
 #define WL_TABLE static __device__ constexpr
 #define WL_UNROLL _Pragma("unroll")
 #define WL_KEEP _Pragma("unroll 1")
+#define WL_TURNS _Pragma("unroll 3")  // rows of a filter of 3 by turns: none of them is moved
 // The shuffle tells the compiler that all lanes have the same number, and so take the same branches.
 #define WL_EACH_WARP(w) for (int w = __shfl_sync(0xffffffffu, int(threadIdx.x >> 5), 0), once_ = 1; once_; once_ = 0)
 #define WL_BARRIER() __syncthreads()
@@ -50,6 +51,31 @@ WL_FN double inverse_root(double v) {
   const double h = ::fma(-a * r, r, 1.0);  // 1 - a r^2: the approximation has 20 digits in base 2, this step 60
   return ::fma(r * h, ::fma(0.375, h, 0.5), r);
 }
+
+// Each errs by a few last bits. Of float e^y = 2^(y log2 e): the product is exact in its two parts.
+WL_FN float exponential(float y) {
+  const float t = y * 0x1.715476p+0f, rest = fmaf(y, 0x1.715476p+0f, -t) + y * 0x1.4ae0cp-26f;
+  float p;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(p) : "f"(t));
+  return fmaf(p, rest * 0x1.62e43p-1f, p);
+}
+WL_FN double exponential(double y) { return ::exp(y); }
+WL_FN float reciprocal(float v) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+WL_FN double reciprocal(double v) { return 1.0 / v; }
+WL_FN float root(float v) {
+  float r;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+WL_FN double root(double v) { return ::sqrt(v); }
+
+// What each thread of a block does, or each lane of a warp: i is a number of its own below n.
+#define WL_EACH_THREAD(i, n) for (int i = threadIdx.x; i < (n); i += 32 * kWarps)
+#define WL_EACH_LANE(i, n) for (int i = threadIdx.x & 31; i < (n); i += 32)
 
 // A cell: as many rows of one column as are loaded at a time.
 constexpr int kCell = 16 / int(sizeof(Scalar));
@@ -131,10 +157,15 @@ WL_FN V load_or_zero(P p, I offset, B where) { return where ? address(p)[offset]
 #else
 // ------------------------------------------------------------------------------------------------ the host
 #include <cmath>
+#if defined(__OPTIMIZE__)
 #define WL_FN inline __attribute__((always_inline))
+#else
+#define WL_FN inline
+#endif
 #define WL_TABLE static constexpr
 #define WL_UNROLL _Pragma("GCC unroll 128")
 #define WL_KEEP
+#define WL_TURNS
 #define WL_EACH_WARP(w) for (int w = 0; w < kWarps; ++w)
 #define WL_BARRIER()
 
@@ -159,6 +190,13 @@ WL_FN V absolute(V v) { V r; for (int l = 0; l < 32; ++l) r[l] = std::fabs(v[l])
 WL_FN B negative(V v) { B r; for (int l = 0; l < 32; ++l) r[l] = v[l] < 0 ? -1 : 0; return r; }
 WL_FN V positive(V v) { V r; for (int l = 0; l < 32; ++l) r[l] = v[l] > 0 ? v[l] : Scalar(0); return r; }
 WL_FN V inverse_root(V v) { V r; for (int l = 0; l < 32; ++l) r[l] = 1 / std::sqrt(std::fabs(v[l])); return r; }
+
+WL_FN V exponential(V v) { V r; for (int l = 0; l < 32; ++l) r[l] = std::exp(v[l]); return r; }
+WL_FN V reciprocal(V v) { return 1 / v; }
+WL_FN V root(V v) { V r; for (int l = 0; l < 32; ++l) r[l] = std::sqrt(v[l]); return r; }
+
+#define WL_EACH_THREAD(i, n) for (int i = 0; i < (n); ++i)
+#define WL_EACH_LANE(i, n) for (int i = 0; i < (n); ++i)
 
 constexpr int kCell = 16 / int(sizeof(Scalar));
 struct Cell { V v[kCell]; };

@@ -12,10 +12,11 @@ import numpy as np
 
 from widelimit.backends.base import Pairs
 from widelimit.backends.cuda.device import Device, Launch, put_all
-from widelimit.backends.cuda.plan import Kernels
+from widelimit.backends.cuda.plan import Kernels, StagesPlan
 from widelimit.backends.cuda.source import Layout
+from widelimit.backends.cuda.stages import StagesLayout
 
-__all__ = ["Loaded", "Resident"]
+__all__ = ["Loaded", "LoadedStages", "Resident"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +25,7 @@ class Resident:
 
     samples: Any  # as Layout.arrange makes them
     identity: Any
-    diagonal: Any  # (n, fields)
+    diagonal: Any  # (n, fields), of chains
     scale: Any
 
 
@@ -96,4 +97,51 @@ class Loaded:
         arguments = (partial, rows, columns, *shape, n_entries, self.entries, self.layers)
         finish = Launch(-(-n_fields * n // 256), 256)
         device.launch(self.finish, finish, (*arguments, self.factors, *identities, out))
+        return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedStages:
+    """The kernel of a general program and dtype on one card, and the tables that it reads."""
+
+    device: Device
+    layout: StagesLayout
+    plan: StagesPlan
+    function: Any
+    rounds: Any
+    tasks: Any
+    joins: Any
+    row_weights: Any
+    column_weights: Any
+    factors: Any
+
+    @classmethod
+    def on(
+        cls, device: Device, layout: StagesLayout, plan: StagesPlan, paths: Sequence[Path]
+    ) -> LoadedStages:
+        """Load the compiled kernel."""
+        (path,) = paths
+        with device.turn():
+            function = device.load(path, "wl_stages", plan.shared)
+        rounds = plan.rounds
+        joins = rounds.joins if len(rounds.joins) else np.zeros((1, 5), np.int32)
+        factors = layout.lowered.factors[[field.tap for field in layout.fields]]
+        tables = (rounds.rounds, rounds.tasks, joins, *layout.weights(), factors)
+        return cls(device, layout, plan, function, *put_all(device, tables))
+
+    def start(self, left: Resident, right: Resident, pairs: Pairs) -> Any:
+        """Launch the kernel on some pairs; see `Loaded.start`."""
+        device, plan = self.device, self.plan
+        rows, columns = (device.put(part.astype(np.int32)) for part in (pairs.rows, pairs.columns))
+        n = math.prod(pairs.shape)
+        shape = (len(pairs.rows), 1 if pairs.pairwise else len(pairs.columns), int(pairs.pairwise))
+        blocks = min(n, plan.most_blocks) if plan.most_blocks else n
+        memory = device.empty(max(1, blocks * plan.memory), self.layout.dtype)
+        out = device.empty(len(self.layout.fields) * n, "float64")
+        tables = (self.rounds, len(plan.rounds.rounds), self.tasks, self.joins)
+        weights = (self.row_weights, self.column_weights, self.factors)
+        identities = (left.identity, right.identity, left.scale, right.scale)
+        samples = (left.samples, right.samples, rows, columns, *shape)
+        arguments = (*samples, *tables, *weights, *identities, out, memory)
+        device.launch(self.function, Launch(blocks, 32 * plan.warps, plan.shared), arguments)
         return out

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.backends.cuda.device import Card
+from widelimit.backends.cuda.rounds import Rounds, plan_rounds
 from widelimit.backends.cuda.source import Layout, fields_source, finish_source, rows_source
+from widelimit.backends.cuda.stages import StagesLayout, gathering, stages_source
 from widelimit.backends.lowered import depths
 
-__all__ = ["Kernel", "Kernels", "plan_kernels"]
+__all__ = ["Kernel", "Kernels", "StagesPlan", "plan_kernels", "plan_stages"]
 
 _WARP = 32
 _FIELD_WARPS = 8
@@ -24,6 +26,8 @@ _HALF = 8  # warps of a block, if two share a multiprocessor: one computes, one 
 # same code, which is long; where one has it alone, warps that are done go on with the next height.
 _SHARED_ROWS, _ALONE_ROWS = 40, 100
 _SHARED_STEPS = 5  # layers from which on copying fields pays for its barriers
+_STAGES_WARPS = {"float32": 16, "float64": 8}
+_STAGES_BLOCKS = 2  # of a multiprocessor, where coarse slices lie in the memory of the card
 _STATIC = 1024  # bytes of shared memory that are left alone
 
 
@@ -235,3 +239,62 @@ def _field_kernel(layout: Layout, n_entries: int, card: Card) -> Kernel:
     memory = 0 if in_shared else 4 * h * w
     most = card.multiprocessors * _FIELD_BLOCKS
     return Kernel("wl_fields", source, _FIELD_WARPS, shared, memory, most, blocks)
+
+
+# ---------------------------------------------------------------- stages
+
+
+@dataclass(frozen=True, eq=False)
+class StagesPlan:
+    """The kernel of a general program, and what it goes by.
+
+    Parameters
+    ----------
+    source : str
+    rounds : Rounds
+    warps : int
+        Of a block.
+    shared : int
+        Bytes of shared memory of a block.
+    memory : int
+        Numbers that each block needs in the memory of the card; then there are `most_blocks`.
+    most_blocks : int
+    """
+
+    source: str
+    rounds: Rounds
+    warps: int
+    shared: int
+    memory: int
+    most_blocks: int
+
+    @property
+    def sources(self) -> list[str]:
+        """Return all that is compiled."""
+        return [self.source]
+
+
+@lru_cache(maxsize=64)
+def plan_stages(layout: StagesLayout, card: Card) -> StagesPlan:
+    """Choose how many warps a block has, and what lies in shared memory.
+
+    Coarse slices first, then the samples of the pair; fewer of the former at a time, with warps
+    that wait, rather than in the memory of the card.
+    """
+    item = np.dtype(layout.dtype).itemsize
+    warps = _STAGES_WARPS[layout.dtype]
+    n_fields = len(layout.fields)
+    sums = 8 * (n_fields + n_fields % 2) + 2 * warps * n_fields * item
+    free = card.shared_bytes - _STATIC - sums
+    samples = 2 * layout.sample * item
+    plans = [plan_rounds(layout.lowered, warps, warps * ahead) for ahead in (4, 2, 1)]
+    rooms = [gathering(layout.lowered, rounds)[1] * item for rounds in plans]
+    for beside in (samples, 0):
+        for rounds, room in zip(plans, rooms, strict=True):
+            if room + beside <= free:
+                source = stages_source(layout, rounds, warps, room=True, samples=beside > 0)
+                return StagesPlan(source, rounds, warps, sums + room + beside, 0, 0)
+    beside = samples if samples <= free else 0
+    source = stages_source(layout, plans[0], warps, room=False, samples=beside > 0)
+    most = card.multiprocessors * _STAGES_BLOCKS
+    return StagesPlan(source, plans[0], warps, sums + beside, rooms[0] // item, most)

@@ -33,41 +33,6 @@ struct Call {
   WL_FN int pairs() const { return pairwise ? n_rows : n_rows * n_columns; }
 };
 
-enum : int { kRelu = 1, kSigned = 2, kOwn = 4, kTrain = 8, kOutK = 16, kOutTheta = 32, kBias = 64, kMerge = 128 };
-
-template <int M>
-WL_FN V polynomial(const Scalar (&c)[M], Scalar scale, V v) {
-  // For the long polynomials of double two chains, one of the even and one of the odd powers.
-  constexpr int stride = sizeof(Scalar) == 8 ? 2 : 1;
-  const V power = stride == 2 ? v * v : v;
-  V r = broadcast(c[M - 1] * scale), other = broadcast(c[M - stride] * scale);
-  WL_UNROLL for (int n = 1; n <= (M - 1) / stride; ++n) {
-    r = mad(r, power, broadcast(c[M - 1 - n * stride] * scale));
-    if (stride == 2 && M - 2 - 2 * n >= 0) other = mad(other, power, broadcast(c[M - 2 - 2 * n] * scale));
-  }
-  return stride == 1 ? r : M % 2 ? mad(other, v, r) : mad(r, v, other);
-}
-
-// The dual activation (dual.py), times the scale of the layer S. Theta' is kappa0 times theta.
-template <class S>
-WL_FN void activate(V x, V z, V s, V& k, V& kappa0) {
-  constexpr bool is_signed = S::flags & kSigned, out_k = S::flags & kOutK, out_theta = S::flags & kOutTheta;
-  const Scalar c = S::scale(), over_pi = Scalar(0.318309886183790671538) * c;
-  const V size = is_signed ? absolute(s) : s;
-  const V e = mad(x, z, -size), p = mad(x, z, size);
-  const V t = e * inverse_root(mad(p, e, broadcast(kTiny))), v = t * t;
-  if (is_signed) {
-    if (out_theta) {
-      const V g = t * polynomial(WL_A, c, v);
-      kappa0 = select(negative(s), g, broadcast(c) - g);
-    }
-    if (out_k) k = mad(e * t, polynomial(WL_B, c, v), positive(s) * c);
-  } else {
-    kappa0 = mad(-t, polynomial(WL_A, c, v), broadcast(c));
-    if (out_k) k = mad(p, t * over_pi, s * kappa0);
-  }
-}
-
 // One element of layer S from its box sums: sigma in `s`; in `theta` the sum of Theta, or of Theta + K where this
 // layer is trained (kMerge of the layer before). Returns K and Theta, and what the next layer sums in place of Theta.
 template <class S>

@@ -15,9 +15,10 @@ from widelimit.backends.base import Dtype
 from widelimit.backends.lowered import Lowered, LoweredStep, lower
 from widelimit.program import Program, Tap
 
-__all__ = ["DRIFT", "Field", "Layout", "fields_source", "finish_source", "rows_source"]
+__all__ = ["DRIFT", "FLAGS", "Field", "Layout"]
+__all__ += ["fields_source", "finish_source", "number", "rows_source", "shared_text"]
 
-_FLAGS = {
+FLAGS = {
     "relu": 1,
     "signed": 2,
     "own": 4,
@@ -147,12 +148,12 @@ class _Kind:
     def flags(self) -> int:
         """Return bits of slices.cuh."""
         if self.step is None:
-            return _FLAGS["k"]
+            return FLAGS["k"]
         step = self.step
         on = {"relu": step.relu, "signed": step.signed, "own": step.theta_in}
         on |= {"train": step.trainable and step.theta_out, "k": step.k_out}
         on |= {"theta": step.theta_out, "bias": step.biased, "merge": self.merge}
-        return sum(_FLAGS[name] for name, is_on in on.items() if is_on)
+        return sum(FLAGS[name] for name, is_on in on.items() if is_on)
 
     def text(self, name: str, dtype: Dtype) -> str:
         """Return the struct that stands for the kind."""
@@ -161,7 +162,7 @@ class _Kind:
             f"struct {name} {{\n"
             f"  static constexpr bool input = {str(self.step is None).lower()};\n"
             f"  static constexpr int filter = {filter_size}, flags = {self.flags};\n"
-            f"  WL_FN static constexpr Scalar scale() {{ return {_number(self.scale, dtype)}; }}\n"
+            f"  WL_FN static constexpr Scalar scale() {{ return {number(self.scale, dtype)}; }}\n"
             "};\n"
         )
 
@@ -194,7 +195,8 @@ class _Layer:
     first_field: int
 
 
-def _number(value: float, dtype: Dtype) -> str:
+def number(value: float, dtype: Dtype) -> str:
+    """Return a constant as text, to the last bit."""
     return value.hex() + ("f" if dtype == "float32" else "")
 
 
@@ -230,13 +232,18 @@ def _all_rows_weigh_one(layout: Layout, tap: Tap) -> bool:
     return all((weights[di + h - 1, : h - di] == 1).all() for di in heights)
 
 
-@lru_cache(maxsize=1)
-def _shared() -> str:
+@lru_cache(maxsize=4)
+def shared_text(*names: str) -> str:
+    """Return files that sources begin with, the coefficients of dual activations before them."""
     texts = [files("widelimit._core").joinpath("dual_coefficients.hpp").read_text()]
     here = files("widelimit.backends.cuda")
-    texts += [here.joinpath(name).read_text() for name in ("lanes.cuh", "slices.cuh")]
+    texts += [here.joinpath(name).read_text() for name in names]
     lines = "\n".join(texts).splitlines()
     return "\n".join(line for line in lines if line != "#pragma once")
+
+
+def _chain_text() -> str:
+    return shared_text("lanes.cuh", "duals.cuh", "slices.cuh")
 
 
 def _constants(layout: Layout, **numbers: int) -> str:
@@ -413,7 +420,7 @@ def rows_source(
         staged=layout.sample if staged else 0, tiled=sum(tile) * layout.field if tiled else 0,
     )  # fmt: skip
     return (
-        f"{constants}{_shared()}\n{text.before}"
+        f"{constants}{_chain_text()}\n{text.before}"
         "template <int N>\n"
         "WL_FN void all_layers(const Call& c, P x, P z, const Lanes& m, I depth) {\n"
         f"  V K[N], T[N];\n  input<Kind0, N>(c, K, x, z, m);\n{text.input(read)}{ahead}{layers}}}\n"
@@ -446,7 +453,7 @@ def fields_source(layout: Layout, *, warps: int, in_shared: bool) -> str:
     size = "4 * kH * kW"
     memory = "wl_field_memory" if in_shared else f"memory + (long long)blockIdx.x * {size}"
     return (
-        f"{constants}{_shared()}\n{text.before}"
+        f"{constants}{_chain_text()}\n{text.before}"
         "WL_FN void all_field_layers(const Call& c, const Slice& d, Fields (&fields)[2], "
         "Scalar* sums) {\n  int turn = 0;\n"
         f"{layers}}}\n"
@@ -484,7 +491,7 @@ def finish_source(layout: Layout) -> str:
     """Return the source of ``wl_finish``: from sums of entries to sums of pairs."""
     constants = _constants(layout, Warps=1, rows=0, fields=0, staged=0, tiled=0)
     return (
-        f"{constants}{_shared()}\n"
+        f"{constants}{_chain_text()}\n"
         "#if defined(__CUDACC__)\n"
         f'extern "C" __global__ void wl_finish({_FINISH}) {{\n'
         "  const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;\n"
