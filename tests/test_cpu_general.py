@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from trees import FEATURES, features, samples, tree
 
+from widelimit.backends import cpu, lowered
 from widelimit.backends.base import Dtype
 from widelimit.backends.cpu import CpuBackend, instruction_sets
 from widelimit.backends.lowered import lower
@@ -196,3 +197,33 @@ def test_pools_of_one_pass_may_lead_to_different_grids() -> None:
     for values, network in zip(together, networks, strict=True):
         (alone,) = kernels([network], x, None, "float64")
         np.testing.assert_allclose(values, alone, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "name", ["pool 2/2", "pool 3/2 same", "pool 3/1 same", "pools", "pools to two grids", "strided"]
+)
+def test_strips_change_no_field(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(NETWORKS[name])
+    x = samples(SHAPE, 19)
+    whole = compile_family([network], SHAPE, KINDS)
+    assert all(made.first.all() for made in whole.schedules)
+    plain = {dtype: kernels([network], x, None, dtype) for dtype in TOLERANCE}
+    for width in (1, 3):
+        monkeypatch.setattr("widelimit.program.strip_width", lambda *_, width=width: width)
+        # Programs are kept by their value, which has not changed: what they plan has.
+        for kept in (cpu._compile, cpu._of_itself, lowered.lower):
+            kept.cache_clear()
+        strips = compile_family([network], SHAPE, KINDS)
+        assert strips.schedules[0].strip.max() > 0 or width > 1
+        assert strips.element_layers >= whole.element_layers
+        assert strips.schedules[0].size <= whole.schedules[0].size
+        check(network, SHAPE)
+        for dtype, values in plain.items():
+            made = kernels([network], x, None, dtype)
+            np.testing.assert_array_equal(made, made.transpose(0, 1, 3, 2))
+            # Where two pools follow, strips decide the order in which the second adds.
+            if dtype == "float32" and len(whole.schedules) == 1:
+                np.testing.assert_array_equal(made, values)
+            np.testing.assert_allclose(made, values, rtol=1e-14 if dtype == "float64" else 1e-6)
+    for kept in (cpu._compile, cpu._of_itself, lowered.lower):
+        kept.cache_clear()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from widelimit.lattice import Boundary, Schedule, Window, schedule
+from widelimit.lattice import Boundary, Schedule, Window, schedule, strip_width
 
 some = settings(max_examples=150, deadline=None, derandomize=True)
 
@@ -85,20 +85,23 @@ def half_plane(h: int, w: int) -> list[tuple[int, int]]:
 
 
 def plan(
-    boundaries: list[Boundary], shape: tuple[int, int], coarse: list[tuple[int, int]]
+    boundaries: list[Boundary],
+    shape: tuple[int, int],
+    coarse: list[tuple[int, int]],
+    width: int | None = None,
 ) -> tuple[Schedule, tuple[int, int]]:
     first = boundaries[0]
     coarse_shape = first.rows.extent(shape[0]), first.columns.extent(shape[1])
-    fine = np.array(half_plane(*shape))
-    return schedule(boundaries, np.array(coarse).reshape(-1, 2), coarse_shape, fine), coarse_shape
+    fine, wanted = np.array(half_plane(*shape)), np.array(coarse).reshape(-1, 2)
+    return schedule(boundaries, wanted, coarse_shape, fine, width), coarse_shape
 
 
-def replay(
-    boundaries: list[Boundary], coarse: list[tuple[int, int]], made: Schedule, shape: Any
-) -> None:
-    """Go through a schedule; return where each slice lay, and check what it promises."""
+def replay(boundaries: list[Boundary], made: Schedule, shape: Any) -> dict[Any, list[Any]]:
+    """Go through a schedule, check what it promises; return what each slice reads, in order."""
+    coarse = [tuple(D) for D in made.coarse.tolist()]
+    strip = dict(zip(coarse, made.strip.tolist(), strict=True))
     feeds: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
-    for i, j in made.fine.tolist():
+    for i, j in set(map(tuple, made.fine.tolist())):
         for boundary, d in product(boundaries, ((i, j), (-i, -j))):
             for a, b in boundary.targets(d, shape):
                 D = (a.coarse, b.coarse)
@@ -109,11 +112,15 @@ def replay(
 
     owner = np.full(made.size, -1)
     gathering: dict[tuple[int, int], int] = {}
+    reads: dict[Any, list[Any]] = {D: [] for D in coarse}
     position = most = 0
     for index, D in enumerate(coarse):
         while position < made.needs[index]:
             i, j = made.fine[position].tolist()
             for target in feeds[i, j] & set(coarse):
+                if strip[target] != made.strips[position]:
+                    continue
+                reads[target].append((i, j))
                 number = coarse.index(target)
                 assert number >= index  # never after it was done
                 start = int(made.slots[number])
@@ -123,14 +130,18 @@ def replay(
                     gathering[target] = start
             position += 1
         most = max(most, sum(map(area, gathering)))
-        # All that a slice reads has gone by.
-        rest = {tuple(d) for d in made.fine[position:].tolist()}
-        assert not any(D in feeds[d] for d in rest)
+        # All that a slice reads has gone by, once.
+        assert sorted(reads[D]) == sorted(d for d in feeds if D in feeds[d])
         start = gathering.pop(D)
         assert (owner[start : start + area(D)] == index).all()
         owner[start : start + area(D)] = -1
     assert not gathering
     assert most == made.alive <= made.size
+    seen: set[Any] = set()
+    for d, first in zip(map(tuple, made.fine.tolist()), made.first.tolist(), strict=True):
+        assert first == (d not in seen)
+        seen.add(d)
+    return reads
 
 
 POOL2, POOL3, SAME3 = Window(2, 2), Window(3, 2, 1, 1), Window(3, 1, 1, 1)
@@ -154,15 +165,22 @@ def test_schedules_keep_their_promises(boundaries: list[Boundary], shape: Any) -
     if not first.rows.extent(shape[0]):
         pytest.skip("no pixel is left")
     coarse = half_plane(first.rows.extent(shape[0]), first.columns.extent(shape[1]))
-    for wanted in (coarse, coarse[:1], coarse[::2], coarse[::-1]):
+    for wanted in (coarse, coarse[:1], coarse[::2]):
         made, coarse_shape = plan(boundaries, shape, wanted)
-        assert sorted(map(tuple, made.fine.tolist())) == half_plane(*shape)
-        replay(boundaries, wanted, made, coarse_shape)
+        assert made.fine.tolist() == [list(d) for d in half_plane(*shape)]
+        assert sorted(map(tuple, made.coarse.tolist())) == wanted
+        reads = replay(boundaries, made, coarse_shape)
+        for width in (1, 2, 3):
+            strips, _ = plan(boundaries, shape, wanted, width)
+            assert set(map(tuple, strips.fine.tolist())) == set(half_plane(*shape))
+            assert strips.size <= made.size
+            # The same additions in the same order, however wide strips are.
+            assert replay(boundaries, strips, coarse_shape) == reads
 
 
 @pytest.mark.parametrize(
     ("window", "side", "alive"),
-    [(POOL2, 32, 8_338), (POOL2, 16, 1_034), (POOL3, 32, 15_654)],
+    [(POOL2, 32, 8_790), (POOL2, 16, 1_134), (POOL3, 32, 16_504)],
 )
 def test_memory_of_a_boundary(window: Window, side: int, alive: int) -> None:
     boundaries = [Boundary(window, window, False)]
@@ -171,9 +189,20 @@ def test_memory_of_a_boundary(window: Window, side: int, alive: int) -> None:
     assert made.size <= 1.3 * alive  # gaps between slices of different sizes
 
 
-def test_fine_slices_that_nothing_reads_come_last() -> None:
-    boundaries = [Boundary(Window(1, 2), Window(1, 2), True)]
-    made, _ = plan(boundaries, (4, 4), half_plane(2, 2))
-    read = [(i, j) for i, j in half_plane(4, 4) if i % 2 == j % 2 == 0]
-    assert made.fine[: len(read)].tolist() == [list(d) for d in read]
-    assert made.needs[-1] == len(read)
+def test_strips_take_a_share_of_the_memory_for_a_border_that_goes_by_twice() -> None:
+    boundaries = [Boundary(POOL2, POOL2, False)]
+    coarse = half_plane(48, 48)
+    whole, shape = plan(boundaries, (96, 96), coarse)
+    assert strip_width(boundaries, shape, whole.size, whole.size) is None
+    width = strip_width(boundaries, shape, whole.size, 2**16)
+    assert width == 13
+    made, _ = plan(boundaries, (96, 96), coarse, width)
+    assert made.alive < 2**16 < whole.alive
+    area = (96 - made.fine[:, 0]) * (96 - abs(made.fine[:, 1]))
+    assert 1 < area.sum() / area[made.first].sum() < 1.05
+    # As narrow as a border of a sixteenth allows: 2 W + 1 columns of 2 W, W + 4 of W.
+    assert strip_width(boundaries, shape, whole.size, 1) == 8
+    same = [Boundary(SAME3, SAME3, False)]
+    assert strip_width(same, (96, 96), 10**6, 1) == 64
+    assert strip_width(same, (32, 32), 10**6, 1) is None
+    assert strip_width([Boundary(POOL2, POOL2, True)], shape, 10**6, 1) == 1

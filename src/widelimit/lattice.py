@@ -13,6 +13,7 @@ Axes are separate: what follows is for one of them, except `schedule`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,7 +23,9 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import IntArray
 
-__all__ = ["Boundary", "Run", "Schedule", "Window", "first_gap", "schedule"]
+__all__ = ["Boundary", "Run", "Schedule", "Window", "first_gap", "schedule", "strip_width"]
+
+_BORDER = 1 / 16  # of the columns of a strip, that go by for its neighbour, too
 
 
 class Run(NamedTuple):
@@ -123,14 +126,24 @@ class Boundary:
 class Schedule:
     """In which order fine slices go by, and where coarse ones gather meanwhile.
 
-    Slices are those that are not negative, ``d >= (0, 0)``; each stands for d and -d.
+    Slices are those that are not negative, ``d >= (0, 0)``; each stands for d and -d. Where coarse
+    slices are taken in strips, one after the other, fine slices that two of them read go by twice,
+    and each time add to one strip alone.
 
     Parameters
     ----------
-    fine : ndarray of int64, shape (n_fine, 2)
-        Fine slices in order: those that a coarse slice needs, then all others.
+    fine : ndarray of int64, shape (n_passes, 2)
+        Fine slices, each as often as it goes by.
+    strips : ndarray of int64, shape (n_passes,)
+        The strip to which each adds.
+    first : ndarray of bool, shape (n_passes,)
+        Whether it has not gone by before.
+    coarse : ndarray of int64, shape (n_coarse, 2)
+        Coarse slices in the order in which they are complete.
+    strip : ndarray of int64, shape (n_coarse,)
+        In which each is.
     needs : ndarray of int64, shape (n_coarse,)
-        How many fine slices must be done before each coarse slice can begin; ascending.
+        How many fine slices must have gone by before each coarse slice can begin; ascending.
     slots : ndarray of int64, shape (n_coarse,)
         First entry of the memory where a coarse slice gathers, with its opposite right after it.
     size : int
@@ -140,6 +153,10 @@ class Schedule:
     """
 
     fine: IntArray
+    strips: IntArray
+    first: NDArray[np.bool_]
+    coarse: IntArray
+    strip: IntArray
     needs: IntArray
     slots: IntArray
     size: int
@@ -151,61 +168,115 @@ def schedule(
     coarse: IntArray,
     coarse_shape: tuple[int, int],
     fine: IntArray,
+    width: int | None = None,
 ) -> Schedule:
-    """Order fine slices by the first coarse slice that needs them, and give out memory.
+    """Order slices, and give out memory.
 
     Memory is given out as registers are: a coarse slice has its entries from the first fine slice
-    that adds to it until it begins, in the first gap that is large enough.
+    that adds to it until it begins, in the first gap that is large enough. A row of coarse
+    displacements gathers at a time, or what of it is in one strip.
 
     Parameters
     ----------
     boundaries : sequence of Boundary
-        Between the two grids, all of one stride.
+        Between the two grids.
     coarse : ndarray of int64, shape (n_coarse, 2)
-        Coarse slices, not negative, in the order in which they will be done.
+        Coarse slices, not negative.
     coarse_shape : tuple of int
-        Pixels of the coarse grid.
+        Pixels of the coarse grid, the largest if there are several.
     fine : ndarray of int64, shape (n_fine, 2)
-        Fine slices, not negative: all that a coarse slice of the list reads, and maybe others.
+        Fine slices, not negative, in the order in which they go by, in each strip: all that a
+        coarse slice reads, and maybe others. What one coarse slice reads comes in this order,
+        however wide strips are.
+    width : int or None
+        Of strips, in displacements along rows; that around 0 comes first. None: all in one.
     """
-    order = [(int(i), int(j)) for i, j in coarse]
-    place = {D: index for index, D in enumerate(order)}
-    feeds: dict[tuple[int, int], list[int]] = {}
-    for i, j in fine.tolist():
-        places: set[int] = set()
-        for boundary in boundaries:
-            for d in ((i, j), (-i, -j)):
-                for a, b in boundary.targets(d, coarse_shape):
-                    target = max((a.coarse, b.coarse), (-a.coarse, -b.coarse))
-                    if target in place:
-                        places.add(place[target])
-        feeds[i, j] = sorted(places)
-    late = len(order)
-    sorted_fine = sorted(feeds, key=lambda d: (feeds[d][0] if feeds[d] else late, d))
-    needs = np.zeros(late, np.int64)
-    for number, d in enumerate(sorted_fine, start=1):
-        needs[feeds[d]] = number
-    needs = np.maximum.accumulate(needs)
+    place = {D: index for index, D in enumerate(map(tuple, coarse.tolist()))}
+    # That around 0 comes first: where an image meets itself, all others need what d = 0 makes.
+    strip = np.zeros(len(coarse), np.int64)
+    if width is not None:
+        away = (coarse[:, 1] + width // 2) // width
+        strip = np.where(away < 0, -2 * away - 1, 2 * away)
+    axes = [_targets(boundary, fine, coarse_shape) for boundary in boundaries]
+    passes: list[tuple[int, int, list[int]]] = []  # strip, fine slice, coarse slices
+    for number, (i, j) in enumerate(fine.tolist()):
+        found = {
+            place.get(max((a, b), (-a, -b)), -1)
+            for down, across in axes
+            for a in down[i]
+            for b in across[j]
+        }
+        feeds: dict[int, list[int]] = {}
+        for index in sorted(found - {-1}):
+            feeds.setdefault(int(strip[index]), []).append(index)
+        passes += [(into, number, feeds[into]) for into in feeds] or [(0, number, [])]
+    passes.sort(key=lambda entry: entry[0])  # in each strip the order stays
+    needs = np.zeros(len(coarse), np.int64)
+    for position, (_, _, adds) in enumerate(passes, start=1):
+        needs[adds] = position
+    order = np.argsort(needs, kind="stable")
 
-    slots = np.full(late, -1, np.int64)
+    slots = np.full(len(coarse), -1, np.int64)
     taken: list[tuple[int, int, int]] = []  # start, stop, coarse slice: in order
     size = alive = position = 0
-    for index, coarse_slice in enumerate(order):
-        for d in sorted_fine[position : int(needs[index])]:
-            for new in feeds[d]:
+    for index in order.tolist():
+        for _, _, adds in passes[position : int(needs[index])]:
+            for new in adds:
                 if slots[new] < 0:
-                    slots[new] = first_gap(taken, _entries(order[new], coarse_shape), new)
+                    slots[new] = first_gap(taken, _entries(coarse[new], coarse_shape), new)
         position = int(needs[index])
         alive = max(alive, sum(stop - start for start, stop, _ in taken))
         size = max(size, taken[-1][1] if taken else 0)
         taken = [entry for entry in taken if entry[2] != index]
-        assert slots[index] >= 0, f"no fine slice adds to {coarse_slice}"
-    return Schedule(np.array(sorted_fine, np.int64).reshape(-1, 2), needs, slots, size, alive)
+        assert slots[index] >= 0, f"no fine slice adds to {coarse[index]}"
+    numbers = np.array([number for _, number, _ in passes], np.int64)
+    first = np.zeros(len(passes), bool)
+    first[np.unique(numbers, return_index=True)[1]] = True
+    strips = np.array([into for into, _, _ in passes], np.int64)
+    by_order = (coarse[order], strip[order], needs[order], slots[order])
+    return Schedule(fine[numbers], strips, first, *by_order, size, alive)
 
 
-def _entries(D: tuple[int, int], shape: tuple[int, int]) -> int:
+def strip_width(
+    boundaries: Sequence[Boundary], coarse_shape: tuple[int, int], size: int, most: int
+) -> int | None:
+    """Return how wide strips are to be, so that one gathers in `most` entries; None: all is one.
+
+    For W coarse columns s W + 2 m - 1 - s fine ones go by. Strips are not so narrow that these are
+    more than `_BORDER` above s W, whatever memory that takes.
+
+    Parameters
+    ----------
+    boundaries, coarse_shape
+        As for `schedule`.
+    size : int
+        Entries that are taken where all is one strip.
+    most : int
+    """
+    windows = [boundary.columns for boundary in boundaries if not boundary.diagonal]
+    least = [math.ceil((2 * m.size - 1 - m.stride) / (m.stride * _BORDER)) for m in windows]
+    width = max(1, most * coarse_shape[1] // size, *least)
+    return width if size > most and width < 2 * coarse_shape[1] - 1 else None
+
+
+def _targets(
+    boundary: Boundary, fine: IntArray, coarse: tuple[int, int]
+) -> list[dict[int, list[int]]]:
+    """Return, for each axis and fine displacement, the coarse displacements that it adds to."""
+    windows = boundary.rows, boundary.columns
+    return [
+        {
+            d: [run.coarse for run in window.targets(d, extent, diagonal=boundary.diagonal)]
+            for d in set(along.tolist())
+        }
+        for window, along, extent in zip(windows, fine.T, coarse, strict=True)
+    ]
+
+
+def _entries(D: IntArray, shape: tuple[int, int]) -> int:
     """Return the entries of a slice and its opposite."""
-    return (shape[0] - abs(D[0])) * (shape[1] - abs(D[1])) * (1 if D == (0, 0) else 2)
+    i, j = D.tolist()
+    return (shape[0] - abs(i)) * (shape[1] - abs(j)) * (1 if i == j == 0 else 2)
 
 
 def first_gap(taken: list[tuple[int, int, int]], entries: int, owner: int) -> int:

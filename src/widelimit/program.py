@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.dual import dual, variance_behind
-from widelimit.lattice import Boundary, Schedule, Window, schedule
+from widelimit.lattice import Boundary, Schedule, Window, schedule, strip_width
 from widelimit.layers import (
     ABReLU,
     AvgPool,
@@ -53,6 +53,7 @@ __all__ = [
 
 _LARGEST_SIDE = 2**12  # a table of a readout takes 16 bytes times its square
 _MOST_POOLED = 2**20  # pixels: four slices for each, and hours for each pair
+_MOST_GATHERING = 2**16  # entries of coarse slices: 8 MiB of K and Theta in 16 lanes
 
 Kind: TypeAlias = Literal["ntk", "nngp"]
 
@@ -356,12 +357,12 @@ class Program:
     def schedules(self) -> tuple[Schedule, ...]:
         """For each stage but the last: the order of its slices, and where those of the next gather.
 
-        The slices of the last stage are in the order of ``stages[-1].slices``, those of any other
-        one in the order of ``schedules[k].fine``; `needs` and `slots` are by the order of the next.
+        Where slices of the second stage would gather in more than `_MOST_GATHERING` entries, they
+        are taken in strips, and slices of the first that two strips read go by for each. How wide
+        strips are is a matter of the program alone, so that no bit depends on a machine.
         """
         found: list[Schedule] = []
-        coarse = self.stages[-1].slices[:, :2] if self.stages else np.zeros((0, 2), np.int64)
-        for fine, above in zip(self.stages[-2::-1], self.stages[:0:-1], strict=True):
+        for depth, above in enumerate(self.stages[1:], start=1):
             pools = [n for n in above.levels if isinstance(self.nodes[n - 1], Pool)]
             boundaries: dict[Boundary, None] = {}
             for number in pools:
@@ -369,19 +370,31 @@ class Program:
                 assert isinstance(node, Pool)
                 boundaries[node.boundary] = None
             h, w = (max(self.grids[number][axis] for number in pools) for axis in (0, 1))
-            found.append(schedule(list(boundaries), coarse, (h, w), fine.slices[:, :2]))
-            coarse = found[-1].fine
-        return tuple(reversed(found))
+            fine = found[-1].coarse if found else self.stages[0].slices[:, :2]
+            given = list(boundaries), above.slices[:, :2], (h, w), fine
+            made = schedule(*given)
+            width = strip_width(given[0], (h, w), made.size, _MOST_GATHERING)
+            if depth == 1 and width is not None:
+                made = schedule(*given, width)
+            found.append(made)
+        return tuple(found)
 
     @cached_property
     def element_layers(self) -> int:
-        """Cost of one pair: entries of all slices, times the nodes each goes through."""
-        return sum(map(self._cost, self.stages))
+        """Cost of one pair: entries of all slices, times the nodes each goes through.
 
-    def _cost(self, stage: Stage) -> int:
-        total = 0
+        Slices that go by twice count twice (`schedules`).
+        """
+        return sum(map(self._cost, range(len(self.stages))))
+
+    def _cost(self, depth: int) -> int:
+        stage, total = self.stages[depth], 0
         di, dj, variant = stage.slices.T
         opposite = np.where((di == 0) & (dj == 0), 1, 2)
+        if depth < len(self.schedules):
+            key = np.array([2 * self.shape[1], 1])  # ascending in the slices of a stage
+            passes = np.searchsorted(stage.slices[:, :2] @ key, self.schedules[depth].fine @ key)
+            opposite *= np.bincount(passes)
         for number in stage.levels:
             if isinstance(self.nodes[number - 1], Node):
                 h, w = self.grids[number]
@@ -430,7 +443,8 @@ class Program:
         n_slices = sum(2 * len(stage.slices) - 1 for stage in self.stages)
         largest: dict[int, tuple[int, int]] = {}
         for depth, grid in zip(self.depths, self.grids, strict=True):
-            largest[depth] = max(grid, largest.get(depth, grid))
+            h0, w0 = largest.get(depth, grid)
+            largest[depth] = max(grid[0], h0), max(grid[1], w0)
         total = sum((2 * h - 1) * (2 * w - 1) for h, w in largest.values())
         convolved = [n for n, node in enumerate(self.nodes, start=1) if isinstance(node, Node)]
         all_pairs = sum(math.prod(self.grids[n]) ** 2 for n in convolved) or (h * w) ** 2
@@ -439,10 +453,13 @@ class Program:
             f"{self.element_layers:,} ({self.element_layers / all_pairs:.2%} of all)"
         )
         if len(self.stages) > 1:
-            for stage, (rows, columns) in zip(self.stages, largest.values(), strict=True):
+            for depth, (rows, columns) in enumerate(largest.values()):
+                slices = self.stages[depth].slices
+                again = len(self.schedules[0].fine) - len(slices) if depth == 0 else 0
                 lines.append(
-                    f"  {rows} x {columns} pixels: {2 * len(stage.slices) - 1} slices, "
-                    f"{self._cost(stage):,} element-layers"
+                    f"  {rows} x {columns} pixels: {2 * len(slices) - 1} slices, "
+                    + (f"{2 * again} of them twice, " if again else "")
+                    + f"{self._cost(depth):,} element-layers"
                 )
         profile = sum(math.prod(self.grids[n]) for n in convolved)
         lines.append(

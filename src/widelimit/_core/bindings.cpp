@@ -225,7 +225,7 @@ void time_levels(std::vector<Level>& levels) {
   }
 }
 
-// `given`: variants as lists of levels, and (n, 5) rows of di, dj, variant, needs, slot.
+// `given`: variants as lists of levels, and (n, 8) rows of di, dj, variant, needs, slot, strip, adds_to, first.
 void fill_stage(OwnedProgram& p, nb::handle given, Stage& stage) {
   const char* const wrong =
       "slices: expected displacements inside the grids, one of each pair d, -d, and levels after their sources";
@@ -265,7 +265,7 @@ void fill_stage(OwnedProgram& p, nb::handle given, Stage& stage) {
     stage.w = std::max(stage.w, v.w);
   }
   std::vector<int32_t> place(size_t(stage.h) * size_t(2 * stage.w), -1);
-  const auto rows = nb::cast<nb::ndarray<const int64_t, nb::shape<-1, 5>, nb::c_contig, nb::device::cpu>>(given.attr("slices"));
+  const auto rows = nb::cast<nb::ndarray<const int64_t, nb::shape<-1, 8>, nb::c_contig, nb::device::cpu>>(given.attr("slices"));
   const int64_t parents = stage.parent < 0 ? 0 : p.stages[size_t(stage.parent)].n_slices;
   std::vector<Slice> slices;
   for (size_t i = 0; i < rows.shape(0); ++i) {
@@ -290,7 +290,8 @@ void fill_stage(OwnedProgram& p, nb::handle given, Stage& stage) {
       require(at < 0, wrong);
       at = int32_t(i);
     }
-    slices.push_back({int32_t(di), int32_t(dj), int32_t(variant), int32_t(needs), slot});
+    const auto rest = [&](size_t k) { return int32_t(rows(i, k)); };
+    slices.push_back({int32_t(di), int32_t(dj), int32_t(variant), int32_t(needs), slot, rest(5), rest(6), rest(7)});
   }
   p.slices.push_back(std::move(slices));
   p.variants.push_back(std::move(variants));

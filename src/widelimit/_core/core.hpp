@@ -77,6 +77,9 @@ struct Slice {
   int32_t variant;  // which levels it goes through
   int32_t needs;    // slices of the parent stage that must be done before
   int64_t slot;     // first entry of the memory where it gathers; those of -d follow
+  int32_t strip;    // in which strip of its stage it is
+  int32_t adds_to;  // the only strip of the next stage to which it adds
+  int32_t first;    // it has not gone by before: readouts count it once
 };
 
 // Levels that a slice goes through, in order of their lags, and whether another of them reads each.

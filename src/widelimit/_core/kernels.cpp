@@ -713,13 +713,13 @@ struct Sweep {
     return found;
   }
 
-  // Memory of a coarse slice (di, dj) of gather g, or null if nobody wants it; zeros when it is first asked for.
-  T* coarse_slice(int g, int di, int dj) {
+  // Memory of a coarse slice (di, dj) of gather g, or null if no strip of this number has it; zeros when it is first asked for.
+  T* coarse_slice(int g, int di, int dj, int strip) {
     const Level& level = program.levels[g];
     const Stage& stage = program.stages[stage_of(program, g)];
     const bool negative = di < 0 || (di == 0 && dj < 0);
     const int index = stage.place[(negative ? -di : di) * (2 * stage.w - 1) + (negative ? -dj : dj) + stage.w - 1];
-    if (index < 0) return nullptr;
+    if (index < 0 || stage.slices[index].strip != strip) return nullptr;
     const int64_t entries = int64_t(level.h - (di < 0 ? -di : di)) * (level.w - (dj < 0 ? -dj : dj)), size = entries * level.fields * L;
     T* const slice = rooms[g] + stage.slices[index].slot * level.fields * L;
     if (!begun[g][index]) {
@@ -729,8 +729,8 @@ struct Sweep {
     return negative ? slice + size : slice;
   }
 
-  // The coarse slices that the level adds to, in slice (di, dj); `again`: after its opposite.
-  void aim(int l, int di, int dj, bool again) {
+  // The coarse slices of a strip that the level adds to, in slice (di, dj); `again`: after its opposite.
+  void aim(int l, int di, int dj, int strip, bool again) {
     Rings<T>& v = levels[l];
     v.n_targets = 0;
     for (int g = 0; g < program.n_levels; ++g) {
@@ -741,7 +741,7 @@ struct Sweep {
         for (int b = across.start[dj + across.extent - 1]; b < across.start[dj + across.extent]; ++b) {
           const int Di = down.runs[a].coarse, Dj = across.runs[b].coarse;
           Target<T> t;
-          t.out = coarse_slice(g, Di, Dj);
+          t.out = coarse_slice(g, Di, Dj, strip);
           if (!t.out) continue;
           t.height = level.h - (Di < 0 ? -Di : Di);
           t.width = level.w - (Dj < 0 ? -Dj : Dj);
@@ -793,9 +793,10 @@ struct Sweep {
     store(out + width * Cell + L, broadcast(T(0)));
   }
 
-  // The slice of displacement (di, dj) through the levels of a variant; sums go to slice_sum.
-  void slice(const T* x_img, const T* x_prof, const Variant& variant, int di, int dj, bool again) {
+  // A slice, or `again` its opposite, through the levels of its variant; sums go to slice_sum.
+  void slice(const T* x_img, const T* x_prof, const Variant& variant, const Slice& d, bool again) {
     constexpr int XL = Pairwise ? L : 1;
+    const int di = again ? -d.di : d.di, dj = again ? -d.dj : d.dj;
     const int c = program.c;
     const int xi = di < 0 ? -di : 0, xj = dj < 0 ? -dj : 0, zi = di > 0 ? di : 0, zj = dj > 0 ? dj : 0;
     const bool exact = di == 0 && dj == 0 && (call.profiles || !program.closed);
@@ -820,7 +821,7 @@ struct Sweep {
           z_row = z_image + at_z * c;
           break;
         case Kind::kGather:
-          v.coarse = coarse_slice(l, di, dj);
+          v.coarse = coarse_slice(l, di, dj, d.strip);
           break;
         case Kind::kNode:
           v.in_slot = v.skip_slot = 0;
@@ -829,7 +830,7 @@ struct Sweep {
             v.next.z[q] = z_profile + level.profile * L + at_z + q * v.z_step;
           }
       }
-      if (v.gathered) aim(l, di, dj, again);
+      if (v.gathered) aim(l, di, dj, d.adds_to, again);
       if (!variant.consumed[i] && v.n_targets == 0) v.plain = plain_tap(l, dj);  // summed as it is made, and never stored
       const bool summed = v.plain >= 0;
       v.next.width = v.width;
@@ -932,9 +933,9 @@ struct Sweep {
       box_rows<T, 0>(window, filter, out.width, own, scratch, sums);
   }
 
-  void sum_slice(const T* x_img, const T* x_prof, const Variant& variant, int di, int dj, bool again) {
+  void sum_slice(const T* x_img, const T* x_prof, const Variant& variant, const Slice& d, bool again) {
     for (int i = 0; i < program.n_taps * 2 * L; ++i) slice_sum[i] = 0;
-    slice(x_img, x_prof, variant, di, dj, again);
+    slice(x_img, x_prof, variant, d, again);
   }
 
   // The next slice of a stage and its opposite, after all slices of the parent stage that they need. d and -d are added
@@ -944,14 +945,14 @@ struct Sweep {
     const Slice d = s.slices[done[stage]];
     while (s.parent >= 0 && done[s.parent] < d.needs) advance(x_img, x_prof, s.parent);
     ++done[stage];
-    const int n = program.n_taps * 2 * L;
-    sum_slice(x_img, x_prof, s.variants[d.variant], d.di, d.dj, false);
+    const int n = d.first ? program.n_taps * 2 * L : 0;
+    sum_slice(x_img, x_prof, s.variants[d.variant], d, false);
     if (d.di == 0 && d.dj == 0) {
       for (int i = 0; i < n; ++i) at_zero[i] += slice_sum[i];
       return;
     }
     for (int i = 0; i < n; ++i) opposite[i] = slice_sum[i];
-    sum_slice(x_img, x_prof, s.variants[d.variant], -d.di, -d.dj, true);
+    sum_slice(x_img, x_prof, s.variants[d.variant], d, true);
     for (int i = 0; i < n; ++i) total[i] += opposite[i] + slice_sum[i];
     join();
   }

@@ -86,8 +86,9 @@ class Grid:
     n_levels : int
     variants : tuple of tuple of int
         Levels that a slice goes through, one entry for each kind of slice.
-    slices : ndarray of int64, shape (n_slices, 5)
-        di, dj, variant, needs, slot (`widelimit.lattice.Schedule`).
+    slices : ndarray of int64, shape (n_passes, 8)
+        di, dj, variant, needs, slot, strip, strip of the next stage to which it adds, whether it
+        goes by for the first time (`widelimit.lattice.Schedule`).
     room : int
         Entries of the memory where slices gather.
     """
@@ -358,16 +359,22 @@ def _grids(program: Program, level_of: dict[int, int]) -> list[Grid]:
         variants = tuple(
             tuple(sorted(level_of[n] for n in (*first, *through))) for through in stage.variants
         )
-        slices = np.zeros((len(stage.slices), 5), np.int64)
-        slices[:, :3] = stage.slices
-        if depth < last:
-            variant = {(i, j): v for i, j, v in stage.slices.tolist()}
-            slices[:, :2] = program.schedules[depth].fine
-            slices[:, 2] = [variant[i, j] for i, j in slices[:, :2].tolist()]
-        room = 0
-        if depth:
-            before = program.schedules[depth - 1]
-            slices[:, 3], slices[:, 4], room = before.needs, before.slots, before.size
+        before = program.schedules[depth - 1] if depth else None
+        after = program.schedules[depth] if depth < last else None
+        order = stage.slices[:, :2]
+        if after is not None:
+            order = after.fine
+        elif before is not None:
+            order = before.coarse
+        variant = {(i, j): v for i, j, v in stage.slices.tolist()}
+        slices = np.zeros((len(order), 8), np.int64)
+        slices[:, :2], slices[:, 7] = order, 1
+        slices[:, 2] = [variant[i, j] for i, j in order.tolist()]
+        if before is not None:
+            slices[:, 3:6] = np.stack([before.needs, before.slots, before.strip], axis=1)
+        if after is not None:
+            slices[:, 6], slices[:, 7] = after.strips, after.first
+        room = 0 if before is None else before.size
         grids.append(Grid(depth - 1, len(first) + len(stage.levels), variants, slices, room))
     return grids
 

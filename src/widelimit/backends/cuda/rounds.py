@@ -171,7 +171,7 @@ def _stages(lowered: Lowered) -> tuple[list[_Slices], list[tuple[Gather, ...]]]:
         first += grid.n_levels
         # All pools of a stage have one grid, and nodes after them are no larger.
         h, w = (max(getattr(lowered.levels[n], axis) for n in levels) for axis in "hw")
-        rows = grid.slices.tolist()
+        rows = grid.slices[grid.slices[:, 7] == 1].tolist()  # strips are not for a card
         stages.append(_Slices([(row[0], row[1]) for row in rows], [row[2] for row in rows], h, w))
         gathers.append([])
         for number in levels:
