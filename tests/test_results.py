@@ -150,14 +150,6 @@ def test_faults_at_random() -> None:
     assert benchmark.table(record) in (ROOT / "docs" / "guarantees.md").read_text()
 
 
-def test_general_networks() -> None:
-    record = json.loads((ROOT / "docs" / "records" / "general.json").read_text())
-    benchmark = load_benchmark("general")
-    assert record["families"]["all"]["trees"] >= 500
-    assert benchmark.is_good(record)
-    assert benchmark.table(record) in (ROOT / "docs" / "networks.md").read_text()
-
-
 NAMES = ("theorem31", "theorem32", "weakly-trained", "table2", "cnn-digits")
 
 

@@ -14,11 +14,13 @@ here imports pytest::
 
 from widelimit.testing.accuracy import AccuracyRow, accuracy_table
 from widelimit.testing.compare import assert_close, compute
-from widelimit.testing.conformance import BackendConformance, Case
+from widelimit.testing.conformance import CHAINS, TREES, BackendConformance, Case
 from widelimit.testing.exact import exact_kernel
 from widelimit.testing.faults import Fault, FaultyBackend
 
 __all__ = [
+    "CHAINS",
+    "TREES",
     "AccuracyRow",
     "BackendConformance",
     "Case",
