@@ -136,6 +136,26 @@ def rate_cases() -> Iterator[tuple[str, list[Network], tuple[int, int, int], Dty
     yield "GAP depth 11, 28x28, float32", [wl.cntk_gap(11)], (28, 28, 1), "float32"
     yield "GAP depth 11, 8x8, float32", [wl.cntk_gap(11)], (8, 8, 3), "float32"
     yield "GAP depth 3, 64x64, float32", [wl.cntk_gap(3)], (64, 64, 3), "float32"
+    for name, networks in MYRTLE.items():
+        yield f"{name} float32", networks, large, "float32"
+    yield "Myrtle-5 float64", [wl.myrtle(5)], large, "float64"
+    yield "ResNet-20 float32", [wl.resnet(20)], large, "float32"
+
+
+MYRTLE = {
+    "Myrtle-5": [wl.myrtle(5)],
+    "Myrtle-10": [wl.myrtle(10)],
+    "Myrtle-10, Gaussian": [wl.myrtle(10, activation=wl.Gaussian())],
+    "Myrtle-5, 7 and 10": [wl.myrtle(5), wl.myrtle(7), wl.myrtle(10)],
+}
+
+
+def tree(*, padded: bool) -> Network:
+    """Return a small network with pools, a residual block across one, and other activations."""
+    pool = wl.AvgPool(3, 1, "same") if padded else wl.AvgPool(2)
+    block = [wl.LeakyReLU(0.2), Conv(3, b_std=0.2, stride=2), wl.GELU(), Conv(3)]
+    layers = [Conv(3), wl.Erf(), pool, Conv(3), wl.Sum([Conv(1, stride=2)], block)]
+    return Network([*layers, wl.LayerNorm(), wl.Sin(), Conv(3), ReLU(), GlobalAvgPool(), Dense()])
 
 
 AGREEMENT = (
@@ -147,6 +167,11 @@ AGREEMENT = (
     ("biases, filters of 3, 5, 7, deep head", [biased()], (9, 7, 3)),
     ("wider than a warp", [wl.cntk_gap(3)], (20, 40, 3)),
     ("taller than registers", [biased()], (70, 33, 2)),
+    ("Myrtle-5, 7 and 10", MYRTLE["Myrtle-5, 7 and 10"], (32, 32, 3)),
+    ("Myrtle-5, Gaussian", [wl.myrtle(5, activation=wl.Gaussian())], (32, 32, 3)),
+    ("ResNet-20", [wl.resnet(20)], (32, 32, 3)),
+    ("a tree", [tree(padded=False)], (13, 11, 2)),
+    ("a tree, padded", [tree(padded=True)], (9, 17, 3)),
 )
 
 
@@ -264,6 +289,8 @@ SMALL = (  # for the sanitizer, which is slow
     ([wl.cntk_vanilla(6)], (6, 5, 1)),
     ([biased()], (4, 3, 1)),
     ([wl.cntk_gap(3)], (2, 34, 1)),
+    ([tree(padded=False)], (7, 6, 1)),
+    ([tree(padded=True)], (6, 5, 1)),
 )
 
 
@@ -296,7 +323,7 @@ def find_sanitizer() -> str:
 
 
 def small() -> None:
-    """Compute what the sanitizer looks at: rows in registers, fields in shared and card memory."""
+    """Compute what the sanitizer looks at: each kind of kernel."""
     for networks, shape in SMALL:
         x = images(4, shape, 0)
         compute(get_backend("cuda"), networks, x, x[:3], dtype="float32")
@@ -329,6 +356,14 @@ def table(record: dict[str, Any]) -> str:
         row = rates[f"GAP depth 11, {size}, float32"]
         share = row["element_layers_per_second"] / base["element_layers_per_second"]
         lines.append(f"| {size} / 32x32, element-layers/s, GAP depth 11 | {share:.2f} |")
+    for name in MYRTLE:
+        row = rates.get(f"{name} float32")
+        if row is not None:  # older records
+            pair, hours = row["seconds_a_pair"], row["seconds_a_pair"] * COMPLETE / 3600
+            lines.append(
+                f"| {name}, float32 | {pair * 1e6:.3g} µs a pair, {1 / pair:,.0f} pairs/s; "
+                f"complete CIFAR-10 in {hours:.1f} h |"
+            )
     wide = rates["GAP depth 3, 64x64, float32"]["element_layers_per_second"]
     lines.append(f"| 64x64, fields in memory, GAP depth 3 | {wide:.1e} element-layers/s |")
     for name, row in record["engine"].items():

@@ -209,7 +209,8 @@ FAULTS = [
         "R * G::stride_down <= from",
         "R * G::stride_down < from",
     ),
-    ("a skip of another row", ACROSS, "s = mad(k5[1]", "s = mad(k5[0]"),
+    ("a skip of another row", ACROSS, "s = mad(k3[1]", "s = mad(k3[0]"),
+    ("a skip from another node", ACROSS, "s = mad(k3[1]", "s = mad(k5[1]"),
     (
         "images that do not change places",
         ACROSS,

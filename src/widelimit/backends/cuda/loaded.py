@@ -125,7 +125,8 @@ class LoadedStages:
             function = device.load(path, "wl_stages", plan.shared)
         rounds = plan.rounds
         joins = rounds.joins if len(rounds.joins) else np.zeros((1, 5), np.int32)
-        factors = layout.lowered.factors[[field.tap for field in layout.fields]]
+        taps = [field.tap for field in layout.fields]
+        factors = layout.lowered.factors[taps]
         tables = (rounds.rounds, rounds.tasks, joins, *layout.weights(), factors)
         return cls(device, layout, plan, function, *put_all(device, tables))
 

@@ -147,12 +147,14 @@ WL_FN void take_entry(Scalar* room, I at, B where, V& k, V& theta) {
 }
 #endif
 
+constexpr int kNever = 1 << 29;  // rows, or entries, until something happens that does not
+
 // Windows G over a level: adds its rows to the coarse slices that read them. Along each axis a slice has a few runs, one for
 // each coarse displacement: coarse entry R sums `count` fine entries from first + stride R on (widelimit.lattice).
 template <class G>
 struct Push {
   static constexpr int kDown = G::down, kAcross = G::across;
-  int first[kDown], n[kDown], rows[kDown];  // of each run down: first entry, how many, rows of the coarse slice
+  int first[kDown], n[kDown], rows[kDown];  // of each run down: first entry, how many, rows of the coarse slice that are left
   I at[kDown][kAcross];                     // where the lane adds, as its window begins there; below 0: nowhere
   I width[kAcross], count[kAcross];
   bool used[kAcross], wide;    // whether some lane adds, and sums more than its own column
@@ -169,6 +171,7 @@ struct Push {
     wide = false;
     WL_UNROLL for (int a = 0; a < kDown; ++a) {
       first[a] = down[3 * a], n[a] = down[3 * a + 1], rows[a] = down[3 * a + 2];
+      if (rows[a] == 0) first[a] = kNever;
       held_k[a] = held_theta[a] = broadcast(0);
     }
     WL_UNROLL for (int k = 1; k < G::longest; ++k) beside_me[k] = beside(p, G::width, k);
@@ -183,31 +186,32 @@ struct Push {
       const B begins = mine & (start >= 0) & (start - coarse * G::stride_across == 0) & (coarse < width[b]);
       WL_UNROLL for (int a = 0; a < kDown; ++a) {
         const I entry = gather(entries, (p.slice * kDown + a) * kAcross + b, all);
-        at[a][b] = select(begins & (entry >= 0), (entry + coarse) * G::fields, none - 1);
+        at[a][b] = select(begins & (entry >= 0), (entry + coarse) * G::fields, none - kNever);
         WL_UNROLL for (int e = 0; e < G::early; ++e) {
           const I before = begin + G::stride_across * e;
           early_count[e][b] = count[b] + before;
           const B cut = mine & (p.column == 0) & (before < 0) & (early_count[e][b] > 0) & (width[b] > e) & (entry >= 0);
-          early_at[e][a][b] = select(cut, (entry + e) * G::fields, none - 1);
+          early_at[e][a][b] = select(cut, (entry + e) * G::fields, none - kNever);
         }
       }
     }
+    if constexpr (G::apart)  // windows that end before the first row
+      WL_UNROLL for (int a = 0; a < kDown; ++a)
+        WL_KEEP while (first[a] + n[a] <= 0) next(a);
   }
 
-  // Row r of the level; `last`: its last one.
+  // Row r of the level, of each in turn; `last`: its last one.
   WL_FN void add(Scalar* room, int r, int last, V k, V theta) {
-    if constexpr (G::apart) {
+    if constexpr (G::apart) {  // `first` and `at` move on from window to window
       WL_UNROLL for (int a = 0; a < kDown; ++a) {
-        const int from = r - first[a];
-        if (from < 0) continue;
-        const int R = unsigned(from) / unsigned(G::stride_down), in = from - R * G::stride_down;
-        if (in >= n[a] || R >= rows[a]) continue;
+        const int in = r - first[a];
+        if (in < 0) continue;
         held_k[a] = held_k[a] + k;
         if (G::fields == 2) held_theta[a] = held_theta[a] + theta;
         if (in + 1 < n[a] && r < last) continue;
-        const Sums sums = sum_columns(held_k[a], held_theta[a]);
-        add_row(room, a, R, sums);
+        add_row(room, a, 0, sum_columns(held_k[a], held_theta[a]));
         held_k[a] = held_theta[a] = broadcast(0);
+        next(a);
       }
     } else {
       const Sums sums = sum_columns(k, theta);
@@ -238,6 +242,15 @@ struct Push {
     V v = sums[0];
     WL_UNROLL for (int k = 1; k < G::longest; ++k) v = select(n > k, sums[k], v);
     return v;
+  }
+
+  WL_FN void next(int a) {
+    rows[a] -= 1;
+    first[a] = rows[a] > 0 ? first[a] + G::stride_down : kNever;
+    WL_UNROLL for (int b = 0; b < kAcross; ++b) {
+      at[a][b] = at[a][b] + width[b] * G::fields;
+      WL_UNROLL for (int e = 0; e < G::early; ++e) early_at[e][a][b] = early_at[e][a][b] + width[b] * G::fields;
+    }
   }
 
   // A row of windows, to row R of the coarse slices that run `a` leads to.
