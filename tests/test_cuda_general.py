@@ -180,7 +180,12 @@ FAULTS = [
         "start = p.column - begin;",
         "start = p.column - begin - 1;",
     ),
-    ("a stencil that is shifted down", POOLED, "from = r - first[a]", "from = r - first[a] - 1"),
+    (
+        "a stencil that is shifted down",
+        POOLED,
+        "int in = r - first[a]",
+        "int in = r - first[a] - 1",
+    ),
     (
         "a corner term that is dropped",
         POOLED,
@@ -194,8 +199,8 @@ FAULTS = [
         "to + i] += room[a + i] + room[b + i];",
         "to + i] = room[to + i] + room[a + i] + room[b + i];",
     ),
-    ("terms that are not joined", POOLED, "c.joins + 5 * (r[2] + j)", "c.joins"),
-    ("memory that is not cleared", POOLED, "room[at[l]] = 0;", ""),
+    ("terms that are not joined", POOLED, "+= room[a + i] + room[b + i];", "+= room[a + i];"),
+    ("parts that are not cleared", POOLED, "room[a + i] = room[b + i] = 0;", ""),
     ("a window that begins outside", PADDED, "(before < 0) & (early", "(before < -1) & (early"),
     (
         "a wrong count at the border",

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_finite import TINY, normal
-from trees import fits, samples, trees
+from trees import samples, tree
 
 import widelimit as wl
 from widelimit.finite import Estimate, FiniteNetwork, building, tangent
@@ -86,23 +84,14 @@ def test_the_same_network_as_in_numpy(network: Network) -> None:
                 np.testing.assert_array_equal(found, found.T)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
-@given(trees(), st.sampled_from([(5, 6), (4, 5)]), st.integers(0, 99))
-def test_random_trees_are_the_same_as_in_numpy(
-    network: Network, grid: tuple[int, int], seed: int
-) -> None:
-    check_tree(network, (*grid, 2), seed)
-
-
-@settings(max_examples=4, deadline=None, derandomize=True)
-@given(trees(series=True), st.integers(6, 12), st.integers(0, 99))
-def test_random_trees_on_series(network: Network, length: int, seed: int) -> None:
-    assume(2 in network.input_ranks)
-    check_tree(network, (length, 2), seed)
+@pytest.mark.parametrize("series", [False, True])
+def test_random_trees_are_the_same_as_in_numpy(series: bool) -> None:
+    for seed in range(4 if series else 10):
+        network, shape = tree(seed, series=series)
+        check_tree(network, shape, seed)
 
 
 def check_tree(network: Network, shape: tuple[int, ...], seed: int) -> None:
-    assume(fits(network, shape))
     x = samples(shape, 3, seed)
     finite = FiniteNetwork.sample(network, shape, 4, seed)
     module = build(network, 4, seed)

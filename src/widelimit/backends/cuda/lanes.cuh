@@ -54,6 +54,7 @@ WL_FN double inverse_root(double v) {
 
 // Each errs by a few last bits. Of float e^y = 2^(y log2 e): the product is exact in its two parts.
 WL_FN float exponential(float y) {
+  y = fmaxf(y, -120.f);
   const float t = y * 0x1.715476p+0f, rest = fmaf(y, 0x1.715476p+0f, -t) + y * 0x1.4ae0cp-26f;
   float p;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(p) : "f"(t));
