@@ -416,4 +416,5 @@ def hermite(coefficients: Sequence[float]) -> NDArray[np.float64]:
 
 def _even(coefficients: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a polynomial in ``x^2``."""
-    return np.polynomial.polynomial.polyval(x * x, coefficients)
+    value = np.polynomial.polynomial.polyval(x * x, coefficients)
+    return np.asarray(value, np.float64)

@@ -191,7 +191,7 @@ def schedule(
     width : int or None
         Of strips, in displacements along rows; that around 0 comes first. None: all in one.
     """
-    place = {D: index for index, D in enumerate(map(tuple, coarse.tolist()))}
+    place = {(int(i), int(j)): index for index, (i, j) in enumerate(coarse)}
     # That around 0 comes first: where an image meets itself, all others need what d = 0 makes.
     strip = np.zeros(len(coarse), np.int64)
     if width is not None:

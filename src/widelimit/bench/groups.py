@@ -403,14 +403,15 @@ def _general(setting: Setting) -> Group:
     figures.append(Figure("a 2x2 pool / a layer before it", "", pool, 0.35, at_most=True))
     cases += [two, three, pooled]
 
-    for activation, target in {ReLU(): None, **_ACTIVATIONS}.items():
-        case = timed_kernel(
-            setting, f"{activation}, 5 layers", Network([*[Conv(3), activation] * 5, *head])
-        )
+    def five(activation: Pointwise) -> Benchmark:
+        network = Network([*[Conv(3), activation] * 5, *head])
+        return timed_kernel(setting, f"{activation}, 5 layers", network)
+
+    relu = five(ReLU())
+    cases.append(relu)
+    for activation, target in _ACTIVATIONS.items():
+        case = five(activation)
         cases.append(case)
-        if activation == ReLU():
-            relu = case
-            continue
         relative = _relative_rate(case, relu)
         figures.append(Figure(f"{activation} / ReLU, element-layers/s", "", relative, target))
     return Group(tuple(cases), tuple(figures), 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from widelimit.finite.loaded import load_torch
 from widelimit.finite.parameters import Seed, check_width
@@ -192,8 +192,8 @@ def read_layers(module: Any) -> tuple[Network, dict[str, float]]:
                 "AdaptiveAvgPool2d(1), where Flatten() must come"
             )
         pooled = isinstance(layer, GlobalAvgPool)
-        if isinstance(layer, Flatten) and layers and _is_local(layers[-1]):
-            layers[-1] = LocalAvgPool(layers[-1].size // 2)
+        if isinstance(layer, Flatten) and layers:  # and so is a pool that comes last
+            layers[-1] = _local(layers[-1])
         if layer is not None:
             layers.append(layer)
     if unknown:
@@ -271,8 +271,8 @@ def _windows(part: Any, series: bool) -> tuple[Pair, Pair, Literal["same", "vali
     """Return the size, stride and padding of a kernel, None if there is no such padding."""
 
     def pair(value: Any, one: int) -> tuple[int, int]:
-        value = value if isinstance(value, tuple) else (value,) * (1 if series else 2)
-        return (one, *value) if series else tuple(value)
+        sizes = cast("tuple[int, ...]", value if isinstance(value, tuple) else (value, value))
+        return (one, sizes[-1]) if series else (sizes[0], sizes[1])
 
     size, stride = pair(part.kernel_size, 1), pair(part.stride, 1)
     half = (size[0] // 2, size[1] // 2)
@@ -283,10 +283,11 @@ def _windows(part: Any, series: bool) -> tuple[Pair, Pair, Literal["same", "vali
     return size, stride, "valid" if zeros == (0, 0) else None
 
 
-def _is_local(layer: Layer) -> TypeGuard[AvgPool]:
-    """Whether a pool is a `LocalAvgPool`, if it comes last."""
-    same = isinstance(layer, AvgPool) and layer.padding == "same" and layer.stride == 1
-    return same and isinstance(layer.size, int)
+def _local(layer: Layer) -> Layer:
+    """Return the `LocalAvgPool` that a pool is if it comes last; other layers as they are."""
+    if not isinstance(layer, AvgPool) or layer.padding != "same" or layer.stride != 1:
+        return layer
+    return LocalAvgPool(layer.size // 2) if isinstance(layer.size, int) else layer
 
 
 def _weight_std(part: Any) -> float:
