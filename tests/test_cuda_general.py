@@ -223,7 +223,6 @@ FAULTS = [
         "swapped = task[3] == 1",
         "swapped = task[3] == 9",
     ),
-    ("identical images that are not", ACROSS, "if (same) s = xv * zv;", ""),
     (
         "a column of a neighbour",
         ACROSS,
@@ -240,7 +239,7 @@ FAULTS = [
 def test_a_planted_fault_is_noticed(network: Network, old: str, new: str) -> None:
     own = card(faults=[(old, new)])
     with pytest.raises((AssertionError, OverflowError)):
-        check(network, SHAPE, own, ["float32"], 0)
+        check(network, SHAPE, own, ["float32", "float64"], 0)
     assert own.devices[0].planted  # type: ignore[attr-defined]
 
 
@@ -248,7 +247,7 @@ def test_a_planted_fault_is_noticed(network: Network, old: str, new: str) -> Non
 
 PLANNED: dict[str, tuple[list[Network], tuple[int, int, int]]] = {
     **{name: ([Network(NETWORKS[name])], SHAPE) for name in ("pool 3/1 same", "strided", "waves")},
-    "across": ([ACROSS, POOLED], (9, 11, 1)),
+    "across": ([ACROSS], (9, 11, 1)),
     "a resnet": ([wl.resnet(8)], (13, 12, 1)),
     "myrtle": ([wl.myrtle(5), wl.myrtle(7)], (32, 32, 3)),
 }
