@@ -346,8 +346,8 @@ def _fill(
         here = set(map(id, taken))
         left = [[unit for unit in some if id(unit) not in here] for some in left]
         for k, some in enumerate(fed):
-            for D in some:
-                waiting[k + 1][D] -= 1
+            for number in some:
+                waiting[k + 1][number] -= 1
         rounds.append(tuple(taken))
     return rounds
 
@@ -405,15 +405,14 @@ def _placed(
                 if unit.feeds and stages[k + 1].place.get(_same(D)) in unit.feeds
             }
             # Where d and -d both add, they gather apart, and are added to each other first.
-            for number, D in sorted(reached):
-                if (number, (-D[0], -D[1])) in reached and not unit.alone:
-                    size = stages[k + 1].entries(D)
+            for number, to in sorted(reached):
+                if (number, (-to[0], -to[1])) in reached and not unit.alone:
+                    size = stages[k + 1].entries(to)
                     both = [take(k + 1, size, -1) for _ in range(2)]
-                    parts[D, 0], parts[D, 1] = both
-                    joins.append((k + 1, entry_of(k + 1, D), *both, size))
+                    parts[to, 0], parts[to, 1] = both
+                    joins.append((k + 1, entry_of(k + 1, to), *both, size))
             for how in (ALONE,) if unit.alone else (0, 1):
                 sign = -1 if how == 1 else 1
-
                 task = _head(unit, how, stages[k], packed[k])
                 for n in range(packed[k]):  # where each slice lies
                     inside = n < len(unit.slices)
@@ -422,14 +421,14 @@ def _placed(
                 for gather in gathers[k]:
                     task += _windows(gather, unit, stages[k], stages[k + 1], packed[k])
                     for d in _padded(unit, stages[k], packed[k]):
-                        for D in _grid(gather, d):
-                            reps = None if D is None else stages[k + 1].place.get(_same(D))
-                            if D is None or reps not in unit.feeds:
+                        for to in _grid(gather, d):
+                            same = None if to is None else stages[k + 1].place.get(_same(to))
+                            if to is None or same not in unit.feeds:
                                 task.append(-1)
                                 continue
-                            D = (sign * D[0], sign * D[1])
-                            at = parts.get((D, how))
-                            task.append(entry_of(k + 1, D) if at is None else at)
+                            here = (sign * to[0], sign * to[1])
+                            at = parts.get((here, how))
+                            task.append(entry_of(k + 1, here) if at is None else at)
                 tasks.append(task)
         counts = sum(unit.tasks for unit in some), len(joins) - first_join
         table.append((first_task, counts[0], first_join, counts[1]))

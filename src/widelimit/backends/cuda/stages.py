@@ -217,7 +217,7 @@ class _Stage:
             lag = self._lag[level.source] + level.rows - 1 - level.top
             self._lag[n] = max(lag, self._lag[level.skip] if level.skip >= 0 else 0)
         # How many rows ago the oldest row was made that others read; -1: nobody reads.
-        self._oldest = dict.fromkeys(self._numbers, (-1, -1))
+        self._oldest: dict[int, tuple[int, int]] = dict.fromkeys(self._numbers, (-1, -1))
         for n, level in self._levels.items():
             if level.kind in (IMAGE, GATHER):
                 continue
