@@ -222,7 +222,6 @@ FAULTS = [
         "swapped = task[3] == 1",
         "swapped = task[3] == 9",
     ),
-    ("identical images that are not", ACROSS, "if (same) s = xv * zv;", ""),
     (
         "a column of a neighbour",
         ACROSS,
@@ -239,7 +238,7 @@ FAULTS = [
 def test_a_planted_fault_is_noticed(network: Network, old: str, new: str) -> None:
     own = card(faults=[(old, new)])
     with pytest.raises((AssertionError, OverflowError)):
-        check(network, SHAPE, own, ["float32"], 0)
+        check(network, SHAPE, own, ["float32", "float64"], 0)
     assert own.devices[0].planted  # type: ignore[attr-defined]
 
 
@@ -247,7 +246,7 @@ def test_a_planted_fault_is_noticed(network: Network, old: str, new: str) -> Non
 
 PLANNED: dict[str, tuple[list[Network], tuple[int, int, int]]] = {
     **{name: ([Network(NETWORKS[name])], SHAPE) for name in ("pool 3/1 same", "strided", "waves")},
-    "across": ([ACROSS, POOLED], (9, 11, 1)),
+    "across": ([ACROSS], (9, 11, 1)),
     "a resnet": ([wl.resnet(8)], (13, 12, 1)),
     "myrtle": ([wl.myrtle(5), wl.myrtle(7)], (32, 32, 3)),
 }
@@ -329,9 +328,9 @@ def test_what_a_card_cannot_do_is_named_or_falls_to_the_processor(
         wl.kernel(POOLED, x, backend="cuda")
     assert choose_backend("auto", [POOLED], wide, 3, None) == "cpu"
     assert_same_bits(wl.kernel(POOLED, x), wl.kernel(POOLED, x, backend="cpu"), "the processor")
-    assert choose_backend("auto", [POOLED], SHAPE, 3, None) == "cuda"
+    assert choose_backend("auto", [POOLED], SHAPE, 3, None) == "cpu"  # until a card has run it
+    assert choose_backend("auto", [wl.cntk_gap(3)], SHAPE, 3, None) == "cuda"
     x = samples(SHAPE, 3)
-    chosen = wl.kernel(POOLED, x)
-    assert_same_bits(chosen, wl.kernel(POOLED, x, backend="cuda"), "the card")
+    chosen = wl.kernel(POOLED, x, backend="cuda")
     assert "wl_stages" in own.devices[0].launched  # type: ignore[attr-defined]
     assert_close(chosen, wl.kernel(POOLED, x, backend="cpu"), rtol=1e-5)

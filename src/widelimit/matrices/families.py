@@ -9,7 +9,7 @@ from itertools import islice
 
 from widelimit.backends import Backend, BackendName, choose, serving
 from widelimit.backends.base import Dtype, Entries
-from widelimit.backends.lowered import missing
+from widelimit.backends.lowered import is_chain
 from widelimit.network import Network
 from widelimit.program import Kind, Program, compile_networks
 
@@ -48,13 +48,14 @@ def choose_backend(
 ) -> BackendName:
     """Return which backend computes a matrix, (n1, n2) or symmetric if n2 is None; see `choose`.
 
-    "auto" is no card where a network has layers that a card cannot compute.
+    "auto" is a card for chains of convolutions and ReLU alone: what computes other networks there
+    has not run on one yet.
     """
     if name != "auto":
         return choose(name, 0)
     pairs = n1 * (n1 + 1) // 2 if n2 is None else n1 * n2
     programs = [program for program, _ in compile_networks(networks, shape, ("ntk",))]
-    if any(map(missing, programs)):
+    if not all(map(is_chain, programs)):
         return "cpu"
     return choose(name, float(pairs * sum(program.element_layers for program in programs)))
 

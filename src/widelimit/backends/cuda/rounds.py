@@ -413,7 +413,6 @@ def _placed(
                     joins.append((k + 1, entry_of(k + 1, to), *both, size))
             for how in (ALONE,) if unit.alone else (0, 1):
                 sign = -1 if how == 1 else 1
-
                 task = _head(unit, how, stages[k], packed[k])
                 for n in range(packed[k]):  # where each slice lies
                     inside = n < len(unit.slices)
@@ -423,13 +422,13 @@ def _placed(
                     task += _windows(gather, unit, stages[k], stages[k + 1], packed[k])
                     for d in _padded(unit, stages[k], packed[k]):
                         for to in _grid(gather, d):
-                            reps = None if to is None else stages[k + 1].place.get(_same(to))
-                            if to is None or reps not in unit.feeds:
+                            same = None if to is None else stages[k + 1].place.get(_same(to))
+                            if to is None or same not in unit.feeds:
                                 task.append(-1)
                                 continue
-                            signed = (sign * to[0], sign * to[1])
-                            at = parts.get((signed, how))
-                            task.append(entry_of(k + 1, signed) if at is None else at)
+                            here = (sign * to[0], sign * to[1])
+                            at = parts.get((here, how))
+                            task.append(entry_of(k + 1, here) if at is None else at)
                 tasks.append(task)
         counts = sum(unit.tasks for unit in some), len(joins) - first_join
         table.append((first_task, counts[0], first_join, counts[1]))
