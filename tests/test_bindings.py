@@ -43,7 +43,8 @@ def convolution(h: int, w: int, **changed: Any) -> LoweredLevel:
 
 
 def program(levels: Any, slices: Any, taps: Any = (), variants: Any = ((0, 1), (0,))) -> Any:
-    rows = np.pad(np.array(slices, np.int64).reshape(-1, 3), ((0, 0), (0, 2)))
+    rows = np.pad(np.array(slices, np.int64).reshape(-1, 3), ((0, 0), (0, 5)))
+    rows[:, 7] = 1  # each goes by once
     stages = [Grid(-1, len(levels), variants, rows)]
     return _engine.Program(levels[0].h, levels[0].w, C, levels, stages, list(taps), True)
 
@@ -117,9 +118,10 @@ def pooled(**changed: Any) -> Any:
         down=given["rows"],
         across=columns,
     )
-    fine = np.array([(0, j, 0, 0, 0) for j in range(3)], np.int64)
+    fine = np.array([(0, j, 0, 0, 0, 0, 0, 1) for j in range(3)], np.int64)
     coarse = np.array([(0, 0), (0, 1)], np.int64)
-    coarse = np.column_stack([coarse, [0, 0], given["needs"], given["slots"]])
+    once = [(0, 0, 1)] * 2
+    coarse = np.column_stack([coarse, [0, 0], given["needs"], given["slots"], once])
     stages = [Grid(-1, 1, ((0,),), fine), Grid(given["parent"], 1, ((1,),), coarse)]
     levels = [LoweredLevel(IMAGE, h, w, -1, -1, 1.0), gather]
     return _engine.Program(h, w, C, levels, stages, [], False)

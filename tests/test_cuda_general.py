@@ -275,7 +275,7 @@ def test_rounds(name: str, warps: int, window: int) -> None:
         assert len(fed) == len(set(fed))  # no two units of a round add to one coarse slice
         for unit in some:
             slices = lowered.stages[unit.stage].slices[[*unit.slices]]
-            assert len({(di, variant) for di, _, variant, _, _ in slices.tolist()}) == 1
+            assert len({(di, variant) for di, _, variant, *_ in slices.tolist()}) == 1
             assert sum(w[unit.stage] - abs(slices[:, 1])) <= 32
             assert unit.alone == (slices[0, :2].tolist() == [0, 0])
             for number in unit.slices if unit.stage else ():

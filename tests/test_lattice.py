@@ -159,7 +159,7 @@ POOL2, POOL3, SAME3 = Window(2, 2), Window(3, 2, 1, 1), Window(3, 1, 1, 1)
     ],
     ids=["2/2", "3/2", "3/1", "strided", "1-D", "pool and strided"],
 )
-@pytest.mark.parametrize("shape", [(5, 7), (1, 6), (4, 4)])
+@pytest.mark.parametrize("shape", [(5, 7), (1, 6), (4, 4), (3, 4)])
 def test_schedules_keep_their_promises(boundaries: list[Boundary], shape: Any) -> None:
     first = boundaries[0]
     if not first.rows.extent(shape[0]):
@@ -169,11 +169,13 @@ def test_schedules_keep_their_promises(boundaries: list[Boundary], shape: Any) -
         made, coarse_shape = plan(boundaries, shape, wanted)
         assert made.fine.tolist() == [list(d) for d in half_plane(*shape)]
         assert sorted(map(tuple, made.coarse.tolist())) == wanted
+        assert made.coarse[0].tolist() == [0, 0]  # profiles are made by it
         reads = replay(boundaries, made, coarse_shape)
         for width in (1, 2, 3):
             strips, _ = plan(boundaries, shape, wanted, width)
             assert set(map(tuple, strips.fine.tolist())) == set(half_plane(*shape))
             assert strips.size <= made.size
+            assert strips.coarse[0].tolist() == [0, 0]
             # The same additions in the same order, however wide strips are.
             assert replay(boundaries, strips, coarse_shape) == reads
 

@@ -56,6 +56,11 @@ COMMANDS = {
         "--out {}.json",
         "widelimit.experiments.readouts.Readouts.run",
     ),
+    "myrtle": (
+        "reproduce myrtle d.npz --n-train 9 --n-test 3 --networks myrtle-5 --activations relu "
+        "--preprocessing standardise --store of-myrtle --out {}.json",
+        "widelimit.experiments.myrtle.Myrtle.run",
+    ),
     "table2": (
         "reproduce table2 d.npz --n-train 9 --n-test 3 --channels 2 --draws 1 --depths 3 "
         "--store of-table2 --out {}.json",

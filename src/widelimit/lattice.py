@@ -139,7 +139,7 @@ class Schedule:
     first : ndarray of bool, shape (n_passes,)
         Whether it has not gone by before.
     coarse : ndarray of int64, shape (n_coarse, 2)
-        Coarse slices in the order in which they are complete.
+        Coarse slices in the order in which they are complete, but d = 0 comes first.
     strip : ndarray of int64, shape (n_coarse,)
         In which each is.
     needs : ndarray of int64, shape (n_coarse,)
@@ -181,7 +181,7 @@ def schedule(
     boundaries : sequence of Boundary
         Between the two grids.
     coarse : ndarray of int64, shape (n_coarse, 2)
-        Coarse slices, not negative.
+        Coarse slices, not negative, ascending, with d = 0.
     coarse_shape : tuple of int
         Pixels of the coarse grid, the largest if there are several.
     fine : ndarray of int64, shape (n_fine, 2)
@@ -192,7 +192,6 @@ def schedule(
         Of strips, in displacements along rows; that around 0 comes first. None: all in one.
     """
     place = {(int(i), int(j)): index for index, (i, j) in enumerate(coarse)}
-    # That around 0 comes first: where an image meets itself, all others need what d = 0 makes.
     strip = np.zeros(len(coarse), np.int64)
     if width is not None:
         away = (coarse[:, 1] + width // 2) // width
@@ -214,6 +213,9 @@ def schedule(
     needs = np.zeros(len(coarse), np.int64)
     for position, (_, _, adds) in enumerate(passes, start=1):
         needs[adds] = position
+    # d = 0 comes first, and the strip around it: where an image meets itself, all others need what
+    # it makes. A small grid may have slices that nothing is missing for before that.
+    needs = np.maximum(needs, needs[place[0, 0]])
     order = np.argsort(needs, kind="stable")
 
     slots = np.full(len(coarse), -1, np.int64)
