@@ -181,7 +181,7 @@ def schedule(
     boundaries : sequence of Boundary
         Between the two grids.
     coarse : ndarray of int64, shape (n_coarse, 2)
-        Coarse slices, not negative, ascending, with d = 0.
+        Coarse slices, not negative, ascending.
     coarse_shape : tuple of int
         Pixels of the coarse grid, the largest if there are several.
     fine : ndarray of int64, shape (n_fine, 2)
@@ -215,7 +215,8 @@ def schedule(
         needs[adds] = position
     # d = 0 comes first, and the strip around it: where an image meets itself, all others need what
     # it makes. A small grid may have slices that nothing is missing for before that.
-    needs = np.maximum(needs, needs[place[0, 0]])
+    if (0, 0) in place:
+        needs = np.maximum(needs, needs[place[0, 0]])
     order = np.argsort(needs, kind="stable")
 
     slots = np.full(len(coarse), -1, np.int64)
