@@ -292,3 +292,11 @@ def test_default_networks_are_compared_on_parts_of_one_pool(
     error = np.std(gains, ddof=1) / np.sqrt(24)
     line = next(r for r in made.table(record).splitlines() if r.startswith("| toy | 12 | Myrtle-5"))
     assert f"| {100 * np.mean(gains):+.1f} ± {100 * error:.1f} |" in line
+
+
+def test_general_networks() -> None:
+    record = json.loads((ROOT / "docs" / "records" / "general.json").read_text())
+    benchmark = load_benchmark("general")
+    assert record["families"]["all"]["trees"] >= 500
+    assert benchmark.is_good(record)
+    assert benchmark.table(record) in (ROOT / "docs" / "networks.md").read_text()
