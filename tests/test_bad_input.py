@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import importlib
 import threading
 import time
@@ -11,20 +12,30 @@ from typing import Any
 import naive
 import numpy as np
 import pytest
+from host_device import HostDevice
 from numpy.typing import NDArray
 
 import widelimit as wl
-from widelimit.backends.base import Cancelled, Pairs
+from widelimit.backends.base import Cancelled, OutsideRange, Pairs
 from widelimit.backends.cpu import CpuBackend
+from widelimit.backends.cuda import CudaBackend
 from widelimit.matrices import inputs
 from widelimit.network import (
+    GELU,
+    AvgPool,
     Conv,
+    Cos,
     Dense,
+    Erf,
     Flatten,
     GlobalAvgPool,
+    Layer,
+    LayerNorm,
     LocalAvgPool,
     Network,
+    Polynomial,
     ReLU,
+    Sin,
 )
 from widelimit.program import compile_family
 from widelimit.testing import assert_close
@@ -223,6 +234,76 @@ def test_values_beyond_float32(network: Network) -> None:
             kernel(network, factor * x)
         value, exact = (kernel(network, a * x, dtype="float64") for a in (factor, 1.0))
         assert_close(value / factor / factor, exact, rtol=1e-12)
+
+
+SCALE_BOUND = [
+    Erf(),
+    GELU(),
+    Sin(),
+    Cos(),
+    LayerNorm(),
+    LayerNorm(1e-30),
+    Polynomial((0.1, 1, 0.5)),
+]
+
+
+@pytest.mark.parametrize("act", SCALE_BOUND, ids=str)
+@pytest.mark.parametrize("where", ["first", "behind a ReLU", "before ReLUs"])
+def test_images_too_dark_or_bright_for_float32_are_refused(act: Layer, where: str) -> None:
+    network = Network(
+        {
+            "first": [Conv(3), act, Flatten(), Dense()],
+            "behind a ReLU": [Conv(3), ReLU(), Conv(3, 1.3, 0.2), act, Flatten(), Dense()],
+            "before ReLUs": [
+                Conv(3),
+                act,
+                Conv(3),
+                ReLU(),
+                AvgPool(2),
+                Conv(1),
+                ReLU(),
+                Flatten(),
+                Dense(),
+            ],
+        }[where]
+    )
+    x = np.random.default_rng(1).normal(size=(4, 4, 5, 2))
+    errors: list[float | None] = []
+    for power in (-14, -11, -9, -8, -7, -6, -3, 0, 1, 2, 3, 6, 8, 9, 11, 14):
+        z = x * np.reshape([1, 1, 10.0**power, 0], (4, 1, 1, 1))  # and one that is black
+        errors.append(None)
+        with contextlib.suppress(OverflowError):
+            value = kernel(network, z, dtype="float32")
+            exact = kernel(network, z, dtype="float64", backend="reference")
+            size = np.sqrt(np.diag(exact))
+            errors[-1] = np.max(np.abs(value - exact) / np.maximum(np.outer(size, size), 1e-300))
+    computed = [error for error in errors if error is not None]
+    assert 2 < len(computed) < len(errors) - 2
+    # Behind a cosine dark images are alike: ReLUs then see an angle of the size of its rounding.
+    assert max(computed) < (1e-4 if isinstance(act, Cos) else 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_the_image_that_is_out_of_range_is_named(backend: str) -> None:
+    x = np.random.default_rng(2).normal(size=(70, 4, 4, 2))
+    x[51] *= 1e3  # profiles are made 32 images at a time
+    program = compile_family(
+        [Network([Conv(3), Sin(), GlobalAvgPool(), Dense()])], x.shape[1:], ("nngp",)
+    )
+    made = CpuBackend() if backend == "cpu" else CudaBackend(HostDevice())
+    with pytest.raises(OutsideRange) as caught:
+        made.profile(program, x, np.arange(70), "float32")
+    assert (caught.value.sample, caught.value.most) == (51, 32)
+
+
+def test_what_to_do_about_an_image_that_is_out_of_range() -> None:
+    x = np.random.default_rng(2).normal(size=(70, 4, 4, 2))
+    x[51] *= 1e3
+    network = [Conv(3), Sin(), GlobalAvgPool(), Dense()]
+    message = r"layers must lie between 0 and 32 for float32, got .*e\+03 for sample 51: use dtype="
+    with pytest.raises(OverflowError, match=message):
+        kernel(Network(network), x, kind="nngp")
+    assert np.isfinite(kernel(Network(network), x, kind="nngp", dtype="float64")).all()
 
 
 def test_samples_that_are_alike_by_their_hash_alone(monkeypatch: pytest.MonkeyPatch) -> None:

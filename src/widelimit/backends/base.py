@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from widelimit.program import Program
 
-__all__ = ["PROFILE_BYTES", "Backend", "Cancelled", "Dtype", "Entries", "Pairs", "Profile"]
+__all__ = ["PROFILE_BYTES", "Backend", "Cancelled", "Dtype", "Entries", "OutsideRange"]
+__all__ += ["Pairs", "Profile"]
 
 PROFILE_BYTES = 2**28  # of profiles held beside a matrix in memory, if a few blocks are not more
 
@@ -67,6 +68,25 @@ class Profile(Protocol):
     """What single images contribute to every pair they take part in."""
 
     def __len__(self) -> int: ...
+
+
+class OutsideRange(Exception):
+    """An image is too dark or too bright for a network in a dtype.
+
+    Parameters
+    ----------
+    sample : int
+        Its number in the batch.
+    deviation : float
+        Standard deviation of a layer for it.
+    least, most : float
+        What it must lie between.
+    """
+
+    def __init__(self, sample: int, deviation: float, least: float, most: float) -> None:
+        super().__init__(sample, deviation, least, most)
+        self.sample, self.deviation = sample, deviation
+        self.least, self.most = least, most
 
 
 class Cancelled(Exception):
@@ -132,6 +152,11 @@ class Backend(Protocol):
             Equal numbers mean identical images, also between the two profiles of a call.
         dtype : {"float32", "float64"}
             Precision of the slices; profiles are always computed in float64.
+
+        Raises
+        ------
+        OutsideRange
+            If an image leaves the range in which sums are right.
         """
         ...
 

@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 
 from widelimit._core import _engine
 from widelimit.arrays import FloatArray
-from widelimit.backends.base import PROFILE_BYTES, Cancelled, Dtype, Entries, Pairs, Profile
+from widelimit.backends.base import (
+    PROFILE_BYTES,
+    Cancelled,
+    Dtype,
+    Entries,
+    OutsideRange,
+    Pairs,
+    Profile,
+)
 from widelimit.backends.cut import lane_groups
-from widelimit.backends.lowered import Lowered, lower
+from widelimit.backends.lowered import NODE, NORM, Lowered, deviation_range, lower
 from widelimit.layers import Flatten
 from widelimit.program import Node, Program, Tap
 
@@ -142,11 +150,19 @@ def _empty(compiled: _Compiled, images: FloatArray, dtype: Dtype) -> ProfileArra
     )
 
 
-def own_profiles(isa: str, program: Program, images: FloatArray, dtype: Dtype) -> ProfileArrays:
+def own_profiles(
+    isa: str, program: Program, images: FloatArray, dtype: Dtype, first: int = 0
+) -> ProfileArrays:
     """Compute profiles by the engine on pairs of images with themselves, in float64.
 
     Where K of a multiple of an image is that multiple of K, images are divided by powers of two,
-    so that the largest profile is as large as _core/profile.hpp says.
+    so that the largest profile is as large as _core/profile.hpp says. `first` is the number of the
+    first image in its batch.
+
+    Raises
+    ------
+    OutsideRange
+        If the numbers of an image would leave what the engine can hold in `dtype`.
     """
     compiled, own = _compile(program), _of_itself(program)
     made, cancel = _empty(compiled, images, dtype), np.zeros(1, np.int32)
@@ -170,9 +186,37 @@ def own_profiles(isa: str, program: Program, images: FloatArray, dtype: Dtype) -
             biases /= unit[:, None]
             profiles /= unit[:, None]
             scale *= unit
+        else:
+            _check_deviations(compiled.lowered, profiles, dtype, first + start)
         made.images[part], made.profiles[part], made.biases[part] = x, profiles, biases
         made.scale[part] = scale
     return made
+
+
+def _check_deviations(lowered: Lowered, profiles: FloatArray, dtype: Dtype, start: int) -> None:
+    """Refuse images for which a number of the engine leaves the range of `dtype`, or its accuracy.
+
+    Behind an activation that is not homogeneous fields are in true units, whatever the image.
+    """
+    place = 0
+    for level in lowered.levels:
+        if level.kind != NODE:
+            continue
+        size = level.h * level.w
+        deviations = profiles[:, place : place + size] * np.sqrt(level.unit)
+        place += size * level.operands
+        least, most = deviation_range(level.activation, dtype)
+        if level.activation == NORM:  # each pixel is as large as any other after it
+            deviations = np.sqrt(np.square(deviations) + level.parameters[0]) * (deviations > 0)
+            small = np.where(deviations > 0, deviations, np.inf).min(axis=1)
+        else:
+            small = deviations.max(axis=1)
+        largest = deviations.max(axis=1)
+        outside = (largest > 0) & ((small < least) | (largest > most))
+        if outside.any():
+            first = int(np.argmax(outside))
+            got = largest[first] if largest[first] > most else small[first]
+            raise OutsideRange(start + first, float(got), least, most)
 
 
 def _power_of_two(values: FloatArray) -> FloatArray:

@@ -11,18 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
+from widelimit.backends.base import Dtype
 from widelimit.dual import hermite
 from widelimit.lattice import Boundary, Window
 from widelimit.layers import GELU, ABReLU, Cos, Erf, Gaussian, LayerNorm, Polynomial, ReLU, Sin
 from widelimit.program import Node, Pool, Program
 
 __all__ = ["Field", "Grid", "Lowered", "LoweredLevel", "LoweredStep"]
-__all__ += ["depths", "is_chain", "lower", "missing"]
+__all__ += ["depths", "deviation_range", "is_chain", "lower", "missing"]
 
 # Kinds of levels and activations, as _core/core.hpp numbers them.
 IMAGE, GATHER, NODE = range(3)
 IDENTITY, RELU, AB_RELU, GAUSSIAN, ERF, GELU_, SIN, COS, NORM, POLYNOMIAL = range(10)
 _BOUND_TO_UNITS = (ERF, GELU_, SIN, COS, NORM, POLYNOMIAL)  # not homogeneous
+
+# Standard deviations that activations bear where fields are in true units. They take roots of
+# numbers as small as m^2, m being a product of two deviations, which takes those above 1e-8; pixels
+# of an image a hundred times as dark as its brightest matter a ten thousandth of it, but not to
+# LayerNorm. The exponent of a wave has the error of s.
+_DEVIATIONS = {"float32": (1e-6, 1e9), "float64": (1e-65, 1e75)}
+_LEAST_OF_A_NORM = {"float32": 1e-7, "float64": 1e-67}
+_MOST_OF_A_WAVE = {"float32": 32.0, "float64": 1e4}  # X^2 roundings: 6e-5, 1e-8
 
 
 _ONE = Window(1)
@@ -251,6 +260,16 @@ def missing(program: Program) -> list[str]:
         if max(len(stage.variants) for stage in program.stages) > _MOST_VARIANTS:
             found[f"more than {_MOST_VARIANTS} kinds of slices in one pass"] = None
     return list(found)
+
+
+def deviation_range(activation: int, dtype: Dtype) -> tuple[float, float]:
+    """Return between which standard deviations of a pixel an activation is right, in true units."""
+    least, most = _DEVIATIONS[dtype]
+    if activation in (SIN, COS):
+        return 0.0, _MOST_OF_A_WAVE[dtype]
+    if activation == NORM:
+        return _LEAST_OF_A_NORM[dtype], most
+    return (least if activation in (RELU, AB_RELU, GAUSSIAN) else 0.0), most
 
 
 def is_chain(program: Program) -> bool:

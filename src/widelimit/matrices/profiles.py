@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from widelimit.arrays import FloatArray, IntArray, Rows
-from widelimit.backends.base import Dtype, Pairs, Profile
+from widelimit.backends.base import Dtype, OutsideRange, Pairs, Profile
 from widelimit.matrices.families import Family
 from widelimit.matrices.inputs import let_go
 from widelimit.matrices.threads import Threads
@@ -95,17 +95,33 @@ class Side:
                 return self._blocks[index]
             while len(self._blocks) >= self._held:
                 self._blocks.popitem(last=False)
-            values, identity = self._samples.block(index * self._size, (index + 1) * self._size)
-            made = [self._make(family, values, identity, threads) for family in self._families]
+            start = index * self._size
+            values, identity = self._samples.block(start, start + self._size)
+            made = [
+                self._make(family, values, identity, threads, start) for family in self._families
+            ]
             self._blocks[index] = made
             self._alive.append([weakref.ref(block) for block in made])
             return made
 
     def _make(
-        self, family: Family, values: FloatArray, identity: IntArray, threads: Threads
+        self,
+        family: Family,
+        values: FloatArray,
+        identity: IntArray,
+        threads: Threads,
+        start: int,
     ) -> Block:
-        with quiet():
-            profile = family.backend.profile(family.program, values, identity, self._dtype)
+        try:
+            with quiet():
+                profile = family.backend.profile(family.program, values, identity, self._dtype)
+        except OutsideRange as error:
+            remedy = "use dtype='float64', or" if self._dtype == "float32" else "use"
+            raise OverflowError(
+                f"standard deviations of layers must lie between {error.least:g} and "
+                f"{error.most:g} for {self._dtype}, got {error.deviation:.1e} for sample "
+                f"{start + error.sample}: {remedy} inputs or w_std of another scale"
+            ) from None
         variances = None
         if any(readout.needs_variance for readout in family.program.readouts):
             variances = self._variances(family, profile, threads)

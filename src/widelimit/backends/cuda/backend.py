@@ -143,7 +143,7 @@ class CudaBackend:
             if isinstance(layout, Layout):
                 made = profile_arrays(program, images[part], dtype, DRIFT)
             else:
-                made = own_profiles(plainest, program, images[part], dtype)
+                made = own_profiles(plainest, program, images[part], dtype, start)
             samples[part] = layout.arrange(made.images, made.profiles, made.biases)
             scale[part], diagonal[part] = made.scale, made.diagonal
 
