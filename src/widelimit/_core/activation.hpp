@@ -246,26 +246,18 @@ struct Gelu : Plain {
 // exp(-(x^2 + z^2)/2) sinh s and cosh s, for a sine; the other way round for a cosine.
 template <class T, bool Cosine, class V = Vec<T>>
 struct Wave : Plain {
-  static constexpr int n = sizeof(T) == 4 ? 9 : 16;
   struct Met {
     V half;  // (x^2 + z^2)/2
   };
-  V scale, slope, unit, zero, two, small;
+  V scale, slope, unit, two_units, zero, two;
   WL_INLINE Wave(const Constants<T>& k, bool)
-      : scale(load(k.scale)), slope(load(k.p[1])), unit(load(k.p[0])), zero(broadcast(T(0))), two(broadcast(T(2))),
-        small(broadcast(T(0.5))) {}
+      : scale(load(k.scale)), slope(load(k.p[1])), unit(load(k.p[0])), two_units(load(k.p[2])), zero(broadcast(T(0))),
+        two(broadcast(T(2))) {}
   WL_INLINE void meet(V, V x, V z, Met& n) const { n.half = mul(broadcast(T(0.5)), add(mul(x, x), mul(z, z))); }
   WL_INLINE void dual(V s, const Met& met, bool want_k, V& k, V& factor) const {
-    const V size = mul(unit, abs(s)), w = mul(two, size), near = mul(small, exponential(sub(size, mul(unit, met.half))));
-    const V far = exponential(sub(zero, w));
-    V series = broadcast(T(0));  // (1 - e^-w) / w for small w
-    T c = 1;
-    T coefficients[n];
-    for (int i = 0; i < n; ++i) coefficients[i] = c /= T(i == 0 ? 1 : -(i + 1));
-#pragma GCC unroll 16
-    for (int i = n - 1; i >= 0; --i) series = fma(series, w, broadcast(coefficients[i]));
-    const V rest = where_negative(sub(w, small), mul(w, series), sub(broadcast(T(1)), far)), odd = mul(near, rest);
-    const V sine = where_negative(s, sub(zero, odd), odd), cosine = mul(near, add(broadcast(T(1)), far));
+    const V size = abs(s), twice = exponential(mul(unit, sub(size, met.half)));
+    const V rest = one_minus_exponential(mul(two_units, size)), odd = mul(twice, rest);
+    const V sine = where_negative(s, sub(zero, odd), odd), cosine = mul(twice, sub(two, rest));
     if (want_k) k = mul(scale, Cosine ? cosine : sine);
     factor = mul(slope, Cosine ? sine : cosine);
   }
@@ -359,8 +351,10 @@ void set_constants(Constants<T>& k, const Level& level) {
     return;
   }
   if (level.activation == Activation::kSin || level.activation == Activation::kCos) {
+    fill(k.scale, T(0.5 * scale));  // e^... of both is twice what it should be
     fill(k.p[0], T(unit));
-    fill(k.p[1], T(scale * unit));
+    fill(k.p[1], T(0.5 * scale * unit));
+    fill(k.p[2], T(2 * unit));
     return;
   }
   if (level.activation == Activation::kNorm) {

@@ -117,16 +117,9 @@ template <bool Cosine>
 struct Wave {
   template <class S>
   static WL_FN void dual(V x, V z, V s, bool, V& k, V& factor) {
-    constexpr int n = sizeof(Scalar) == 4 ? 9 : 16;
-    const V size = absolute(s) * S::p(0), w = size + size;
-    const V near = exponential(size - (x * x + z * z) * (Scalar(0.5) * S::p(0))) * Scalar(0.5), far = exponential(-w);
-    V series = broadcast(0);  // (1 - e^-w) / w for small w
-    Scalar c[n];
-    c[0] = 1;
-    WL_UNROLL for (int i = 1; i < n; ++i) c[i] = c[i - 1] / Scalar(-(i + 1));
-    WL_UNROLL for (int i = n - 1; i >= 0; --i) series = mad(series, w, broadcast(c[i]));
-    const V odd = near * select(negative(w - Scalar(0.5)), w * series, broadcast(1) - far);
-    const V sine = select(negative(s), -odd, odd), cosine = near * (broadcast(1) + far);
+    const V size = absolute(s), near = exponential((size - (x * x + z * z) * Scalar(0.5)) * S::p(0)) * Scalar(0.5);
+    const V rest = one_minus_exponential(size * (2 * S::p(0))), odd = near * rest;
+    const V sine = select(negative(s), -odd, odd), cosine = near * (broadcast(2) - rest);
     k = (Cosine ? cosine : sine) * S::scale();
     factor = (Cosine ? sine : cosine) * S::p(1);
   }

@@ -61,6 +61,8 @@ WL_FN float exponential(float y) {
   return fmaf(p, rest * 0x1.62e43p-1f, p);
 }
 WL_FN double exponential(double y) { return ::exp(y); }
+WL_FN float one_minus_exponential(float w) { return -::expm1f(-w); }
+WL_FN double one_minus_exponential(double w) { return -::expm1(-w); }
 WL_FN float reciprocal(float v) {
   float r;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
@@ -193,6 +195,7 @@ WL_FN V positive(V v) { V r; for (int l = 0; l < 32; ++l) r[l] = v[l] > 0 ? v[l]
 WL_FN V inverse_root(V v) { V r; for (int l = 0; l < 32; ++l) r[l] = 1 / std::sqrt(std::fabs(v[l])); return r; }
 
 WL_FN V exponential(V v) { V r; for (int l = 0; l < 32; ++l) r[l] = std::exp(v[l]); return r; }
+WL_FN V one_minus_exponential(V v) { V r; for (int l = 0; l < 32; ++l) r[l] = -std::expm1(-v[l]); return r; }
 WL_FN V reciprocal(V v) { return 1 / v; }
 WL_FN V root(V v) { V r; for (int l = 0; l < 32; ++l) r[l] = std::sqrt(v[l]); return r; }
 
