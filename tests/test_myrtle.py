@@ -21,7 +21,8 @@ from widelimit.cli import app
 from widelimit.costs import Cost
 from widelimit.experiments import myrtle as module
 from widelimit.experiments.cells import compute_now
-from widelimit.experiments.myrtle import ACTIVATIONS, Asked, Myrtle, choose, normalised
+from widelimit.experiments.myrtle import Myrtle, choose, normalised
+from widelimit.experiments.myrtle_groups import ACTIVATIONS, NETWORKS, Asked
 from widelimit.report.myrtle import to_markdown
 
 SMALL = ("--n-train", 40, "--n-test", 30, "--networks", "myrtle-5,myrtle-7")
@@ -163,7 +164,7 @@ def test_kernels_are_those_of_the_interface(flips: bool, data: Path) -> None:
         (kind, network) for kind in ("ntk", "nngp") for network in asked.networks
     ]
     for kind, network, train, test, own in found:
-        whole = given.whole(module.NETWORKS[network], "relu", kind, flips=flips)
+        whole = given.whole(NETWORKS[network], "relu", kind, flips=flips)
         np.testing.assert_allclose(train, whole[:40, :40], rtol=3e-6, atol=1e-6 * whole.max())
         np.testing.assert_array_equal(train, train.T)
         np.testing.assert_allclose(test, whole[40:, :40], rtol=3e-6, atol=1e-6 * whole.max())

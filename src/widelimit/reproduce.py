@@ -423,7 +423,8 @@ def myrtle(
     """
     with guarded(GOES_ON):
         from widelimit.display import read_duration
-        from widelimit.experiments.myrtle import Asked, Myrtle
+        from widelimit.experiments.myrtle import Myrtle
+        from widelimit.experiments.myrtle_groups import Asked
         from widelimit.files import write_record
         from widelimit.job import check_backend, read_reading
         from widelimit.report.myrtle import to_markdown

@@ -22,7 +22,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from widelimit.architectures import myrtle
 from widelimit.arrays import FloatArray
 from widelimit.backends import BackendName
 from widelimit.costs import LONG, estimate, solving_seconds, to_size
@@ -34,171 +33,52 @@ from widelimit.estimators.regression import Options, explain, regress, solver_fo
 from widelimit.estimators.samples import Training
 from widelimit.experiments.cells import PLAN, Cells, Keep
 from widelimit.experiments.environment import describe_environment
+from widelimit.experiments.myrtle_groups import (
+    ACTIVATIONS,
+    NETWORKS,
+    OF_THEMSELVES,
+    PREPROCESSING,
+    SPOKEN,
+    Asked,
+    Group,
+    images_name,
+    is_flipped,
+    kernel_name,
+    networks_of,
+    parts_of,
+    pass_name,
+)
 from widelimit.experiments.paper import CNTK, DEPTHS, MYRTLE
 from widelimit.experiments.planning import most_that_fit
 from widelimit.experiments.protocol import (
     Draw,
     Part,
-    Preprocessing,
     Protocol,
     accuracy,
     flip,
     join_parts,
 )
 from widelimit.files import check_folder, check_record, write_record
-from widelimit.layers import Activation, Gaussian, ReLU
 from widelimit.machine import peak_memory
 from widelimit.matrices import gram, kernel
 from widelimit.matrices.progress import Progress
-from widelimit.network import Network
-from widelimit.program import Kind
 from widelimit.reading import read_json
 from widelimit.solvers import encode_labels
 from widelimit.solvers.checkpoint import seal
 
-__all__ = [
-    "ACTIVATIONS",
-    "NETWORKS",
-    "PREPROCESSING",
-    "SO_FAR",
-    "Asked",
-    "Group",
-    "Myrtle",
-    "choose",
-]
+__all__ = ["SO_FAR", "Myrtle", "choose", "normalised"]
 
 Record: TypeAlias = dict[str, Any]
 
 FORMAT = "widelimit.myrtle/1"
-NETWORKS = {"myrtle-5": 5, "myrtle-7": 7, "myrtle-10": 10}
-"""Depths of `myrtle`, by name."""
-ACTIVATIONS: dict[str, tuple[Activation, tuple[Kind, ...]]] = {
-    "relu": (ReLU(), ("ntk", "nngp")),
-    "gaussian": (Gaussian(), ("nngp",)),
-}
-"""With the kinds of kernels that are computed."""
-PREPROCESSING: tuple[Preprocessing, ...] = ("standardise", "zca")
 SO_FAR = "record.json"
 """Name of the file beside the parts: the record of what is complete."""
 
-# What is most useful comes first, and flips after all that is without them.
-_ORDER = (
-    ("relu", "standardise"),
-    ("relu", "zca"),
-    ("gaussian", "zca"),
-    ("gaussian", "standardise"),
-)
 _BLOCK = 16  # images whose kernels with themselves are computed at a time: as many as lanes
 _POOLED = 4  # columns that become one
 _MOST_PLAN = 2**16
 _PAPER_CLASSES, _PAPER_SHAPE = 10, (32, 32, 3)
 _COMPARED_DEPTH = 11  # of CNTK-GAP, beside which Myrtle networks are quoted
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Kernels that are solved with together: those of one pass, or an average over passes.
-
-    Parameters
-    ----------
-    networks, activations, preprocessing : tuple of str
-        Of `NETWORKS`, `ACTIVATIONS` and `PREPROCESSING`. One activation and one preprocessing: each
-        kernel, and averages over networks and kinds. Several: the average of all.
-    flips : bool
-        Whether kernels are averaged over horizontal flips.
-    """
-
-    networks: tuple[str, ...]
-    activations: tuple[str, ...]
-    preprocessing: tuple[str, ...]
-    flips: bool
-
-    @property
-    def name(self) -> str:
-        """Name of its file."""
-        words = [*self.networks, *self.activations, *self.preprocessing, *["flips"] * self.flips]
-        return "-".join(["scores", *words])
-
-    @property
-    def passes(self) -> list[tuple[str, str]]:
-        """Activation and preprocessing of each, in the order of the work."""
-        return [
-            one for one in _ORDER if one[0] in self.activations and one[1] in self.preprocessing
-        ]
-
-    @property
-    def solutions(self) -> int:
-        """How many kernels are solved with."""
-        if len(self.passes) > 1:
-            return 1
-        nets, kinds = len(self.networks), len(ACTIVATIONS[self.activations[0]][1])
-        return 2 * nets * kinds + (kinds if nets > 1 else 0) + (kinds > 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked for.
-
-    Parameters
-    ----------
-    networks, activations, preprocessing : tuple of str
-        Of `NETWORKS`, `ACTIVATIONS` and `PREPROCESSING`. The folder of a run may be gone on with
-        by one that asks for others: what they have in common is computed once.
-    flips : bool
-        Whether to average kernels over horizontal flips, too.
-    n_train, n_test : int
-        The first training and test images.
-    budget : float or None
-        Seconds that all of it may take here: both numbers of images are made smaller, by the same
-        share, until it fits.
-
-    Raises
-    ------
-    ValueError
-        If a name is unknown or given twice.
-    """
-
-    networks: tuple[str, ...] = tuple(NETWORKS)
-    activations: tuple[str, ...] = tuple(ACTIVATIONS)
-    preprocessing: tuple[str, ...] = PREPROCESSING
-    flips: bool = False
-    n_train: int = 2000
-    n_test: int = 1000
-    budget: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("networks", tuple(NETWORKS)),
-            ("activations", tuple(ACTIVATIONS)),
-            ("preprocessing", PREPROCESSING),
-        ):
-            given: tuple[str, ...] = getattr(self, name)
-            if unknown := [one for one in given if one not in known]:
-                raise ValueError(f"{name} must be of {', '.join(known)}, got {unknown[0]!r}")
-            if not given or len(set(given)) < len(given):
-                raise ValueError(f"{name} must be different ones, at least one, got {given}")
-            object.__setattr__(self, name, tuple(one for one in known if one in given))
-
-    def protocol(self, n_train: int) -> Protocol:
-        """Return which images are used where there are so many training images."""
-        n_test = max(1, self.n_test * n_train // self.n_train)
-        return Protocol(n_train, n_test, flips="average" if self.flips else "none")
-
-    def groups(self) -> list[Group]:
-        """Return all of it in the order of the work, averages once their kernels are there."""
-        found: list[Group] = []
-        every = self.networks, self.activations
-        wide = [*((one,) for one in self.preprocessing), self.preprocessing]
-        for flips in (False, True) if self.flips else (False,):
-            done: set[tuple[str, str]] = set()
-            for one in Group(*every, self.preprocessing, flips).passes:
-                done.add(one)
-                found.append(Group(self.networks, (one[0],), (one[1],), flips))
-                for preprocessing in wide:
-                    group = Group(*every, preprocessing, flips)
-                    if group not in found and done.issuperset(group.passes):
-                        found.append(group)
-        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,7 +234,7 @@ class Myrtle:
         with self.cells.held(progress) as keep:
             for place, group in enumerate(groups, 1):
                 for activation, preprocessing in group.passes:
-                    for part in _parts(self.protocol, group.flips):
+                    for part in parts_of(self.protocol, group.flips):
                         one = self._pass(keep, group.networks, activation, preprocessing, part)
                         passes.setdefault(one["name"], one)
                 found = keep(group.name, lambda group=group: self._score(keep, group))
@@ -390,7 +270,7 @@ class Myrtle:
                 f"{name}, {activation}": network.to_json()
                 for activation in self.asked.activations
                 for name, network in zip(
-                    self.asked.networks, _networks(self.asked.networks, activation), strict=True
+                    self.asked.networks, networks_of(self.asked.networks, activation), strict=True
                 )
             },
             "left": left,
@@ -440,7 +320,7 @@ class Myrtle:
         part: Part,
     ) -> Record:
         """Compute one matrix of all networks and kinds; return what it took."""
-        name = _pass_name(networks, activation, preprocessing, part.name)
+        name = pass_name(networks, activation, preprocessing, part.name)
 
         def compute() -> Record:
             start, pairs = time.perf_counter(), 0
@@ -465,9 +345,9 @@ class Myrtle:
         progress: bool | Callable[[Progress], None] = False,
     ) -> tuple[list[Any], ...]:
         """Return the matrices of a part, computed or read: for each kind one of each network."""
-        name = _pass_name(networks, activation, preprocessing, part.name)
+        name = pass_name(networks, activation, preprocessing, part.name)
         return gram(
-            _networks(networks, activation),
+            networks_of(networks, activation),
             *self._draw(preprocessing).sides(part),
             kind=ACTIVATIONS[activation][1],
             store=self.cells.folder / f"{name}.zarr",
@@ -486,7 +366,7 @@ class Myrtle:
     ) -> FloatArray:
         """Return the kernels of test images with themselves, (kinds, networks, images)."""
         x = self._draw(preprocessing).x_test
-        nets, kinds = _networks(networks, activation), ACTIVATIONS[activation][1]
+        nets, kinds = networks_of(networks, activation), ACTIVATIONS[activation][1]
         how: Any = {"backend": self.how["backend"], "threads": self.how["threads"]}
 
         def compute(mirrored: bool) -> list[Any]:
@@ -500,7 +380,7 @@ class Myrtle:
 
         means: list[FloatArray] = []
         for mirrored in (False, True) if flips else (False,):
-            name = _pass_name(networks, activation, preprocessing, _OWN[mirrored])
+            name = pass_name(networks, activation, preprocessing, OF_THEMSELVES[mirrored])
             means.append(np.array(keep(name, lambda mirrored=mirrored: compute(mirrored))))
         return np.mean(means, axis=0)
 
@@ -510,7 +390,7 @@ class Myrtle:
         """Yield kind, network, and kernels of training, of test images, and of these themselves."""
         names = group.networks, activation, preprocessing
         own = self._own(keep, *names, group.flips)
-        parts = _parts(self.protocol, group.flips)
+        parts = parts_of(self.protocol, group.flips)
         grams = {part.name: self._gram(*names, part) for part in parts}
         for i, kind in enumerate(ACTIVATIONS[activation][1]):
             for j, network in enumerate(group.networks):
@@ -571,8 +451,8 @@ class Myrtle:
         right = accuracy(test @ fit.solution.value, images.y_test)
         warning = explain(fit.solution) or edge(fit.grid, fit.curve)
         return {
-            "kernel": _kernel_name(group, networks, kinds, normalised=normalised),
-            "images": _images_name(group.preprocessing, group.flips),
+            "kernel": kernel_name(group, networks, kinds, normalised=normalised),
+            "images": images_name(group.preprocessing, group.flips),
             "networks": list(networks),
             "kinds": list(kinds),
             "activations": list(group.activations),
@@ -641,52 +521,7 @@ def _warnings(rows: Sequence[Record]) -> list[str]:
     ]
 
 
-# ---------------------------------------------------------------- names
-
-_SPOKEN = {"relu": "ReLU", "gaussian": "Gaussian", "standardise": "standardised", "zca": "ZCA"}
-
-
-def _kernel_name(
-    group: Group, networks: Sequence[str], kinds: Sequence[str], *, normalised: bool
-) -> str:
-    """Return "Myrtle-5 NTK, ReLU, normalised"; of averages "mean of NTK, ReLU", "mean of all"."""
-    activation, *others = group.activations
-    if others:
-        return "mean of all"
-    spoken = _SPOKEN[activation]
-    if len(kinds) > 1 or len(group.passes) > 1:
-        return f"mean of {spoken}"
-    kind = kinds[0]
-    name = f"{kind.upper()}, {spoken}"
-    if len(networks) > 1:
-        return f"mean of {name if len(ACTIVATIONS[activation][1]) > 1 else spoken}"
-    return f"Myrtle-{NETWORKS[networks[0]]} {name}" + (", normalised" if normalised else "")
-
-
-def _images_name(preprocessing: Sequence[str], flips: bool) -> str:
-    return " and ".join(_SPOKEN[one] for one in preprocessing) + (", flips" if flips else "")
-
-
 # ---------------------------------------------------------------- what there is, and what it takes
-
-_OWN = ("own", "own-flipped")  # of test images with themselves, and with their mirror images
-
-
-def _networks(names: Sequence[str], activation: str) -> list[Network]:
-    return [myrtle(NETWORKS[name], ACTIVATIONS[activation][0]) for name in names]
-
-
-def _parts(protocol: Protocol, flips: bool) -> list[Part]:
-    """Return the matrices that are joined, with or without those of mirror images."""
-    return [part for part in protocol.parts() if flips or not _is_flipped(part)]
-
-
-def _is_flipped(part: Part) -> bool:
-    return part.name.endswith("-flipped")
-
-
-def _pass_name(networks: Sequence[str], activation: str, preprocessing: str, part: str) -> str:
-    return "-".join([*networks, activation, preprocessing, part])
 
 
 def _costs(
@@ -698,16 +533,16 @@ def _costs(
     for group in asked.groups():
         for activation, preprocessing in group.passes:
             kinds = ACTIVATIONS[activation][1]
-            networks = _networks(asked.networks, activation)
-            for part in _parts(protocol, group.flips):
-                name = _pass_name(asked.networks, activation, preprocessing, part.name)
+            networks = networks_of(asked.networks, activation)
+            for part in parts_of(protocol, group.flips):
+                name = pass_name(asked.networks, activation, preprocessing, part.name)
                 cost = estimate(
                     networks, dataset.image_shape, part.rows, part.columns, kinds=kinds, **how
                 )
                 costs[name] = cost.seconds
                 if part.name.startswith("test"):
-                    own = _OWN[_is_flipped(part)]
-                    name = _pass_name(asked.networks, activation, preprocessing, own)
+                    own = OF_THEMSELVES[is_flipped(part)]
+                    name = pass_name(asked.networks, activation, preprocessing, own)
                     costs[name] = cost.seconds * min(1.0, _BLOCK / protocol.n_train)
         costs[group.name] = solving * group.solutions
     return costs
@@ -729,7 +564,7 @@ def _names_of_all() -> set[str]:
         for group in Asked(networks, activations, preprocessing, flips=True).groups():
             found.add(f"{group.name}.json")
             for one in group.passes:
-                names = [_pass_name(networks, *one, part) for part in (*parts, *_OWN)]
+                names = [pass_name(networks, *one, part) for part in (*parts, *OF_THEMSELVES)]
                 found |= {f"{name}{end}" for name in names for end in (".json", ".zarr")}
     return found
 
@@ -748,11 +583,11 @@ def _lines(asked: Asked, protocol: Protocol, cells: Cells, stored: int) -> list[
         if len(group.passes) > 1:
             continue
         ((activation, preprocessing),) = group.passes
-        parts = [p for p in _parts(protocol, group.flips) if _is_flipped(p) == group.flips]
-        names = [_pass_name(asked.networks, activation, preprocessing, p.name) for p in parts]
+        parts = [p for p in parts_of(protocol, group.flips) if is_flipped(p) == group.flips]
+        names = [pass_name(asked.networks, activation, preprocessing, p.name) for p in parts]
         kinds = ", ".join(kind.upper() for kind in ACTIVATIONS[activation][1])
         lines.append(
-            f"{_SPOKEN[activation]} ({kinds}), {_images_name([preprocessing], group.flips)}: "
+            f"{SPOKEN[activation]} ({kinds}), {images_name([preprocessing], group.flips)}: "
             f"{sum(part.pairs for part in parts):,} pairs, about "
             f"{duration(sum(cells.costs[name] for name in names))}"
         )
