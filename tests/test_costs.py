@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 import widelimit as wl
 from widelimit import cli, console, costs
 from widelimit.costs import Cost, Forecast, cheaper, estimate, forecast, solving_seconds
+from widelimit.experiments.rank import Rank
+from widelimit.experiments.small_data import SmallData
 
 PHOTOS = (128, 128, 3)
 
@@ -127,6 +129,19 @@ def test_what_would_be_cheaper(clock: Clock) -> None:
     wide = dict(options(wl.cntk_gap(3), (50, 100, 3), 500))
     assert list(wide) == ["--size 32x64", "--size 16x32", "--net cntk-vanilla-3"]
     assert options(wl.ntk_dense(3), (784,), 60_000) == []
+
+
+def test_what_is_cheaper_is_an_option_of_the_command(clock: Clock, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.random((400, 64, 64, 3)), np.arange(400) % 2
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x[:9], y_test=y[:9])
+    made = SmallData.prepare(f"{tmp_path}/d.npz", tmp_path / "a.json", largest=320)
+    found = dict(made.cost.options)
+    assert list(found) == ["--size 32x32", "--largest 80"]
+    assert found["--largest 80"] < made.cost.seconds / 9
+    nets = {"gap": wl.cntk_gap(11), "lap": wl.cntk_gap(10)}
+    ranked = Rank.prepare(f"{tmp_path}/d.npz", nets, [200], tmp_path / "b.json")
+    assert [words for words, _ in ranked.cost.options] == ["--size 32x32"]
 
 
 def test_equations_take_their_time() -> None:

@@ -163,6 +163,8 @@ def cheaper(
     shape: Sequence[int],
     n1: int,
     n2: int | None = None,
+    *,
+    net: bool = True,
     **how: Any,
 ) -> list[tuple[str, float]]:
     """Return what would cost at least a tenth less: options of the command line, and seconds.
@@ -173,6 +175,8 @@ def cheaper(
         What `estimate` says of the rest.
     networks, shape, n1, n2, **how
         As for `estimate`.
+    net : bool
+        Whether the command takes ``--net``.
     """
     if len(shape) != 3 or all(network.is_dense for network in networks):
         return []
@@ -192,8 +196,11 @@ def cheaper(
         for network in networks
         for layer in network.layers
     )
-    others = [(f"--net cntk-gap-{depth // 2}", cntk_gap(depth // 2))] if depth >= 8 else []
-    others += [(f"--net cntk-vanilla-{depth}", cntk_vanilla(depth))] if pooled else []
+    others: list[tuple[str, Network]] = []
+    if net and depth >= 8:
+        others.append((f"--net cntk-gap-{depth // 2}", cntk_gap(depth // 2)))
+    if net and pooled:
+        others.append((f"--net cntk-vanilla-{depth}", cntk_vanilla(depth)))
     for words, network in others:
         cost = estimate([network], shape, n1, n2, **how)
         tried.append((words, cost.seconds))
@@ -247,6 +254,7 @@ def forecast(
     n2: int | None = None,
     *,
     solve: Literal["factor", "eigenvectors"] | None = None,
+    net: bool = True,
     **how: Any,
 ) -> Forecast:
     """Return what a kernel costs, and the equations of `n1` samples.
@@ -257,11 +265,14 @@ def forecast(
         As for `estimate`.
     solve : {"factor", "eigenvectors"} or None
         What is made of the kernel.
+    net : bool
+        As for `cheaper`.
     """
     cost = estimate(networks, shape, n1, n2, **how)
     solving = 0.0 if solve is None else solving_seconds(n1, decompose=solve == "eigenvectors")
     long = cost.seconds >= _WORTH_LESS
-    return Forecast(cost, solving, cheaper(cost, networks, shape, n1, n2, **how) if long else [])
+    options = cheaper(cost, networks, shape, n1, n2, net=net, **how) if long else []
+    return Forecast(cost, solving, options)
 
 
 def solving_seconds(n: int, *, decompose: bool = False) -> float:

@@ -185,7 +185,7 @@ class Rank:
             )
         pool = draw_training_sets(dataset.y_train, [count], rng)[0]
         how: Any = {"backend": backend, "threads": threads}
-        cost = forecast(list(chosen.values()), dataset.image_shape, pool.size, **how)
+        cost = forecast(list(chosen.values()), dataset.image_shape, pool.size, net=False, **how)
         how["memory"] = memory
         return cls(dataset, chosen, per_class, draws, seed, pool, cost, out, folder, how)
 

@@ -96,9 +96,12 @@ class SmallData:
         design = fixed_design(dataset, largest=largest, n_test=n_test, draws=draws, seed=seed)
         # Of a symmetric matrix as many inputs as make the pairs that there are.
         same = int(((8 * design.pairs + 1) ** 0.5 - 1) / 2)
-        cost = forecast(
-            [cntk_gap(DEPTH)], dataset.image_shape, same, backend=backend, threads=threads
-        )
+        how: Any = {"backend": backend, "threads": threads}
+        cost = forecast([cntk_gap(DEPTH)], dataset.image_shape, same, net=False, **how)
+        if cost.is_long and largest // 4 >= dataset.n_classes:
+            fewer = fixed_design(dataset, largest=largest // 4, n_test=n_test, draws=draws)
+            seconds = cost.seconds * fewer.pairs / design.pairs
+            cost.options.append((f"--largest {largest // 4}", seconds))
         how: Any = {"backend": backend, "memory": memory}
         return cls(dataset, design, cost, folder, threads, how)
 
