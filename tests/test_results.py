@@ -69,7 +69,8 @@ def test_records_of_results_have_a_place(tmp_path: Path) -> None:
     put("a.json", record)
     page = generator.render(tmp_path, "# Results\n\n## A\n\n<!-- records: table1 -->\n\nEnd.\n")
     assert "\n## A\n\ncntk-v-2k: 2,000 training and 1,000 test images\n\n| depth | " in page
-    assert ": `widelimit reproduce table1 'my images' --out x`; commit 1e352ad; " in page
+    commit = record["environment"]["commit"][:7]
+    assert f": `widelimit reproduce table1 'my images' --out x`; commit {commit}; " in page
     template = "# Results\n\n## A\n\n<!-- record: a.json -->\n\n## B\n\n<!-- records: table1 -->\n"
     assert "## B" not in generator.render(tmp_path, template)  # a section without its records
     put("b.json", record)
