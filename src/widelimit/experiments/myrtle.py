@@ -49,7 +49,7 @@ from widelimit.experiments.myrtle_groups import (
     pass_name,
 )
 from widelimit.experiments.paper import CNTK, DEPTHS, MYRTLE
-from widelimit.experiments.planning import most_that_fit
+from widelimit.experiments.planning import fewer, images_that_fit
 from widelimit.experiments.protocol import (
     Draw,
     Part,
@@ -159,18 +159,17 @@ class Myrtle:
 
         unit, budget = dataset.n_classes, asked.budget
         wanted = {"n_train": asked.n_train, "n_test": asked.n_test, "budget": budget}
-        before = _taken_before(folder, wanted)
-        count = before or asked.n_train
-        if not before and budget is not None and sum(costs(count).values()) > budget:
-            fits = most_that_fit(
-                -(-asked.n_train // unit) - 1, lambda n: sum(costs(n * unit).values()), budget
+        whole, before = (asked.n_train, asked.n_test), _taken_before(folder, wanted)
+        if before:
+            found = fewer(*whole, before)
+        else:
+            found = images_that_fit(*whole, unit, lambda n, _: sum(costs(n).values()), budget)
+        if found is None:
+            raise ValueError(
+                f"{unit} training images take {duration(sum(costs(unit).values()))}, the "
+                f"budget is {duration(budget or 0)}: raise it, or ask for less"
             )
-            if not fits:
-                raise ValueError(
-                    f"{unit} training images take {duration(sum(costs(unit).values()))}, the "
-                    f"budget is {duration(budget)}: raise it, or ask for less"
-                )
-            count = fits * unit
+        count = found[0]
         protocol = asked.protocol(count)
         protocol.check(dataset)
         images = replace(protocol, preprocessing="none").draw(dataset, 0)

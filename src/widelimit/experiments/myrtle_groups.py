@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from widelimit.architectures import myrtle
+from widelimit.experiments.planning import fewer
 from widelimit.experiments.protocol import Part, Preprocessing, Protocol
 from widelimit.layers import Activation, Gaussian, ReLU
 from widelimit.network import Network
@@ -117,8 +118,8 @@ class Asked:
 
     def protocol(self, n_train: int) -> Protocol:
         """Return which images are used where there are so many training images."""
-        n_test = max(1, self.n_test * n_train // self.n_train)
-        return Protocol(n_train, n_test, flips="average" if self.flips else "none")
+        images = fewer(self.n_train, self.n_test, n_train)
+        return Protocol(*images, flips="average" if self.flips else "none")
 
     def groups(self) -> list[Group]:
         """Return all of it in the order of the work, averages once their kernels are there."""

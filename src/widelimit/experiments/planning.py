@@ -33,8 +33,9 @@ __all__ = [
     "Column",
     "ColumnCost",
     "cost_of",
+    "fewer",
+    "images_that_fit",
     "make_plan",
-    "most_that_fit",
     "plan_text",
     "planned_before",
     "published",
@@ -243,41 +244,60 @@ def _shrunk(
 def _fit(
     column: Column, seconds: float, dataset: Dataset, asked: Asked, how: dict[str, Any]
 ) -> tuple[Column, float]:
-    """Return a column with as many images as fit into a time, and how long it takes.
-
-    Training and test images are fewer by the same share; training images are a multiple of the
-    number of classes.
-    """
+    """Return a column with as many images as fit into a time, and how long it takes."""
     whole = column.protocol
     unit = whole.n_classes or dataset.n_classes
 
-    def of(count: int) -> Column:
-        n_test = max(1, whole.n_test * count * unit // whole.n_train)
-        return replace(column, protocol=replace(whole, n_train=count * unit, n_test=n_test))
+    def of(n_train: int, n_test: int) -> Column:
+        return replace(column, protocol=replace(whole, n_train=n_train, n_test=n_test))
 
-    def cost(one: Column) -> float:
-        return cost_of(one, dataset, asked.dtype, how).seconds
+    def cost(n_train: int, n_test: int) -> float:
+        return cost_of(of(n_train, n_test), dataset, asked.dtype, how).seconds
 
-    needed = cost(column)
-    if needed <= seconds:
-        return column, needed
-    low = most_that_fit(-(-whole.n_train // unit) - 1, lambda count: cost(of(count)), seconds)
-    if not low:
+    found = images_that_fit(whole.n_train, whole.n_test, unit, cost, seconds)
+    if found is None:
+        least = duration(cost(*fewer(whole.n_train, whole.n_test, unit)))
         raise ValueError(
-            f"{column.name} takes {duration(cost(of(1)))} even with {unit} training images, and "
+            f"{column.name} takes {least} even with {unit} training images, and "
             f"{duration(seconds)} of the budget are left for it: raise the budget, or give fewer "
             "columns, depths or draws"
         )
-    return of(low), cost(of(low))
+    return of(*found), cost(*found)
 
 
-def most_that_fit(most: int, cost: Callable[[int], float], seconds: float) -> int:
-    """Return the largest count up to `most` that takes no longer than a time; 0: not even 1."""
-    low, high = 0, most + 1  # low fits, high does not
+def images_that_fit(
+    n_train: int,
+    n_test: int,
+    unit: int,
+    cost: Callable[[int, int], float],
+    seconds: float | None,
+) -> tuple[int, int] | None:
+    """Return how many training and test images take no longer than a time; None if none do.
+
+    Parameters
+    ----------
+    n_train, n_test : int
+        All of them.
+    unit : int
+        Of fewer training images: their number is a multiple of it, as of the number of classes.
+    cost : callable
+        Returns the seconds that numbers of training and test images take.
+    seconds : float or None
+        None: any time will do.
+    """
+    if seconds is None or cost(n_train, n_test) <= seconds:
+        return n_train, n_test
+    low, high = 0, -(-n_train // unit)  # low fits, high does not
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) <= seconds else (low, middle)
-    return low
+        fits = cost(*fewer(n_train, n_test, middle * unit)) <= seconds
+        low, high = (middle, high) if fits else (low, middle)
+    return fewer(n_train, n_test, low * unit) if low else None
+
+
+def fewer(n_train: int, n_test: int, taken: int) -> tuple[int, int]:
+    """Return `taken` training images, and test images that are fewer by the same share."""
+    return taken, max(1, n_test * taken // n_train)
 
 
 def cost_of(column: Column, dataset: Dataset, dtype: Any, how: dict[str, Any]) -> ColumnCost:

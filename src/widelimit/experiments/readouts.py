@@ -26,7 +26,7 @@ from widelimit.data.dataset import Dataset
 from widelimit.data.load import load_dataset
 from widelimit.display import duration, shown
 from widelimit.experiments.environment import describe_environment
-from widelimit.experiments.planning import PLAN, most_that_fit, read_plan
+from widelimit.experiments.planning import PLAN, fewer, images_that_fit, read_plan
 from widelimit.experiments.protocol import Draw, Preprocessing, Protocol, accuracy, join_parts
 from widelimit.experiments.rank import pooled
 from widelimit.files import check_folder, check_record, own_folder, write_record
@@ -188,25 +188,26 @@ class Readouts:
         repeats = asked.draws * len({preprocessing for preprocessing, _ in VARIANTS.values()})
         unit = dataset.n_classes
 
-        def fewer(count: int) -> Protocol:
-            n_test = max(1, asked.n_test * count * unit // asked.n_train)
-            return replace(asked.protocol(), n_train=count * unit, n_test=n_test)
+        def of(n_train: int, n_test: int) -> Protocol:
+            return replace(asked.protocol(), n_train=n_train, n_test=n_test)
 
-        def seconds(count: int) -> float:
-            return repeats * sum(cost.seconds for cost in costs(fewer(count)))
+        def seconds(n_train: int, n_test: int) -> float:
+            return repeats * sum(cost.seconds for cost in costs(of(n_train, n_test)))
 
-        whole, budget = asked.n_train // unit, asked.budget
-        count = _planned(folder, asked, whole)
+        whole, budget = (asked.n_train, asked.n_test), asked.budget
+        count = _planned(folder, asked, asked.n_train // unit)
         if count is None:
-            count = whole if budget is None else most_that_fit(whole, seconds, budget)
-        if not count:
+            found = images_that_fit(*whole, unit, seconds, budget)
+        else:
+            found = fewer(*whole, count * unit)
+        if found is None:
             raise ValueError(
-                f"{unit} training images take {duration(seconds(1))}, the budget is "
-                f"{duration(budget or 0)}: raise it, or take fewer draws"
+                f"{unit} training images take {duration(seconds(*fewer(*whole, unit)))}, the "
+                f"budget is {duration(budget or 0)}: raise it, or take fewer draws"
             )
-        taken = fewer(count)
+        taken = of(*found)
         notes: list[str] = []
-        if count < whole:
+        if taken.n_train < asked.n_train:
             notes.append(
                 f"{taken.n_train:,} + {taken.n_test:,} of {asked.n_train:,} + {asked.n_test:,} "
                 f"images fit into {duration(budget or 0)}"
@@ -215,7 +216,7 @@ class Readouts:
         stored = repeats * sum(cost.stored for cost in parts)
         check_folder(folder, stored if not folder.is_dir() else 0)
         pairs = repeats * sum(part.pairs for part in taken.parts())
-        needed = seconds(count)
+        needed = seconds(*found)
         several = f" x {asked.draws} draws" if asked.draws > 1 else ""
         told = (
             f"{len(networks)} readouts at depth {asked.depth}, {len(VARIANTS)} variants: "
