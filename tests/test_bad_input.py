@@ -306,6 +306,33 @@ def test_what_to_do_about_an_image_that_is_out_of_range() -> None:
     assert np.isfinite(kernel(Network(network), x, kind="nngp", dtype="float64")).all()
 
 
+def test_what_is_out_of_range_is_what_weights_make_of_an_image() -> None:
+    network = Network([Conv(3, 100.0), Sin(), Flatten(), Dense()])
+    x = np.random.default_rng(3).normal(size=(3, 4, 4, 2)) / 20  # X is about 7, and 70 of 10 x
+    exact = kernel(network, x, dtype="float64", backend="reference")
+    assert_close(kernel(network, x), exact, rtol=1e-4)
+    with pytest.raises(OverflowError, match=r"between 0 and 32 for float32"):
+        kernel(network, 10 * x)
+
+
+def test_a_dark_pixel_matters_to_a_norm_of_each_pixel() -> None:
+    x = np.random.default_rng(4).normal(size=(3, 4, 4, 2))
+    x[1, 2, 3] *= 1e-12
+    layers = [Flatten(), Dense()]
+    with pytest.raises(OverflowError, match="for sample 1"):
+        kernel(Network([Conv(1), LayerNorm(1e-30), *layers]), x)
+    kernel(Network([Conv(1), LayerNorm(), *layers]), x)  # its eps is more than that
+
+
+def test_a_bias_that_is_much_larger_than_images_with_pools() -> None:
+    network = Network(
+        [Conv(3, b_std=1e60), ReLU(), AvgPool(2), Conv(1), ReLU(), GlobalAvgPool(), Dense()]
+    )
+    x = np.random.default_rng(5).normal(size=(3, 4, 4, 2)) * 1e-100
+    exact = kernel(network, x, kind="nngp", dtype="float64", backend="reference")
+    assert_close(kernel(network, x, kind="nngp", dtype="float64"), exact, rtol=1e-12)
+
+
 def test_samples_that_are_alike_by_their_hash_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     x = images()
     expected = kernel(NET, x)
