@@ -50,7 +50,7 @@ def serve(folder: Path) -> None:
 
     def network(kind: str, depth: int) -> wl.Network:
         if kind == "Myrtle":
-            return wl.myrtle(depth)
+            return wl.Network([*wl.myrtle(depth).layers[:-1], wl.Dense()])
         pooling = wl.GlobalAvgPool() if kind == "GAP" else wl.Flatten()
         return wl.Network([*[wl.Conv(3), wl.ReLU()] * (depth - 1), pooling, wl.Dense()])
 
