@@ -15,18 +15,18 @@ when `l` has already been rounded. The half angle avoids the division, the inver
 cancellation. With `a = |sigma|`, `theta = arccos |lambda|`,
 
     e = max(m - a, 0),   p = m + a,   v = e/p = tan^2(theta/2) in [0, 1],   t = sqrt(v),
-    A(v) = (2/pi) arctan(t) / t,      B(v) = (1/pi) (1 - (1 - v) arctan(t) / t) / v
+    A(v) = (2/pi) arctan(t) / t,      C(v) = (A(0) - A(v)) / v
 
 give, since `p = 2 m cos^2(theta/2)` and `e = 2 m sin^2(theta/2)`,
 
     theta/pi = t A(v)
     kappa0   = 1 - t A(v)   for sigma >= 0,     t A(v)   for sigma < 0
-    m kappa1 = max(sigma, 0) + e t B(v)                        sum of positive terms
+    m kappa1 = max(sigma, 0) + t (e / pi + a v C(v))           sum of positive terms
     m kappa1 = sigma kappa0 + p t / pi                         shorter, where sigma >= 0 is known
 
 `e` is exact for `a >= m/2` (Sterbenz), so the only error near `|lambda| = 1` is the one that
 `sigma` and `m` bring along. The maximum in `e` is needed because Cauchy-Schwarz, `a <= m`, holds
-only up to rounding. A and B are analytic with the nearest singularity at v = -1; the rows below
+only up to rounding. A and C are analytic with the nearest singularity at v = -1; the rows below
 hold polynomials with minimal relative error on [0, 1]. The compiled backends read the same
 numbers from `_core/dual_coefficients.hpp`.
 """
@@ -53,7 +53,7 @@ from widelimit.layers import (
     Sin,
 )
 
-__all__ = ["A32", "A64", "B32", "B64", "POLYNOMIALS", "DualPolynomial", "kappa0", "kappa1"]
+__all__ = ["A32", "A64", "C32", "C64", "POLYNOMIALS", "DualPolynomial", "kappa0", "kappa1"]
 __all__ += ["dual", "hermite", "relu_dual", "variance_behind"]
 
 _HALF_PI = np.pi / 2
@@ -61,12 +61,12 @@ _HALF_PI = np.pi / 2
 
 @dataclass(frozen=True)
 class DualPolynomial:
-    """A polynomial in v that replaces one of the functions A and B of this module.
+    """A polynomial in v that replaces one of the functions A and C of this module.
 
     Parameters
     ----------
     name
-        The function: "A" or "B".
+        The function: "A" or "C".
     dtype
         The floating-point type in which the coefficients are exact.
     coefficients
@@ -78,7 +78,7 @@ class DualPolynomial:
         Closed interval of v.
     """
 
-    name: Literal["A", "B"]
+    name: Literal["A", "C"]
     dtype: Literal["float32", "float64"]
     coefficients: tuple[float, ...]
     max_relative_error: float
@@ -145,52 +145,50 @@ A64 = DualPolynomial(
     ),
     max_relative_error=6.28e-15,
 )
-B32 = DualPolynomial(
-    name="B",
+C32 = DualPolynomial(
+    name="C",
     dtype="float32",
     coefficients=(
-        0.42441317439079285,
-        -0.16976380348205566,
-        0.10909173637628555,
-        -0.0803554430603981,
-        0.061507448554039,
-        -0.043943893164396286,
-        0.02519053965806961,
-        -0.009523244574666023,
-        0.001693378551863134,
+        0.21220654249191284,
+        -0.12731647491455078,
+        0.09077520668506622,
+        -0.06923843175172806,
+        0.051163941621780396,
+        -0.03138068690896034,
+        0.012918009422719479,
+        -0.0025083732325583696,
     ),
-    max_relative_error=2.25e-08,
+    max_relative_error=2.88e-07,
 )
-B64 = DualPolynomial(
-    name="B",
+C64 = DualPolynomial(
+    name="C",
     dtype="float64",
     coefficients=(
-        0.4244131815783876,
-        -0.16976527263135188,
-        0.10913481811906028,
-        -0.0808406059400018,
-        0.06430502510913337,
-        -0.05342259304587642,
-        0.04570547808136838,
-        -0.039939965097893944,
-        0.03544690290285243,
-        -0.03176577281585674,
-        0.028461313375397968,
-        -0.025010937895505618,
-        0.02088133143812013,
-        -0.015868738468627238,
-        0.010452545222755292,
-        -0.005663609003854811,
-        0.0023808767920332923,
-        -0.0007195205395756415,
-        0.00013797055127580922,
-        -1.2541548049794287e-05,
+        0.21220659078919368,
+        -0.1273239544734394,
+        0.09094568175727526,
+        -0.070735529796948,
+        0.05787451268274601,
+        -0.04897056001367238,
+        0.042439284979223134,
+        -0.03743296955384051,
+        0.03342209793190564,
+        -0.029963070125409632,
+        0.026538698173103274,
+        -0.022553681744211705,
+        0.017626503274516366,
+        -0.01203933365657093,
+        0.0068000785665354845,
+        -0.002987300505300273,
+        0.0009438757493784618,
+        -0.00018908026139922383,
+        1.792859449614504e-05,
     ),
-    max_relative_error=6.79e-17,
+    max_relative_error=5.12e-16,
 )
 # --- end of the generated block ---
 
-POLYNOMIALS = (A32, A64, B32, B64)
+POLYNOMIALS = (A32, A64, C32, C64)
 
 
 def kappa0(lam: ArrayLike) -> NDArray[np.float64]:
@@ -290,7 +288,7 @@ def relu_dual(sigma: ArrayLike, xz: ArrayLike) -> tuple[NDArray[np.float64], NDA
     v = np.divide(e, p, out=np.ones_like(p), where=p != 0.0)  # tan^2(theta/2)
     t = np.sqrt(v)
     angle = np.arctan(t) / _HALF_PI  # theta/pi = t A(v)
-    k = np.maximum(s, 0.0) + e * t * B64(v)
+    k = np.maximum(s, 0.0) + t * (e / np.pi + a * (v * C64(v)))
     k_prime = np.where(s < 0.0, angle, 1.0 - angle)
     return k, k_prime
 

@@ -16,16 +16,16 @@ template <class T>
 struct Dual;
 template <>
 struct Dual<float> {
-  static constexpr int nA = sizeof(kA32) / sizeof(kA32[0]), nB = sizeof(kB32) / sizeof(kB32[0]);
+  static constexpr int nA = sizeof(kA32) / sizeof(kA32[0]), nC = sizeof(kC32) / sizeof(kC32[0]);
   static constexpr const float* A = kA32;
-  static constexpr const float* B = kB32;
+  static constexpr const float* C = kC32;
   static constexpr float tiny = 1e-36f;
 };
 template <>
 struct Dual<double> {
-  static constexpr int nA = sizeof(kA64) / sizeof(kA64[0]), nB = sizeof(kB64) / sizeof(kB64[0]);
+  static constexpr int nA = sizeof(kA64) / sizeof(kA64[0]), nC = sizeof(kC64) / sizeof(kC64[0]);
   static constexpr const double* A = kA64;
-  static constexpr const double* B = kB64;
+  static constexpr const double* C = kC64;
   static constexpr double tiny = 1e-290;
 };
 
@@ -34,7 +34,7 @@ template <class T>
 struct Constants {
   static constexpr int L = Vec<T>::lanes;
   alignas(64) T a[Dual<T>::nA][L];  // scaled by the layer's out_scale and the factors of `ratio`: kappa0 = scale - t * A(v)
-  alignas(64) T b[Dual<T>::nB][L];  // signed layer: K = scale * max(s, 0) + e t B(v)
+  alignas(64) T c[Dual<T>::nC][L];  // signed layer: A(v) = A(0) - v C(v)
   alignas(64) T scale[L];
   alignas(64) T scale_over_pi[L];
   alignas(64) T bias[L];
@@ -91,21 +91,6 @@ WL_INLINE V polynomial(const V (&c)[N], V v) {
   return h.value(v);
 }
 
-// Two of them by turns: neither then waits for itself.
-template <class T, class V, int N, int M>
-WL_INLINE void polynomials(const V (&c)[N], const V (&d)[M], V v, V& value_c, V& value_d) {
-  Horner<T, V, N> hc(c);
-  Horner<T, V, M> hd(d);
-  const V power = hc.stride == 2 ? mul(v, v) : v;
-#pragma GCC unroll 32
-  for (int n = 1; n <= hc.steps || n <= hd.steps; ++n) {
-    hc.step(n, power);
-    hd.step(n, power);
-  }
-  value_c = hc.value(v);
-  value_d = hd.value(v);
-}
-
 template <class T, class V = Vec<T>>
 struct Identity : Plain {
   struct Met {};
@@ -124,15 +109,15 @@ struct Relu : Plain {
     V e, p;
   };
   const bool is_signed;
-  V a[Dual<T>::nA], b[Dual<T>::nB], scale, scale_over_pi, zero, tiny;
+  V a[Dual<T>::nA], c[Dual<T>::nC], scale, scale_over_pi, at_zero, zero, tiny;
 
   WL_INLINE Relu(const Constants<T>& k, bool with_sign)
-      : is_signed(with_sign), scale(load(k.scale)), scale_over_pi(load(k.scale_over_pi)), zero(broadcast(T(0))),
-        tiny(broadcast(Dual<T>::tiny)) {
+      : is_signed(with_sign), scale(load(k.scale)), scale_over_pi(load(k.scale_over_pi)), at_zero(add(scale_over_pi, scale_over_pi)),
+        zero(broadcast(T(0))), tiny(broadcast(Dual<T>::tiny)) {
 #pragma GCC unroll 16
     for (int i = 0; i < Dual<T>::nA; ++i) a[i] = load(k.a[i]);
 #pragma GCC unroll 16
-    for (int i = 0; i < Dual<T>::nB; ++i) b[i] = is_signed ? load(k.b[i]) : zero;
+    for (int i = 0; i < Dual<T>::nC; ++i) c[i] = is_signed ? load(k.c[i]) : zero;
   }
   WL_INLINE void meet(V s, V x, V z, Met& n) const {
     const V m = mul(x, z), size = is_signed ? abs(s) : s;
@@ -141,14 +126,14 @@ struct Relu : Plain {
   }
   WL_INLINE void dual(V s, const Met& n, bool want_k, V& k, V& kappa0) const {
     const V t = ratio(n.e, fma(n.p, n.e, tiny)), v = mul(t, t);
-    V g, h;
-    if (is_signed && want_k)
-      polynomials<T>(a, b, v, g, h);
-    else
-      g = polynomial<T>(a, v);
-    kappa0 = is_signed ? product_or_rest(s, t, g, scale) : fnma(t, g, scale);
-    if (want_k && is_signed) k = fma(mul(n.e, t), h, mul(max(s, zero), scale));
-    if (want_k && !is_signed) k = fma(n.p, mul(t, scale_over_pi), mul(s, kappa0));
+    if (is_signed) {
+      const V fall = mul(v, polynomial<T>(c, v));
+      kappa0 = product_or_rest(s, t, sub(at_zero, fall), scale);
+      if (want_k) k = fma(t, fma(abs(s), fall, mul(n.e, scale_over_pi)), mul(max(s, zero), scale));
+    } else {
+      kappa0 = fnma(t, polynomial<T>(a, v), scale);
+      if (want_k) k = fma(n.p, mul(t, scale_over_pi), mul(s, kappa0));
+    }
   }
 };
 
@@ -374,8 +359,8 @@ void set_constants(Constants<T>& k, const Level& level) {
   }
   double f = scale * r;
   for (int i = 0; i < Dual<T>::nA; ++i, f *= r * r) fill(k.a[i], T(f * double(Dual<T>::A[i])));
-  f = scale * r;
-  for (int i = 0; i < Dual<T>::nB; ++i, f *= r * r) fill(k.b[i], T(f * double(Dual<T>::B[i])));
+  f = scale * r * r * r;
+  for (int i = 0; i < Dual<T>::nC; ++i, f *= r * r) fill(k.c[i], T(f * double(Dual<T>::C[i])));
   fill(k.scale, T(scale));
   fill(k.scale_over_pi, T(scale * r * 0.318309886183790671538));
 }

@@ -4,7 +4,7 @@
 // lowest degree first. Formulas, domain and use: src/widelimit/dual.py.
 //
 //   A(v) = (2/pi) arctan(sqrt v) / sqrt v
-//   B(v) = (1/pi) (1 - (1 - v) arctan(sqrt v) / sqrt v) / v
+//   C(v) = (A(0) - A(v)) / v
 #pragma once
 
 #if defined(__CUDACC__)  // nvcc and NVRTC: device code cannot read a host array
@@ -48,41 +48,39 @@ WIDELIMIT_TABLE double kA64[] = {
     0x1.8622f8d1732aep-15,
 };
 
-// B: degree 8, error 2.25e-08.
-WIDELIMIT_TABLE float kB32[] = {
-    0x1.b2995ep-2f,
-    -0x1.5bad2p-3f,
-    0x1.bed6fap-4f,
-    -0x1.4922cap-4f,
-    0x1.f7de78p-5f,
-    -0x1.67fd06p-5f,
-    0x1.9cb8c8p-6f,
-    -0x1.380ec4p-7f,
-    0x1.bbe8b6p-10f,
+// C: degree 7, error 2.88e-07.
+WIDELIMIT_TABLE float kC32[] = {
+    0x1.b29958p-3f,
+    -0x1.04be8p-3f,
+    0x1.73d0b4p-4f,
+    -0x1.1b99c2p-4f,
+    0x1.a3229p-5f,
+    -0x1.011212p-5f,
+    0x1.a74c1ep-7f,
+    -0x1.48c70ap-9f,
 };
 
-// B: degree 19, error 6.79e-17.
-WIDELIMIT_TABLE double kB64[] = {
-    0x1.b2995e7b7b604p-2,
-    -0x1.5bade52f95df8p-3,
-    0x1.bf0426aad202cp-4,
-    -0x1.4b1f84eb37d53p-4,
-    0x1.0764b4bcfeb77p-4,
-    -0x1.b5a34c3ffc5d6p-5,
-    0x1.766b55b370d2p-5,
-    -0x1.47302d7cc3439p-5,
-    0x1.22618b16caa8bp-5,
-    -0x1.0439a76c0a688p-5,
-    0x1.d24f668981b4dp-6,
-    -0x1.99c77a136c46ep-6,
-    0x1.561ea6e7ea169p-6,
-    -0x1.03fe50301915fp-6,
-    0x1.56824df2230ffp-7,
-    -0x1.732b9772ea4b6p-8,
-    0x1.3810f7ea49065p-9,
-    -0x1.793c697d7f238p-11,
-    0x1.2158602d63ac3p-13,
-    -0x1.a4d313d2767cbp-17,
+// C: degree 18, error 5.12e-16.
+WIDELIMIT_TABLE double kC64[] = {
+    0x1.b2995e7b7b6p-3,
+    -0x1.04c26be3afbfdp-3,
+    0x1.7483758dc23c9p-4,
+    -0x1.21bb94324a3dap-4,
+    0x1.da1ba667d18ffp-5,
+    -0x1.912ab5373786ep-5,
+    0x1.5ba9a1a1a4f73p-5,
+    -0x1.32a6a080d43e8p-5,
+    0x1.11cb3832998cfp-5,
+    -0x1.eaea3991b05b7p-6,
+    0x1.b2cf5e2ed757ep-6,
+    -0x1.7184ff5fbae26p-6,
+    0x1.20cae9c6d732fp-6,
+    -0x1.8a814029098f5p-7,
+    0x1.bda6630db234ep-8,
+    -0x1.878d2bf27a402p-9,
+    0x1.eedcdbccf071bp-11,
+    -0x1.8c87b13fb9522p-13,
+    0x1.2ccaba1e41d93p-16,
 };
 
 }  // namespace widelimit

@@ -24,11 +24,12 @@ WL_FN void half_angle(V e, V p, V s, V& k, V& kappa0) {
   const Scalar c = S::scale(), over_pi = Scalar(0.318309886183790671538) * c;
   const V t = e * inverse_root(mad(p, e, broadcast(kTiny))), v = t * t;
   if (is_signed) {
+    const V fall = v * polynomial(WL_C, c, v);
     if (out_theta) {
-      const V g = t * polynomial(WL_A, c, v);
+      const V g = t * (broadcast(2 * over_pi) - fall);
       kappa0 = select(negative(s), g, broadcast(c) - g);
     }
-    if (out_k) k = mad(e * t, polynomial(WL_B, c, v), positive(s) * c);
+    if (out_k) k = mad(t, mad(absolute(s), fall, e * over_pi), positive(s) * c);
   } else {
     kappa0 = mad(-t, polynomial(WL_A, c, v), broadcast(c));
     if (out_k) k = mad(p, t * over_pi, s * kappa0);

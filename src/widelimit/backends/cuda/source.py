@@ -257,7 +257,7 @@ def _constants(layout: Layout, **numbers: int) -> str:
     text = f"typedef {'float' if single else 'double'} Scalar;\n"
     text += "".join(f"#define WL_{n.upper()} {v}\n" for n, v in numbers.items() if n[0].islower())
     text += f"#define WL_SINGLE {int(single)}\n"
-    text += f"#define WL_A widelimit::kA{bits}\n#define WL_B widelimit::kB{bits}\n"
+    text += f"#define WL_A widelimit::kA{bits}\n#define WL_C widelimit::kC{bits}\n"
     text += "".join(f"constexpr int {name} = {value};\n" for name, value in values.items())
     return text + f"constexpr Scalar kTiny = {'1e-36f' if single else '1e-290'};\n"
 

@@ -497,7 +497,7 @@ def stages_source(
     flags = {"STAGED": 0, "TILED": 0, "SAMPLES_SHARED": samples, "SINGLE": dtype == "float32"}
     text += "".join(f"#define WL_{name} {int(value)}\n" for name, value in flags.items())
     bits = "32" if dtype == "float32" else "64"
-    text += f"#define WL_A widelimit::kA{bits}\n#define WL_B widelimit::kB{bits}\n"
+    text += f"#define WL_A widelimit::kA{bits}\n#define WL_C widelimit::kC{bits}\n"
     text += "".join(f"constexpr int {name} = {value};\n" for name, value in constants.items())
     text += f"constexpr Scalar kTiny = {'1e-36f' if dtype == 'float32' else '1e-290'};\n"
     text += f"#define WL_STAGE_OF {{{', '.join(map(str, of))}}}\n"
