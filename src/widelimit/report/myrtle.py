@@ -28,7 +28,7 @@ def to_markdown(record: dict[str, Any]) -> str:
             told = f"{100 * row['accuracy']:.2f} ± {error:.2f} ({100 * row['leave_one_out']:.2f})"
             cells.append(f"**{told}**" if row == record["chosen"] else told)
         lines.append(f"| {kernel} | {' | '.join(cells)} |")
-    lines += ["", chosen_told(record), *quoted_told(record)]
+    lines += ["", chosen_told(record), "", *(f"- {line}" for line in quoted_told(record))]
     if record["left"]:
         lines += ["", f"Not there yet: {', '.join(record['left'])}"]
     return "\n".join(lines)
