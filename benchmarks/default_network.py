@@ -34,7 +34,7 @@ PASSES = (  # of networks by name; those that begin alike
     {"Myrtle-5": wl.myrtle(5), "Myrtle-7": wl.myrtle(7), "Myrtle-10": wl.myrtle(10)},
     {"Myrtle-5, Gaussian": wl.myrtle(5, wl.Gaussian())},
 )
-TODAY = "CNTK-GAP-11"
+BASE = "CNTK-GAP-11"
 DATA = ("digits", "fashion-mnist", "cifar10")
 SIZES = (100, 500, 1000)  # the last one is the pool
 RIDGES = (0.0, "loo")
@@ -132,7 +132,7 @@ def table(record: dict[str, Any]) -> str:
     runs = {(run["data"], run["net"]): run for run in record["runs"]}
     lines = [
         "| data | images | network | by leave-one-out | other images | ridge by leave-one-out | "
-        "other images | better than today's, points | element-layers a pair | ms a pair |",
+        "other images | better than CNTK-GAP-11, points | element-layers a pair | ms a pair |",
         "|---" * 10 + "|",
     ]
     for name in dict.fromkeys(run["data"] for run in record["runs"]):
@@ -145,7 +145,7 @@ def table(record: dict[str, Any]) -> str:
                     rows = [r for r in run["rows"] if (r["n"], r["ridge"]) == (n, ridge)]
                     cells.append(_mean([row["loo_accuracy"] for row in rows]))
                     cells.append(_mean([row["accuracy"] for row in rows]))
-                cells.append("" if net == TODAY else _difference(run, runs.get((of, TODAY)), n))
+                cells.append("" if net == BASE else _difference(run, runs.get((of, BASE)), n))
                 cost = f"{run['element_layers']:,} | {run['cpu_ms_a_pair']:.3g}"
                 lines.append(f"| {name} | {n:,} | {net} | {' | '.join(cells)} | {cost} |")
     return "\n".join(lines) + "\n"
@@ -156,19 +156,19 @@ def _mean(values: list[float | None]) -> str:
     return f"{np.mean(known):.1%}" if known else "-"
 
 
-def _difference(run: dict[str, Any], today: dict[str, Any] | None, n: int) -> str:
+def _difference(run: dict[str, Any], base: dict[str, Any] | None, n: int) -> str:
     """Return how many points more of left-out images are right, with its standard error.
 
     With ridges by leave-one-out; over the images of the pool, in which both networks are compared.
     """
-    if today is None:
+    if base is None:
         return "-"
     hits = [
         np.array(
             list("".join(r["right"] for r in of["rows"] if (r["n"], r["ridge"]) == (n, "loo")))
         )
         == "1"
-        for of in (run, today)
+        for of in (run, base)
     ]
     gain = hits[0].astype(float) - hits[1].astype(float)
     error = gain.std(ddof=1) / np.sqrt(gain.size)

@@ -297,6 +297,7 @@ def main() -> int:
     parser.add_argument("--widelimit-python", help="interpreter of the environment of widelimit")
     parser.add_argument("--cores", choices=["1", "all"], default="1")
     parser.add_argument("--images", type=Path, help=".npz with X_train, uint8, 32x32x3")
+    parser.add_argument("--kind", choices=AIMS, action="append", help="may be repeated: all")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="8x8 images, to see that it works")
     parser.add_argument("--seed", type=int, default=0)
@@ -325,8 +326,8 @@ def main() -> int:
         np.save(folder / "x2.npy", images[n:])
         ours = Widelimit(options.widelimit_python or sys.executable, folder, len(cores))
         try:
-            for kind, depths in (("V", DEPTHS), ("GAP", DEPTHS), ("Myrtle", tuple(MYRTLE))):
-                for depth in depths:
+            for kind in options.kind or ("V", "GAP", "Myrtle"):
+                for depth in MYRTLE if kind == "Myrtle" else DEPTHS:
                     print(f"{kind} depth {depth} ...", file=sys.stderr, flush=True)
                     cases.append(
                         compare(kind, depth, images[:n], images[n:], ours, options.repeats)

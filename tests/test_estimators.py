@@ -266,9 +266,11 @@ def test_default_networks():
         wl.NTKClassifier(image_shape=(8, 8)).fit(x, y),
         wl.NTKClassifier().fit(x.reshape(-1, 8, 8, 1), y),
     ):
-        assert (model.net_, model.dtype_) == (wl.cntk_gap(depth=11), "float32")
+        assert (model.net_, model.dtype_) == (wl.myrtle(5), "float32")
         assert model.net is None
         assert model.kind_ == "ntk"
+    small = wl.NTKClassifier().fit(x.reshape(-1, 8, 8, 1)[:, :7], y)
+    assert small.net_ == wl.cntk_gap(depth=11)
     double = wl.NTKClassifier(image_shape=(8, 8), dtype="float64").fit(x, y)
     assert double.dtype_ == "float64"
     close = model.decision_function(x[:5] + 1), double.decision_function(x[:5] + 1)

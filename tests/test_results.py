@@ -255,7 +255,7 @@ def test_default_networks_are_compared_on_parts_of_one_pool(
     made = load_benchmark("default_network")
     x, y = make_images(36)
     monkeypatch.setattr(made, "load", lambda name, cifar10: (x, y))
-    nets = {made.TODAY: made.PASSES[0][made.TODAY], "Myrtle-5": made.PASSES[1]["Myrtle-5"]}
+    nets = {made.BASE: made.PASSES[0][made.BASE], "Myrtle-5": made.PASSES[1]["Myrtle-5"]}
     monkeypatch.setattr(made, "PASSES", tuple({name: net} for name, net in nets.items()))
     out = tmp_path / "r.json"
     record = made.measure(out, None, ["toy"], (12, 30))

@@ -14,6 +14,7 @@ import typer
 
 from widelimit.console import (
     DATA_HELP,
+    DEFAULT_NETWORK,
     GOES_ON,
     HELP,
     NETWORK_HELP,
@@ -283,7 +284,7 @@ def fit(
         list[str] | None,
         typer.Option(
             help=f"{NETWORK_HELP} May be repeated: the best by leave-one-out.",
-            show_default="cntk-gap-11; for rows ntk-dense-3 with biases",
+            show_default=f"{DEFAULT_NETWORK}; for rows ntk-dense-3 with biases",
             autocompletion=networks_named,
         ),
     ] = None,
@@ -440,7 +441,9 @@ def suspects(
     out: Annotated[Path, typer.Option(help="Folder for table and sheet.")] = Path("suspects"),
     net: Annotated[
         str | None,
-        typer.Option(help=NETWORK_HELP, show_default="cntk-gap-11", autocompletion=networks_named),
+        typer.Option(
+            help=NETWORK_HELP, show_default=DEFAULT_NETWORK, autocompletion=networks_named
+        ),
     ] = None,
     ridge: Annotated[
         str, typer.Option(help="Relative ridge, or loo: chosen by leave-one-out.")

@@ -16,6 +16,7 @@ from widelimit.keeping import NotWritten
 
 __all__ = [
     "DATA_HELP",
+    "DEFAULT_NETWORK",
     "GOES_ON",
     "HELP",
     "INTERRUPTED",
@@ -53,6 +54,7 @@ INTERRUPTED = 130  # the exit code of a shell for Ctrl-C
 WRONG_INPUT = 2  # that of a wrong option
 NOTHING_WRITTEN = "nothing was written"
 GOES_ON = "what is finished is kept, the same command goes on"
+DEFAULT_NETWORK = "myrtle-5; below 8x8 pixels cntk-gap-11"
 NETWORK_HELP = (
     "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, myrtle-5, myrtle-7, myrtle-10, "
     "resnet-DEPTH, wide-resnet-DEPTH, cnn-1d-DEPTH, or a file with the JSON of a network."

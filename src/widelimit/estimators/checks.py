@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 
-from widelimit.architectures import cntk_gap, named_network, ntk_dense
+from widelimit.architectures import cntk_gap, myrtle, named_network, ntk_dense
 from widelimit.arrays import FloatArray
 from widelimit.display import check_progress
 from widelimit.estimators.preparation import resolve_whitenings
@@ -189,6 +189,16 @@ def weigh_classes(weight: ClassWeight, classes: NDArray[Any], counts: FloatArray
     return np.array([float(weight.get(label, 1.0)) for label in known])
 
 
+_LEAST_SIDE = 8  # pixels: the two pools of a Myrtle network leave 2 x 2 of them
+
+
+def _default_network(shape: ImageShape | None) -> Network:
+    """Return the network that None stands for: docs/results.md has what was measured."""
+    if shape is None:
+        return ntk_dense(3, b_std=1.0)
+    return myrtle(5) if min(shape[:2]) >= _LEAST_SIDE else cntk_gap(depth=11)
+
+
 def resolve_networks(net: Net, shape: ImageShape | None, n_features: int) -> tuple[Network, ...]:
     """Return the networks that `net` stands for, checked against the samples.
 
@@ -198,7 +208,7 @@ def resolve_networks(net: Net, shape: ImageShape | None, n_features: int) -> tup
         If one is none, or reads images where there are rows.
     """
     if net is None:
-        return (ntk_dense(3, b_std=1.0) if shape is None else cntk_gap(depth=11),)
+        return (_default_network(shape),)
     listed = isinstance(net, Sequence) and not isinstance(net, str)
     entries: list[Any] = list(cast("Any", net)) if listed else [net]
     networks = [named_network(entry) if isinstance(entry, str) else entry for entry in entries]

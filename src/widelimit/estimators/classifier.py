@@ -62,10 +62,11 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     ----------
     net : Network, str, list of these, or None
         The network: a `Network`, a preset by name (``"cntk-gap-11"``, ``"cntk-vanilla-11"``,
-        ``"ntk-dense-3"``), or the JSON of a network. None stands for ``cntk_gap(depth=11)`` if the
-        samples are images (X is (n, h, w, c), or image_shape is set), and for
-        ``ntk_dense(3, b_std=1.0)``, which has biases, if they are rows (n, d). Of a list all
-        kernels are computed in one pass, and `combine` says what becomes of them.
+        ``"ntk-dense-3"``), or the JSON of a network. None stands for ``myrtle(5)`` if the samples
+        are images (X is (n, h, w, c), or image_shape is set), for ``cntk_gap(depth=11)`` if these
+        have less than 8 rows or columns, and for ``ntk_dense(3, b_std=1.0)``, which has biases, if
+        samples are rows (n, d). Of a list all kernels are computed in one pass, and `combine` says
+        what becomes of them.
     kernel : {"network", "precomputed"}
         "precomputed": X is the Gram matrix of the training samples, (n, n), in `fit`, and the
         kernel between new and training samples, (m, n), in `predict`.
