@@ -143,6 +143,18 @@ def test_speeds_of_the_readme_are_those_of_the_record() -> None:
             assert row in page
 
 
+def test_myrtle_networks_next_to_neural_tangents() -> None:
+    record = json.loads((ROOT / "docs" / "records" / "bench-peers-myrtle.json").read_text())
+    page = (ROOT / "docs" / "performance.md").read_text()
+    for case in record["cases"]:
+        ms = {key: 1e3 * np.median(times) for key, times in case["seconds_per_pair"].items()}
+        assert (
+            f"| Myrtle-{case['depth']} | {case['batch']} × {case['batch']} | "
+            f"{ms['neural_tangents']:.0f} ms | {ms['widelimit']:.3g} ms | {case['ratio']:.0f} | "
+            f"{case['difference']:.1e} |".replace("e-0", "e-")
+        ) in page
+
+
 def test_faults_at_random() -> None:
     record = json.loads((ROOT / "docs" / "records" / "faults.json").read_text())
     benchmark = load_benchmark("faults")
