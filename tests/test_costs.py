@@ -220,8 +220,8 @@ def test_commands_say_what_they_cost(
     monkeypatch.setattr("widelimit.job.gram", stop)
     said = "1,830 pairs of 168 million element-layers: about 5 min"
     for words in (
-        f"fit {tmp_path}/d.npz --out {tmp_path}/m",
-        f"suspects {tmp_path}/d.npz --out {tmp_path}/s",
+        f"fit {tmp_path}/d.npz --net cntk-gap-11 --out {tmp_path}/m",
+        f"suspects {tmp_path}/d.npz --net cntk-gap-11 --out {tmp_path}/s",
         f"kernel {tmp_path}/x.npy --net cntk-gap-11 --out {tmp_path}/k.npy",
         f"kernel {tmp_path}/x.npy --net cntk-gap-11 --out {tmp_path}/k.zarr",
     ):

@@ -213,7 +213,7 @@ FAULTS = [
     ("sums of half of the columns", EVEN, "if (n < kColumns) v = v +", "if (n > kColumns) v = v +"),
     ("an entry that is left out", ROWS, "e < c.n_entries; ++e", "e + 2 < c.n_entries; ++e"),
     ("a scale that is forgotten", ROWS, "c.factors[field] * (", "("),
-    ("one polynomial for the other", ROWS, "e * t, polynomial(WL_B", "e * t, polynomial(WL_A"),
+    ("one polynomial for the other", ROWS, "v * polynomial(WL_C", "v * polynomial(WL_A"),
     ("a profile of another layer, in a tile", TILES, "advance(z, at), m", "z, m"),
     ("a field of the other half", TILES, "return field % 2 * kHalf;", "return 0;"),
     ("a row for a column", TILES, "kTileColumns + kTileRows, kField)", "kTileColumns, kField)"),
