@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <memory>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -417,6 +419,32 @@ struct Workspace {
   ~Workspace() { std::free(data); }
 };
 
+// Workspaces that no call uses, for the next one: fresh pages are zeroed by the system, which costs as much as a small tile,
+// and lie worse. Large ones are not kept.
+class Shelf {
+ public:
+  std::unique_ptr<Workspace> take() {
+    const std::lock_guard<std::mutex> guard(lock_);
+    if (kept_.empty()) return std::make_unique<Workspace>();
+    auto w = std::move(kept_.back());
+    kept_.pop_back();
+    return w;
+  }
+  void give(std::unique_ptr<Workspace> w) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    if (w->bytes <= in_pages(1) * 4) kept_.push_back(std::move(w));
+  }
+
+ private:
+  std::mutex lock_;
+  std::vector<std::unique_ptr<Workspace>> kept_;
+};
+
+Shelf& shelf() {
+  static Shelf& only = *new Shelf;  // never destroyed: a daemon thread may still compute when the process ends
+  return only;
+}
+
 void check_indices(const Indices& index, int64_t n) {
   for (size_t i = 0; i < index.size(); ++i)
     if (index.data()[i] < 0 || index.data()[i] >= n) throw std::out_of_range("image index outside the batch");
@@ -445,11 +473,11 @@ void run(const std::string& isa, const OwnedProgram& program, const BatchArrays<
   require(cancel.size() == 1, "cancel: one int32 expected");
   const Batch<T> xv = x.view(), zv = z.view();
   nb::gil_scoped_release release;
-  // One a thread, kept: fresh pages are zeroed by the system, which costs as much as a small tile.
-  thread_local Workspace w;
-  w.reserve(size_t(workspace_bytes(f, program, sizeof(T) == 4, pairwise)));
-  call(f, Call<T>{&p, &xv, &zv, rows.data(), n_rows, columns.data(), n_columns, pairwise, out.data(), w.data, cancel.data(),
+  auto w = shelf().take();
+  w->reserve(size_t(workspace_bytes(f, program, sizeof(T) == 4, pairwise)));
+  call(f, Call<T>{&p, &xv, &zv, rows.data(), n_rows, columns.data(), n_columns, pairwise, out.data(), w->data, cancel.data(),
                   nullptr});
+  shelf().give(std::move(w));
 }
 
 template <class T>
