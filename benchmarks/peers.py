@@ -202,11 +202,14 @@ def compare(
     sizes = {3: (32, 32), 11: (16, 16), 21: (8, 16)}.get(depth, (16, 32)) if kind != "V" else (n, n)
     sizes = (min(n, sizes[0]), min(n, sizes[1]))
 
-    ours.time(kind, depth, sizes)
     timings: dict[str, list[float]] = {"neural_tangents": [], "widelimit": []}
     for _ in range(repeats):
+        # The first call of each turn is not timed: threads of the other process still spin for a
+        # tenth of a second after its last one, on the same core, and a core that slept is slow.
+        theirs.time(batch)
         spent, peer_values = theirs.time(batch, calls)
         timings["neural_tangents"].append(spent / batch**2)
+        ours.time(kind, depth, sizes)
         spent, values = ours.time(kind, depth, sizes)
         timings["widelimit"].append(spent / (sizes[0] * sizes[1]))
     _, exact = ours.time(kind, depth, (batch, batch), "float64")
