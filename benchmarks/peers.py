@@ -55,7 +55,7 @@ def serve(folder: Path) -> None:
         return wl.Network([*[wl.Conv(3), wl.ReLU()] * (depth - 1), pooling, wl.Dense()])
 
     x1, x2 = (np.load(folder / f"x{i}.npy") for i in (1, 2))
-    print(json.dumps(asdict(describe_environment())), flush=True)
+    print(json.dumps(asdict(describe_environment([]))), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         n1, n2 = request["sizes"]
@@ -307,6 +307,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("out/bench-peers.json"))
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    own = ("--widelimit-python", options.widelimit_python)  # of the script, not of who called it
+    given = [word for word in sys.argv[1:] if word not in own]
     if options.serve is not None:
         serve(options.serve)
         return 0
@@ -341,7 +343,7 @@ def main() -> int:
         "format": "widelimit.bench-peers/1",
         "started": started,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": " ".join(["scripts/bench-peers", *given]),
         "cores": cores,
         "images": f"{path.name if path else 'random'}, {images.shape}",
         "seed": options.seed,

@@ -122,6 +122,14 @@ def test_a_card() -> None:
         assert table.strip() in page
 
 
+RECORDS = sorted(path for name in ("results", "docs/records") for path in (ROOT / name).glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_no_place_of_a_machine_is_in_a_record(path: Path) -> None:
+    assert not re.search(r"[\s\"'=]/(home|root|tmp|mnt|work|Users)/", path.read_text())
+
+
 def test_the_official_kernels_on_a_card() -> None:
     record = json.loads((ROOT / "docs" / "records" / "gpu-peers.json").read_text())
     assert load_benchmark("gpu_peers").table(record) in (ROOT / "docs" / "gpu.md").read_text()
