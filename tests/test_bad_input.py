@@ -303,6 +303,8 @@ def test_what_to_do_about_an_image_that_is_out_of_range() -> None:
     message = r"layers must lie between 0 and 32 for float32, got .*e\+03 for sample 51: use dtype="
     with pytest.raises(OverflowError, match=message):
         kernel(Network(network), x, kind="nngp")
+    with pytest.raises(OverflowError, match=r"for sample 51 of x2: use"):
+        kernel(Network(network), x[:3], x, kind="nngp")
     assert np.isfinite(kernel(Network(network), x, kind="nngp", dtype="float64")).all()
 
 

@@ -122,7 +122,9 @@ def test_a_card() -> None:
         assert table.strip() in page
 
 
-RECORDS = sorted(path for name in ("results", "docs/records") for path in (ROOT / name).glob("*.json"))
+RECORDS = sorted(
+    path for name in ("results", "docs/records") for path in (ROOT / name).glob("*.json")
+)
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)

@@ -152,6 +152,9 @@ def test_explain_draws_the_tree() -> None:
         "weights ReLU       yes      no    own field",
         "Conv(3) Sum        yes      no    own field, plus step 7",
     ]
+    odd = widelimit("explain myrtle-5 --shape 9x10x3")
+    assert "4 x 5 pixels (last row in no window)\n" in odd
+    assert "2 x 2 pixels (last column in no window)\n" in odd
     both = widelimit("explain myrtle-5 myrtle-5 --shape 8x8x1 --inputs 100")
     assert "in one pass" in both
     assert "5,050 pairs of 8.46 thousand element-layers" in both

@@ -64,6 +64,11 @@ class Window:
         room = fine + self.low + self.high - self.size
         return 0 if room < 0 else room // self.stride + 1
 
+    def unread(self, fine: int) -> int:
+        """Return how many of the last pixels are in no place of the window."""
+        last = (self.extent(fine) - 1) * self.stride - self.low + self.size
+        return max(0, fine - last)
+
     def run(self, coarse: int, e: int = 0) -> Run:
         """Return what a coarse slice sums of the fine slice ``stride * coarse + e``."""
         fine = self.stride * coarse + e

@@ -205,7 +205,9 @@ class AvgPool(_Layer):
     stride : int or (int, int) or None
         Pixels from one place of the window to the next, 1 to 9999. None: `size`.
     padding : {"valid", "same"}
-        As for `Conv`. The mean of "same" is over all pixels of the window, zeros included.
+        As for `Conv`: with "valid", last rows and columns that fill no window are left out, as
+        ``widelimit explain`` says. The mean of "same" is over all pixels of the window, zeros
+        included.
 
     Raises
     ------

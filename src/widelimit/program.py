@@ -430,6 +430,8 @@ class Program:
                 after += f", plus step {node.skip}"
             if self.grids[number] != self.grids[node.source]:
                 after += ", {} x {} pixels".format(*self.grids[number])
+            if isinstance(node, Pool):
+                after += _unread(node.windows, self.grids[node.source])
             lines.append(
                 f"{number:>4}  {names[number - 1]:<{wide}}{trained:<9}{bias:<6}{state}{after}"
             )
@@ -467,6 +469,15 @@ class Program:
             f"image {h * w * c * 4 / 1024:.1f} KiB"
         )
         return "\n".join(lines)
+
+
+def _unread(windows: tuple[Window, Window], grid: tuple[int, int]) -> str:
+    """Say which pixels at the end windows leave out that leave none out in between."""
+    left: list[str] = []
+    for window, extent, noun in zip(windows, grid, ("row", "column"), strict=True):
+        if window.stride <= window.size and (count := window.unread(extent)):
+            left.append(f"last {noun}" if count == 1 else f"last {count} {noun}s")
+    return f" ({' and '.join(left)} in no window)" if left else ""
 
 
 def _grown(mask: NDArray[np.bool_], h: int, w: int) -> NDArray[np.bool_]:

@@ -65,12 +65,20 @@ class Side:
         Samples of a block: the side of a tile.
     held : int
         Blocks whose profiles are held: those that were wanted last, and those in use (`has_room`).
+    name : str
+        What errors call the samples, if there are others beside them.
     """
 
     def __init__(
-        self, samples: Samples, families: Sequence[Family], dtype: Dtype, size: int, held: int
+        self,
+        samples: Samples,
+        families: Sequence[Family],
+        dtype: Dtype,
+        size: int,
+        held: int,
+        name: str = "",
     ) -> None:
-        self._samples, self._families = samples, families
+        self._samples, self._families, self._name = samples, families, name
         self._dtype: Dtype = dtype
         self._size, self._held = size, held
         self._blocks: OrderedDict[int, list[Block]] = OrderedDict()
@@ -117,10 +125,11 @@ class Side:
                 profile = family.backend.profile(family.program, values, identity, self._dtype)
         except OutsideRange as error:
             remedy = "use dtype='float64', or" if self._dtype == "float32" else "use"
+            sample = f"sample {start + error.sample}" + (f" of {self._name}" if self._name else "")
             raise OverflowError(
                 f"standard deviations of layers must lie between {error.least:g} and "
-                f"{error.most:g} for {self._dtype}, got {error.deviation:.1e} for sample "
-                f"{start + error.sample}: {remedy} inputs or w_std of another scale"
+                f"{error.most:g} for {self._dtype}, got {error.deviation:.1e} for {sample}: "
+                f"{remedy} inputs or w_std of another scale"
             ) from None
         variances = None
         if any(readout.needs_variance for readout in family.program.readouts):
@@ -165,8 +174,10 @@ def make_sides(
     if right is None:
         both = Side(left, families, dtype, size, group + columns)
         return both, both
-    left_side = Side(left, families, dtype, size, group)
-    return left_side, Side(right, families, dtype, size, columns)
+    return (
+        Side(left, families, dtype, size, group, "x1"),
+        Side(right, families, dtype, size, columns, "x2"),
+    )
 
 
 def quiet() -> np.errstate:
