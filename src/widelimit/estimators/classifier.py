@@ -63,9 +63,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
     net : Network, str, list of these, or None
         The network: a `Network`, a preset by name (``"cntk-gap-11"``, ``"cntk-vanilla-11"``,
         ``"ntk-dense-3"``), or the JSON of a network. None stands for ``myrtle(5)`` if the samples
-        are images (X is (n, h, w, c), or image_shape is set; its 2 x 2 pools leave out last rows and
-        columns of sides that are no multiples of 4), for ``cntk_gap(depth=11)`` if these have less
-        than 8 rows or columns, and for ``ntk_dense(3, b_std=1.0)``, which has biases, if
+        are images (X is (n, h, w, c), or image_shape is set; its 2 x 2 pools leave out the last
+        rows and columns of sides that are no multiples of 4), for ``cntk_gap(depth=11)`` if these
+        have less than 8 rows or columns, and for ``ntk_dense(3, b_std=1.0)``, which has biases, if
         samples are rows (n, d). Of a list all kernels are computed in one pass, and `combine` says
         what becomes of them.
     kernel : {"network", "precomputed"}

@@ -16,7 +16,7 @@ from widelimit.backends.lowered import Lowered, LoweredStep, lower
 from widelimit.program import Program, Tap
 
 __all__ = ["DRIFT", "FLAGS", "Field", "Layout"]
-__all__ += ["fields_source", "finish_source", "number", "rows_source", "shared_text"]
+__all__ += ["fields_source", "finish_source", "number", "rows_source", "scalar_text", "shared_text"]
 
 FLAGS = {
     "relu": 1,
@@ -246,20 +246,28 @@ def _chain_text() -> str:
     return shared_text("lanes.cuh", "duals.cuh", "slices.cuh")
 
 
+def scalar_text(dtype: Dtype) -> str:
+    """Return what depends on the dtype: the type, polynomials of duals.cuh, the least norm."""
+    name, bits, tiny = ("float", 32, "1e-36f") if dtype == "float32" else ("double", 64, "1e-290")
+    lines = [
+        f"typedef {name} Scalar;",
+        f"#define WL_SINGLE {int(dtype == 'float32')}",
+        f"#define WL_A widelimit::kA{bits}",
+        f"#define WL_C widelimit::kC{bits}",
+        f"constexpr Scalar kTiny = {tiny};",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _constants(layout: Layout, **numbers: int) -> str:
     h, w, c = layout.program.shape
-    single = layout.dtype == "float32"
-    bits = "32" if single else "64"
     most = max((step.filter_size // 2 for step in layout.lowered.steps), default=0)
     values = {"kH": h, "kW": w, "kC": c, "kLayers": len(layout.lowered.steps), "kReach": most}
     values |= {"kFields": len(layout.fields)}
     values |= {f"k{name}": value for name, value in numbers.items() if name[0].isupper()}
-    text = f"typedef {'float' if single else 'double'} Scalar;\n"
+    text = scalar_text(layout.dtype)
     text += "".join(f"#define WL_{n.upper()} {v}\n" for n, v in numbers.items() if n[0].islower())
-    text += f"#define WL_SINGLE {int(single)}\n"
-    text += f"#define WL_A widelimit::kA{bits}\n#define WL_C widelimit::kC{bits}\n"
-    text += "".join(f"constexpr int {name} = {value};\n" for name, value in values.items())
-    return text + f"constexpr Scalar kTiny = {'1e-36f' if single else '1e-290'};\n"
+    return text + "".join(f"constexpr int {name} = {value};\n" for name, value in values.items())
 
 
 class _Text:

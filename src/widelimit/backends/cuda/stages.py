@@ -12,7 +12,7 @@ import numpy as np
 from widelimit.arrays import FloatArray
 from widelimit.backends.base import Dtype
 from widelimit.backends.cuda.rounds import Gather, Rounds
-from widelimit.backends.cuda.source import FLAGS, number, shared_text
+from widelimit.backends.cuda.source import FLAGS, number, scalar_text, shared_text
 from widelimit.backends.lowered import (
     AB_RELU,
     COS,
@@ -493,13 +493,10 @@ def stages_source(
         "kRoom": size,
         "kTask": rounds.tasks.shape[1],
     }
-    text = f"typedef {'float' if dtype == 'float32' else 'double'} Scalar;\n"
-    flags = {"STAGED": 0, "TILED": 0, "SAMPLES_SHARED": samples, "SINGLE": dtype == "float32"}
+    text = scalar_text(dtype)
+    flags = {"STAGED": 0, "TILED": 0, "SAMPLES_SHARED": samples}
     text += "".join(f"#define WL_{name} {int(value)}\n" for name, value in flags.items())
-    bits = "32" if dtype == "float32" else "64"
-    text += f"#define WL_A widelimit::kA{bits}\n#define WL_C widelimit::kC{bits}\n"
     text += "".join(f"constexpr int {name} = {value};\n" for name, value in constants.items())
-    text += f"constexpr Scalar kTiny = {'1e-36f' if dtype == 'float32' else '1e-290'};\n"
     text += f"#define WL_STAGE_OF {{{', '.join(map(str, of))}}}\n"
     text += shared_text("lanes.cuh", "duals.cuh", "stages.cuh") + "\n"
     for n, level in enumerate(lowered.levels):
