@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import widelimit as wl
 from widelimit import cli, console, costs
+from widelimit.classify import Fit
 from widelimit.costs import Cost, Forecast, cheaper, estimate, forecast, solving_seconds
 from widelimit.experiments.rank import Rank
 from widelimit.experiments.small_data import SmallData
@@ -123,12 +124,24 @@ def test_what_would_be_cheaper(clock: Clock) -> None:
     now = estimate([wl.cntk_gap(11)], PHOTOS, 500).seconds
     assert found["--size 64x64"] == pytest.approx(now / 16, rel=1e-3)
     assert found["--size 32x32"] == pytest.approx(now / 256, rel=1e-3)
+    assert now / 5 < found["--net myrtle-5"] < found["--net cntk-gap-5"]
     assert found["--net cntk-gap-5"] == pytest.approx(now * 0.4, rel=1e-3)
     assert found["--net cntk-vanilla-11"] < now / 1000
     assert all(seconds < 0.9 * now for seconds in found.values())
     wide = dict(options(wl.cntk_gap(3), (50, 100, 3), 500))
     assert list(wide) == ["--size 32x64", "--size 16x32", "--net cntk-vanilla-3"]
     assert options(wl.ntk_dense(3), (784,), 60_000) == []
+
+
+def test_no_size_is_told_of_or_measured_that_pools_leave_nothing_of(clock: Clock) -> None:
+    net, shape = wl.myrtle(5), (8, 300, 1)  # as 2 x 64 or 1 x 32 pixels it has none left
+    found = dict(cheaper(estimate([net], shape, 500), [net], shape, 500))
+    assert list(found) == ["--net cntk-vanilla-5"]
+    pools = [layer for _ in range(6) for layer in (wl.Conv(3), wl.ReLU(), wl.AvgPool(2))]
+    net = wl.Network([*pools, wl.GlobalAvgPool(), wl.Dense()])
+    assert estimate([net], (100, 64, 3), 500).seconds > 1
+    with pytest.raises(ValueError, match="leaves nothing"):
+        estimate([net], (100, 32, 3), 500)
 
 
 def test_what_is_cheaper_is_an_option_of_the_command(clock: Clock, tmp_path: Path) -> None:
@@ -228,7 +241,7 @@ def test_commands_say_what_they_cost(
         done = CliRunner().invoke(cli.app, words.split())
         assert done.exit_code == 130, done.stderr
         assert f"widelimit: cost: {said}" in done.stderr
-        assert "widelimit: cheaper: --size 32x32 about 19 s, --net cntk-gap-5" in done.stderr
+        assert "widelimit: cheaper: --size 32x32 about 19 s, --net myrtle-5" in done.stderr
     words = "explain cntk-gap-11 --shape 64x64x3 --inputs 60"
     shown = CliRunner().invoke(cli.app, words.split())
     assert f"60 inputs, float32: {said}" in shown.output
@@ -239,3 +252,24 @@ def test_forecast_of_a_fit_includes_its_equations() -> None:
     found = forecast([wl.cntk_gap(3)], (4, 4, 1), 2000, solve="eigenvectors", threads=1)
     assert found.solving == solving_seconds(2000, decompose=True)
     assert found.seconds == found.cost.seconds + found.solving
+
+
+def test_forecast_of_a_fit_includes_all_that_is_tried(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.random((1200, 8, 8, 1)), np.arange(1200) % 2
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y)
+    np.savez(tmp_path / "rows.npz", x_train=x.reshape(1200, 64), y_train=y)
+
+    def told(name: str, nets: list[str], **options: Any) -> Forecast:
+        made = Fit.prepare(f"{tmp_path}/{name}", tmp_path / "m", net=nets, **options)
+        return made.forecast()
+
+    one = told("d.npz", ["cntk-gap-3"])
+    four = told("d.npz", ["cntk-gap-3"], whiten="loo")
+    assert four.cost.pairs == 4 * one.cost.pairs
+    assert four.seconds == pytest.approx(4 * one.seconds)
+    two = told("d.npz", ["cntk-gap-3", "cntk-gap-4"])
+    assert two.solving == pytest.approx(2 * one.solving)
+    mean = told("d.npz", ["cntk-gap-3", "cntk-gap-4"], combine="mean")
+    assert mean.solving == pytest.approx(one.solving)
+    assert told("rows.npz", ["ntk-dense-3"]).cost.entry == 8

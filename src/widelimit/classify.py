@@ -21,8 +21,9 @@ from widelimit.data.load import read_dataset
 from widelimit.data.samples import Samples, Wanted, holds_samples, read_samples
 from widelimit.data.search import find_images
 from widelimit.estimators import NTKClassifier, load_model, save_model
-from widelimit.estimators.checks import Net, check_options, resolve_networks
+from widelimit.estimators.checks import Net, check_options, resolve_dtype, resolve_networks
 from widelimit.estimators.directions import find_directions
+from widelimit.estimators.preparation import resolve_whitenings
 from widelimit.estimators.samples import ImageShape, resolve_shape
 from widelimit.estimators.saved import check_model_folder
 from widelimit.files import check_file, check_room, make_folder, said, write_atomically
@@ -275,12 +276,15 @@ def _forecast(model: NTKClassifier, x: NDArray[Any]) -> Forecast:
         networks = resolve_networks(model.net, shape, x[0].size)
     except TypeError as error:
         raise ValueError(str(error)) from error
+    tried = len(resolve_whitenings(model.whiten))
     return forecast(
         networks,
         x.shape[1:] if shape is None else shape,
         len(x),
         kinds=(model.kind,),
-        dtype=model.dtype or "float32",
+        kernels=tried,
+        systems=tried * (1 if model.combine == "mean" else len(networks)),
+        dtype=resolve_dtype(model.dtype, networks),
         backend=model.backend,
         threads=model.threads,
         solve="eigenvectors" if "loo" in (model.ridge, model.time) else "factor",

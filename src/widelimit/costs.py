@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,7 +16,7 @@ import numpy as np
 from scipy import linalg
 
 from widelimit._version import __version__
-from widelimit.architectures import cntk_gap, cntk_vanilla
+from widelimit.architectures import cntk_gap, cntk_vanilla, myrtle
 from widelimit.backends import BackendName
 from widelimit.backends.base import Dtype
 from widelimit.display import duration
@@ -188,6 +188,8 @@ def cheaper(
     for smaller in (64, 32):
         if side > smaller:
             small = (max(1, round(h * smaller / side)), max(1, round(w * smaller / side)), c)
+            if not _take(networks, small):
+                continue
             cost = estimate(networks, small, n1, n2, **how)
             tried.append((f"--size {small[0]}x{small[1]}", cost.seconds))
     depth = max(network.n_conv for network in networks) + 1
@@ -197,6 +199,8 @@ def cheaper(
         for layer in network.layers
     )
     others: list[tuple[str, Network]] = []
+    if net and pooled and _take([myrtle(5)], shape):
+        others.append(("--net myrtle-5", myrtle(5)))
     if net and depth >= 8:
         others.append((f"--net cntk-gap-{depth // 2}", cntk_gap(depth // 2)))
     if net and pooled:
@@ -254,25 +258,32 @@ def forecast(
     n2: int | None = None,
     *,
     solve: Literal["factor", "eigenvectors"] | None = None,
+    kernels: int = 1,
+    systems: int = 1,
     net: bool = True,
     **how: Any,
 ) -> Forecast:
-    """Return what a kernel costs, and the equations of `n1` samples.
+    """Return what kernels cost, and the equations of `n1` samples.
 
     Parameters
     ----------
     networks, shape, n1, n2, **how
         As for `estimate`.
     solve : {"factor", "eigenvectors"} or None
-        What is made of the kernel.
+        What is made of each system.
+    kernels, systems : int
+        How often the kernels are computed, of images that are whitened in several ways, say; and
+        how many systems of equations are solved in all.
     net : bool
         As for `cheaper`.
     """
     cost = estimate(networks, shape, n1, n2, **how)
     solving = 0.0 if solve is None else solving_seconds(n1, decompose=solve == "eigenvectors")
-    long = cost.seconds >= _WORTH_LESS
+    long = kernels * cost.seconds >= _WORTH_LESS
     options = cheaper(cost, networks, shape, n1, n2, net=net, **how) if long else []
-    return Forecast(cost, solving, options)
+    options = [(words, kernels * seconds) for words, seconds in options]
+    cost = replace(cost, pairs=kernels * cost.pairs, seconds=kernels * cost.seconds)
+    return Forecast(cost, systems * solving, options)
 
 
 def solving_seconds(n: int, *, decompose: bool = False) -> float:
@@ -337,7 +348,7 @@ def _rate(
 ) -> float:
     """Return the pairs a second of this machine."""
     each = _element_layers(networks, shape, kinds)
-    probe = tuple(shape) if len(shape) != 3 or not each else _shrunk(shape)
+    probe = tuple(shape) if len(shape) != 3 or not each else _shrunk(networks, shape)
     names = [network.to_json() for network in networks]
     key = [*names, *kinds, dtype, backend, threads, *probe]
     rate = _known(key)
@@ -347,9 +358,23 @@ def _rate(
     return rate if not each else rate * _element_layers(networks, probe, kinds) / each
 
 
-def _shrunk(shape: Sequence[int]) -> tuple[int, ...]:
+def _take(networks: Sequence[Network], shape: Sequence[int]) -> bool:
+    """Return whether networks can take inputs of a shape: pools may leave nothing of small ones."""
+    try:
+        for network in networks:
+            network.output_shapes(tuple(shape))
+    except ValueError:
+        return False
+    return True
+
+
+def _shrunk(networks: Sequence[Network], shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the smallest shape to measure at that all networks take."""
     h, w, c = shape
-    return (min(h, _SIDE), min(w, _SIDE), c)
+    side = _SIDE
+    while side < max(h, w) and not _take(networks, (min(h, side), min(w, side), c)):
+        side *= 2
+    return (min(h, side), min(w, side), c)
 
 
 def _measure(

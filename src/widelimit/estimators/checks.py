@@ -12,6 +12,7 @@ from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.architectures import cntk_gap, myrtle, named_network, ntk_dense
 from widelimit.arrays import FloatArray
+from widelimit.backends.base import Dtype
 from widelimit.display import check_progress
 from widelimit.estimators.preparation import resolve_whitenings
 from widelimit.estimators.regression import Options
@@ -29,6 +30,7 @@ __all__ = [
     "check_options",
     "check_standardise",
     "check_weights",
+    "resolve_dtype",
     "resolve_networks",
     "weigh_classes",
 ]
@@ -197,6 +199,11 @@ def _default_network(shape: ImageShape | None) -> Network:
     if shape is None:
         return ntk_dense(3, b_std=1.0)
     return myrtle(5) if min(shape[:2]) >= _LEAST_SIDE else cntk_gap(depth=11)
+
+
+def resolve_dtype(dtype: Dtype | None, networks: Sequence[Network]) -> Dtype:
+    """Return the dtype that None stands for: float32 for images, float64 for rows."""
+    return dtype or ("float64" if all(net.is_dense for net in networks) else "float32")
 
 
 def resolve_networks(net: Net, shape: ImageShape | None, n_features: int) -> tuple[Network, ...]:

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from sklearn import preprocessing  # pyright: ignore[reportMissingTypeStubs]
 
 from widelimit.arrays import FloatArray
-from widelimit.backends.base import Dtype
-from widelimit.estimators.checks import check_standardise, resolve_networks
+from widelimit.estimators.checks import check_standardise, resolve_dtype, resolve_networks
 from widelimit.estimators.directions import Directions
 from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel
 from widelimit.estimators.gaussian import with_std
@@ -88,9 +87,7 @@ def prepare(
                 "compare log_marginal_likelihood()"
             )
         networks = tuple(with_std(net, *START) for net in networks)
-    dtype: Dtype = model.dtype or (
-        "float64" if all(net.is_dense for net in networks) else "float32"
-    )
+    dtype = resolve_dtype(model.dtype, networks)
     if shape is None and (model.normalise is not None or model.whiten is not None):
         raise ValueError(
             f"normalise and whiten are for images, and X holds rows of {n_features} values: set "
