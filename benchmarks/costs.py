@@ -26,7 +26,7 @@ from widelimit.files import check_file, write_atomically
 from widelimit.keeping import keep
 from widelimit.machine import CACHE_VARIABLE, default_threads
 
-KERNELS = ("cntk-gap-4", "cntk-gap-11", "cntk-gap-21", "cntk-vanilla-11", "ntk-dense-3")
+KERNELS = ("myrtle-5", "cntk-gap-4", "cntk-gap-11", "cntk-gap-21", "cntk-vanilla-11", "ntk-dense-3")
 SIZES = ((28, 28, 1), (32, 32, 3), (64, 64, 3), (128, 128, 3), (224, 224, 3))
 NUMBERS = (100, 500, 1_000, 5_000, 10_000, 60_000)
 _ROUNDS = 3
