@@ -134,6 +134,19 @@ def test_one_kernel_alone_has_the_values_of_both(kind: Any) -> None:
     assert_close(compute(card(), network, x, kinds=[kind])[:, 0], both, rtol=1e-13)
 
 
+def test_what_one_way_to_a_grid_leaves_out_is_not_added_to() -> None:
+    own = card()
+    end = [AvgPool(2), Conv(3), ReLU()]
+    near = Network([Conv(3), ReLU(), *end, *END])
+    far = Network([Conv(3), ReLU(), Conv(3), ReLU(), *end, LocalAvgPool(2), Flatten(), Dense()])
+    x = samples((16, 16, 1), 2, 5)
+    both = compute(own, [near, far], x, dtype="float64")
+    for values, network in zip(both, (near, far), strict=True):
+        exact = naive.kernels(network, x, x)
+        for kind, value in zip(KINDS, values, strict=True):
+            assert_close(value, getattr(exact, kind), rtol=1e-11)
+
+
 def test_a_family_with_and_without_pools_is_one_pass() -> None:
     start: list[Layer] = [Conv(3), ReLU(), Conv(3), ReLU()]
     networks = [

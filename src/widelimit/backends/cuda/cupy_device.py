@@ -24,7 +24,6 @@ _COMPILE = (
     "import sys; from widelimit.backends.cuda.cupy_device import compile_cubin; "
     "sys.stdout.buffer.write(compile_cubin(sys.stdin.read(), sys.argv[1]))"
 )
-_STATIC_SHARED = 48 * 1024  # what a block has without asking
 
 
 def compiler_version() -> str:
@@ -82,17 +81,15 @@ class CupyDevice:
                 self._streams.put(cupy.cuda.Stream(non_blocking=True))
 
     @contextmanager
-    def turn(self) -> Generator[None]:
-        """Wait for a stream, and make it the current one of this thread."""
+    def _named(self) -> Generator[None]:
+        """Name what keeps the card from being used, and what to do about it."""
         if os.getpid() != self._process:
             raise LostCard(
                 "a card cannot be used in a process that was forked from one that used it: start "
                 'processes by multiprocessing.get_context("spawn")'
             )
-        stream = self._streams.get()
         try:
-            with self._cupy.cuda.Device(self._number), stream:
-                yield
+            yield
         except self._cupy.cuda.memory.OutOfMemoryError as error:
             raise OutOfMemory(str(error)) from error
         except (
@@ -104,8 +101,17 @@ class CupyDevice:
                 "new process, and the rest is computed. If it fails again, look at nvidia-smi: "
                 "another process may have taken the card, or its driver needs a restart"
             ) from error
-        finally:
-            self._streams.put(stream)
+
+    @contextmanager
+    def turn(self) -> Generator[None]:
+        """Wait for a stream, and make it the current one of this thread."""
+        with self._named():
+            stream = self._streams.get()
+            try:
+                with self._cupy.cuda.Device(self._number), stream:
+                    yield
+            finally:
+                self._streams.put(stream)
 
     def _stream(self) -> Any:
         return self._cupy.cuda.get_current_stream()
@@ -139,7 +145,7 @@ class CupyDevice:
     def load(self, path: Path, name: str, shared: int) -> Any:
         """Return a function of compiled code."""
         function = self._cupy.RawModule(path=str(path)).get_function(name)
-        if shared > _STATIC_SHARED:
+        if shared:  # 48 KiB go without saying, less what the kernel itself declares
             function.max_dynamic_shared_size_bytes = shared
         return function
 
@@ -162,7 +168,8 @@ class CupyDevice:
 
     def host_empty(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """Return an array in pages that stay in memory."""
-        return self._cupyx.empty_pinned(shape, dtype)
+        with self._named():
+            return self._cupyx.empty_pinned(shape, dtype)
 
     def product(self, x: Any, z: Any) -> Any:
         """Return ``x @ z.T``, by cuBLAS."""
@@ -178,9 +185,12 @@ class CupyDevice:
         stream.synchronize()
 
     def free_memory(self) -> int:
-        """Return the bytes that are free, or held by the pool for what comes next."""
-        free = self._cupy.cuda.Device(self._number).mem_info[0]
-        return free + self._cupy.get_default_memory_pool().free_bytes()
+        """Return the bytes that are free, or held by the pool of this card for what comes next."""
+        with (
+            self._named(),
+            self._cupy.cuda.Device(self._number) as card,
+        ):
+            return card.mem_info[0] + self._cupy.get_default_memory_pool().free_bytes()
 
 
 def find_devices() -> list[CupyDevice]:

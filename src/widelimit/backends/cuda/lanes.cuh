@@ -127,15 +127,23 @@ WL_FN void send(int to, From from) {
     const Cell* const source = reinterpret_cast<const Cell*>(from(i));
     Cell* const target = reinterpret_cast<Cell*>(wl_shared) + to / kCell + i * n;
     for (int at = threadIdx.x % threads; at < n; at += threads) {
+#if __CUDA_ARCH__ >= 800
       const unsigned address = unsigned(__cvta_generic_to_shared(target + at));
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source + at));
+#else
+      target[at] = source[at];
+#endif
     }
   }
+#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;");
+#endif
 }
 // All that was sent is there, for all warps; and no warp still reads what was sent before that.
 WL_FN void arrived() {
+#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group 0;" ::: "memory");
+#endif
   __syncthreads();
 }
 #endif

@@ -45,6 +45,7 @@ class Gather:
     source: int
     down: _Runs
     across: _Runs
+    wanted: frozenset[int]  # slices of the next stage that go through it: no others are added to
 
     @property
     def most(self) -> tuple[int, int]:
@@ -178,7 +179,9 @@ def _stages(lowered: Lowered) -> tuple[list[_Slices], list[tuple[Gather, ...]]]:
             level = lowered.levels[number]
             if level.kind == GATHER:
                 down, across = _by_fine(level.down), _by_fine(level.across)
-                gathers[-2].append(Gather(number, level.source, down, across))
+                variants = enumerate(stages[-1].variant)
+                wanted = frozenset(n for n, variant in variants if number in grid.variants[variant])
+                gathers[-2].append(Gather(number, level.source, down, across, wanted))
     return stages, [tuple(found) for found in gathers]
 
 
@@ -260,7 +263,8 @@ def _all_units(
             for gather in gathers[k]:
                 if gather.source in through[slices.variant[number]]:
                     coarse = stages[k + 1].place
-                    reached |= {coarse[_same(D)] for D in _targets(gather, d) if _same(D) in coarse}
+                    targets = {coarse.get(_same(D), -1) for D in _targets(gather, d)}
+                    reached |= targets & gather.wanted
             feeds.append(frozenset(reached))
         units = list(_units(k, slices, feeds))
         late = len(position)
@@ -402,7 +406,7 @@ def _placed(
                 for number in unit.slices
                 for gather in gathers[k]
                 for D in _targets(gather, stages[k].d[number])
-                if unit.feeds and stages[k + 1].place.get(_same(D)) in unit.feeds
+                if stages[k + 1].place.get(_same(D), -1) in unit.feeds & gather.wanted
             }
             # Where d and -d both add, they gather apart, and are added to each other first.
             for number, to in sorted(reached):
@@ -423,7 +427,7 @@ def _placed(
                     for d in _padded(unit, stages[k], packed[k]):
                         for to in _grid(gather, d):
                             same = None if to is None else stages[k + 1].place.get(_same(to))
-                            if to is None or same not in unit.feeds:
+                            if to is None or same not in unit.feeds & gather.wanted:
                                 task.append(-1)
                                 continue
                             here = (sign * to[0], sign * to[1])
