@@ -283,6 +283,29 @@ def test_images_too_dark_or_bright_for_float32_are_refused(act: Layer, where: st
     assert max(computed) < (1e-4 if isinstance(act, Cos) else 1e-5)
 
 
+SQUARE, END = Polynomial((0, 0, 1)), [GlobalAvgPool(), Dense()]
+
+
+@pytest.mark.parametrize(
+    ("layers", "scale"),
+    [
+        ([Conv(3), SQUARE, AvgPool(2), Conv(3), SQUARE, *END], 1e-5),
+        ([Conv(3), SQUARE, Conv(3, 1e10), ReLU(), *END], 1e-5),
+        ([Conv(3), Erf(), Conv(3, 1e9), ReLU(), *END], 1e-9),
+        ([Conv(3), Erf(), Conv(3), GlobalAvgPool(), Dense(1e20)], 1e-20),
+        ([Conv(3), Polynomial((0, 1)), Conv(3), GlobalAvgPool(), Dense(1e20)], 1e-20),
+        ([Conv(3, 1e20), LayerNorm(), Conv(3), *END], 1e-20),
+    ],
+    ids=str,
+)
+def test_what_is_too_dark_for_a_pass_in_float32(layers: list[Layer], scale: float) -> None:
+    x = scale * np.random.default_rng(1).normal(size=(3, 4, 5, 2))
+    with pytest.raises(OverflowError, match=r"deviations of layers .* use dtype='float64'"):
+        kernel(Network(layers), x)
+    exact = kernel(Network(layers), x, dtype="float64", backend="reference")
+    assert_close(kernel(Network(layers), x, dtype="float64"), exact, rtol=1e-12)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
 def test_the_image_that_is_out_of_range_is_named(backend: str) -> None:
     x = np.random.default_rng(2).normal(size=(70, 4, 4, 2))
@@ -300,7 +323,9 @@ def test_what_to_do_about_an_image_that_is_out_of_range() -> None:
     x = np.random.default_rng(2).normal(size=(70, 4, 4, 2))
     x[51] *= 1e3
     network = [Conv(3), Sin(), GlobalAvgPool(), Dense()]
-    message = r"layers must lie between 0 and 32 for float32, got .*e\+03 for sample 51: use dtype="
+    message = (
+        r"layers must lie between 1e-13 and 32 for float32, got .*e\+03 for sample 51: use dtype="
+    )
     with pytest.raises(OverflowError, match=message):
         kernel(Network(network), x, kind="nngp")
     with pytest.raises(OverflowError, match=r"for sample 51 of x2: use"):
@@ -313,7 +338,7 @@ def test_what_is_out_of_range_is_what_weights_make_of_an_image() -> None:
     x = np.random.default_rng(3).normal(size=(3, 4, 4, 2)) / 20  # X is about 7, and 70 of 10 x
     exact = kernel(network, x, dtype="float64", backend="reference")
     assert_close(kernel(network, x), exact, rtol=1e-4)
-    with pytest.raises(OverflowError, match=r"between 0 and 32 for float32"):
+    with pytest.raises(OverflowError, match=r"between 1e-13 and 32 for float32"):
         kernel(network, 10 * x)
 
 

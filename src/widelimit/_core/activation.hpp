@@ -283,7 +283,7 @@ struct Polynomial {
   template <class Put>
   WL_INLINE void prepare(V x, Put put) const {
     const V square = mul(unit, mul(x, x)), deviation = root(square);
-    put(1, reciprocal(max(x, broadcast(T(1e-18)))));  // where x is 0, so are sigma and Theta
+    put(1, reciprocal(max(x, broadcast(T(sizeof(T) == 4 ? 1e-18 : 1e-145)))));  // where x is 0, so are sigma and Theta
     V power = broadcast(T(1));
     const int terms = degree / 2 + 1;
     for (int k = 0; k <= degree; ++k, power = mul(power, deviation)) {

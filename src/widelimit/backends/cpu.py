@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,19 @@ from widelimit.backends.base import (
     Profile,
 )
 from widelimit.backends.cut import lane_groups
-from widelimit.backends.lowered import NODE, NORM, Lowered, deviation_range, lower
+from widelimit.backends.lowered import (
+    BOUND_TO_UNITS,
+    COS,
+    IDENTITY,
+    NODE,
+    NORM,
+    POLYNOMIAL,
+    Lowered,
+    LoweredLevel,
+    deviation_range,
+    deviations_behind,
+    lower,
+)
 from widelimit.layers import Flatten
 from widelimit.program import Node, Program, Tap
 
@@ -38,6 +50,7 @@ __all__ = [
 
 ISA_VARIABLE = "WIDELIMIT_ISA"  # forces one instruction set
 
+_LARGEST_INVERSE = {"float32": 1e18, "float64": 1e145}
 _LARGEST_PROFILE = {"float32": 2.0**28, "float64": 1.0}  # and less than twice that: profile.hpp
 _PROFILE_CHUNK = 32  # images at a time: between two chunks Python takes notice of Ctrl-C
 
@@ -188,35 +201,65 @@ def own_profiles(
             scale *= unit
         else:
             _check_deviations(compiled.lowered, profiles, dtype, first + start)
+            _bound_inverses(compiled.lowered, profiles, dtype)
         made.images[part], made.profiles[part], made.biases[part] = x, profiles, biases
         made.scale[part] = scale
     return made
 
 
+def _nodes(lowered: Lowered, profiles: FloatArray) -> Generator[tuple[LoweredLevel, FloatArray]]:
+    """Yield each node with its part of profiles, (n, operands, pixels)."""
+    place = 0
+    for level in lowered.levels:
+        if level.kind == NODE:
+            size = level.operands * level.h * level.w
+            part = profiles[:, place : place + size]
+            yield level, part.reshape(len(part), level.operands, -1)
+            place += size
+
+
+def _bound_inverses(lowered: Lowered, profiles: FloatArray, dtype: Dtype) -> None:
+    """Make what is 1/X for a `Polynomial` a number of which two can be multiplied in `dtype`."""
+    for level, operands in _nodes(lowered, profiles):
+        if level.activation == POLYNOMIAL:
+            np.minimum(operands[:, 1], _LARGEST_INVERSE[dtype], out=operands[:, 1])
+
+
 def _check_deviations(lowered: Lowered, profiles: FloatArray, dtype: Dtype, start: int) -> None:
     """Refuse images for which a number of the engine leaves the range of `dtype`, or its accuracy.
 
-    Behind an activation that is not homogeneous fields are in true units, whatever the image.
+    Behind an activation that is not homogeneous fields have units of their own, whatever the image.
     """
-    place = 0
-    for level in lowered.levels:
-        if level.kind != NODE:
+    for level, operands in _nodes(lowered, profiles):
+        own = operands[:, 0]
+        limits = deviation_range(level.activation, dtype)
+        if level.activation not in BOUND_TO_UNITS:
+            _check_range(own.max(axis=1), own.max(axis=1), limits, start)
             continue
-        size = level.h * level.w
-        deviations = profiles[:, place : place + size] * np.sqrt(level.unit)
-        place += size * level.operands
-        least, most = deviation_range(level.activation, dtype)
+        if level.activation != COS:
+            _check_range(own.max(axis=1), own.max(axis=1), deviation_range(IDENTITY, dtype), start)
+        deviations = own * np.sqrt(level.unit)
+        largest = smallest = deviations.max(axis=1)
         if level.activation == NORM:  # each pixel is as large as any other after it
             deviations = np.sqrt(np.square(deviations) + level.parameters[0]) * (deviations > 0)
-            small = np.where(deviations > 0, deviations, np.inf).min(axis=1)
-        else:
-            small = deviations.max(axis=1)
-        largest = deviations.max(axis=1)
-        outside = (largest > 0) & ((small < least) | (largest > most))
-        if outside.any():
-            first = int(np.argmax(outside))
-            got = largest[first] if largest[first] > most else small[first]
-            raise OutsideRange(start + first, float(got), least, most)
+            largest = deviations.max(axis=1)
+            smallest = np.where(deviations > 0, deviations, np.inf).min(axis=1)
+        _check_range(smallest, largest, limits, start)
+        if level.activation == POLYNOMIAL:
+            behind = deviations_behind(level, deviations).max(axis=1)
+            _check_range(behind, behind, limits, start)
+
+
+def _check_range(
+    smallest: FloatArray, largest: FloatArray, limits: tuple[float, float], start: int
+) -> None:
+    """Raise OutsideRange for the first image of which one is, unless it is black."""
+    least, most = limits
+    outside = (largest > 0) & ((smallest < least) | (largest > most))
+    if outside.any():
+        first = int(np.argmax(outside))
+        got = largest[first] if largest[first] > most else smallest[first]
+        raise OutsideRange(start + first, float(got), least, most)
 
 
 def _power_of_two(values: FloatArray) -> FloatArray:

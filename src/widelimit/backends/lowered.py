@@ -18,18 +18,20 @@ from widelimit.layers import GELU, ABReLU, Cos, Erf, Gaussian, LayerNorm, Polyno
 from widelimit.program import Node, Pool, Program
 
 __all__ = ["Field", "Grid", "Lowered", "LoweredLevel", "LoweredStep"]
-__all__ += ["depths", "deviation_range", "is_chain", "lower", "missing"]
+__all__ += ["depths", "deviation_range", "deviations_behind", "is_chain", "lower", "missing"]
 
 # Kinds of levels and activations, as _core/core.hpp numbers them.
 IMAGE, GATHER, NODE = range(3)
 IDENTITY, RELU, AB_RELU, GAUSSIAN, ERF, GELU_, SIN, COS, NORM, POLYNOMIAL = range(10)
-_BOUND_TO_UNITS = (ERF, GELU_, SIN, COS, NORM, POLYNOMIAL)  # not homogeneous
+BOUND_TO_UNITS = (ERF, GELU_, SIN, COS, NORM, POLYNOMIAL)  # not homogeneous
 
-# Standard deviations that activations bear where fields are in true units. They take roots of
-# numbers as small as m^2, m being a product of two deviations, which takes those above 1e-8; pixels
-# of an image a hundred times as dark as its brightest matter a ten thousandth of it, but not to
-# LayerNorm. The exponent of a wave has the error of s.
-_DEVIATIONS = {"float32": (1e-6, 1e9), "float64": (1e-65, 1e75)}
+# Standard deviations that a pass bears where the scale of an image cannot be taken out. Rectifiers
+# take roots of numbers as small as m^2, m being a product of two deviations, which takes those
+# above 1e-8; what others compute is as small as m. Pixels of an image a hundred times as dark as
+# its brightest matter a ten thousandth of it, but not to LayerNorm. The exponent of a wave has the
+# error of s.
+_DEVIATIONS = {"float32": (1e-13, 1e9), "float64": (1e-140, 1e75)}
+_LEAST_OF_A_ROOT = {"float32": 1e-6, "float64": 1e-65}
 _LEAST_OF_A_NORM = {"float32": 1e-7, "float64": 1e-67}
 _MOST_OF_A_WAVE = {"float32": 32.0, "float64": 1e4}  # X^2 roundings: 6e-5, 1e-8
 
@@ -263,13 +265,27 @@ def missing(program: Program) -> list[str]:
 
 
 def deviation_range(activation: int, dtype: Dtype) -> tuple[float, float]:
-    """Return between which standard deviations of a pixel an activation is right, in true units."""
+    """Return between which standard deviations of a pixel an activation is right.
+
+    Those of `BOUND_TO_UNITS` in true units; others in the engine's.
+    """
     least, most = _DEVIATIONS[dtype]
-    if activation in (SIN, COS):
-        return 0.0, _MOST_OF_A_WAVE[dtype]
+    if activation in (SIN, COS):  # the cosine of nothing is 1
+        return (least if activation == SIN else 0.0), _MOST_OF_A_WAVE[dtype]
     if activation == NORM:
         return _LEAST_OF_A_NORM[dtype], most
-    return (least if activation in (RELU, AB_RELU, GAUSSIAN) else 0.0), most
+    return (_LEAST_OF_A_ROOT[dtype] if activation in (RELU, AB_RELU, GAUSSIAN) else least), most
+
+
+def deviations_behind(level: LoweredLevel, deviations: FloatArray) -> FloatArray:
+    """Return standard deviations behind a `Polynomial`, from those before it."""
+    square = np.square(deviations)
+    table = np.reshape(level.parameters, (level.operands - 2, -1))
+    total, power = np.zeros_like(square), np.ones_like(square)
+    for row in table:  # c_k^2 = g_k(X)^2 X^(2 k)
+        total += np.square(np.polynomial.polynomial.polyval(square, row)) * power
+        power = power * square
+    return np.sqrt(total)
 
 
 def is_chain(program: Program) -> bool:
@@ -494,7 +510,7 @@ def lower_fields(
             )
         )
     factors = np.array([units.gains[place] for place, _, _ in taps])
-    homogeneous = not any(level.activation in _BOUND_TO_UNITS for level in fields)
+    homogeneous = not any(level.activation in BOUND_TO_UNITS for level in fields)
     places = tuple(place for place, _, _ in taps)
     return Lowered(tuple(levels), tuple(grids), units.biases, places, factors, homogeneous)
 
@@ -573,7 +589,7 @@ def _units(fields: Sequence[Field], input_scale: float, drift: float) -> _Units:
         elif level.activation == AB_RELU:
             a, b = level.parameters
             gain *= (a * a + b * b) / 2
-        elif level.activation in _BOUND_TO_UNITS:
+        elif level.activation in BOUND_TO_UNITS:
             gain, image = 1.0, np.ones_like(image)
         gains[number] = gain
         images.append(image)
