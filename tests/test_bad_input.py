@@ -760,3 +760,17 @@ def test_variances_beyond_float64(backend: str) -> None:
     network = Network([*huge, *huge, GlobalAvgPool(), Dense(), ReLU(), Dense()])
     with pytest.raises(OverflowError, match="for float64, got"):
         kernel(network, images(), backend=backend, dtype="float64")
+
+
+@pytest.mark.parametrize("act", [Sin(), Cos()], ids=str)
+def test_waves_of_features_that_rounding_decides_are_refused(act: Layer) -> None:
+    x = np.random.default_rng(5).normal(size=(4, 3)) * 0.1
+    network = Network([Dense(), act, Dense()])
+    near = kernel(network, x + np.array([5e3, 1, 2]), kind="nngp", dtype="float64")
+    assert np.all(np.abs(near) <= 0.5 * (1 + 1e-12))
+    behind = Network([Conv(3), ReLU(), GlobalAvgPool(), Dense(w_std=1e8), act, Dense()])
+    alike = x[:, :, None, None] + np.ones((4, 3, 3, 1))
+    for net, samples in ((network, x + np.array([1e7, 1, 2])), (behind, alike)):
+        for dtype in ("float32", "float64"):
+            with pytest.raises(OverflowError, match=f"before {act} must be at most 10000"):
+                kernel(net, samples, dtype=dtype)

@@ -54,7 +54,10 @@ from widelimit.layers import (
 )
 
 __all__ = ["A32", "A64", "C32", "C64", "POLYNOMIALS", "DualPolynomial", "kappa0", "kappa1"]
-__all__ += ["dual", "hermite", "relu_dual", "variance_behind"]
+__all__ += ["MOST_OF_A_WAVE", "dual", "hermite", "relu_dual", "variance_behind"]
+
+MOST_OF_A_WAVE = 1e4
+"""Largest standard deviation before Sin and Cos: the error of s is that of an exponent."""
 
 _HALF_PI = np.pi / 2
 
@@ -314,6 +317,11 @@ def dual(
     k, factor : ndarray
         float64, the broadcast shape.
 
+    Raises
+    ------
+    OverflowError
+        If a standard deviation before Sin or Cos is above `MOST_OF_A_WAVE`.
+
     Notes
     -----
     Each is written so that only `sigma`, `x` and `z` bring errors near ``lambda = 1``: of
@@ -345,8 +353,15 @@ def dual(
             k = s * p + r * (gap + (s * s / a + s * s / b))
             return k, p + s * r * (1 / a + 1 / b + 1 / determinant)
         case Sin() | Cos():
-            # exp(-(X^2 + Z^2)/2) sinh |s| and cosh s, where |s| <= X Z
-            near = np.exp(np.abs(s) - (x * x + z * z) / 2)
+            # exp(-(X^2 + Z^2)/2) sinh |s| and cosh s, where |s| <= X Z, rounded or not
+            largest = max(float(x.max(initial=0)), float(z.max(initial=0)))
+            if largest > MOST_OF_A_WAVE:
+                raise OverflowError(
+                    f"standard deviations before {activation} must be at most {MOST_OF_A_WAVE:g}, "
+                    f"got {largest:.1e}, of which rounding decides: standardise inputs, or make "
+                    "w_std smaller"
+                )
+            near = np.exp(-((x - z) ** 2) / 2 - np.maximum(m - np.abs(s), 0.0))
             odd = np.copysign(-np.expm1(-2 * np.abs(s)) / 2 * near, s)
             even = (1 + np.exp(-2 * np.abs(s))) / 2 * near
             return (odd, even) if isinstance(activation, Sin) else (even, odd)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.backends.base import Dtype
-from widelimit.dual import hermite
+from widelimit.dual import MOST_OF_A_WAVE, hermite
 from widelimit.lattice import Boundary, Window
 from widelimit.layers import GELU, ABReLU, Cos, Erf, Gaussian, LayerNorm, Polynomial, ReLU, Sin
 from widelimit.program import Node, Pool, Program
@@ -33,7 +33,7 @@ BOUND_TO_UNITS = (ERF, GELU_, SIN, COS, NORM, POLYNOMIAL)  # not homogeneous
 _DEVIATIONS = {"float32": (1e-13, 1e9), "float64": (1e-140, 1e75)}
 _LEAST_OF_A_ROOT = {"float32": 1e-6, "float64": 1e-65}
 _LEAST_OF_A_NORM = {"float32": 1e-7, "float64": 1e-67}
-_MOST_OF_A_WAVE = {"float32": 32.0, "float64": 1e4}  # X^2 roundings: 6e-5, 1e-8
+_MOST_OF_A_WAVE = {"float32": 32.0, "float64": MOST_OF_A_WAVE}  # X^2 roundings: 6e-5, 1e-8
 
 
 _ONE = Window(1)
