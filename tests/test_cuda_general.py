@@ -23,7 +23,7 @@ from widelimit.backends.cuda.rounds import plan_rounds
 from widelimit.backends.cuda.stages import StagesLayout, gathering
 from widelimit.backends.lowered import is_chain, lower, missing
 from widelimit.machine import CACHE_VARIABLE
-from widelimit.matrices.families import choose_backend
+from widelimit.matrices.families import choose_backend, find_families
 from widelimit.network import (
     GELU,
     Abs,
@@ -145,6 +145,15 @@ def test_what_one_way_to_a_grid_leaves_out_is_not_added_to() -> None:
         exact = naive.kernels(network, x, x)
         for kind, value in zip(KINDS, values, strict=True):
             assert_close(value, getattr(exact, kind), rtol=1e-11)
+
+
+def test_pools_to_different_grids_are_computed_one_by_one() -> None:
+    networks = [Network([Conv(3), ReLU(), AvgPool(m), Conv(3), ReLU(), *END]) for m in (2, 4)]
+    joined = compile_family(networks, (9, 8, 1), KINDS)
+    assert missing(joined) == ["pools to different grids in one pass"]
+    families = find_families(networks, (9, 8, 1), KINDS, card())
+    assert [family.positions for family in families] == [(0,), (1,)]
+    assert len(find_families(networks, (9, 8, 1), KINDS, CpuBackend())) == 1
 
 
 def test_a_family_with_and_without_pools_is_one_pass() -> None:

@@ -15,6 +15,7 @@ from widelimit.architectures import cntk_gap, cntk_vanilla, ntk_dense
 from widelimit.backends.base import Pairs
 from widelimit.backends.lowered import is_chain, lower
 from widelimit.backends.reference import ReferenceBackend
+from widelimit.matrices import kernel
 from widelimit.network import (
     Conv,
     Dense,
@@ -24,8 +25,10 @@ from widelimit.network import (
     LocalAvgPool,
     Network,
     ReLU,
+    Sum,
 )
 from widelimit.program import Program, Readout, Tap, compile_family, compile_networks
+from widelimit.testing import assert_close
 
 BOTH: Any = ("nngp", "ntk")
 SHAPE = (4, 5, 3)
@@ -156,8 +159,20 @@ def test_scales_of_input_and_readout(scaling: Any, scale: float) -> None:
 
 
 def test_compile_family_refuses_strangers() -> None:
-    with pytest.raises(ValueError, match=r"Conv\(5\) .* does not begin like Conv\(3\) .*family"):
+    with pytest.raises(ValueError, match=r"Conv\(5\) .* shares no layer with Conv\(3\) .*family"):
         compile_family([cntk_gap(3), cntk_gap(2, 5)], SHAPE, BOTH)
+
+
+def test_networks_that_share_a_branch_are_one_family() -> None:
+    end = [ReLU(), GlobalAvgPool(), Dense()]
+    branches = [Conv(3), ReLU(), Conv(3)], [Conv(5), ReLU(), Conv(3)]
+    both, one = Network([Sum(*branches), *end]), Network([Conv(5), *end])
+    x = np.random.default_rng(0).normal(size=(3, 4, 5, 2))
+    for networks in ([both, one], [one, both]):
+        assert len(compile_networks(networks, x.shape[1:], BOTH)) == 1
+        together = kernel(networks, x, dtype="float64")
+        for values, network in zip(together, networks, strict=True):
+            assert_close(values, kernel(network, x, dtype="float64"), rtol=1e-12)
 
 
 def test_networks_must_fit_the_input() -> None:

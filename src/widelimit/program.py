@@ -636,7 +636,7 @@ def _check_size(network: Network, shape: Sequence[int]) -> None:
 def compile_family(
     networks: Sequence[Network], shape: Sequence[int], kinds: Sequence[Kind]
 ) -> Program:
-    """Compile networks that share layers with the first; see `compile_networks`."""
+    """Compile networks each of which shares layers with those before; see `compile_networks`."""
     shape = tuple(int(s) for s in shape)
     dense = networks[0].is_dense
     if dense:
@@ -644,12 +644,14 @@ def compile_family(
     elif len(shape) == 2:  # a series is an image of one row
         shape = (1, *shape)
     numbers: dict[Node | Pool, int] = {}
-    first, _ = _lower(networks[0], kinds, numbers)
+    seen: set[int] = set()
     exits: list[tuple[int, Flatten | GlobalAvgPool | LocalAvgPool, tuple[Layer, ...]]] = []
     for network in networks:
         own, last = _lower(network, kinds, numbers)
-        if _input(network) != _input(networks[0]) or own[:1] not in ((), first[:1]):
-            raise ValueError(f"{network} does not begin like {networks[0]}: not one family")
+        apart = bool(own) and bool(seen) and seen.isdisjoint(own)
+        if _input(network) != _input(networks[0]) or apart:
+            raise ValueError(f"{network} shares no layer with {networks[0]}: not one family")
+        seen |= set(own)
         exits.append((last, *_readout(network)))
     nodes = tuple(numbers)
     grids = () if dense else _grids(shape[:2], nodes)

@@ -106,9 +106,8 @@ def serving(program: Program, backend: Backend) -> Backend:
         return getattr(backend, "dense", None) or DenseBackend()
     if backend.name == "cuda" and (lacks := missing(program)):
         networks = ", ".join(map(str, program.networks))
-        fewer = ", or fewer networks at a time" if len(program.networks) > 1 else ""
         raise ValueError(
             f'backend="cuda" cannot compute {" and ".join(lacks)} yet, got '
-            f'{networks:.400}: use backend="auto" or "cpu"{fewer}'
+            f'{networks:.400}: use backend="auto" or "cpu"'
         )
     return backend

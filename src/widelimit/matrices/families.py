@@ -9,7 +9,7 @@ from itertools import islice
 
 from widelimit.backends import Backend, BackendName, choose, serving
 from widelimit.backends.base import Dtype, Entries
-from widelimit.backends.lowered import is_chain
+from widelimit.backends.lowered import is_chain, missing
 from widelimit.network import Network
 from widelimit.program import Kind, Program, compile_networks
 
@@ -63,9 +63,15 @@ def choose_backend(
 def find_families(
     networks: Sequence[Network], shape: Sequence[int], kinds: Sequence[Kind], backend: Backend
 ) -> list[Family]:
-    """Compile networks; see `compile_networks`."""
-    programs = compile_networks(networks, shape, kinds)
-    return [Family(program, places, serving(program, backend)) for program, places in programs]
+    """Compile networks; see `compile_networks`. A card takes apart what it cannot join."""
+    found: list[tuple[Program, tuple[int, ...]]] = []
+    for program, places in compile_networks(networks, shape, kinds):
+        if backend.name == "cuda" and len(places) > 1 and missing(program):
+            alone = (compile_networks([networks[place]], shape, kinds) for place in places)
+            found += [(made, (place,)) for place, [(made, _)] in zip(places, alone, strict=True)]
+        else:
+            found.append((program, places))
+    return [Family(program, places, serving(program, backend)) for program, places in found]
 
 
 def prepare(families: Sequence[Family], dtype: Dtype) -> None:
