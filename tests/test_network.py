@@ -279,6 +279,7 @@ def test_sums_are_not_nested_for_ever() -> None:
         (lambda: Conv(3, padding="circular"), r'padding must be "same" or "valid"'),
         (lambda: Conv(3, stride=0), r"stride must be from 1"),
         (lambda: ABReLU(0, 0), r"a and b must not both be 0"),
+        (lambda: ABReLU(1e-170, 1e-170), r"a and b must not both be 0, or so small"),
         (lambda: Gaussian(0.0), r"gamma must be from 0.001"),
         (lambda: LayerNorm(-1.0), r"eps must be from 0"),
         (lambda: Polynomial([0.0, 0.0]), r"coefficients must be 1 to 33 numbers, not all"),
@@ -368,6 +369,7 @@ def test_series() -> None:
             r"filter_size must be an integer, or a pair \(rows, columns\), got",
         ),
         ((3, 1.0), TypeError, r"filter_size must be an integer, got 1.0 \(float\)"),
+        ((3, (3, 5)), ValueError, r"filter_size must be an integer, or a pair"),
     ],
 )
 def test_bad_filter_size_is_refused(size: Any, error: type[Exception], message: str) -> None:
@@ -618,6 +620,7 @@ def test_json_may_be_spaced_and_in_any_key_order(network: Network, random: Any) 
         ('"trainable":true', '"trainable":1', r"trainable must be True or False"),
         ('"filter_size":3', '"filter_size":3.0', r"filter_size must be an integer"),
         ('"filter_size":3', '"filter_size":4', r"filter_size must be odd"),
+        ('"filter_size":3', '"filter_size":[3,5]', r"Conv.* cannot be in the first format"),
         ('"half_width":2', '"half_width":-1', r"half_width must be from"),
         ('{"type":"ReLU"}', '{"type":"Flatten"}', r"layers\[2\] is LocalAvgPool"),
         ("}", "", r"network JSON: "),

@@ -68,6 +68,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "coefficients": (Real, -1e50, 1e50),
     "input_shape": (Integral, 1, 2**31 - 1),
 }
+_LEAST_SQUARE = 1e-200
 _PAIRS = ("filter_size", "size", "stride")
 
 
@@ -84,7 +85,7 @@ def checked(name: str, value: Any) -> Any:
         return value
     if name in _PAIRS and isinstance(value, tuple | list):
         pair = tuple(cast("Sequence[Any]", value))
-        if len(pair) != 2:
+        if len(pair) != 2 or any(isinstance(entry, tuple | list) for entry in pair):
             raise ValueError(f"{name} must be an integer, or a pair (rows, columns), {got}")
         rows, columns = (checked(name, entry) for entry in pair)
         return rows if rows == columns else (rows, columns)
@@ -270,8 +271,11 @@ class ABReLU(_Layer):
 
     def __post_init__(self) -> None:
         _Layer.__post_init__(self)
-        if self.a == self.b == 0:
-            raise ValueError("a and b must not both be 0: nothing would be left of the input")
+        if self.a**2 + self.b**2 < _LEAST_SQUARE:
+            raise ValueError(
+                f"a and b must not both be 0, or so small that their squares are, got {self.a} and "
+                f"{self.b}: nothing would be left of the input"
+            )
 
 
 def LeakyReLU(slope: float) -> ABReLU:

@@ -168,7 +168,7 @@ class Signal:
             article = "an" if name[0] in "AE" else "a"
             rule = _RULES.get(name) or (
                 f"{article} {name} must directly follow a Conv or Dense, or linear layers after "
-                "it, its input must be Gaussian"
+                "it, but no readout: its input must be Gaussian"
             )
             pointwise = [kind.__name__ for kind in _POINTWISE]
             shown = [other for other in allowed if other not in pointwise]
@@ -416,13 +416,14 @@ class Network:
         """How many axes one sample may have.
 
         3, an image ``(h, w, c)``; 1, a vector, if the network `is_dense`; 2, a series ``(length,
-        channels)``, if every window is one pixel high, as in ``Conv((1, 5))``.
+        channels)``, if every window is one pixel high, and one is wider, as in ``Conv((1, 5))``.
         """
         if self.is_dense:
             return (1, 3)
         every = list(walk(self.layers))
-        flat = all(x.windows[0].size == 1 for x in every if isinstance(x, Conv | AvgPool))
-        moves = any(isinstance(x, Conv | AvgPool) for x in every)
+        windows = [x.windows for x in every if isinstance(x, Conv | AvgPool)]
+        flat = all(rows.size == 1 for rows, _ in windows)
+        moves = any(columns.size > 1 for _, columns in windows)
         local = any(isinstance(x, LocalAvgPool) for x in every)
         return (2, 3) if flat and moves and not local else (3,)
 
@@ -627,7 +628,10 @@ def _layer_from_json(entry: Any, first: bool, nested: int) -> Layer:
     content = _object(entry, ["type", *_keys(kind, first)])
     if kind is not Sum:
         values = {key: value for key, value in content.items() if key != "type"}
-        return kind(**values)
+        layer = kind(**values)
+        if first and not _is_first_format(layer):
+            raise ValueError(f"{layer!r} cannot be in the first format, got {entry!r}")
+        return layer
     branches = content["branches"]
     if nested >= _MOST_NESTED or not isinstance(branches, list):
         raise ValueError(f"branches must be a list, at most {_MOST_NESTED} deep, got {branches!r}")
