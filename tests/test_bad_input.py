@@ -28,6 +28,7 @@ from widelimit.network import (
     Dense,
     Erf,
     Flatten,
+    Gaussian,
     GlobalAvgPool,
     Layer,
     LayerNorm,
@@ -36,6 +37,7 @@ from widelimit.network import (
     Polynomial,
     ReLU,
     Sin,
+    Sum,
 )
 from widelimit.program import compile_family
 from widelimit.testing import assert_close
@@ -295,6 +297,7 @@ SQUARE, END = Polynomial((0, 0, 1)), [GlobalAvgPool(), Dense()]
         ([Conv(3), Erf(), Conv(3), GlobalAvgPool(), Dense(1e20)], 1e-20),
         ([Conv(3), Polynomial((0, 1)), Conv(3), GlobalAvgPool(), Dense(1e20)], 1e-20),
         ([Conv(3, 1e20), LayerNorm(), Conv(3), *END], 1e-20),
+        ([Conv(3, 1e18), Sin(), Conv(3), *END], 1e-18),
     ],
     ids=str,
 )
@@ -304,6 +307,25 @@ def test_what_is_too_dark_for_a_pass_in_float32(layers: list[Layer], scale: floa
         kernel(Network(layers), x)
     exact = kernel(Network(layers), x, dtype="float64", backend="reference")
     assert_close(kernel(Network(layers), x, dtype="float64"), exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("act", [*SCALE_BOUND, ReLU(), Gaussian()], ids=str)
+@pytest.mark.parametrize("scale", [1e-10, 1e10, 1e18])
+def test_weights_that_undo_the_scale_of_images(act: Layer, scale: float) -> None:
+    x = np.random.default_rng(1).normal(size=(3, 4, 5, 2))
+    layers = [act, Conv(3), ReLU(), Flatten(), Dense()]
+    values = kernel(Network([Conv(3, 1 / scale), *layers]), scale * x)
+    exact = kernel(Network([Conv(3, 1.0), *layers]), x, dtype="float64", backend="reference")
+    assert_close(values, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("w_std", [1e-8, 1e-15, 1e-20, 1e-40])
+def test_a_branch_that_is_weaker_than_its_skip(w_std: float) -> None:
+    x = np.random.default_rng(1).normal(size=(3, 4, 5, 2))
+    end = [ReLU(), Conv(3), Flatten(), Dense()]
+    network = Network([Conv(3), Sum((), [ReLU(), Conv(3, w_std)]), *end])
+    exact = kernel(network, x, dtype="float64", backend="reference")
+    assert_close(kernel(network, x), exact, rtol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])

@@ -142,10 +142,12 @@ def boundary_runs(extent: int) -> NDArray[np.int32]:
     [
         ({"slots": (0, 3)}, "slots inside the memory"),
         ({"slots": (-1, 2)}, "slots inside the memory"),
+        ({"slots": (0, 2**63 - 1)}, "slots inside the memory"),
         ({"room": 3}, "slots inside the memory"),
         ({"needs": (1, 4)}, "displacements inside the grids"),
         ({"rows": boundary_runs(4)}, "those of the fine one in order"),
         ({"rows": boundary_runs(2)[::-1].copy()}, "those of the fine one in order"),
+        ({"rows": np.repeat(boundary_runs(2), 3, axis=0)}, "of each the coarse ones"),
         ({"parent": 1}, "each after its parent"),
         ({"parent": -1}, "each after its parent"),
     ],
@@ -243,6 +245,17 @@ def test_results_and_flags_have_their_sizes() -> None:
     for size in (0, 2):
         with pytest.raises(ValueError, match="cancel: one int32 expected"):
             run(make(), cancel=np.zeros(size, np.int32))
+
+
+def test_nothing_is_written_to_a_copy_or_read_from_one() -> None:
+    for name, wrong in (
+        ("out", np.zeros((2, 2, 3), np.float32)),
+        ("out", np.zeros((2, 2, 3), order="F")),
+        ("rows", np.array([0.9, 1.2])),
+        ("cancel", np.zeros(1, np.int64)),
+    ):
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            run(make(), **{name: wrong})
 
 
 @pytest.mark.parametrize("isa", ["avx1024", "", "AVX2"])

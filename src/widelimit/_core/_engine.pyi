@@ -43,8 +43,26 @@ def run64(
     out: NDArray[np.float64],
     cancel: NDArray[np.int32],
 ) -> None: ...
-def profile32(program: Program, *arrays: NDArray[Any]) -> None: ...
-def profile64(program: Program, *arrays: NDArray[Any]) -> None: ...
+def profile32(
+    program: Program,
+    x: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    images: NDArray[Any],
+    profiles: NDArray[Any],
+    biases: NDArray[Any],
+    scale: NDArray[np.float64],
+    diagonal: NDArray[np.float64],
+) -> None: ...
+def profile64(
+    program: Program,
+    x: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    images: NDArray[Any],
+    profiles: NDArray[Any],
+    biases: NDArray[Any],
+    scale: NDArray[np.float64],
+    diagonal: NDArray[np.float64],
+) -> None: ...
 def self_profiles(
     isa: str,
     program: Program,

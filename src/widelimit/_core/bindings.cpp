@@ -113,14 +113,16 @@ Runs make_runs(OwnedProgram& p, nb::handle table, int stride, int fine, int coar
   const auto rows = nb::cast<nb::ndarray<const int32_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>>(table);
   std::vector<Run> runs;
   std::vector<int32_t> start(size_t(2) * fine, 0);
-  int last = 1 - fine;
+  int last = 1 - fine, before = -coarse;
   for (size_t i = 0; i < rows.shape(0); ++i) {
     const int d = rows(i, 0);
     const Run run{rows(i, 1), rows(i, 2), rows(i, 3)};
-    require(d >= last && d < fine && run.coarse > -coarse && run.coarse < coarse && run.count > 0 && run.first > -(1 << 20) &&
+    if (d > last) before = -coarse;
+    require(d >= last && d < fine && run.coarse > before && run.coarse < coarse && run.count > 0 && run.first > -(1 << 20) &&
                 run.first < 1 << 20 && run.count < 1 << 20,
-            "runs: expected displacements inside the grids, those of the fine one in order");
+            "runs: expected displacements inside the grids, those of the fine one in order, of each the coarse ones");
     last = d;
+    before = run.coarse;
     ++start[size_t(d + fine)];
     runs.push_back(run);
   }
@@ -284,7 +286,7 @@ void fill_stage(OwnedProgram& p, nb::handle given, Stage& stage) {
       const Level& v = p.levels[size_t(l)];
       if (v.kind != Kind::kGather || di >= v.h || dj >= v.w || dj <= -v.w) continue;
       const int64_t entries = (v.h - di) * (v.w - (dj < 0 ? -dj : dj)) * (di == 0 && dj == 0 ? 1 : 2);
-      require(slot >= 0 && slot + entries <= v.room, "slices: expected slots inside the memory");
+      require(slot >= 0 && entries <= v.room && slot <= v.room - entries, "slices: expected slots inside the memory");
     }
     if (stage.h > 0) {
       require(di < stage.h && dj < stage.w && dj > -stage.w, wrong);
@@ -528,11 +530,17 @@ NB_MODULE(_engine, m) {
            nb::arg("taps"), nb::arg("closed"));
   nb::class_<BatchArrays<float>>(m, "Batch32").def("__init__", &make_batch<float>);
   nb::class_<BatchArrays<double>>(m, "Batch64").def("__init__", &make_batch<double>);
-  m.def("run32", &run<float>);
-  m.def("run64", &run<double>);
-  m.def("profile32", &profile<float>);
-  m.def("profile64", &profile<double>);
-  m.def("self_profiles", &self_profiles);
+  // What is written to, or looked at again, is never a copy that nanobind made of another dtype or order.
+  m.def("run32", &run<float>, nb::arg("isa"), nb::arg("program"), nb::arg("left"), nb::arg("right"), nb::arg("rows").noconvert(),
+        nb::arg("columns").noconvert(), nb::arg("pairwise"), nb::arg("out").noconvert(), nb::arg("cancel").noconvert());
+  m.def("run64", &run<double>, nb::arg("isa"), nb::arg("program"), nb::arg("left"), nb::arg("right"), nb::arg("rows").noconvert(),
+        nb::arg("columns").noconvert(), nb::arg("pairwise"), nb::arg("out").noconvert(), nb::arg("cancel").noconvert());
+  m.def("profile32", &profile<float>, nb::arg("program"), nb::arg("x"), nb::arg("bias"), nb::arg("images").noconvert(),
+        nb::arg("profiles").noconvert(), nb::arg("biases").noconvert(), nb::arg("scale").noconvert(), nb::arg("diagonal").noconvert());
+  m.def("profile64", &profile<double>, nb::arg("program"), nb::arg("x"), nb::arg("bias"), nb::arg("images").noconvert(),
+        nb::arg("profiles").noconvert(), nb::arg("biases").noconvert(), nb::arg("scale").noconvert(), nb::arg("diagonal").noconvert());
+  m.def("self_profiles", &self_profiles, nb::arg("isa"), nb::arg("program"), nb::arg("images"), nb::arg("biases"),
+        nb::arg("profiles").noconvert(), nb::arg("cancel").noconvert());
   m.def("instruction_sets", [] {
     std::vector<std::tuple<std::string, bool, int, int>> r;
     for (const InstructionSet& s : kInstructionSets)
@@ -543,16 +551,16 @@ NB_MODULE(_engine, m) {
   m.def("fma_peak", [](const std::string& isa, double seconds) {
     nb::gil_scoped_release release;
     return fma_peak(functions_of(isa), seconds);
-  }, "Floating-point operations per second of one core, float32 and float64");
+  }, nb::arg("isa"), nb::arg("seconds"), "Floating-point operations per second of one core, float32 and float64");
   m.def("mixed_peak", [](const std::string& isa, double seconds) {
     nb::gil_scoped_release release;
     return mixed_peak(functions_of(isa), seconds);
-  }, "Vector instructions per second of one core, two FMA to one addition");
+  }, nb::arg("isa"), nb::arg("seconds"), "Vector instructions per second of one core, two FMA to one addition");
   m.def("read_bandwidth", [](const std::string& isa, int64_t bytes, double seconds) {
     nb::gil_scoped_release release;
     return read_bandwidth(functions_of(isa), bytes, seconds);
-  }, "Bytes per second that one core reads from a buffer of `bytes`");
+  }, nb::arg("isa"), nb::arg("bytes"), nb::arg("seconds"), "Bytes per second that one core reads from a buffer of `bytes`");
   m.def("workspace_bytes", [](const std::string& isa, const OwnedProgram& program, bool float32, bool pairwise) {
     return workspace_bytes(functions_of(isa), program, float32, pairwise);
-  });
+  }, nb::arg("isa"), nb::arg("program"), nb::arg("single"), nb::arg("pairwise"));
 }

@@ -942,7 +942,8 @@ struct Sweep {
   void advance(const T* x_img, const T* x_prof, int stage) {
     const Stage& s = program.stages[stage];
     const Slice d = s.slices[done[stage]];
-    while (s.parent >= 0 && done[s.parent] < d.needs) advance(x_img, x_prof, s.parent);
+    while (s.parent >= 0 && done[s.parent] < d.needs && !cancelled()) advance(x_img, x_prof, s.parent);
+    if (cancelled()) return;
     ++done[stage];
     const int n = d.first ? program.n_taps * 2 * L : 0;
     sum_slice(x_img, x_prof, s.variants[d.variant], d, false);
@@ -966,7 +967,7 @@ struct Sweep {
         for (int i = 0; program.levels[l].kind == Kind::kGather && i < s.n_slices; ++i) begun[l][i] = 0;
     }
     for (int k = program.n_stages - 1; k >= 0; --k)
-      while (done[k] < program.stages[k].n_slices) advance(x_img, x_prof, k);
+      while (done[k] < program.stages[k].n_slices && !cancelled()) advance(x_img, x_prof, k);
     return !cancelled();
   }
 

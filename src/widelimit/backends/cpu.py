@@ -70,10 +70,15 @@ def chosen_instruction_set() -> str:
     """
     available = instruction_sets()
     forced = os.environ.get(ISA_VARIABLE)
+    usable = ", ".join(name for name, supported in available.items() if supported)
+    if not usable:
+        raise ValueError(
+            f"this build has code for {', '.join(available)}, and this processor has none of them: "
+            "build it again here"
+        )
     if not forced:
-        return next(name for name, supported in available.items() if supported)
+        return usable.partition(",")[0]
     if not available.get(forced, False):
-        usable = ", ".join(name for name, supported in available.items() if supported)
         raise ValueError(f"{ISA_VARIABLE} must name one of {usable}, got {forced!r}: unset it")
     return forced
 
@@ -200,6 +205,9 @@ def own_profiles(
             profiles /= unit[:, None]
             scale *= unit
         else:
+            brightest = np.abs(x).max(axis=(1, 2, 3), initial=0)
+            least, most = deviation_range(IDENTITY, dtype)
+            _check_range(brightest, np.minimum(brightest, most), (least, most), first + start)
             _check_deviations(compiled.lowered, profiles, dtype, first + start)
             _bound_inverses(compiled.lowered, profiles, dtype)
         made.images[part], made.profiles[part], made.biases[part] = x, profiles, biases

@@ -37,6 +37,7 @@ _MOST_OF_A_WAVE = {"float32": 32.0, "float64": MOST_OF_A_WAVE}  # X^2 roundings:
 
 
 _ONE = Window(1)
+_STRONGER = 2.0**20  # what is added to a branch has at most this times its unit
 
 _WARP = 32  # lanes of a card
 _MOST_VARIANTS = 64  # kinds of slices of a stage that it can tell apart
@@ -547,15 +548,24 @@ def _units(fields: Sequence[Field], input_scale: float, drift: float) -> _Units:
     images: list[FloatArray] = [np.ones((fields[0].h, fields[0].w))]
     scale = 0.0
 
-    def decide(place: int, largest: float, weight: float) -> None:
-        """Choose the scale of a level, by the first that reads it."""
+    def decide(
+        place: int, largest: float, weight: float, *, true: bool = False, least: float = 0.0
+    ) -> None:
+        """Choose the scale of a level, by the first that reads it: in true units, if it must know.
+
+        What that one makes of it has at least a gain, that of what it is added to.
+        """
         nonlocal scale
         if decided[place]:
             return
         decided[place] = True
-        if not 1 / drift < largest * scale < drift:
+        if true:
+            scale = 2.0 ** round(math.log2(gains[place] * weight))
+        elif not 1 / drift < largest * scale < drift:
             scale = 2.0 ** -round(math.log2(largest))
         weight = gains[place] * weight
+        if weight / scale < least:
+            scale = 2.0 ** math.floor(math.log2(weight / least))
         gain = min(max(weight / scale, 1e-280), 1e280)
         if gain != weight / scale:  # leave to the field what the gain cannot hold
             scale = min(max(weight / gain, 1e-300), 1e300)
@@ -575,11 +585,15 @@ def _units(fields: Sequence[Field], input_scale: float, drift: float) -> _Units:
             gains[number] = gains[source] * level.weight
             images.append(np.full((level.h, level.w), float(images[source].max()) * summed))
             continue
-        decide(source, float(_box(images[source], level).max()), level.weight)
+        true, least = level.activation in BOUND_TO_UNITS, 0.0
+        if level.skip >= 0:
+            decide(level.skip, float(images[level.skip].max()), 1.0)
+            least = gains[level.skip] / _STRONGER
+        largest = float(_box(images[source], level).max())
+        decide(source, largest, level.weight, true=true, least=least)
         image = _box(images[source], level)
         gain = gains[source] * level.weight
         if level.skip >= 0:
-            decide(level.skip, float(images[level.skip].max()), 1.0)
             skip_scales[number] = gains[level.skip] / gain
             image = image + skip_scales[number] * images[level.skip]
         before[number] = gain
