@@ -191,7 +191,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 kernel, rows_of = prepare(
                     self, rows, counts, weight, found, whiten=r, multiples=multiples
                 )
-                made.append(_Candidate(kernel, Training.of(rows_of, targets, weight)))
+                made.append(_Candidate(kernel, Training.of(rows_of, targets, weight, counts)))
             return made
 
         tried = candidates(multiples=True)
@@ -363,7 +363,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         self.loo_grid_, self.loo_curve_ = regression.grid, regression.curve
         left_out = regression.left_out
         if left_out is not None:
-            left_out = self._shaped(self._in_units(training.at_samples(left_out)))
+            outputs = self._in_units(training.at_samples(left_out))
+            left_out = self._shaped(training.among_given(outputs))
         self.loo_predictions_ = left_out
 
     # --- more samples -----------------------------------------------------------------------------
@@ -389,7 +390,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         kernel, added = old.grown(old.read(rows[counts]), multiples=not weightless)
         targets = encode(counts)
         check_targets(targets, len(targets))
-        training = self._training.grown(added, targets, weight)
+        training = self._training.grown(added, targets, weight, counts)
         kinds: tuple[Kind, ...] = (old.kind,)
         if self._nngp_fit is not None:
             kinds = (old.kind, "nngp")
@@ -557,7 +558,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         if not n_largest >= 1:
             raise ValueError(f"n_largest must be at least 1, got {n_largest}")
         top = min(int(n_largest), m)
-        alpha = self.dual_coef_.reshape(m, -1)
+        alpha, places = self.dual_coef_.reshape(m, -1), self._training.given
         indices = np.empty((len(samples), top), np.int64)
         weights = np.empty((len(samples), top))
         for block, part in self._crossed(samples):
@@ -567,7 +568,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             else:
                 share = factor.solve(k.T).T
             order = np.argsort(-np.abs(share), axis=1, kind="stable")[:, :top]
-            indices[block] = self._training.first[order]
+            indices[block] = places[order]
             weights[block] = np.take_along_axis(share, order, axis=1)
         names = None
         if self.sample_names_ is not None:

@@ -136,6 +136,8 @@ class Training:
     targets : ndarray of float64, shape (n, t)
     sample_weight : ndarray of float64, shape (n,)
         Above 0.
+    counts : ndarray of bool, shape (given,)
+        Which of the samples that users gave these n are: those of weight 0 are left out.
     """
 
     place: IntArray
@@ -143,13 +145,27 @@ class Training:
     multiples: FloatArray
     targets: FloatArray
     sample_weight: FloatArray
+    counts: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, directions: Directions, targets: FloatArray, sample_weight: FloatArray) -> Training:
+    def of(
+        cls,
+        directions: Directions,
+        targets: FloatArray,
+        sample_weight: FloatArray,
+        counts: NDArray[np.bool_],
+    ) -> Training:
         """Put samples, whose rows are known, and their targets together."""
-        return cls(directions.place, directions.first, directions.multiples, targets, sample_weight)
+        made = directions
+        return cls(made.place, made.first, made.multiples, targets, sample_weight, counts)
 
-    def grown(self, added: Directions, targets: FloatArray, sample_weight: FloatArray) -> Training:
+    def grown(
+        self,
+        added: Directions,
+        targets: FloatArray,
+        sample_weight: FloatArray,
+        counts: NDArray[np.bool_],
+    ) -> Training:
         """Return these and more samples.
 
         Parameters
@@ -160,6 +176,8 @@ class Training:
             Of all.
         sample_weight : ndarray of float64, shape (p,)
             Of the new ones.
+        counts : ndarray of bool, shape (given,)
+            Which of the samples that are given now the new ones are.
         """
         n, m = len(self.place), len(self.first)
         return Training(
@@ -168,7 +186,21 @@ class Training:
             np.concatenate([self.multiples, added.multiples[m:]]),
             targets,
             np.concatenate([self.sample_weight, sample_weight]),
+            np.concatenate([self.counts, counts]),
         )
+
+    @property
+    def given(self) -> IntArray:
+        """Place of each row among the samples that users gave, (m,): that of its first sample."""
+        return np.flatnonzero(self.counts)[self.first]
+
+    def among_given(self, values: FloatArray) -> FloatArray:
+        """Return values of samples, (n, ...), for all that users gave: NaN for those left out."""
+        if self.counts.all():
+            return values
+        made = np.full((len(self.counts), *values.shape[1:]), np.nan)
+        made[self.counts] = values
+        return made
 
     @property
     def weights(self) -> FloatArray:
