@@ -524,8 +524,7 @@ class Prediction:
 
 def _wanted(model: NTKClassifier, folder: Path) -> Wanted:
     """Return what a model reads."""
-    samples = model.x_fit_
-    if samples is None:
+    if model.x_fit_ is None:
         raise ValueError(
             f"{folder} must hold a model of a network, it has a precomputed kernel: use it in "
             "Python"
@@ -533,11 +532,12 @@ def _wanted(model: NTKClassifier, folder: Path) -> Wanted:
     shape = model.image_shape_
     names: Any = getattr(model, "feature_names_in_", None)
     nets: Any = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
+    state: Any = model
     return Wanted(
         shape,
         model.n_features_in_,
         None if names is None or shape is not None else [str(name) for name in names],
-        normalised=shape is not None and bool(samples.min() < 0),
+        normalised=shape is not None and state._signed,
         series=shape is not None and shape[0] == 1 and _reads_series(list(nets)),
     )
 

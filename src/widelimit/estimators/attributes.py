@@ -42,6 +42,7 @@ class FittedAttributes:
     whiten_curve_: FloatArray
     _familiar: Familiar
     _flat: bool  # whether targets were (n,), not (n, 1)
+    _signed: bool  # whether samples, as they were given, had values below 0
 
     def _shaped(self, values: FloatArray) -> FloatArray:
         """Return (n, t) values in the shape that users see."""

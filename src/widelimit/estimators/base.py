@@ -214,6 +214,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         warn(best.regression.solution)
         self._warn_of_choice(options, best.regression)
         self._keep(best.kernel, best.training, best.regression, best.nngp, best.stores, flat=flat)
+        self._signed = bool((rows[counts] < 0).any())
         for name in ("whiten_grid_", "whiten_curve_"):
             self.__dict__.pop(name, None)
         if len(whitenings) > 1:
@@ -431,6 +432,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         warn(solution)
         regression = replace(regression, solution=solution)
         self._keep(kernel, training, regression, nngp, stores, flat=self._flat)
+        self._signed = self._signed or bool((rows[counts] < 0).any())
 
     # --- prediction -------------------------------------------------------------------------------
 

@@ -85,6 +85,8 @@ _FINITE = {"dual_coef", "targets", "sample_weight", "x_fit", "mean", "scale", "n
     "zca_moments",
 }
 
+_ROUNDING = 1e-6  # of samples, when their standardisation is undone
+
 Arrays = dict[str, NDArray[Any]]
 Document = dict[str, Any]
 
@@ -109,6 +111,7 @@ def describe(model: NTKEstimator) -> tuple[Document, Arrays]:
     names: Any = getattr(model, "feature_names_in_", None)
     fitted |= {
         "n_features": int(model.n_features_in_),
+        "signed": state._signed,
         "feature_names": None if names is None else [str(name) for name in names],
         "status": model.solution_.status.name,
         "message": model.solution_.message,
@@ -262,6 +265,8 @@ def restore(document: Document, arrays: Arrays) -> NTKEstimator:
     state._fitted = _restore_kernel(model, fitted, arrays)
     state._nngp_fit, state._stores, state._flat = arrays.get("nngp"), None, False
     state._familiar = Familiar()
+    signed = fitted.get("signed")  # models of before do not say
+    state._signed = _are_signed(state._fitted) if signed is None else bool(signed)
     if "whiten_grid" in fitted:
         grid = [None if r is None else float(r) for r in fitted["whiten_grid"]]
         model.whiten_grid_, model.whiten_curve_ = tuple(grid), arrays["whiten_curve"]
@@ -362,6 +367,20 @@ def _restore_kernel(
         model.backend,
         model.threads,
     )
+
+
+def _are_signed(kernel: FittedKernel | PrecomputedKernel) -> bool:
+    """Return whether samples had values below 0 as they were given, as far as that is known.
+
+    Whitening leaves no trace of it: each image is centred first.
+    """
+    if isinstance(kernel, PrecomputedKernel) or kernel.preparation.zca is not None:
+        return False
+    if kernel.preparation.standardisation is None:
+        return bool((kernel.samples < 0).any())
+    mean, scale = kernel.preparation.standardisation
+    rows = kernel.samples.reshape(len(kernel.samples), -1) * scale + mean
+    return bool(rows.min() < -_ROUNDING * np.abs(rows).max())
 
 
 def _restore_zca(given: Any, arrays: Arrays, shape: Any, d: int) -> ZCA:
