@@ -23,6 +23,7 @@ from widelimit.data.search import find_images
 from widelimit.estimators import NTKClassifier, load_model, save_model
 from widelimit.estimators.checks import Net, check_options, resolve_networks
 from widelimit.estimators.directions import find_directions
+from widelimit.estimators.judge import alone_in_class
 from widelimit.estimators.samples import ImageShape, resolve_shape
 from widelimit.estimators.saved import check_model_folder
 from widelimit.files import check_file, check_room, make_folder, said, write_atomically
@@ -626,8 +627,16 @@ class Suspicion:
         """Return what the fit costs on this machine."""
         return _forecast(self.model, self.data.x_train)
 
-    def run(self) -> tuple[list[Suspect], Path]:
-        """Fit, find the suspects, and write table and sheet; return them and where the sheet is.
+    def run(self) -> tuple[list[Suspect], int, Path]:
+        """Fit, find the suspects, and write table and sheet.
+
+        Returns
+        -------
+        list of Suspect
+        int
+            How many images could not be judged: those that are alone in their classes.
+        Path
+            Where the sheet is.
 
         Raises
         ------
@@ -647,15 +656,18 @@ class Suspicion:
                 "the kernel does not fit into memory, and conjugate gradients leave no image out: "
                 "give fewer images"
             )
-        found = find_suspects(data, model.loo_predictions_, model.temperature_)
+        state: Any = model
+        alone = alone_in_class(state._training)
+        found = find_suspects(data, model.loo_predictions_, model.temperature_, ~alone)
+        count = int(np.count_nonzero(alone))
 
         def write(folder: Path) -> None:
             make_folder(folder)
             table, sheet = _sheet_files(folder)
             write_atomically(table, to_table(found))
-            write_atomically(sheet, render_sheet(data, found))
+            write_atomically(sheet, render_sheet(data, found, count))
 
-        return found, _sheet_files(keep(self.folder, write))[1]
+        return found, count, _sheet_files(keep(self.folder, write))[1]
 
 
 def _sheet_files(folder: Path) -> tuple[Path, Path]:

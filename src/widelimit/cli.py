@@ -465,6 +465,7 @@ def suspects(
     with guarded():
         from widelimit.classify import Suspicion, read_choice
         from widelimit.job import check_backend, read_network, read_reading
+        from widelimit.report.suspects import unjudged
 
         networks = [] if net is None else [read_network(net)]
         job = Suspicion.prepare(
@@ -479,7 +480,7 @@ def suspects(
             progress=sys.stderr.isatty(),
         )
         tell(job.forecast(), yes)
-        found, sheet = job.run()
+        found, alone, sheet = job.run()
     for entry in found[:10]:
         typer.echo(
             f"{entry.file}: {entry.label} ({entry.p_label:.1%}), rather {entry.suggested} "
@@ -487,6 +488,8 @@ def suspects(
         )
     what = "rows" if job.data.is_rows else "images"
     table = sheet.with_suffix(".csv")
+    if alone:
+        typer.echo(f"of {len(job.data.y_train):,} {what} {unjudged(alone)}")
     typer.echo(
         f"{len(found):,} of {len(job.data.y_train):,} {what} are suspects: {sheet}, and {table}"
     )
