@@ -29,6 +29,7 @@ from widelimit.matrices.inputs import (
     check_inputs,
     check_not_first,
     check_series,
+    check_steps,
     read_series,
 )
 from widelimit.matrices.matrix import read_manifest
@@ -167,8 +168,11 @@ def read_image_shape(
             f"series of {h} steps in {w} channels, or {text}x1 for grey images of {h} x {w} pixels"
         )
     if channels is None:
-        remedy = f"{w}x{c}x{h}, and --channels first; if the second is, --channels last"
-        check_not_first("--image-shape", (h, w, c), remedy)
+        last = "and --channels first; if the second is, --channels last"
+        if series and h == 1:
+            check_steps("--image-shape", (h, w, c), f"1x{c}x{w}, {last}")
+        else:
+            check_not_first("--image-shape", (h, w, c), f"{w}x{c}x{h}, {last}")
     return h, w, c
 
 
@@ -347,7 +351,7 @@ def read_rows(
         if series and values.ndim in (2, 3):
             return _as_series(text, values, channels), None
         values = _with_channel(text, values)
-        return check_channels(Path(text).name, values, channels), None
+        return check_channels(Path(text).name, values, channels, series=series), None
     if array is not None:
         raise ValueError(f"--array is for .npz files, got {text}")
     from widelimit.data.load import load_dataset, read_dataset

@@ -330,7 +330,7 @@ def shaped(array: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:
     elif array.ndim == 3:
         array = check_series(name, array, reading.channels) if reading.series else array[..., None]
     elif array.ndim == 4:
-        array = check_channels(name, array, reading.channels)
+        array = check_channels(name, array, reading.channels, series=reading.series)
     if array.ndim not in (2, 4) or array.size == 0:
         raise ValueError(
             f"{name} must have shape (n, h, w) or (n, h, w, c), or (n, d) for rows, none of them "

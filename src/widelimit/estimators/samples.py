@@ -19,6 +19,7 @@ from widelimit.matrices.inputs import (
     check_networks,
     check_not_first,
     check_series,
+    check_steps,
     read_series,
     series_advice,
 )
@@ -86,7 +87,8 @@ def resolve_shape(
     if asked is None:
         return found
     shape = check_image_shape(asked)
-    if len(cast("Sequence[Any]", asked)) == 2 and net and read_series(check_networks(net)):
+    series = bool(net) and read_series(check_networks(net))
+    if len(cast("Sequence[Any]", asked)) == 2 and series:
         h, w, _ = shape
         raise ValueError(
             f"image_shape {(h, w)} is read in two ways by a network for series: write "
@@ -95,8 +97,11 @@ def resolve_shape(
         )
     if channels is None:
         c, h, w = shape
-        images = f"X.reshape(-1, {c}, {h}, {w})"
-        check_not_first("image_shape", shape, f'X = {images}, channels="first"')
+        last = 'channels="first"; if the second is, channels="last"'
+        if series and c == 1:
+            check_steps("image_shape", shape, f"X = X.reshape(-1, {h}, {w}), {last}")
+        else:
+            check_not_first("image_shape", shape, f"X = X.reshape(-1, {c}, {h}, {w}), {last}")
     if found is not None and found != shape:
         raise ValueError(
             f"image_shape is {shape}, but X holds images of shape {found}: leave image_shape "
