@@ -222,32 +222,41 @@ def _with_test(
     data: Dataset, test: str | None, seed: int, reading: dict[str, Any]
 ) -> tuple[Dataset, str]:
     """Return the data with the test set that is asked for, and say what is not fitted for it."""
-    own = len(data.y_test)
+    left = _left_out(data, "the data", "given")
     if test is None:
-        if not own:
+        if not left:
             return data, ""
-        left = f"left out: {own:,} test {_what(data)} of the data (--test given classifies them)"
         return replace(
             data, x_test=data.x_test[:0], y_test=data.y_test[:0], split="none", files_test=None
         ), left
     if test == "given":
-        if not own:
+        if not left:
             raise ValueError(
                 f"{data.name} has no test set of its own: --test 0.2 holds a fifth out, and a "
                 "folder of other images is taken, too"
             )
-        return data, f"held out: {own:,} {_what(data)}, the test set of the data"
+        return data, f"held out: {len(data.y_test):,} {_what(data)}, the test set of the data"
     try:
         share = float(test)
     except ValueError:
         other = read_dataset(test, **reading)
-        return _join(data, other, test), f"test: {len(other.y_train):,} {_what(data)} of {test}"
+        tested = f"test: {len(other.y_train):,} {_what(data)} of {test}"
+        passed = _left_out(other, test, f"{test}:test")
+        return _join(data, other, test), "\n".join(filter(None, [tested, passed, left]))
     data = draw_test_set(data, share=share, seed=seed)
     total = len(data.y_train) + len(data.y_test)
-    return data, (
+    held = (
         f"held out: {len(data.y_test):,} of {total:,} {_what(data)}, {share:.0%} of each class, "
         f"drawn with seed {seed}"
     )
+    return data, "\n".join(filter(None, [held, left]))
+
+
+def _left_out(data: Dataset, name: str, test: str) -> str:
+    """Say how many test images neither are fitted nor test, and which --test takes them; or ""."""
+    if not (own := len(data.y_test)):
+        return ""
+    return f"left out: {own:,} test {_what(data)} of {name} (--test {test} classifies them)"
 
 
 def _join(data: Dataset, other: Dataset, name: str) -> Dataset:
