@@ -174,6 +174,30 @@ def test_data_sets_of_series(folder: Path) -> None:
     assert described((1, 1, 2), series=True) == "series of 1 step in 2 channels"
 
 
+def test_narrow_grey_images_may_be_series(folder: Path) -> None:
+    """Nothing tells (n, 12, 3) from series of 12 steps in 3 channels but the user."""
+    for narrow in (RNG.random((40, 12, 3)), RNG.random((40, 3, 12))):
+        h, w = narrow.shape[1:]
+        np.savez("n.npz", x_train=narrow, y_train=Y)
+        ways = f"read in two ways, grey images of {h} x {w} pixels, or series of 12 steps in 3 chan"
+        with pytest.raises(ValueError, match=ways):
+            wl.load_dataset("n.npz")
+        data = wl.load_dataset("n.npz", image_shape=(h, w, 1))
+        assert data.image_shape == (h, w, 1)
+        with pytest.raises(ValueError, match=ways):
+            wl.load_dataset("n.npz", image_shape=(1, h, w))
+        wl.load_dataset("n.npz", series=True, channels="last" if w == 3 else "first")
+    words = "--net cntk-vanilla-3 --image-shape 12x3x1 --overwrite --out m"
+    np.savez("n.npz", x_train=RNG.random((40, 12, 3)), y_train=Y)
+    assert widelimit(f"fit n.npz {words}")[0] == 0
+    np.save("n.npy", RNG.random((5, 12, 3)))  # as the model has them
+    assert widelimit("predict m n.npy")[0] == 0
+    np.save("n.npy", RNG.random((5, 12, 2)))
+    code, _, error = widelimit("predict m n.npy")
+    assert code == 2
+    assert "must hold images of 12 x 3 x 1, like the model's, got (5, 12, 2)" in error
+
+
 def test_columns_that_might_be_pixels_are_steps(folder: Path) -> None:
     """A table of whole numbers up to 255, as many as a square has, would be grey images."""
     values = RNG.integers(0, 256, (40, 64))
