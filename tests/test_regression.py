@@ -232,3 +232,32 @@ def test_the_ridge_of_the_message_is_for_distinct_samples() -> None:
         Regressor(LINEAR, ridge=1e-16).fit(x, np.arange(26.0))
     times = float(str(caught.value).split("one that is ")[-1].split()[0])
     assert times == pytest.approx(26 / (6 + (factors**2).sum()), rel=1e-2)
+
+
+def test_samples_out_of_range_have_their_places_in_x(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of samples that are equal, and of blocks of new ones, each by itself counts from 0."""
+    net = wl.Network([wl.Conv(3), wl.Sin(), wl.GlobalAvgPool(), wl.Dense()])
+    options: dict[str, Any] = {"dtype": "float32", "ridge": 1e-3}
+    x, y = np.random.default_rng(0).normal(size=(9, 4, 4, 2)), np.arange(9.0)
+    x[:3], weight = x[4], np.r_[1, 0, np.ones(7)]
+    bright = np.array(x)
+    bright[7] *= 1e3
+    told = r"for float32, got \S+ for sample {} of X: use dtype="
+    with pytest.raises(OverflowError, match=told.format(7)):
+        Regressor(net, **options).fit(bright, y, weight)
+    model = Regressor(net, **options).fit(x[:5], y[:5], weight[:5])
+    with pytest.raises(OverflowError, match=told.format(7)):
+        model.partial_fit(bright[5:], y[5:], weight[5:])
+    monkeypatch.setattr(base, "_BLOCK_ENTRIES", 6)
+    with pytest.warns(UserWarning, match="far"), pytest.raises(OverflowError, match=told.format(7)):
+        model.predict(bright)
+
+
+def test_multiples_of_too_different_sizes_have_their_places_in_x() -> None:
+    x = np.array([A, A, B, A, C, 1e60 * B])
+    told = r"between samples {} and {}: rescale"
+    with pytest.raises(ValueError, match=told.format(2, 5)):
+        Regressor(LINEAR, ridge=1.0).fit(x, np.arange(6.0), [1, 0, 1, 1, 1, 1])
+    model = Regressor(LINEAR, ridge=1.0).fit(x[:4], np.arange(4.0), [1, 0, 1, 1])
+    with pytest.raises(ValueError, match=told.format(2, 5)):
+        model.partial_fit(x[4:], np.arange(2.0))

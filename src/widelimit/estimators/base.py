@@ -21,7 +21,13 @@ from widelimit.backends.base import Dtype
 from widelimit.estimators.attributes import FittedAttributes, check_is_fitted
 from widelimit.estimators.checks import Net, check_options, check_weights
 from widelimit.estimators.doubt import doubted, find_nearest, warn
-from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, Stores, patiently
+from widelimit.estimators.fitted import (
+    FittedKernel,
+    PrecomputedKernel,
+    Stores,
+    naming,
+    patiently,
+)
 from widelimit.estimators.influence import Influence, Measure
 from widelimit.estimators.judge import Judge, edge
 from widelimit.estimators.preparation import Normalise, Whiten, resolve_whitenings
@@ -246,7 +252,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
     ) -> _Fitted:
         """Compute the kernels of a candidate, and solve with the best of them."""
         training = one.training
-        kernel, options = self._tuned(one.kernel, training, options)
+        with naming(training.given):
+            kernel, options = self._tuned(one.kernel, training, options)
         stores = None
         if isinstance(kernel, FittedKernel):
             storage: dict[str, Any] = {}
@@ -257,7 +264,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 storage = self._storage(stores.kernel)
                 options = replace(options, store=stores.folder)
             compute = partial(kernel.gram, kinds, progress=self.progress, **storage)
-            matrices: list[list[Any]] = patiently(compute)
+            with naming(training.given):
+                matrices: list[list[Any]] = patiently(compute)
         else:
             matrices = [[given]]
         best, chosen = 0, None
@@ -388,10 +396,12 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         weight, counts = check_weights(sample_weight, rows)
         old = self._kernel
         weightless = factor.location is not None and factor.ridge_absolute > 0
-        kernel, added = old.grown(old.read(rows[counts]), multiples=not weightless)
+        before = self._training
+        places = np.r_[before.given, len(before.counts) + np.flatnonzero(counts)]
+        kernel, added = old.grown(old.read(rows[counts]), multiples=not weightless, given=places)
         targets = encode(counts)
         check_targets(targets, len(targets))
-        training = self._training.grown(added, targets, weight, counts)
+        training = before.grown(added, targets, weight, counts)
         kinds: tuple[Kind, ...] = (old.kind,)
         if self._nngp_fit is not None:
             kinds = (old.kind, "nngp")
@@ -404,7 +414,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 stores.check_room(kernel, kinds)
             storage = self._storage(stores.kernel) | {"reuse": reuse}
             compute = partial(kernel.gram, kinds, progress=self.progress, **storage)
-            k, *more = (part[0] for part in patiently(compute))
+            with naming(training.given):
+                k, *more = (part[0] for part in patiently(compute))
             nngp = more[0] if more else None
         elif factor.location is not None:
             raise ValueError(
@@ -412,7 +423,9 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 "was chosen, net_"
             )
         else:
-            columns, corner = old.border(kernel.samples[len(old.samples) :], kinds)
+            m = len(old.samples)
+            with naming(training.given[m:]):
+                columns, corner = old.border(kernel.samples[m:], kinds)
             k = Bordered(factor.gram, columns[0], corner[0])
             if nngp is not None:
                 nngp = np.block([[np.asarray(nngp), columns[1]], [columns[1].T, corner[1]]])
@@ -508,7 +521,9 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         """Yield the kernel between new and training samples, a block of new ones at a time."""
         kernel = self._fitted.computed_by(self.backend, self.threads)
         for block, part in self._blocks(samples):
-            yield block, kernel.cross(part)[0]
+            with naming(np.arange(len(samples))[block]):
+                made = kernel.cross(part)[0]
+            yield block, made
 
     def _outputs(self, X: Any, coefficients: FloatArray | None = None) -> FloatArray:
         """Return ``kernel(X, x_fit_) @ coefficients``, (n, ...); None: ``dual_coef_``."""
