@@ -264,6 +264,10 @@ def test_shapes_on_the_command_line(folder: Path) -> None:
     assert (
         told.split("\n", 1)[1] == widelimit("explain cnn-1d-4 --shape 1x128x3")[1].split("\n", 1)[1]
     )
+    many = [widelimit(f"explain cnn-1d-4 --shape {shape}") for shape in ("50x12", "1x50x12")]
+    assert many[0][0] == many[1][0] == 0
+    assert many[0][1].split("\n", 1)[1] == many[1][1].split("\n", 1)[1]
+    assert widelimit("explain cntk-gap-3 --shape 1x50x12")[0] == 2
     code, _, error = widelimit("explain cntk-gap-3 --shape 128x3")
     assert code == 2
     assert re.search(r"must be \(h, w, c\), got \(128, 3\)", error)

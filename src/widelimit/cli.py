@@ -166,9 +166,10 @@ def explain(
     """Say what would be computed for a network, or for several in one pass, and at what cost."""
     with guarded():
         from widelimit.job import check_backend, explain_networks, read_network, read_shape
+        from widelimit.matrices.inputs import read_series
 
         parsed = [read_network(text) for text in networks]
-        chosen, named = check_backend(backend), read_shape(shape)
+        chosen, named = check_backend(backend), read_shape(shape, series=read_series(parsed))
         typer.echo(explain_networks(parsed, named, kind or ["ntk"], networks, inputs, chosen))
 
 

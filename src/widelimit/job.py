@@ -90,8 +90,8 @@ def read_network(text: str) -> Network:
     return named_network(text)
 
 
-def read_shape(text: str) -> tuple[int, ...]:
-    """Return ``(32, 32, 3)`` for ``32x32x3``.
+def read_shape(text: str, *, series: bool = False) -> tuple[int, ...]:
+    """Return ``(32, 32, 3)`` for ``32x32x3``; of networks for series ``1x50x12`` is one.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def read_shape(text: str) -> tuple[int, ...]:
             f"series, as in 128x1, or a number of features, got {text!r}"
         )
     shape = tuple(map(int, parts))
-    if len(shape) == 3:
+    if len(shape) == 3 and not (series and shape[0] == 1):
         c, h, w = shape
         check_not_first("--shape", shape, f"{h}x{w}x{c}")
     return shape
