@@ -233,7 +233,7 @@ def test_npz_with_test_set_names_and_column_labels(tmp_path: Path) -> None:
         X_test=IMAGES[:2, ..., 0],
         y_test=words[:2],
     )
-    data = load_dataset(path)
+    data = load_dataset(path, image_shape=(5, 4, 1))  # and no series
     assert data.split == "given"
     assert data.class_names == ("cat", "dog", "emu")
     assert data.image_shape == (5, 4, 1)

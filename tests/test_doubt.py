@@ -171,6 +171,8 @@ def test_what_is_said():
     near = np.concatenate([ROWS[:8], ROWS[2:3] * (1 + 4e-7 * ROWS[8:])])
     with pytest.warns(LinAlgWarning, match="the angle between samples"):
         Regressor(wl.ntk_dense(3, b_std=0.5)).fit(near, TARGETS)
+    with pytest.warns(LinAlgWarning, match="the angle between samples 2 and 8"):  # places in X
+        Regressor(wl.ntk_dense(3)).fit(NEAR, TARGETS, sample_weight=[0, 0, *[1] * 7])
 
 
 @pytest.mark.parametrize("options", [{}, {"ridge": 1e-12}, {"time": 1e12}])
@@ -237,7 +239,7 @@ def test_outputs_move_by_errors_times_coefficients(seed):
         error[i, j] * abs(value[j, target]) for i in range(m) for j in range(m) for target in (0, 1)
     )
     just = 0.01 * np.abs(y).max() / (2 * moved)  # twice that is the estimate, 1 % is allowed
-    training = Training.of(Directions.of_equal(np.arange(m)), y, np.ones(m))
+    training = Training.of(Directions.of_equal(np.arange(m)), y, np.ones(m), np.full(m, True))
     nearest = Nearest(partner, np.full(m, 0.1), scale, 0.5, np.dtype("float64"))
     statistics = Statistics(m, 0.0, 0.0, 0.0, 1.0, 0.0)
     solution = Solution(value, Status.SOLVED, statistics)

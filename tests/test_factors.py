@@ -313,6 +313,36 @@ def test_solve_is_the_function_of_that_name(method: Any, tmp_path: Path) -> None
     assert found.factor is None or found.factor.method == method
 
 
+@pytest.mark.usefixtures("_numpy_for_a_card")
+@pytest.mark.parametrize("method", ["cholesky", "card", "tiled", "conjugate"])
+def test_samples_have_the_numbers_that_are_given(method: Any, tmp_path: Path) -> None:
+    """They may be some of more samples, and messages name them among those."""
+    k, y = problem(4)
+    numbers = np.array([2, 3, 5, 7])
+    twice, zero = k.copy(), k.copy()
+    twice[3], twice[:, 3] = k[1], k[:, 1]
+    twice[3, 3] = k[1, 1]
+    zero[2] = zero[:, 2] = 0.0
+    told = solve(zero, y, 0.0, method=method, store=tmp_path / "1", numbers=numbers).message
+    assert ("sample 5 (from 0)" if method == "card" else "k[5, 5]") in told
+    if method != "conjugate":  # which names a direction
+        told = solve(twice, y, 0.0, method=method, store=tmp_path / "2", numbers=numbers).message
+        assert "sample 7 (from 0)" in told
+        assert "of n" not in told
+        assert ("above all of sample 3 (" in told) == (method != "card")
+
+
+@pytest.mark.parametrize("method", ["cholesky", "spectral"])
+def test_entries_have_the_numbers_that_are_given(method: Any) -> None:
+    k, y = problem(4)
+    k[0, 3] += 1.0
+    with pytest.raises(ValueError, match=r"got k\[2, 7\] = \S+ and k\[7, 2\] = "):
+        solve(k, y, method=method, numbers=np.array([2, 3, 5, 7]))
+    k[0, 3] = np.nan
+    with pytest.raises(ValueError, match=r"got k\[2, 7\] = nan"):
+        solve(k, y, method=method, numbers=np.array([2, 3, 5, 7]))
+
+
 def test_the_method_is_cholesky_if_none_is_given() -> None:
     solution = solve(*problem())
     assert solution.factor is not None

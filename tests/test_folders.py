@@ -267,6 +267,16 @@ def test_a_test_set_of_the_data_is_left_out_and_said(tmp_path: Path) -> None:
     _, text, _ = widelimit(*words, tmp_path / "n", "--test", "given")
     assert "held out: 4 images, the test set of the data" in text
     assert "accuracy on 4 test images: " in text
+    assert "left out" not in text
+    said = "left out: 4 test images of the data (--test given classifies them)\n"
+    _, text, _ = widelimit(*words, tmp_path / "o", "--test", 0.5)
+    assert f"held out: 2 of 4 images, 50% of each class, drawn with seed 0\n{said}" in text
+    other = tmp_path / "d"
+    passed = f"left out: 4 test images of {other} (--test {other}:test classifies them)\n"
+    _, text, _ = widelimit(*words, tmp_path / "p", "--test", other)
+    assert f"test: 4 images of {other}\n{passed}{said}" in text
+    _, text, _ = widelimit(*words, tmp_path / "q", "--test", f"{other}:test")
+    assert f"test: 4 images of {other}:test\n{said}" in text
 
 
 # --- sizes, and images that cannot be read ---

@@ -41,7 +41,8 @@ def evidence(
     made = FittedKernel((net,), False, kind, "float64", Preparation(), x, "auto", None)
     made, rows = made.merged()
     weight = np.ones(len(x)) if weight is None else weight
-    return marginal.Evidence(made, Training.of(rows, y.reshape(len(x), -1), weight), ridge)
+    training = Training.of(rows, y.reshape(len(x), -1), weight, np.full(len(x), True))
+    return marginal.Evidence(made, training, ridge)
 
 
 CASES = {

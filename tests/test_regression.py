@@ -191,3 +191,73 @@ def test_what_kernels_will_take(
     with pytest.raises(Asked):
         estimator(**changes).fit(np.concatenate([x, 2 * x[:1]]), np.arange(8) % 2)
     assert held == [7 * 7 * matrices * itemsize]
+
+
+# --- which sample is at fault ------------------------------------------------------------------
+
+A, B, C = np.eye(3)
+SAME = np.array([A, A, A, B, C, 0.1 * A + 0.2 * B + 2 * C])
+LINEAR = wl.Network([wl.Dense()])
+FAULT = r"at sample {} \(from 0\)\. To rounding .*, above all of sample {} \(weight 2\)"
+
+
+def test_messages_name_samples_by_their_places_in_x() -> None:
+    """Whatever is one row of the matrix, and whatever does not count."""
+    y = np.arange(6.0)
+    with pytest.raises(np.linalg.LinAlgError, match=FAULT.format(5, 4)):
+        Regressor(LINEAR, ridge=1e-17).fit(SAME, y)
+    weight = np.array([0, 1, 1, 1, 0, 1, 1])
+    more = np.insert(SAME, 4, 7 * B - A, axis=0)
+    with pytest.raises(np.linalg.LinAlgError, match=FAULT.format(6, 5)):
+        Regressor(LINEAR, ridge=1e-17).fit(more, np.arange(7.0), weight)
+    with pytest.raises(np.linalg.LinAlgError, match=FAULT.format(6, 5)):
+        Regressor(kernel="precomputed", ridge=1e-17).fit(
+            more @ more.T, np.arange(7.0), weight * [1, 1, 0, 1, 1, 1, 1]
+        )
+    model = Regressor(LINEAR, ridge=1e-17).fit(more[:6], np.arange(6.0), weight[:6])
+    with pytest.raises(np.linalg.LinAlgError, match=FAULT.format(7, 5)):
+        model.partial_fit(more[[4, 6]], [0.0, 0.0], [0, 1])
+    k = more @ more.T
+    k[1, 5] += 1.0
+    for ridge in (1.0, "loo"):
+        with pytest.raises(ValueError, match=r"symmetric .* got k\[1, 5\] = \S+ and k\[5, 1\] = "):
+            Regressor(kernel="precomputed", ridge=ridge).fit(k, np.arange(7.0), weight)
+
+
+def test_the_ridge_of_the_message_is_for_distinct_samples() -> None:
+    """Relative to all of them, as a parameter is, it is another number."""
+    factors = np.linspace(0.01, 0.1, 20)
+    x = np.concatenate([SAME, factors[:, None] * A])
+    with pytest.raises(np.linalg.LinAlgError, match="taken as one: give one that is") as caught:
+        Regressor(LINEAR, ridge=1e-16).fit(x, np.arange(26.0))
+    times = float(str(caught.value).split("one that is ")[-1].split()[0])
+    assert times == pytest.approx(26 / (6 + (factors**2).sum()), rel=1e-2)
+
+
+def test_samples_out_of_range_have_their_places_in_x(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of samples that are equal, and of blocks of new ones, each by itself counts from 0."""
+    net = wl.Network([wl.Conv(3), wl.Sin(), wl.GlobalAvgPool(), wl.Dense()])
+    options: dict[str, Any] = {"dtype": "float32", "ridge": 1e-3}
+    x, y = np.random.default_rng(0).normal(size=(9, 4, 4, 2)), np.arange(9.0)
+    x[:3], weight = x[4], np.r_[1, 0, np.ones(7)]
+    bright = np.array(x)
+    bright[7] *= 1e3
+    told = r"for float32, got \S+ for sample {} of X: use dtype="
+    with pytest.raises(OverflowError, match=told.format(7)):
+        Regressor(net, **options).fit(bright, y, weight)
+    model = Regressor(net, **options).fit(x[:5], y[:5], weight[:5])
+    with pytest.raises(OverflowError, match=told.format(7)):
+        model.partial_fit(bright[5:], y[5:], weight[5:])
+    monkeypatch.setattr(base, "_BLOCK_ENTRIES", 6)
+    with pytest.warns(UserWarning, match="far"), pytest.raises(OverflowError, match=told.format(7)):
+        model.predict(bright)
+
+
+def test_multiples_of_too_different_sizes_have_their_places_in_x() -> None:
+    x = np.array([A, A, B, A, C, 1e60 * B])
+    told = r"between samples {} and {}: rescale"
+    with pytest.raises(ValueError, match=told.format(2, 5)):
+        Regressor(LINEAR, ridge=1.0).fit(x, np.arange(6.0), [1, 0, 1, 1, 1, 1])
+    model = Regressor(LINEAR, ridge=1.0).fit(x[:4], np.arange(4.0), [1, 0, 1, 1])
+    with pytest.raises(ValueError, match=told.format(2, 5)):
+        model.partial_fit(x[4:], np.arange(2.0))

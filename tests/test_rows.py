@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 import widelimit as wl
 from widelimit import cli
 from widelimit.estimators.influence import Influence
+from widelimit.estimators.saved import _document_checksum
 
 IRIS = load_iris()
 WORDS = IRIS.target_names[IRIS.target]
@@ -231,6 +233,55 @@ def test_normalised_images_and_others(digits: Path, tmp_path: Path) -> None:
     assert "images that were normalised, and files have pixels in [0, 1]" in error
     error = refused("predict", digits / "model", tmp_path / "new.npy")
     assert "must hold pixels in [0, 1]" in error
+
+
+@pytest.mark.parametrize("options", [{"whiten": 0.1}, {"standardise": True}])
+@pytest.mark.parametrize("before", [False, True])
+def test_what_is_whitened_or_standardised_was_pixels(
+    options: Any, before: bool, tmp_path: Path
+) -> None:
+    """Files are read for such a model as for any other; also for one that was saved before."""
+
+    def saved(x: Any, name: str) -> Path:
+        model = wl.NTKClassifier("cntk-vanilla-3", ridge=1e-3, **options).fit(x, DIGITS.target[:60])
+        wl.save_model(model, tmp_path / name)
+        if before:
+            path = tmp_path / name / "model.json"
+            document = json.loads(path.read_text())
+            assert document["fitted"].pop("signed") == (name == "white")
+            document.pop("crc32c")
+            document["crc32c"] = _document_checksum(document)
+            path.write_text(json.dumps(document))
+        return tmp_path / name
+
+    pixels = PIXELS[..., None] / 255
+    model, white = saved(pixels, "pixels"), saved(pixels - 0.4, "white")
+    (tmp_path / "new").mkdir()
+    for k in range(3):
+        Image.fromarray(PIXELS[k]).save(tmp_path / "new" / f"{k}.png")
+    np.save(tmp_path / "bytes.npy", PIXELS[:3])
+    np.save(tmp_path / "white.npy", PIXELS[:3, ..., None] / 255 - 0.4)
+    expected = wl.load_model(model).predict_proba(pixels[:3])
+    for path in (tmp_path / "new", tmp_path / "bytes.npy"):
+        _, classes, chances = predicted(run("predict", model, path)[0])
+        assert classes == ["0", "1", "2"]
+        np.testing.assert_allclose(chances, expected, rtol=1e-4, atol=1e-6)
+        if not (before and "whiten" in options):  # which no longer shows
+            assert "normalised" in refused("predict", white, path)
+    assert "must hold pixels in [0, 1]" in refused("predict", model, tmp_path / "white.npy")
+    if not (before and "whiten" in options):
+        assert predicted(run("predict", white, tmp_path / "white.npy")[0])[1] == ["0", "1", "2"]
+
+
+def test_normalised_images_that_are_added_count(tmp_path: Path) -> None:
+    model = wl.NTKClassifier("cntk-vanilla-3", ridge=1e-3)
+    model.fit(PIXELS[:20, ..., None] / 255, DIGITS.target[:20])
+    model.partial_fit(PIXELS[20:30, ..., None] / 255 - 0.4, DIGITS.target[20:30])
+    wl.save_model(model, tmp_path / "m")
+    np.save(tmp_path / "bytes.npy", PIXELS[:3])
+    assert "must hold normalised images" in refused(
+        "predict", tmp_path / "m", tmp_path / "bytes.npy"
+    )
 
 
 def test_rows_that_are_images(tmp_path: Path) -> None:

@@ -195,6 +195,31 @@ def test_a_kernel_that_is_given_comes_back(tmp_path):
             wl.load_model(broken(tmp_path / "m", tmp_path, change))
 
 
+def test_samples_of_weight_0_keep_their_places(tmp_path):
+    weight = np.r_[np.zeros(5), np.ones(20), 0]
+    model = wl.NTKClassifier(ridge=1e-3).fit(X[:26], Y[:26], weight)
+    model.sample_names_ = [f"{place}.png" for place in range(26)]
+    wl.save_model(model, tmp_path / "m")
+    again = wl.load_model(tmp_path / "m")
+    for key, value in model.__dict__.items():
+        same(value, again.__dict__[key])
+    assert again.influence(X[[7]], 1).names.item() == "7.png"
+    np.testing.assert_array_equal(again.self_influence_, model.self_influence_)
+    for wrong in (np.full(26, True), np.full((20, 1), True)):
+        with pytest.raises(ValueError, match="counts must be true for each sample that has a wei"):
+            wl.load_model(broken(tmp_path / "m", tmp_path, replace_array("counts", wrong)))
+    change = replace_array("sample_names", np.array(model.sample_names_[:20]))
+    with pytest.raises(ValueError, match="a name for each sample"):
+        wl.load_model(broken(tmp_path / "m", tmp_path, change))
+
+    def of_before(path, document):  # without weights of 0 there is no such array
+        del document["arrays"]["counts"]
+
+    before = wl.load_model(broken(tmp_path / "m", tmp_path, of_before))
+    np.testing.assert_array_equal(before.predict(X[:9]), model.predict(X[:9]))
+    assert len(before.loo_predictions_) == 20
+
+
 def test_what_exists_is_kept(fitted, tmp_path):
     model, other = fitted["classifier"], fitted["regressor"]
     wl.save_model(model, tmp_path / "m")

@@ -100,6 +100,32 @@ def test_series_of_many_channels_are_no_images_with_channels_first() -> None:
     np.testing.assert_array_equal(wl.kernel(NET, x[:, None]), wl.kernel(NET, x))
     with pytest.raises(ValueError, match="channels first"):
         wl.kernel("cntk-gap-3", x[:, None])
+    rows = x.reshape(20, -1)
+    named = wl.NTKClassifier(NET, image_shape=(1, 15, 12)).fit(rows, Y[:20])
+    np.testing.assert_array_equal(named.predict(rows), model.predict(x))
+    metric = wl.KernelMetric(NET, (1, 15, 12), normalise=False)
+    np.testing.assert_array_equal(metric(rows), wl.kernel(NET, x, dtype="float64"))
+    ways = r"image_shape has shape \(1, 15, 12\), .* 15 x 12 pixels of 1 channels"
+    both = (
+        r'write X = X.reshape\(-1, 1, 15, 12\), channels="first"; if the second is, channels="last"'
+    )
+    with pytest.raises(ValueError, match=f"{ways}.*{both}"):
+        wl.NTKClassifier("cntk-gap-3", image_shape=(1, 15, 12)).fit(rows, Y[:20])
+
+
+def test_rows_of_more_channels_than_steps_are_read_in_two_ways() -> None:
+    x = RNG.standard_normal((20, 5, 12))
+    rows, turned = x.reshape(20, -1), x.transpose(0, 2, 1).reshape(20, -1)
+    ways = r"series of 12 steps in 5 channels \(channels first\), or of 5 steps in 12 channels"
+    first = r'if the first is meant, write X = X.reshape\(-1, 5, 12\), channels="first"; if the'
+    with pytest.raises(ValueError, match=f"image_shape has shape .*{ways}.*{first}"):
+        wl.NTKClassifier(NET, image_shape=(1, 5, 12)).fit(rows, Y[:20])
+    model = wl.NTKClassifier(NET, image_shape=(1, 5, 12), channels="last").fit(rows, Y[:20])
+    np.testing.assert_array_equal(
+        model.predict(rows), wl.NTKClassifier(NET, channels="last").fit(x, Y[:20]).predict(x)
+    )
+    other = wl.NTKClassifier(NET, channels="first").fit(turned.reshape(-1, 12, 5), Y[:20])
+    assert other.image_shape_ == (1, 5, 12)
 
 
 # ---------------------------------------------------------------- files
@@ -137,10 +163,39 @@ def test_data_sets_of_series(folder: Path) -> None:
         ValueError, match=r"training images has shape .* read in two ways, series of"
     ):
         wl.load_dataset("first.npz", series=True)
+    many = RNG.standard_normal((40, 1, 15, 12))
+    np.savez("many.npz", x=many, y=Y)
+    assert wl.load_dataset("many.npz", series=True).image_shape == (1, 15, 12)
+    with pytest.raises(ValueError, match="15 x 12 pixels of 1 channels"):
+        wl.load_dataset("many.npz")
     digits = wl.load_dataset("digits", series=True)  # images stay what they are
     assert digits.image_shape == (8, 8, 1)
     assert not digits.is_series
     assert described((1, 1, 2), series=True) == "series of 1 step in 2 channels"
+
+
+def test_narrow_grey_images_may_be_series(folder: Path) -> None:
+    """Nothing tells (n, 12, 3) from series of 12 steps in 3 channels but the user."""
+    for narrow in (RNG.random((40, 12, 3)), RNG.random((40, 3, 12))):
+        h, w = narrow.shape[1:]
+        np.savez("n.npz", x_train=narrow, y_train=Y)
+        ways = f"read in two ways, grey images of {h} x {w} pixels, or series of 12 steps in 3 chan"
+        with pytest.raises(ValueError, match=ways):
+            wl.load_dataset("n.npz")
+        data = wl.load_dataset("n.npz", image_shape=(h, w, 1))
+        assert data.image_shape == (h, w, 1)
+        with pytest.raises(ValueError, match=ways):
+            wl.load_dataset("n.npz", image_shape=(1, h, w))
+        wl.load_dataset("n.npz", series=True, channels="last" if w == 3 else "first")
+    words = "--net cntk-vanilla-3 --image-shape 12x3x1 --overwrite --out m"
+    np.savez("n.npz", x_train=RNG.random((40, 12, 3)), y_train=Y)
+    assert widelimit(f"fit n.npz {words}")[0] == 0
+    np.save("n.npy", RNG.random((5, 12, 3)))  # as the model has them
+    assert widelimit("predict m n.npy")[0] == 0
+    np.save("n.npy", RNG.random((5, 12, 2)))
+    code, _, error = widelimit("predict m n.npy")
+    assert code == 2
+    assert "must hold images of 12 x 3 x 1, like the model's, got (5, 12, 2)" in error
 
 
 def test_columns_that_might_be_pixels_are_steps(folder: Path) -> None:
@@ -195,6 +250,8 @@ def test_kernel_says_how_it_has_read_an_array(folder: Path) -> None:
     np.testing.assert_array_equal(np.load("r.npy"), wl.kernel(NET, X[..., :1]))
     code, _, error = widelimit(f"kernel ucr --net {NET} --out u.npy")
     assert (code, error) == (0, "")
+    np.save("many.npy", RNG.standard_normal((4, 1, 15, 12)))
+    assert widelimit(f"kernel many.npy --net {NET} --out m.npy")[0] == 0
     code, _, error = widelimit(f"kernel x.npy --net {NET} --net cntk-gap-3 --out b.npy")
     assert code == 2
     assert "x.npy must hold rows (n, d) or images (n, h, w, c), got (40, 12, 2)" in error
@@ -207,13 +264,19 @@ def test_shapes_on_the_command_line(folder: Path) -> None:
     assert (
         told.split("\n", 1)[1] == widelimit("explain cnn-1d-4 --shape 1x128x3")[1].split("\n", 1)[1]
     )
+    many = [widelimit(f"explain cnn-1d-4 --shape {shape}") for shape in ("50x12", "1x50x12")]
+    assert many[0][0] == many[1][0] == 0
+    assert many[0][1].split("\n", 1)[1] == many[1][1].split("\n", 1)[1]
+    assert widelimit("explain cntk-gap-3 --shape 1x50x12")[0] == 2
     code, _, error = widelimit("explain cntk-gap-3 --shape 128x3")
     assert code == 2
     assert re.search(r"must be \(h, w, c\), got \(128, 3\)", error)
     for net, shape, message in (
         (NET, "6x2", "is read in two ways by a network for series: write 1x6x2 for series of 6"),
         (NET, "1x6x2", "of 2 channels are read in two ways"),
-        (NET, "1x2x6", r"channels first; if the second is, --channels last"),
+        (NET, "1x2x6", "write 1x6x2, and --channels first; if the second is, --channels last"),
+        (NET, "1x15x12", r"rows of 1 x 15 x 12 = 180 values to be such images, got 12"),
+        ("cntk-gap-3", "1x2x6", "write 2x6x1, and --channels first; if the second is, --channel"),
     ):
         code, _, error = widelimit(f"fit ucr --net {net} --out n --image-shape {shape}")
         assert code == 2

@@ -41,6 +41,7 @@ def test_wrong_labels_are_named_in_a_table_and_a_sheet(tmp_path: Path) -> None:
     assert rows[0]["suggested"] == "<zero>"
     assert float(rows[0]["probability of label"]) < 0.5 < float(rows[0]["probability of suggested"])
     page = (tmp_path / "s" / "suspects.html").read_text()
+    assert "could not be judged" not in page + result.stdout
     assert page.count("<img") == len(rows)
     assert "&lt;zero&gt;" in page
     assert "<zero>" not in page
@@ -58,3 +59,21 @@ def test_images_without_files_have_numbers(tmp_path: Path) -> None:
     assert "image 5: " in result.stdout
     code = CliRunner().invoke(app, [*words[:-1], str(tmp_path / "d.npz" / "x")]).exit_code
     assert code == 2
+
+
+def test_what_is_alone_in_its_class_is_no_suspect(tmp_path: Path) -> None:
+    """Without it there is no example of its class; a copy of it is none, either."""
+    data = wl.load_dataset("digits")
+    for count, said in ((1, "1 could not be judged: it is alone in its class"), (2, "2 could not")):
+        places = [*np.flatnonzero(data.y_train < 2)[:20], *[np.argmax(data.y_train == 7)] * count]
+        y = data.y_train[places]
+        y[3] = 1 - y[3]
+        np.savez(tmp_path / "d.npz", x=data.x_train[places], y=y)
+        words = ["suspects", str(tmp_path / "d.npz"), "--net", "cntk-gap-3", "--overwrite"]
+        result = CliRunner().invoke(app, [*words, "--out", str(tmp_path)])
+        assert result.exit_code == 0, result.stderr
+        assert "image 3: " in result.stdout
+        assert "image 20: " not in result.stdout
+        assert f"of {20 + count} images {said}" in result.stdout
+        assert f"Of all images {said}" in (tmp_path / "suspects.html").read_text()
+        assert "image 20" not in (tmp_path / "suspects.csv").read_text()

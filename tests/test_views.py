@@ -206,7 +206,7 @@ def test_a_weight_of_labels_is_a_number_of_copies():
     np.testing.assert_allclose(weighted.predict_proba(x), copies.predict_proba(x), rtol=1e-6)
     # It would be noticed if all weighed the same.
     counted = counts[counts > 0]
-    right = weighted.loo_predictions_.argmax(axis=1) == weighted._labels
+    right = weighted.loo_predictions_[counts > 0].argmax(axis=1) == weighted._labels
     assert abs(np.average(right, weights=counted) - right.mean()) > 1e-3
     # Added later, too: what does not count brings no label.
     later = Classifier(wl.ntk_dense(3)).fit(x[:60], y[:60], sample_weight=counts[:60])
@@ -546,6 +546,36 @@ def test_influences_sum_to_the_output():
     with pytest.raises(ValueError, match="weights of training samples need a factor"):
         iterated.influence(x[50:])
     assert iterated.influence(x[50:], measure="terms").weights.shape == (30, 10)
+
+
+def test_samples_of_weight_0_keep_their_places():
+    """Training samples are told, and left out, by their places in what was given."""
+    x, y = digits(60)
+    given, part = x[:40], slice(0, 25)
+    weight = np.ones(40)
+    weight[[0, 1, 2, 17, 24, 25, 39]] = 0
+    kept = np.flatnonzero(weight)
+    for model in (Classifier(standardise=False), Regressor(standardise=False, normalize_y=False)):
+        plain = clone(model).fit(given[kept], y[kept])
+        whole = clone(model).fit(given, y[:40], weight)
+        added = clone(model).fit(given[part], y[part], weight[part])
+        added.partial_fit(given[25:], y[25:40], sample_weight=weight[25:])
+        for found in (whole, added):
+            for measure in ("weights", "terms"):
+                near = found.influence(given[[17, 30]], 3, measure=measure)
+                expected = plain.influence(given[[17, 30]], 3, measure=measure)
+                np.testing.assert_allclose(near.weights, expected.weights, atol=1e-7)
+                assert set(near.indices[0]) == set(kept[expected.indices[0]])
+                if measure == "weights":  # of a training sample: itself
+                    assert near.indices[1, 0] == 30
+            for name in ("loo_predictions_", "self_influence_"):
+                values, fewer = getattr(found, name), getattr(plain, name)
+                np.testing.assert_allclose(values[kept], fewer, atol=1e-6)
+                assert np.isnan(values[weight == 0]).all()
+                assert len(values) == 40
+    assert plain.noise_variance_ == whole.noise_variance_
+    whole.sample_names_ = [f"{place}.png" for place in range(40)]
+    assert whole.influence(given[[30]], 1).names.item() == "30.png"
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -131,9 +131,9 @@ def test_a_second_fit_forgets_the_choices_of_the_first() -> None:
 
 def test_what_is_tried_is_judged_by_the_same_samples() -> None:
     """A sample that is alone in its class for one whitening is left out of all."""
-    targets, weight = np.eye(2)[[0, 0, 1, 1]], np.ones(4)
-    apart = Training(np.arange(4), np.arange(4), weight, targets, weight)
-    merged = Training(np.array([0, 1, 2, 2]), np.arange(3), weight, targets, weight)
+    targets, weight, counts = np.eye(2)[[0, 0, 1, 1]], np.ones(4), np.full(4, True)
+    apart = Training(np.arange(4), np.arange(4), weight, targets, weight, counts)
+    merged = Training(np.array([0, 1, 2, 2]), np.arange(3), weight, targets, weight, counts)
     judge = wl.NTKClassifier()._judge
     assert judge([apart, apart]).judged is None
     for both in ([apart, merged], [merged, apart]):

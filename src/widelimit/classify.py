@@ -23,6 +23,7 @@ from widelimit.data.search import find_images
 from widelimit.estimators import NTKClassifier, load_model, save_model
 from widelimit.estimators.checks import Net, check_options, resolve_dtype, resolve_networks
 from widelimit.estimators.directions import find_directions
+from widelimit.estimators.judge import alone_in_class
 from widelimit.estimators.preparation import resolve_whitenings
 from widelimit.estimators.samples import ImageShape, resolve_shape
 from widelimit.estimators.saved import check_model_folder
@@ -222,32 +223,41 @@ def _with_test(
     data: Dataset, test: str | None, seed: int, reading: dict[str, Any]
 ) -> tuple[Dataset, str]:
     """Return the data with the test set that is asked for, and say what is not fitted for it."""
-    own = len(data.y_test)
+    left = _left_out(data, "the data", "given")
     if test is None:
-        if not own:
+        if not left:
             return data, ""
-        left = f"left out: {own:,} test {_what(data)} of the data (--test given classifies them)"
         return replace(
             data, x_test=data.x_test[:0], y_test=data.y_test[:0], split="none", files_test=None
         ), left
     if test == "given":
-        if not own:
+        if not left:
             raise ValueError(
                 f"{data.name} has no test set of its own: --test 0.2 holds a fifth out, and a "
                 "folder of other images is taken, too"
             )
-        return data, f"held out: {own:,} {_what(data)}, the test set of the data"
+        return data, f"held out: {len(data.y_test):,} {_what(data)}, the test set of the data"
     try:
         share = float(test)
     except ValueError:
         other = read_dataset(test, **reading)
-        return _join(data, other, test), f"test: {len(other.y_train):,} {_what(data)} of {test}"
+        tested = f"test: {len(other.y_train):,} {_what(data)} of {test}"
+        passed = _left_out(other, test, f"{test}:test")
+        return _join(data, other, test), "\n".join(filter(None, [tested, passed, left]))
     data = draw_test_set(data, share=share, seed=seed)
     total = len(data.y_train) + len(data.y_test)
-    return data, (
+    held = (
         f"held out: {len(data.y_test):,} of {total:,} {_what(data)}, {share:.0%} of each class, "
         f"drawn with seed {seed}"
     )
+    return data, "\n".join(filter(None, [held, left]))
+
+
+def _left_out(data: Dataset, name: str, test: str) -> str:
+    """Say how many test images neither are fitted nor test, and which --test takes them; or ""."""
+    if not (own := len(data.y_test)):
+        return ""
+    return f"left out: {own:,} test {_what(data)} of {name} (--test {test} classifies them)"
 
 
 def _join(data: Dataset, other: Dataset, name: str) -> Dataset:
@@ -528,8 +538,7 @@ class Prediction:
 
 def _wanted(model: NTKClassifier, folder: Path) -> Wanted:
     """Return what a model reads."""
-    samples = model.x_fit_
-    if samples is None:
+    if model.x_fit_ is None:
         raise ValueError(
             f"{folder} must hold a model of a network, it has a precomputed kernel: use it in "
             "Python"
@@ -537,11 +546,12 @@ def _wanted(model: NTKClassifier, folder: Path) -> Wanted:
     shape = model.image_shape_
     names: Any = getattr(model, "feature_names_in_", None)
     nets: Any = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
+    state: Any = model
     return Wanted(
         shape,
         model.n_features_in_,
         None if names is None or shape is not None else [str(name) for name in names],
-        normalised=shape is not None and bool(samples.min() < 0),
+        normalised=shape is not None and state._signed,
         series=shape is not None and shape[0] == 1 and _reads_series(list(nets)),
     )
 
@@ -630,8 +640,16 @@ class Suspicion:
         """Return what the fit costs on this machine."""
         return _forecast(self.model, self.data.x_train)
 
-    def run(self) -> tuple[list[Suspect], Path]:
-        """Fit, find the suspects, and write table and sheet; return them and where the sheet is.
+    def run(self) -> tuple[list[Suspect], int, Path]:
+        """Fit, find the suspects, and write table and sheet.
+
+        Returns
+        -------
+        list of Suspect
+        int
+            How many images could not be judged: those that are alone in their classes.
+        Path
+            Where the sheet is.
 
         Raises
         ------
@@ -651,15 +669,18 @@ class Suspicion:
                 "the kernel does not fit into memory, and conjugate gradients leave no image out: "
                 "give fewer images"
             )
-        found = find_suspects(data, model.loo_predictions_, model.temperature_)
+        state: Any = model
+        alone = alone_in_class(state._training)
+        found = find_suspects(data, model.loo_predictions_, model.temperature_, ~alone)
+        count = int(np.count_nonzero(alone))
 
         def write(folder: Path) -> None:
             make_folder(folder)
             table, sheet = _sheet_files(folder)
             write_atomically(table, to_table(found))
-            write_atomically(sheet, render_sheet(data, found))
+            write_atomically(sheet, render_sheet(data, found, count))
 
-        return found, _sheet_files(keep(self.folder, write))[1]
+        return found, count, _sheet_files(keep(self.folder, write))[1]
 
 
 def _sheet_files(folder: Path) -> tuple[Path, Path]:

@@ -166,9 +166,10 @@ def explain(
     """Say what would be computed for a network, or for several in one pass, and at what cost."""
     with guarded():
         from widelimit.job import check_backend, explain_networks, read_network, read_shape
+        from widelimit.matrices.inputs import read_series
 
         parsed = [read_network(text) for text in networks]
-        chosen, named = check_backend(backend), read_shape(shape)
+        chosen, named = check_backend(backend), read_shape(shape, series=read_series(parsed))
         typer.echo(explain_networks(parsed, named, kind or ["ntk"], networks, inputs, chosen))
 
 
@@ -465,6 +466,7 @@ def suspects(
     with guarded():
         from widelimit.classify import Suspicion, read_choice
         from widelimit.job import check_backend, read_network, read_reading
+        from widelimit.report.suspects import unjudged
 
         networks = [] if net is None else [read_network(net)]
         job = Suspicion.prepare(
@@ -479,7 +481,7 @@ def suspects(
             progress=sys.stderr.isatty(),
         )
         tell(job.forecast(), yes)
-        found, sheet = job.run()
+        found, alone, sheet = job.run()
     for entry in found[:10]:
         typer.echo(
             f"{entry.file}: {entry.label} ({entry.p_label:.1%}), rather {entry.suggested} "
@@ -487,6 +489,8 @@ def suspects(
         )
     what = "rows" if job.data.is_rows else "images"
     table = sheet.with_suffix(".csv")
+    if alone:
+        typer.echo(f"of {len(job.data.y_train):,} {what} {unjudged(alone)}")
     typer.echo(
         f"{len(found):,} of {len(job.data.y_train):,} {what} are suspects: {sheet}, and {table}"
     )

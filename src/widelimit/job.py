@@ -29,6 +29,7 @@ from widelimit.matrices.inputs import (
     check_inputs,
     check_not_first,
     check_series,
+    check_steps,
     read_series,
 )
 from widelimit.matrices.matrix import read_manifest
@@ -89,8 +90,8 @@ def read_network(text: str) -> Network:
     return named_network(text)
 
 
-def read_shape(text: str) -> tuple[int, ...]:
-    """Return ``(32, 32, 3)`` for ``32x32x3``.
+def read_shape(text: str, *, series: bool = False) -> tuple[int, ...]:
+    """Return ``(32, 32, 3)`` for ``32x32x3``; of networks for series ``1x50x12`` is one.
 
     Raises
     ------
@@ -104,7 +105,7 @@ def read_shape(text: str) -> tuple[int, ...]:
             f"series, as in 128x1, or a number of features, got {text!r}"
         )
     shape = tuple(map(int, parts))
-    if len(shape) == 3:
+    if len(shape) == 3 and not (series and shape[0] == 1):
         c, h, w = shape
         check_not_first("--shape", shape, f"{h}x{w}x{c}")
     return shape
@@ -167,8 +168,11 @@ def read_image_shape(
             f"series of {h} steps in {w} channels, or {text}x1 for grey images of {h} x {w} pixels"
         )
     if channels is None:
-        remedy = f"{w}x{c}x{h}, and --channels first; if the second is, --channels last"
-        check_not_first("--image-shape", (h, w, c), remedy)
+        last = "and --channels first; if the second is, --channels last"
+        if series and h == 1:
+            check_steps("--image-shape", (h, w, c), f"1x{c}x{w}, {last}")
+        else:
+            check_not_first("--image-shape", (h, w, c), f"{w}x{c}x{h}, {last}")
     return h, w, c
 
 
@@ -347,7 +351,7 @@ def read_rows(
         if series and values.ndim in (2, 3):
             return _as_series(text, values, channels), None
         values = _with_channel(text, values)
-        return check_channels(Path(text).name, values, channels), None
+        return check_channels(Path(text).name, values, channels, series=series), None
     if array is not None:
         raise ValueError(f"--array is for .npz files, got {text}")
     from widelimit.data.load import load_dataset, read_dataset

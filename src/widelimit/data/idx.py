@@ -8,6 +8,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,9 @@ def load_idx(
         class_names = FASHION_CLASSES
     elif upright:
         read, class_names = _mapped(read, next(iter(files.values())).parent, prefix)
+    shape = next(iter(read.values())).x.shape
+    if len(shape) == 3 and reading.image_shape is None:  # images by their format, however narrow
+        reading = replace(reading, image_shape=(shape[1], shape[2], 1))
     return assemble(
         title,
         read,

@@ -142,7 +142,8 @@ def load_dataset(
         "coarse" of CIFAR-100. None: it is told by its name.
     image_shape : (h, w, c) or None
         Of the image that a row is. None: rows stay rows, unless columns of a table are pixels by
-        their names.
+        their names. Also says that arrays (n, h, w) with a side of 4 pixels or less are grey
+        images, (h, w, 1), and no series.
     series : bool
         Whether arrays (n, length, channels), or (n, channels, length) with channels="first", are
         series, and rows (n, length) series of one channel. They become images one pixel high,

@@ -58,6 +58,7 @@ _EXAMPLES = {
 }
 _MAX_NAME = 256  # characters of a class name
 _MAX_LISTED = 8  # arrays in a message
+_FEW_CHANNELS = 4  # of series: a side of so few pixels is asked about
 _VOLUME = 5  # sides of an image that are all as large as this, and equal, are no image
 
 
@@ -72,7 +73,7 @@ class Reading:
     label : str or None
         Name, or place, of the array or column of labels; None: it is looked for.
     image_shape : (h, w, c) or None
-        Of the image that a row is; None: rows stay rows.
+        Of the image that a row is; None: rows stay rows. Of grey images that may be series, too.
     series : bool
         Whether samples of three axes, and rows, are series: images one pixel high, of any values.
     """
@@ -327,10 +328,12 @@ def shaped(array: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:
             f"{name} are rows of {array.shape[1]:,} values, and channels is for images: leave it "
             "out, or say which image a row is: image_shape=(h, w, c) (--image-shape)"
         )
+    elif array.ndim == 3 and reading.series:
+        array = check_series(name, array, reading.channels)
     elif array.ndim == 3:
-        array = check_series(name, array, reading.channels) if reading.series else array[..., None]
+        array = _grey(array, name, reading)
     elif array.ndim == 4:
-        array = check_channels(name, array, reading.channels)
+        array = check_channels(name, array, reading.channels, series=reading.series)
     if array.ndim not in (2, 4) or array.size == 0:
         raise ValueError(
             f"{name} must have shape (n, h, w) or (n, h, w, c), or (n, d) for rows, none of them "
@@ -344,6 +347,20 @@ def shaped(array: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:
         )
     check_size(array.shape, name)
     return array
+
+
+def _grey(array: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:
+    """Return grey images (n, h, w) with their channel; refuse what may be series."""
+    few, many = sorted(array.shape[1:])
+    if 0 < few <= _FEW_CHANNELS < many and reading.image_shape != (*array.shape[1:], 1):
+        h, w = array.shape[1:]
+        raise ValueError(
+            f"{name} have shape {array.shape}, which is read in two ways, grey images of {h} x {w} "
+            f"pixels, or series of {many} steps in {few} channels: if the first is meant, say "
+            f"image_shape=({h}, {w}, 1) (--image-shape {h}x{w}x1); if the second is, series=True "
+            "(--net cnn-1d-4, or another network for series)"
+        )
+    return array[..., None]
 
 
 def _unfolded(rows: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:

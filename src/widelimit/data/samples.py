@@ -126,10 +126,13 @@ def _fitted(x: NDArray[Any], path: Path, wanted: Wanted, channels: Channels) -> 
         if x.ndim != 2 or x.shape[1] != wanted.n_features:
             raise ValueError(f"{path} must hold {wanted.about}, like the model's, got {x.shape}")
         return check_rows(x, title)
+    unlike = ValueError(f"{path} must hold {wanted.about}, like the model's, got {x.shape}")
+    if x.ndim == 3 and not wanted.series and (*x.shape[1:], 1) != wanted.shape:
+        raise unlike
     reading = Reading(channels, image_shape=wanted.shape, series=wanted.series)
     images = shaped(x, title, reading)
     if images.shape[1:] != wanted.shape:
-        raise ValueError(f"{path} must hold {wanted.about}, like the model's, got {x.shape}")
+        raise unlike
     if wanted.series or (wanted.normalised and x.dtype.kind == "f"):
         return check_rows(images, title)
     made, normalised = to_pixels({"samples": images}, str(path))

@@ -42,6 +42,7 @@ class FittedAttributes:
     whiten_curve_: FloatArray
     _familiar: Familiar
     _flat: bool  # whether targets were (n,), not (n, 1)
+    _signed: bool  # whether samples, as they were given, had values below 0
 
     def _shaped(self, values: FloatArray) -> FloatArray:
         """Return (n, t) values in the shape that users see."""
@@ -114,7 +115,7 @@ class FittedAttributes:
         """Increase of the squared error of each training sample when it is left out, (n,).
 
         ``|y_i - f_without_i(x_i)|^2 - |y_i - f(x_i)|^2``, summed over targets: large for samples
-        that the others contradict, such as mislabelled ones.
+        that the others contradict, such as mislabelled ones; NaN for samples of weight 0.
         """
         check_is_fitted(self, "dual_coef_")
         training = self._training
@@ -122,7 +123,7 @@ class FittedAttributes:
         fitted = training.at_samples(training.means - self._penalty())
         before = ((training.targets - fitted) ** 2).sum(axis=1)
         after = ((training.targets - self._normalised(left_out)) ** 2).sum(axis=1)
-        return after - before
+        return training.among_given(after - before)
 
     def _in_units(self, outputs: FloatArray) -> FloatArray:
         """Return outputs (n, t) of the regression in units of what users gave."""
@@ -133,12 +134,13 @@ class FittedAttributes:
         return targets
 
     def _left_out(self, what: str) -> FloatArray:
+        """Return predictions of the samples that count, each by a regression without it."""
         if self.loo_predictions_ is None:
             raise AttributeError(
                 f"{what} needs leave-one-out predictions, which solver='cg' has not: use "
                 "solver='cholesky'"
             )
-        return self.loo_predictions_
+        return self.loo_predictions_[self._training.counts]
 
     def _penalty(self) -> FloatArray:
         """Return what outputs at the training samples, one a row, are short of their targets."""

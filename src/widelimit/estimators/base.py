@@ -21,7 +21,13 @@ from widelimit.backends.base import Dtype
 from widelimit.estimators.attributes import FittedAttributes, check_is_fitted
 from widelimit.estimators.checks import Net, check_options, check_weights
 from widelimit.estimators.doubt import doubted, find_nearest, warn
-from widelimit.estimators.fitted import FittedKernel, PrecomputedKernel, Stores, patiently
+from widelimit.estimators.fitted import (
+    FittedKernel,
+    PrecomputedKernel,
+    Stores,
+    naming,
+    patiently,
+)
 from widelimit.estimators.influence import Influence, Measure
 from widelimit.estimators.judge import Judge, edge
 from widelimit.estimators.preparation import Normalise, Whiten, resolve_whitenings
@@ -191,7 +197,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 kernel, rows_of = prepare(
                     self, rows, counts, weight, found, whiten=r, multiples=multiples
                 )
-                made.append(_Candidate(kernel, Training.of(rows_of, targets, weight)))
+                made.append(_Candidate(kernel, Training.of(rows_of, targets, weight, counts)))
             return made
 
         tried = candidates(multiples=True)
@@ -214,6 +220,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         warn(best.regression.solution)
         self._warn_of_choice(options, best.regression)
         self._keep(best.kernel, best.training, best.regression, best.nngp, best.stores, flat=flat)
+        self._signed = bool((rows[counts] < 0).any())
         for name in ("whiten_grid_", "whiten_curve_"):
             self.__dict__.pop(name, None)
         if len(whitenings) > 1:
@@ -245,7 +252,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
     ) -> _Fitted:
         """Compute the kernels of a candidate, and solve with the best of them."""
         training = one.training
-        kernel, options = self._tuned(one.kernel, training, options)
+        with naming(training.given):
+            kernel, options = self._tuned(one.kernel, training, options)
         stores = None
         if isinstance(kernel, FittedKernel):
             storage: dict[str, Any] = {}
@@ -256,7 +264,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 storage = self._storage(stores.kernel)
                 options = replace(options, store=stores.folder)
             compute = partial(kernel.gram, kinds, progress=self.progress, **storage)
-            matrices: list[list[Any]] = patiently(compute)
+            with naming(training.given):
+                matrices: list[list[Any]] = patiently(compute)
         else:
             matrices = [[given]]
         best, chosen = 0, None
@@ -363,7 +372,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         self.loo_grid_, self.loo_curve_ = regression.grid, regression.curve
         left_out = regression.left_out
         if left_out is not None:
-            left_out = self._shaped(self._in_units(training.at_samples(left_out)))
+            outputs = self._in_units(training.at_samples(left_out))
+            left_out = self._shaped(training.among_given(outputs))
         self.loo_predictions_ = left_out
 
     # --- more samples -----------------------------------------------------------------------------
@@ -386,10 +396,12 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         weight, counts = check_weights(sample_weight, rows)
         old = self._kernel
         weightless = factor.location is not None and factor.ridge_absolute > 0
-        kernel, added = old.grown(old.read(rows[counts]), multiples=not weightless)
+        before = self._training
+        places = np.r_[before.given, len(before.counts) + np.flatnonzero(counts)]
+        kernel, added = old.grown(old.read(rows[counts]), multiples=not weightless, given=places)
         targets = encode(counts)
         check_targets(targets, len(targets))
-        training = self._training.grown(added, targets, weight)
+        training = before.grown(added, targets, weight, counts)
         kinds: tuple[Kind, ...] = (old.kind,)
         if self._nngp_fit is not None:
             kinds = (old.kind, "nngp")
@@ -402,7 +414,8 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 stores.check_room(kernel, kinds)
             storage = self._storage(stores.kernel) | {"reuse": reuse}
             compute = partial(kernel.gram, kinds, progress=self.progress, **storage)
-            k, *more = (part[0] for part in patiently(compute))
+            with naming(training.given):
+                k, *more = (part[0] for part in patiently(compute))
             nngp = more[0] if more else None
         elif factor.location is not None:
             raise ValueError(
@@ -410,7 +423,9 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
                 "was chosen, net_"
             )
         else:
-            columns, corner = old.border(kernel.samples[len(old.samples) :], kinds)
+            m = len(old.samples)
+            with naming(training.given[m:]):
+                columns, corner = old.border(kernel.samples[m:], kinds)
             k = Bordered(factor.gram, columns[0], corner[0])
             if nngp is not None:
                 nngp = np.block([[np.asarray(nngp), columns[1]], [columns[1].T, corner[1]]])
@@ -430,6 +445,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         warn(solution)
         regression = replace(regression, solution=solution)
         self._keep(kernel, training, regression, nngp, stores, flat=self._flat)
+        self._signed = self._signed or bool((rows[counts] < 0).any())
 
     # --- prediction -------------------------------------------------------------------------------
 
@@ -505,7 +521,9 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         """Yield the kernel between new and training samples, a block of new ones at a time."""
         kernel = self._fitted.computed_by(self.backend, self.threads)
         for block, part in self._blocks(samples):
-            yield block, kernel.cross(part)[0]
+            with naming(np.arange(len(samples))[block]):
+                made = kernel.cross(part)[0]
+            yield block, made
 
     def _outputs(self, X: Any, coefficients: FloatArray | None = None) -> FloatArray:
         """Return ``kernel(X, x_fit_) @ coefficients``, (n, ...); None: ``dual_coef_``."""
@@ -557,7 +575,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         if not n_largest >= 1:
             raise ValueError(f"n_largest must be at least 1, got {n_largest}")
         top = min(int(n_largest), m)
-        alpha = self.dual_coef_.reshape(m, -1)
+        alpha, places = self.dual_coef_.reshape(m, -1), self._training.given
         indices = np.empty((len(samples), top), np.int64)
         weights = np.empty((len(samples), top))
         for block, part in self._crossed(samples):
@@ -567,7 +585,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
             else:
                 share = factor.solve(k.T).T
             order = np.argsort(-np.abs(share), axis=1, kind="stable")[:, :top]
-            indices[block] = self._training.first[order]
+            indices[block] = places[order]
             weights[block] = np.take_along_axis(share, order, axis=1)
         names = None
         if self.sample_names_ is not None:

@@ -170,7 +170,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         several networks, and so is the grid of time="loo": each network has times of its own. For
         the absolute ridge of all samples.
     loo_predictions_ : ndarray of float64, shape (n, c)
-        Outputs for each training sample of a regression without it, without class_weight.
+        Outputs for each training sample of a regression without it, without class_weight. NaN for
+        samples of weight 0, as in self_influence_.
     loo_accuracy_ : float
         Share of training samples that the others label correctly.
     whiten_ : float or None
@@ -423,7 +424,9 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
             self.temperature_ = TYPICAL_TEMPERATURE
             if some.any():
                 self.temperature_ = fit_temperature(
-                    self.loo_predictions_[some], self._labels[some], training.sample_weight[some]
+                    self._left_out("temperature_")[some],
+                    self._labels[some],
+                    training.sample_weight[some],
                 )
         self._weigh_classes()
         self._warn_of_lonely()

@@ -53,6 +53,7 @@ ARRAYS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "place": ("i8", ("n",)),
     "first": ("i8", ("m",)),
     "multiples": ("f8", ("n",)),
+    "counts": ("b1", None),  # where samples of weight 0 were given
     "target_mean": ("f8", ("t",)),
     "target_scale": ("f8", ("t",)),
     "x_fit": ("f8 f4 u1", None),
@@ -84,6 +85,8 @@ _FINITE = {"dual_coef", "targets", "sample_weight", "x_fit", "mean", "scale", "n
     "zca_moments",
 }
 
+_ROUNDING = 1e-6  # of samples, when their standardisation is undone
+
 Arrays = dict[str, NDArray[Any]]
 Document = dict[str, Any]
 
@@ -108,6 +111,7 @@ def describe(model: NTKEstimator) -> tuple[Document, Arrays]:
     names: Any = getattr(model, "feature_names_in_", None)
     fitted |= {
         "n_features": int(model.n_features_in_),
+        "signed": state._signed,
         "feature_names": None if names is None else [str(name) for name in names],
         "status": model.solution_.status.name,
         "message": model.solution_.message,
@@ -123,7 +127,8 @@ def describe(model: NTKEstimator) -> tuple[Document, Arrays]:
         "loo_curve": model.loo_curve_,
     }
     if model.loo_predictions_ is not None:
-        arrays["loo_predictions"] = model.loo_predictions_.reshape(training.targets.shape)
+        left_out = model.loo_predictions_[training.counts]
+        arrays["loo_predictions"] = left_out.reshape(training.targets.shape)
     if isinstance(model, NTKRegressor):
         arrays |= {"target_mean": model.target_mean_, "target_scale": model.target_scale_}
     if model.sample_names_ is not None:
@@ -179,13 +184,14 @@ def _describe_kernel(kernel: FittedKernel | PrecomputedKernel) -> tuple[Document
 
 
 def _describe_training(training: Training) -> Arrays:
-    return {
+    arrays = {
         "targets": training.targets,
         "sample_weight": training.sample_weight,
         "place": training.place.astype(np.int64),
         "first": training.first.astype(np.int64),
         "multiples": training.multiples,
     }
+    return arrays if training.counts.all() else arrays | {"counts": training.counts}
 
 
 def _network(net: Network) -> Any:
@@ -259,6 +265,8 @@ def restore(document: Document, arrays: Arrays) -> NTKEstimator:
     state._fitted = _restore_kernel(model, fitted, arrays)
     state._nngp_fit, state._stores, state._flat = arrays.get("nngp"), None, False
     state._familiar = Familiar()
+    signed = fitted.get("signed")  # models of before do not say
+    state._signed = _are_signed(state._fitted) if signed is None else bool(signed)
     if "whiten_grid" in fitted:
         grid = [None if r is None else float(r) for r in fitted["whiten_grid"]]
         model.whiten_grid_, model.whiten_curve_ = tuple(grid), arrays["whiten_curve"]
@@ -274,9 +282,11 @@ def restore(document: Document, arrays: Arrays) -> NTKEstimator:
     model.dual_coef_ = shaped(np.asfortranarray(arrays["dual_coef"]))
     model.solution_ = _restore_solution(model.dual_coef_, fitted, arrays, training)
     model.loo_grid_, model.loo_curve_ = arrays["loo_grid"], arrays["loo_curve"]
-    model.sample_names_ = _restore_names(arrays, len(training.place))
+    model.sample_names_ = _restore_names(arrays, len(training.counts))
     left_out = arrays.get("loo_predictions")
-    model.loo_predictions_ = None if left_out is None else shaped(left_out)
+    model.loo_predictions_ = None
+    if left_out is not None:
+        model.loo_predictions_ = shaped(training.among_given(left_out))
     return model
 
 
@@ -298,8 +308,10 @@ def _restore_training(arrays: Arrays) -> Training:
         raise ValueError("place and first must number samples")
     if not np.all(arrays["sample_weight"] > 0):
         raise ValueError("sample_weight must be above 0")
-    multiples = arrays.get("multiples", np.ones(n))
-    training = Training(place, first, multiples, arrays["targets"], arrays["sample_weight"])
+    multiples, counts = arrays.get("multiples", np.ones(n)), arrays.get("counts", np.full(n, True))
+    if counts.ndim != 1 or np.count_nonzero(counts) != n:
+        raise ValueError("counts must be true for each sample that has a weight")
+    training = Training(place, first, multiples, arrays["targets"], arrays["sample_weight"], counts)
     weights = training.weights
     if weights.shape != (m,) or not np.all(weights > 0) or not np.all(np.isfinite(weights)):
         raise ValueError("place and multiples must give every row a weight above 0")
@@ -355,6 +367,20 @@ def _restore_kernel(
         model.backend,
         model.threads,
     )
+
+
+def _are_signed(kernel: FittedKernel | PrecomputedKernel) -> bool:
+    """Return whether samples had values below 0 as they were given, as far as that is known.
+
+    Whitening leaves no trace of it: each image is centred first.
+    """
+    if isinstance(kernel, PrecomputedKernel) or kernel.preparation.zca is not None:
+        return False
+    if kernel.preparation.standardisation is None:
+        return bool((kernel.samples < 0).any())
+    mean, scale = kernel.preparation.standardisation
+    rows = kernel.samples.reshape(len(kernel.samples), -1) * scale + mean
+    return bool(rows.min() < -_ROUNDING * np.abs(rows).max())
 
 
 def _restore_zca(given: Any, arrays: Arrays, shape: Any, d: int) -> ZCA:

@@ -53,7 +53,9 @@ class Directions:
         return cls(numbers, np.unique(numbers, return_index=True)[1], np.ones(len(numbers)))
 
 
-def find_directions(samples: NDArray[Any], numbers: IntArray, known: int = 0) -> Directions:
+def find_directions(
+    samples: NDArray[Any], numbers: IntArray, known: int = 0, given: IntArray | None = None
+) -> Directions:
     """Find samples that are positive multiples of one another, up to the rounding of their entries.
 
     Parameters
@@ -64,6 +66,8 @@ def find_directions(samples: NDArray[Any], numbers: IntArray, known: int = 0) ->
         Equal for equal samples, from 0 in the order in which they come.
     known : int
         The first so many samples, all distinct, are taken to have directions of their own.
+    given : ndarray of int64, shape (n,), or None
+        What errors call the samples; None: their places.
 
     Raises
     ------
@@ -90,7 +94,8 @@ def find_directions(samples: NDArray[Any], numbers: IntArray, known: int = 0) ->
                 leader[index], multiples[index] = found
     nothing = search.scale == 0
     main = 0 if known else int(np.argmin(nothing))  # the first that is not zero
-    _check(multiples[~nothing], distinct[~nothing], distinct[leader[~nothing]])
+    called = distinct if given is None else given[distinct]
+    _check(multiples[~nothing], called[~nothing], called[leader[~nothing]])
     nothing[:known] = False
     leader[nothing], multiples[nothing] = main, float(search.scale[main] == 0)
     leads = np.flatnonzero(leader == np.arange(len(leader)))

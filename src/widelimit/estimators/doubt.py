@@ -176,7 +176,7 @@ def doubted(solution: Solution, nearest: Nearest, kernel: _Kernel, training: Tra
     )
     if found.max() > 2 * moved(0.0).max():
         i = int(training.place[found.argmax()])
-        first, second = sorted(training.first[[i, partner[i]]].tolist())
+        first, second = sorted(training.given[[i, partner[i]]].tolist())
         message += (
             f": the angle between samples {first} and {second} is {errors.angles[i]:.1e}, and "
             f"{errors.unresolved:.1e} is all that can be told"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -28,6 +29,7 @@ from widelimit.matrices.kernel import kernel, kernel_diagonal
 from widelimit.matrices.manifest import Inputs, Maker, Manifest
 from widelimit.matrices.objects import open_objects
 from widelimit.matrices.prepared import PreparedKernel
+from widelimit.matrices.profiles import SampleOutsideRange
 from widelimit.matrices.run import gram
 from widelimit.network import Network
 from widelimit.program import Kind
@@ -36,6 +38,7 @@ __all__ = [
     "FittedKernel",
     "PrecomputedKernel",
     "Stores",
+    "naming",
     "patiently",
 ]
 
@@ -114,7 +117,9 @@ class FittedKernel:
         """Return rows (n, d) as samples of the kernel, (n, d) or (n, h, w, c)."""
         return self.preparation(rows)
 
-    def merged(self, *, multiples: bool = True) -> tuple[FittedKernel, Directions]:
+    def merged(
+        self, *, multiples: bool = True, given: IntArray | None = None
+    ) -> tuple[FittedKernel, Directions]:
         """Return the kernel with one sample for each row of its matrix, and what rows are.
 
         Equal samples are one row and, if no network has a bias, multiples of one another are.
@@ -123,19 +128,24 @@ class FittedKernel:
         ----------
         multiples : bool
             Whether they may be: rows then have weights, which not every solver takes.
+        given : ndarray of int64, shape (n,), or None
+            What errors call the samples; None: their places.
         """
-        return self._rows(self.samples, 0, multiples)
+        return self._rows(self.samples, 0, multiples, given)
 
-    def grown(self, new: NDArray[Any], *, multiples: bool) -> tuple[FittedKernel, Directions]:
+    def grown(
+        self, new: NDArray[Any], *, multiples: bool, given: IntArray
+    ) -> tuple[FittedKernel, Directions]:
         """Return the kernel with more samples, and the rows of old samples and new ones."""
-        return self._rows(np.concatenate([self.samples, new]), len(self.samples), multiples)
+        whole = np.concatenate([self.samples, new])
+        return self._rows(whole, len(self.samples), multiples, given)
 
     def _rows(
-        self, samples: NDArray[Any], known: int, multiples: bool
+        self, samples: NDArray[Any], known: int, multiples: bool, given: IntArray | None
     ) -> tuple[FittedKernel, Directions]:
         numbers = number_samples(samples, None)[0]
         if multiples and all(net.is_homogeneous for net in self.networks):
-            rows = find_directions(samples, numbers, known)
+            rows = find_directions(samples, numbers, known, given)
         else:
             rows = Directions.of_equal(numbers)
         if len(rows.first) < len(samples):
@@ -351,6 +361,18 @@ class Stores:
         missing -= sum(size for _, size in open_objects(self.kernel).sizes("c"))
         if missing > 0:
             open_objects(self.root).check_room(missing + entries * 8 * kernel.choices)
+
+
+@contextmanager
+def naming(places: IntArray) -> Generator[None]:
+    """Let the error of a sample that has no kernel name it by its place in X, one of these."""
+    try:
+        yield
+    except SampleOutsideRange as error:
+        if error.side == "x2":  # training samples, beside new ones
+            raise
+        place = int(places[error.sample])
+        raise SampleOutsideRange(error.found, place, "X", error.remedy) from None
 
 
 def patiently(call: Callable[[], _Result]) -> _Result:

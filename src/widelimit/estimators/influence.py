@@ -27,8 +27,9 @@ class Influence:
     Parameters
     ----------
     indices : ndarray of int64, shape (n, m)
-        Places of training samples in the X of `fit`, those of largest ``|weight|`` first. Of equal
-        samples, and without biases of multiples of one another, the first.
+        Places of training samples in the X of `fit`, and, on from its end, of `partial_fit`; those
+        of largest ``|weight|`` first. Of equal samples, and without biases of multiples of one
+        another, the first.
     weights : ndarray of float64, shape (n, m)
         measure="weights": ``(A^-1 k(X, x))_j``, A the kernel of the training samples with its
         ridge: the prediction is the sum of the training targets, each times its weight. Two copies

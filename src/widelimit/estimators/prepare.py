@@ -115,4 +115,4 @@ def prepare(
         preparation(x),
         model.backend,
         model.threads,
-    ).merged(multiples=multiples)
+    ).merged(multiples=multiples, given=np.flatnonzero(counts))

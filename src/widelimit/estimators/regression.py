@@ -237,6 +237,7 @@ def regress(
         method=method,
         time=options.time,
         weights=training.weights,
+        numbers=training.given,
         store=place,
         memory=options.memory,
         threads=options.threads,
@@ -284,6 +285,7 @@ def grow(
         training.means,
         extends=factor,
         weights=training.weights,
+        numbers=training.given,
         store=place,
         memory=memory,
         threads=threads,
@@ -317,6 +319,12 @@ def _concluded(
         found = solve(k, training.means, used, method="spectral", weights=training.weights)
         message = f"{found.message} {solution.message.split('. ')[0]}."
         solution = replace(found, message=message)
+    if solution.status is Status.NOT_POSITIVE_DEFINITE and training.share != 1:
+        message = (
+            f"{solution.message} These ridges are for samples that are multiples taken as one: "
+            f"give one that is {1 / training.share:.3g} times as large."
+        )
+        solution = replace(solution, message=message)
     solution = _with_ridge(solution.require(), ridge)
     factor, grid = solution.factor, np.array([ridge])
     if factor is None:
@@ -337,7 +345,7 @@ def _choose(
     """Take the ridge, or the time, with which left-out samples are predicted best."""
     means, share = training.means, training.share
     found = card_device().eigenvectors if method == "card" else None
-    spectrum = Spectrum.of(k, training.weights, found)
+    spectrum = Spectrum.of(k, training.weights, found, training.given)
     if options.ridge == "loo":
         grid = RIDGES
         tried = spectrum.leave_one_out(means, list(share * grid))

@@ -82,8 +82,8 @@ channels, dtype, backend, threads, solver, store, memory, executor, progress
     dual_coef_ : ndarray of float64, shape (m,) or (m, targets)
         The coefficients of the samples of `x_fit_`, for targets of mean 0 and variance 1.
     loo_predictions_ : ndarray of float64, shape (n,) or (n, targets)
-        Prediction of each training sample by a regression without it, in units of y. Mean and scale
-        of y are those of all samples.
+        Prediction of each training sample by a regression without it, in units of y; NaN for those
+        of weight 0. Mean and scale of y are those of all samples.
     loo_score_, loo_curve_, self_influence_
         As for `NTKClassifier`, for targets of variance 1: ``1 + loo_score_`` is R² of leaving one
         out.

@@ -19,6 +19,7 @@ from widelimit.matrices.inputs import (
     check_networks,
     check_not_first,
     check_series,
+    check_steps,
     read_series,
     series_advice,
 )
@@ -86,7 +87,8 @@ def resolve_shape(
     if asked is None:
         return found
     shape = check_image_shape(asked)
-    if len(cast("Sequence[Any]", asked)) == 2 and net and read_series(check_networks(net)):
+    series = bool(net) and read_series(check_networks(net))
+    if len(cast("Sequence[Any]", asked)) == 2 and series:
         h, w, _ = shape
         raise ValueError(
             f"image_shape {(h, w)} is read in two ways by a network for series: write "
@@ -95,8 +97,11 @@ def resolve_shape(
         )
     if channels is None:
         c, h, w = shape
-        images = f"X.reshape(-1, {c}, {h}, {w})"
-        check_not_first("image_shape", shape, f'X = {images}, channels="first"')
+        last = 'channels="first"; if the second is, channels="last"'
+        if series and c == 1:
+            check_steps("image_shape", shape, f"X = X.reshape(-1, {h}, {w}), {last}")
+        else:
+            check_not_first("image_shape", shape, f"X = X.reshape(-1, {c}, {h}, {w}), {last}")
     if found is not None and found != shape:
         raise ValueError(
             f"image_shape is {shape}, but X holds images of shape {found}: leave image_shape "
@@ -136,6 +141,8 @@ class Training:
     targets : ndarray of float64, shape (n, t)
     sample_weight : ndarray of float64, shape (n,)
         Above 0.
+    counts : ndarray of bool, shape (given,)
+        Which of the samples that users gave these n are: those of weight 0 are left out.
     """
 
     place: IntArray
@@ -143,13 +150,27 @@ class Training:
     multiples: FloatArray
     targets: FloatArray
     sample_weight: FloatArray
+    counts: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, directions: Directions, targets: FloatArray, sample_weight: FloatArray) -> Training:
+    def of(
+        cls,
+        directions: Directions,
+        targets: FloatArray,
+        sample_weight: FloatArray,
+        counts: NDArray[np.bool_],
+    ) -> Training:
         """Put samples, whose rows are known, and their targets together."""
-        return cls(directions.place, directions.first, directions.multiples, targets, sample_weight)
+        made = directions
+        return cls(made.place, made.first, made.multiples, targets, sample_weight, counts)
 
-    def grown(self, added: Directions, targets: FloatArray, sample_weight: FloatArray) -> Training:
+    def grown(
+        self,
+        added: Directions,
+        targets: FloatArray,
+        sample_weight: FloatArray,
+        counts: NDArray[np.bool_],
+    ) -> Training:
         """Return these and more samples.
 
         Parameters
@@ -160,6 +181,8 @@ class Training:
             Of all.
         sample_weight : ndarray of float64, shape (p,)
             Of the new ones.
+        counts : ndarray of bool, shape (given,)
+            Which of the samples that are given now the new ones are.
         """
         n, m = len(self.place), len(self.first)
         return Training(
@@ -168,7 +191,21 @@ class Training:
             np.concatenate([self.multiples, added.multiples[m:]]),
             targets,
             np.concatenate([self.sample_weight, sample_weight]),
+            np.concatenate([self.counts, counts]),
         )
+
+    @property
+    def given(self) -> IntArray:
+        """Place of each row among the samples that users gave, (m,): that of its first sample."""
+        return np.flatnonzero(self.counts)[self.first]
+
+    def among_given(self, values: FloatArray) -> FloatArray:
+        """Return values of samples, (n, ...), for all that users gave: NaN for those left out."""
+        if self.counts.all():
+            return values
+        made = np.full((len(self.counts), *values.shape[1:]), np.nan)
+        made[self.counts] = values
+        return made
 
     @property
     def weights(self) -> FloatArray:

@@ -33,6 +33,7 @@ __all__ = [
     "check_one_shape",
     "check_samples",
     "check_series",
+    "check_steps",
     "check_threads",
     "check_tile",
     "chunks",
@@ -195,14 +196,34 @@ def check_series(name: str, values: NDArray[Any], channels: Channels) -> NDArray
         raise ValueError(f'channels must be "first", "last" or None, got {channels!r}')
     if channels == "first":
         return values.transpose(0, 2, 1)[:, None]
-    a, b = values.shape[1:]
-    if channels is None and a < b:
-        raise ValueError(
-            f"{name} has shape {values.shape}, which is read in two ways, series of {b} steps in "
-            f"{a} channels (channels first), or of {a} steps in {b} channels (channels last): if "
-            f'the first is meant, write channels="first"; if the second is, channels="last"'
-        )
+    if channels is None:
+        check_steps(name, values.shape, 'channels="first"; if the second is, channels="last"')
     return values[:, None]
+
+
+def check_steps(name: str, shape: Sequence[int], remedy: str) -> None:
+    """Refuse a shape that ends with that of a series of more channels than steps.
+
+    Parameters
+    ----------
+    name : str
+        What has the shape, for the message.
+    shape : sequence of int, (..., length, c)
+    remedy : str
+        What to write if channels are first, and if they are not.
+
+    Raises
+    ------
+    ValueError
+        With both readings.
+    """
+    a, b = shape[-2:]
+    if a < b:
+        raise ValueError(
+            f"{name} has shape {tuple(shape)}, which is read in two ways, series of {b} steps in "
+            f"{a} channels (channels first), or of {a} steps in {b} channels (channels last): if "
+            f"the first is meant, write {remedy}"
+        )
 
 
 def check_channels(

@@ -16,7 +16,31 @@ from widelimit.matrices.families import Family
 from widelimit.matrices.inputs import let_go
 from widelimit.matrices.threads import Threads
 
-__all__ = ["Block", "Samples", "Side", "make_sides", "quiet"]
+__all__ = ["Block", "SampleOutsideRange", "Samples", "Side", "make_sides", "quiet"]
+
+
+class SampleOutsideRange(OverflowError):
+    """A sample is too dark or too bright for a network in a dtype, in words.
+
+    Parameters
+    ----------
+    found : str
+        What must hold, and what does.
+    sample : int
+        Its place.
+    side : str
+        What the samples are called; "" if there is one side.
+    remedy : str
+    """
+
+    def __init__(self, found: str, sample: int, side: str, remedy: str) -> None:
+        super().__init__(found, sample, side, remedy)
+        self.found, self.sample, self.side, self.remedy = found, sample, side, remedy
+
+    def __str__(self) -> str:
+        """Return all of it."""
+        side = f" of {self.side}" if self.side else ""
+        return f"{self.found} for sample {self.sample}{side}: {self.remedy}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,11 +149,12 @@ class Side:
                 profile = family.backend.profile(family.program, values, identity, self._dtype)
         except OutsideRange as error:
             remedy = "use dtype='float64', or" if self._dtype == "float32" else "use"
-            sample = f"sample {start + error.sample}" + (f" of {self._name}" if self._name else "")
-            raise OverflowError(
+            raise SampleOutsideRange(
                 f"standard deviations of layers must lie between {error.least:g} and "
-                f"{error.most:g} for {self._dtype}, got {error.deviation:.1e} for {sample}: "
-                f"{remedy} inputs or w_std of another scale"
+                f"{error.most:g} for {self._dtype}, got {error.deviation:.1e}",
+                start + error.sample,
+                self._name,
+                f"{remedy} inputs or w_std of another scale",
             ) from None
         variances = None
         if any(readout.needs_variance for readout in family.program.readouts):

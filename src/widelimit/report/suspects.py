@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 import numpy as np
+from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.data.dataset import Dataset
@@ -15,7 +16,7 @@ from widelimit.markup import to_data_uri
 from widelimit.report.page import document
 from widelimit.report.table import to_csv
 
-__all__ = ["Suspect", "find_suspects", "render_sheet", "to_table"]
+__all__ = ["Suspect", "find_suspects", "render_sheet", "to_table", "unjudged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,9 @@ class Suspect:
     p_suggested: float
 
 
-def find_suspects(data: Dataset, outputs: FloatArray, temperature: float) -> list[Suspect]:
+def find_suspects(
+    data: Dataset, outputs: FloatArray, temperature: float, judged: NDArray[np.bool_]
+) -> list[Suspect]:
     """Return the training images that leave-one-out labels otherwise, the least probable first.
 
     Parameters
@@ -52,11 +55,14 @@ def find_suspects(data: Dataset, outputs: FloatArray, temperature: float) -> lis
         Leave-one-out predictions of its training images.
     temperature : float
         Of probabilities.
+    judged : ndarray of bool, shape (n,)
+        Which images can be suspects. One that is alone in its class cannot: without it nothing is
+        known of the class.
     """
     chances = np.exp(log_softmax(outputs, temperature))
     best: IntArray = outputs.argmax(axis=1)
     own = chances[np.arange(len(chances)), data.y_train]
-    odd = np.flatnonzero(best != data.y_train)
+    odd = np.flatnonzero((best != data.y_train) & judged)
     return [
         Suspect(
             image=int(i),
@@ -72,6 +78,14 @@ def find_suspects(data: Dataset, outputs: FloatArray, temperature: float) -> lis
     ]
 
 
+def unjudged(count: int) -> str:
+    """Say how many images could not be judged; "" if all could."""
+    if not count:
+        return ""
+    alone = "it is alone in its class" if count == 1 else "they are alone in their classes"
+    return f"{count:,} could not be judged: {alone}"
+
+
 def to_table(suspects: Sequence[Suspect]) -> str:
     """Return the suspects as CSV, one row for each."""
     head = ["image", "label", "suggested", "probability of label", "probability of suggested"]
@@ -81,10 +95,19 @@ def to_table(suspects: Sequence[Suspect]) -> str:
     return to_csv([head, *rows])
 
 
-def render_sheet(data: Dataset, suspects: Sequence[Suspect]) -> str:
-    """Return the suspects as a page that needs nothing but itself, with a thumbnail of each."""
+def render_sheet(data: Dataset, suspects: Sequence[Suspect], alone: int) -> str:
+    """Return the suspects as a page that needs nothing but itself, with a thumbnail of each.
+
+    Parameters
+    ----------
+    data : Dataset
+    suspects : sequence of Suspect
+    alone : int
+        How many images could not be judged.
+    """
     what = "rows" if data.is_rows else "images"
     title = f"Likely wrong labels: {data.name}"
+    note = f" Of all {what} {unjudged(alone)}." if alone else ""
     cards = "\n".join(
         f"<li>{_thumbnail(data, s)}"
         f"<b>{escape(s.label)}</b> ({s.p_label:.1%}), rather <b>{escape(s.suggested)}</b> "
@@ -97,7 +120,7 @@ def render_sheet(data: Dataset, suspects: Sequence[Suspect]) -> str:
             f"""<section>
 <h1>{escape(title)}</h1>
 <p>{len(suspects):,} of {len(data.y_train):,} {what}, which a fit to all other {what} labels
-otherwise, those with the least probable labels first. In brackets the probabilities.</p>
+otherwise, those with the least probable labels first. In brackets the probabilities.{note}</p>
 <ul class="sheet">
 {cards}
 </ul>

@@ -13,13 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import lapack  # pyright: ignore[reportMissingTypeStubs]
 from scipy.sparse import linalg as sparse_linalg  # pyright: ignore[reportMissingTypeStubs]
 
-from widelimit.arrays import FloatArray
+from widelimit.arrays import FloatArray, IntArray
 from widelimit.solvers.checks import (
     check_absolute,
     check_ridge,
     check_targets,
     check_weights,
     epsilon,
+    named,
     relative_norm,
 )
 from widelimit.solvers.cholesky import CholeskyFactor, is_definite
@@ -289,6 +290,7 @@ def solve_card(
     ridge: float = 0.0,
     *,
     weights: FloatArray | None = None,
+    numbers: IntArray | None = None,
     device: Device | None = None,
 ) -> Solution:
     """Solve ``(k + ridge trace(k)/n I) a = y`` by a Cholesky factorisation on an NVIDIA card.
@@ -297,7 +299,7 @@ def solve_card(
 
     Parameters
     ----------
-    k, y, ridge, weights
+    k, y, ridge, weights, numbers
         As for `solve_cholesky`.
     device : Device or None
         None: the first card.
@@ -347,7 +349,7 @@ def solve_card(
     if weakest is not None:
         message = (
             f"k is not positive definite to rounding, with relative ridge {relative:g}: its "
-            f"smallest pivot is at sample {weakest} (from 0) of n = {n}. Add a larger relative "
+            f"smallest pivot is at {named(weakest, n, numbers)}. Add a larger relative "
             "ridge, such as ridge=1e-6; compute the kernel with dtype='float64'; or remove samples "
             "that repeat others. method='cholesky' says more."
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widelimit.arrays import FloatArray
+from widelimit.arrays import FloatArray, IntArray
 from widelimit.solvers.matrix import as_matrix
 from widelimit.solvers.solution import Unavailable
 
@@ -19,7 +19,9 @@ __all__ = [
     "check_ridge",
     "check_targets",
     "check_weights",
+    "entry",
     "epsilon",
+    "named",
     "refuse_weights",
     "relative_norm",
 ]
@@ -37,6 +39,20 @@ _LARGEST_ABSOLUTE = {"float64": 1e150, "float32": 1e30}
 def epsilon(dtype: np.dtype[Any]) -> float:
     """Relative rounding of entries given in a dtype: that of float64 at best."""
     return max(float(np.finfo(dtype).eps) if dtype.kind == "f" else 0.0, 2.0**-52)
+
+
+def named(index: int, n: int, numbers: IntArray | None) -> str:
+    """Return what messages call the sample of a row of k, (n, n)."""
+    if numbers is None:
+        return f"sample {index} (from 0) of n = {n}"
+    return f"sample {numbers[index]} (from 0)"
+
+
+def entry(row: int, column: int, numbers: IntArray | None) -> str:
+    """Return what messages call an entry of k."""
+    if numbers is not None:
+        row, column = int(numbers[row]), int(numbers[column])
+    return f"k[{row}, {column}]"
 
 
 def check_ridge(ridge: object) -> float:
@@ -168,8 +184,14 @@ def refuse_weights(weights: FloatArray | None, ridge: float) -> None:
         )
 
 
-def check_gram(k: ArrayLike) -> tuple[NDArray[Any], FloatArray]:
+def check_gram(k: ArrayLike, numbers: IntArray | None = None) -> tuple[NDArray[Any], FloatArray]:
     """Return k as an array, without a copy, and the sums of ``|k|`` over its rows.
+
+    Parameters
+    ----------
+    k : array-like
+    numbers : ndarray of int64, shape (n,), or None
+        What messages call the rows of k; None: their places, from 0.
 
     Raises
     ------
@@ -190,8 +212,9 @@ def check_gram(k: ArrayLike) -> tuple[NDArray[Any], FloatArray]:
         block = matrix[start:stop].astype(np.float64)
         if not np.all(np.isfinite(block)):
             row, column = np.argwhere(~np.isfinite(block))[0]
+            there = entry(start + int(row), int(column), numbers)
             raise ValueError(
-                f"k must be finite, got k[{start + row}, {column}] = {block[row, column]}: look "
+                f"k must be finite, got {there} = {block[row, column]}: look "
                 "for NaN, infinity or huge values in the samples of that row and column"
             )
         gap = block[:, start:] - matrix[start:, start:stop].T
@@ -206,9 +229,10 @@ def check_gram(k: ArrayLike) -> tuple[NDArray[Any], FloatArray]:
         largest = max(largest, float(block.max()))
     allowed = _MAX_ASYMMETRY * epsilon(matrix.dtype) * largest
     if asymmetry > allowed:
+        one, other = entry(i, j, numbers), entry(j, i, numbers)
         raise ValueError(
-            f"k must be symmetric up to rounding ({allowed:.1e}), got k[{i}, {j}] = "
-            f"{matrix[i, j]:.9g} and k[{j}, {i}] = {matrix[j, i]:.9g}: give the kernel of the "
+            f"k must be symmetric up to rounding ({allowed:.1e}), got {one} = "
+            f"{matrix[i, j]:.9g} and {other} = {matrix[j, i]:.9g}: give the kernel of the "
             "training samples with themselves, in one order; if this is rounding after all, "
             "give (k + k.T) / 2"
         )

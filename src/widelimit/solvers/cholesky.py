@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import blas  # pyright: ignore[reportMissingTypeStubs]
 
-from widelimit.arrays import FloatArray
+from widelimit.arrays import FloatArray, IntArray
 from widelimit.solvers.blas import Arithmetic, factor_in_place
 from widelimit.solvers.checks import (
     check_absolute,
@@ -19,7 +19,9 @@ from widelimit.solvers.checks import (
     check_ridge,
     check_targets,
     check_weights,
+    entry,
     epsilon,
+    named,
     relative_norm,
 )
 from widelimit.solvers.matrix import Matrix, as_matrix, load
@@ -268,6 +270,7 @@ def solve_cholesky(
     ridge: float = 0.0,
     *,
     weights: FloatArray | None = None,
+    numbers: IntArray | None = None,
     overwrite_k: bool = False,
 ) -> Solution:
     """Solve ``(k + ridge trace(k)/n I) a = y`` by a Cholesky factorisation in float64.
@@ -287,6 +290,8 @@ def solve_cholesky(
     weights : ndarray of shape (n,) or None
         Of the samples, above 0. A sample of weight w counts as w equal ones: the ridge is
         ``ridge sum(w_i k_ii) / sum(w)``, and what is added to the diagonal is that divided by w_i.
+    numbers : ndarray of int64, shape (n,), or None
+        What messages call the samples, where they are some of more; None: their places, from 0.
     overwrite_k : bool
         Whether k may serve as the workspace. If it is a contiguous, writeable array of float64,
         no copy is made, **its contents are destroyed**, also when there is no solution or the work
@@ -321,7 +326,7 @@ def solve_cholesky(
     given = as_matrix(k)
     if hasattr(k, "tile"):  # stored: read into the buffer that becomes the factor
         k, overwrite_k = load(given, "float64"), True
-    matrix, row_sums = check_gram(cast("ArrayLike", k))
+    matrix, row_sums = check_gram(cast("ArrayLike", k), numbers)
     n = matrix.shape[0]
     check_targets(y, n)
     relative = check_ridge(ridge)
@@ -348,7 +353,7 @@ def solve_cholesky(
         if not is_definite(pivots):
             weakest = int(pivots.argmin())
     if weakest >= 0:
-        why = _explain_pivot(work, diagonal, weakest, mean_diagonal, relative, given.dtype)
+        why = _explain_pivot(work, diagonal, weakest, mean_diagonal, relative, given.dtype, numbers)
         enough = _find_ridge(work, own, mean_diagonal / shares, relative)
         message = why.replace(_ENOUGH, enough)
         seconds = time.perf_counter() - start
@@ -403,6 +408,7 @@ def _explain_pivot(
     mean_diagonal: float,
     ridge: float,
     dtype: np.dtype[Any],
+    numbers: IntArray | None,
 ) -> str:
     """Say why a row has no pivot to speak of, and what to do.
 
@@ -423,13 +429,13 @@ def _explain_pivot(
     unit, name = (mean_diagonal, " trace(k)/n") if mean_diagonal > 0 else (1.0, "")
     message = (
         f"k is not positive definite to rounding, with relative ridge {ridge:g}: its smallest "
-        f"pivot is {pivot / unit:.3g}{name}, at sample {index} (from 0) of n = {n}. "
+        f"pivot is {pivot / unit:.3g}{name}, at {named(index, n, numbers)}. "
     )
     if diagonal[index] <= 0:
         return message + (
-            f"k[{index}, {index}] is {diagonal[index]:.3g} with the ridge; it is 0 for a sample of "
-            "zeros: remove such samples from the training set, or give the network a bias "
-            f"(b_std > 0), or add a larger relative ridge: {_ENOUGH}."
+            f"{entry(index, index, numbers)} is {diagonal[index]:.3g} with the ridge; it is 0 for "
+            "a sample of zeros: remove such samples from the training set, or give the network a "
+            f"bias (b_std > 0), or add a larger relative ridge: {_ENOUGH}."
         )
     if pivot < -_MAX_ROUNDING_PIVOT * unit:
         return message + (
@@ -437,6 +443,7 @@ def _explain_pivot(
             f"training samples in one order. As for a larger relative ridge, {_ENOUGH}."
         )
     nearest = int(np.argmax(np.abs(weights)))
+    other = nearest if numbers is None else int(numbers[nearest])
     remedies = [
         f"add a larger relative ridge: {_ENOUGH}",
         "remove samples that repeat another one, or are a positive multiple of it when the "
@@ -446,5 +453,5 @@ def _explain_pivot(
         remedies.insert(0, 'compute the kernel with dtype="float64" (k is float32)')
     return message + (
         "To rounding this sample is a combination of those before it, above all of sample "
-        f"{nearest} (weight {weights[nearest]:.3g}): {'; or '.join(remedies)}."
+        f"{other} (weight {weights[nearest]:.3g}): {'; or '.join(remedies)}."
     )

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import linalg  # pyright: ignore[reportMissingTypeStubs]
 
-from widelimit.arrays import FloatArray
+from widelimit.arrays import FloatArray, IntArray
 from widelimit.display import shown
 from widelimit.machine import remaining
 from widelimit.solvers.checkpoint import Checkpoint, Preconditioner
@@ -32,6 +32,7 @@ from widelimit.solvers.checks import (
     check_ridge,
     check_targets,
     check_weights,
+    entry,
     refuse_weights,
     relative_norm,
 )
@@ -84,6 +85,7 @@ def solve_conjugate(
     ridge: float = 0.0,
     *,
     weights: FloatArray | None = None,
+    numbers: IntArray | None = None,
     tolerance: float = 1e-8,
     max_iterations: int = 500,
     rank: int | None = None,
@@ -104,6 +106,8 @@ def solve_conjugate(
     weights : ndarray of shape (n,) or None
         As for `solve_cholesky`; with a ridge for matrices in memory only, of which a weighed copy
         is made.
+    numbers : ndarray of int64, shape (n,), or None
+        As for `solve_cholesky`.
     tolerance : float
         Largest relative residual of a target at which to stop, 1e-14 to 1.
     max_iterations : int
@@ -172,8 +176,8 @@ def solve_conjugate(
             least = int(entries.argmin())
             if entries[least] + system.absolute <= 0:
                 return fail(
-                    f"k[{least}, {least}] is {entries[least]:.3g}, and has to be positive with the "
-                    "ridge: remove samples of zeros, or use a bias (b_std > 0)"
+                    f"{entry(least, least, numbers)} is {entries[least]:.3g}, and has to be "
+                    "positive with the ridge: remove samples of zeros, or use a bias (b_std > 0)"
                 )
             preconditioner = _precondition(system.matrix, entries, system.absolute, chosen, seed)
             kept.keep_preconditioner(preconditioner)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widelimit.arrays import FloatArray
+from widelimit.arrays import FloatArray, IntArray
 from widelimit.solvers.card import solve_card
 from widelimit.solvers.checks import check_ridge, check_weights, refuse_weights
 from widelimit.solvers.cholesky import CholeskyFactor, solve_cholesky
@@ -32,6 +32,7 @@ def solve(
     time: float = np.inf,
     weights: FloatArray | None = None,
     extends: Factor | None = None,
+    numbers: IntArray | None = None,
     store: str | os.PathLike[str] | None = None,
     memory: int | str | None = None,
     threads: int | None = None,
@@ -61,6 +62,8 @@ def solve(
     extends : Factor or None
         That of the first samples, whose absolute ridge and time stay. What can be is taken from it:
         the rows of a factor in memory, the tiles of one in a store.
+    numbers : ndarray of int64, shape (n,), or None
+        As for `solve_cholesky`; "refined" names no sample.
     store : path, fsspec URL or None
         Of the factor of "tiled", which needs it, and of "refined"; a folder for checkpoints of
         "conjugate".
@@ -87,7 +90,7 @@ def solve(
         raise ValueError(f"method must be one of {list(get_args(Method))}, got {method!r}")
     relative, until = check_ridge(ridge), check_time(time)
     resources: dict[str, Any] = {"store": store, "memory": memory, "threads": threads}
-    resources |= {"overwrite_k": overwrite_k, "progress": progress}
+    resources |= {"overwrite_k": overwrite_k, "progress": progress, "numbers": numbers}
     if extends is None:
         return _solve(k, y, relative, method or "cholesky", until, weights, **resources)
     if relative or until != np.inf:
@@ -107,6 +110,7 @@ def solve(
             threads=threads,
             reuse=extends.location,
             progress=progress,
+            numbers=numbers,
         )
     if chosen == "cholesky":
         whole = k if isinstance(k, Bordered) else as_matrix(k)
@@ -134,6 +138,7 @@ def _solve(
     threads: int | None,
     overwrite_k: bool,
     progress: bool | Callable[[float], None],
+    numbers: IntArray | None,
 ) -> Solution:
     if time != np.inf and method != "spectral":
         raise Unavailable(
@@ -144,21 +149,32 @@ def _solve(
         refuse_weights(weights, ridge)
     match method:
         case "cholesky":
-            return solve_cholesky(k, y, ridge, weights=weights, overwrite_k=overwrite_k)
+            return solve_cholesky(
+                k, y, ridge, weights=weights, numbers=numbers, overwrite_k=overwrite_k
+            )
         case "card":
-            return solve_card(k, y, ridge, weights=weights)
+            return solve_card(k, y, ridge, weights=weights, numbers=numbers)
         case "tiled":
             where = _needed(store)
             return solve_tiled(
-                k, y, ridge, store=where, memory=memory, threads=threads, progress=progress
+                k,
+                y,
+                ridge,
+                store=where,
+                memory=memory,
+                threads=threads,
+                progress=progress,
+                numbers=numbers,
             )
         case "refined":
             return solve_refined(k, y, ridge, store=store, memory=memory, progress=progress)
         case "conjugate":
             local = None if store is None or "://" in os.fspath(store) else store
-            return solve_conjugate(k, y, ridge, weights=weights, memory=memory, checkpoint=local)
+            return solve_conjugate(
+                k, y, ridge, weights=weights, numbers=numbers, memory=memory, checkpoint=local
+            )
         case "spectral":
-            return solve_spectral(k, y, ridge, time=time, weights=weights)
+            return solve_spectral(k, y, ridge, time=time, weights=weights, numbers=numbers)
 
 
 def _needed(store: str | os.PathLike[str] | None) -> str | os.PathLike[str]:

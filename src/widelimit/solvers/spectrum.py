@@ -35,7 +35,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widelimit.arrays import FloatArray
+from widelimit.arrays import FloatArray, IntArray
 from widelimit.solvers.blas import Arithmetic
 from widelimit.solvers.checks import (
     check_absolute,
@@ -118,6 +118,7 @@ class Spectrum:
         k: ArrayLike | Matrix,
         weights: FloatArray | None = None,
         eigenvectors: Callable[[FloatArray], tuple[FloatArray, FloatArray]] | None = None,
+        numbers: IntArray | None = None,
     ) -> Spectrum:
         """Decompose a Gram matrix.
 
@@ -129,6 +130,8 @@ class Spectrum:
             Of samples, above 0.
         eigenvectors : callable or None
             What finds them; None: LAPACK, on this processor.
+        numbers : ndarray of int64, shape (n,), or None
+            As for `solve_cholesky`.
 
         Raises
         ------
@@ -141,7 +144,8 @@ class Spectrum:
         """
         given = as_matrix(k)
         stored = hasattr(k, "tile")
-        matrix, _ = check_gram(load(given, given.dtype.name) if stored else cast("ArrayLike", k))
+        whole = load(given, given.dtype.name) if stored else cast("ArrayLike", k)
+        matrix, _ = check_gram(whole, numbers)
         n = len(matrix)
         shares = check_weights(weights, n)
         roots = np.sqrt(shares)
@@ -477,12 +481,13 @@ def solve_spectral(
     *,
     time: float = np.inf,
     weights: FloatArray | None = None,
+    numbers: IntArray | None = None,
 ) -> Solution:
     """Solve ``(k + ridge trace(k)/n I) a = y`` by eigenvectors, at the end of training or before.
 
     Parameters
     ----------
-    k, y, ridge, weights
+    k, y, ridge, weights, numbers
         As for `solve_cholesky`.
     time : float
         Of gradient flow, 0 or more, in units of 1 over an eigenvalue of k; infinity: its end.
@@ -499,7 +504,7 @@ def solve_spectral(
     """
     relative, until = check_ridge(ridge), check_time(time)
     check_targets(y, as_matrix(k).shape[0])
-    return Spectrum.of(k, weights).solution(y, relative, until)
+    return Spectrum.of(k, weights, numbers=numbers).solution(y, relative, until)
 
 
 def _norm_of_inverse(solve: Callable[[FloatArray], FloatArray], n: int) -> float:

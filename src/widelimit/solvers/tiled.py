@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit._version import __version__
-from widelimit.arrays import FloatArray
+from widelimit.arrays import FloatArray, IntArray
 from widelimit.display import share_alone, shown
 from widelimit.machine import parse_memory, remaining
 from widelimit.matrices.inputs import check_threads, check_tile
@@ -33,7 +33,14 @@ from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import StoreError, TileStore, is_finished, room_of
 from widelimit.matrices.tiles import Grid, Key, KeySet
 from widelimit.solvers.blas import Arithmetic, Crew
-from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, epsilon
+from widelimit.solvers.checks import (
+    check_absolute,
+    check_ridge,
+    check_targets,
+    entry,
+    epsilon,
+    named,
+)
 from widelimit.solvers.factor import Reader, TiledFactor, fitting_width, read_ridges
 from widelimit.solvers.matrix import (
     Leading,
@@ -548,7 +555,9 @@ class _Factorisation:
         return np.concatenate([weights, last])
 
 
-def _explain(matrix: Matrix, error: NotPositiveDefinite, ridge: float) -> str:
+def _explain(
+    matrix: Matrix, error: NotPositiveDefinite, ridge: float, numbers: IntArray | None
+) -> str:
     """Say why a pivot is not positive, and which ridge would be enough."""
     n, index = matrix.shape[0], error.index
     entries = diagonal(matrix)
@@ -556,12 +565,13 @@ def _explain(matrix: Matrix, error: NotPositiveDefinite, ridge: float) -> str:
     unit, name = (mean, " trace(k)/n") if mean > 0 else (1.0, "")
     message = (
         f"k is not positive definite to rounding, with relative ridge {ridge:g}: the pivot of "
-        f"sample {index} (from 0) of n = {n} is {error.pivot / unit:.3g}{name}. "
+        f"{named(index, n, numbers)} is {error.pivot / unit:.3g}{name}. "
     )
     if entries[index] <= 0 or mean <= 0:
         return message + (
-            f"k[{index}, {index}] is {entries[index]:.3g}; it is 0 for a sample of zeros: remove "
-            "such samples from the training set, or give the network a bias (b_std > 0)."
+            f"{entry(index, index, numbers)} is {entries[index]:.3g}; it is 0 for a sample of "
+            "zeros: remove such samples from the training set, or give the network a bias "
+            "(b_std > 0)."
         )
     # With v = (-weights, 1) the pivot is v' A v: an eigenvalue is at most this. Of a Gram matrix
     # that was rounded none is far below: independent roundings make a matrix of norm
@@ -577,13 +587,14 @@ def _explain(matrix: Matrix, error: NotPositiveDefinite, ridge: float) -> str:
             "is sure to be enough (by Gershgorin's circles)."
         )
     nearest = int(np.argmax(np.abs(error.weights))) if index else 0
+    other = nearest if numbers is None else int(numbers[nearest])
     weight = float(error.weights[nearest]) if index else 0.0
     # No pivot is below the smallest eigenvalue: twice what the largest entry asks of its own.
     least = 2 * max(n, _MIN_ROUNDINGS) * _EPSILON * float(entries.max()) / mean
     enough = 10 ** np.ceil(np.log10(max(10 * ridge, 10 * rounding, -10 * eigenvalue, least)))
     return message + (
         "To rounding this sample is a combination of those before it, above all of sample "
-        f"{nearest} (weight {weight:.3g}). Add a larger relative ridge: ridge={enough:g} is enough "
+        f"{other} (weight {weight:.3g}). Add a larger relative ridge: ridge={enough:g} is enough "
         "by the size of rounding; or remove samples that repeat another one, or are a positive "
         "multiple of it when the network has no biases"
         + ('; or compute the kernel with dtype="float64".' if epsilon(matrix.dtype) > 1e-9 else ".")
@@ -602,6 +613,7 @@ def solve_tiled(
     reuse: str | os.PathLike[str] | None = None,
     progress: bool | Callable[[float], None] = False,
     verify: bool = False,
+    numbers: IntArray | None = None,
 ) -> Solution:
     """Solve ``(k + ridge trace(k)/n I) a = y`` by a Cholesky factor larger than memory.
 
@@ -610,6 +622,8 @@ def solve_tiled(
     k, ridge, store, memory, threads, tile, reuse, progress, verify
         As for `factorise`; the factor is float64, and stays in the store.
     y : array-like of shape (n,) or (n, targets)
+    numbers : ndarray of int64, shape (n,), or None
+        As for `solve_cholesky`.
 
     Returns
     -------
@@ -640,7 +654,7 @@ def solve_tiled(
         )
     except NotPositiveDefinite as error:
         begun = TiledFactor(_open_factor(store), memory)
-        message = _explain(matrix, error, begun.ridge)
+        message = _explain(matrix, error, begun.ridge, numbers)
         if reuse is not None:
             message += " Another ridge changes all of the factor: leave reuse out then."
         seconds = time.perf_counter() - start
