@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_table1 import make_file, values
+from test_table1 import make_file, values, with_copies
 from typer.testing import CliRunner, Result
 
 import widelimit as wl
@@ -172,6 +172,19 @@ def test_kernels_are_those_of_the_interface(flips: bool, data: Path) -> None:
         unit = normalised(train, test, own)
         np.testing.assert_allclose(unit[0], scaled(whole)[:40, :40], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(unit[1], scaled(whole)[40:, :40], rtol=1e-5, atol=1e-5)
+
+
+def test_no_image_is_predicted_from_its_copy(data: Path) -> None:
+    with_copies(data)
+    record = run(data, *RELU, "--networks", "myrtle-5")
+    assert record["notes"][0].startswith("10 of 40 training images are copies of others: ")
+    row = row_of(record, "Myrtle-5 NNGP, ReLU", "standardised")
+    given = Images(data, "standardise")
+    model = wl.NTKClassifier("myrtle-5", kind="nngp", ridge="loo", channels="last")
+    model.fit(given.x, given.y)
+    assert row["ridge"] == pytest.approx(model.ridge_)
+    assert row["leave_one_out"] == pytest.approx(model.loo_accuracy_)
+    assert row["accuracy"] == pytest.approx(model.score(given.test, given.y_test))
 
 
 def test_an_image_of_zeros_is_normalised() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_table1 import make_file
+from test_table1 import make_file, with_copies
 from typer.testing import CliRunner, Result
 
 import widelimit as wl
@@ -48,11 +48,19 @@ def test_there_are_at_least_twelve_architectures() -> None:
     assert pools == [4]
 
 
-def test_scores_are_those_of_estimators(data: Path) -> None:
+@pytest.mark.parametrize("repeated", [False, True])
+def test_scores_are_those_of_estimators(data: Path, repeated: bool) -> None:
+    if repeated:
+        with_copies(data)
     nets = ("cntk-gap-3", "cntk-vanilla-4")
     words = [word for net in nets for word in ("--net", net)]
     record = run(data, *words, "--n", "20,50", "--draws", 3, "--seed", 4, "--validation", 30)
     assert (record["sizes"], record["n_pool"], record["n_validation"]) == ([20, 50], 80, 30)
+    told = [
+        "up to 3 of 50 training images of a draw are copies of others: equal images count as one, "
+        "with the mean of their targets, and are left out together"
+    ]
+    assert record["notes"] == (told if repeated else [])
     images = wl.load_dataset(data)
     pool = draw_training_sets(images.y_train, [8], np.random.default_rng([4, 0]))[0]
     x = wl.ChannelStandardiser().fit(images.x_train[pool]).transform(images.x_train[pool])
@@ -75,6 +83,18 @@ def test_scores_are_those_of_estimators(data: Path) -> None:
                 assert scores[j, i, 0] == pytest.approx(model.loo_accuracy_)
                 assert scores[j, i, 1] == pytest.approx(model.loo_score_, rel=1e-4)
                 assert scores[j, i, 2] == pytest.approx(model.score(x[held], y[held]))
+
+
+def test_a_kernel_that_is_singular_is_solved_with(data: Path) -> None:
+    net = data.parent / "sums.json"  # of the mean pixel alone
+    net.write_text(wl.Network([wl.GlobalAvgPool(), wl.Dense()]).to_json())
+    record = run(data, "--net", net, "--net", "cntk-vanilla-3", "--n", "20,50", "--draws", 2)
+    (note,) = record["notes"]
+    assert note == (
+        f"{net}: 4 of 4 kernels are singular to rounding, and were solved with by least squares, "
+        "the limit of training: not all targets are met"
+    )
+    assert 0.1 < record["architectures"][0]["mean"][1][2] < 1
 
 
 def test_what_is_compared(data: Path) -> None:

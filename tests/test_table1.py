@@ -54,6 +54,16 @@ def run(data: Path, *arguments: object) -> dict[str, Any]:
     return json.loads(out.read_text("utf-8"))
 
 
+def with_copies(path: Path) -> Path:
+    """Put copies among the training images of a file: of 10 images, one with another label."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    x = arrays["x_train"]
+    x[10:19], x[25] = x[:9], x[4]
+    np.savez(path, **arrays)
+    return path
+
+
 def values(record: dict[str, Any]) -> dict[str, Any]:
     """Return what a record says, but for times, the machine, and what was there before."""
     left_out = ("environment", "seconds", "solve_seconds", "peak_memory", "pairs_computed")
@@ -141,14 +151,44 @@ def test_a_kernel_that_cannot_be_solved_is_told(tmp_path: Path) -> None:
     path = make_file(tmp_path)
     with np.load(path) as file:
         arrays = dict(file)
-    arrays["x_train"][1] = arrays["x_train"][0]  # twice, with two labels
+    image = arrays["x_train"][1]
+    image[:, 3:] = image[:, 2::-1]  # its own mirror image
     np.savez(path, **arrays)
-    record = run(path, "--column", "cntk-v", "--depths", "3")
+    record = run(path, "--column", "cntk-v", "--depths", "3", "--flips", "double")
     (row,) = record["columns"][0]["rows"]
     assert (row["accuracy"], row["leave_one_out"]) == (None, None)
     assert len(record["errors"]) == 1
     assert "cntk-v, depth 3: " in record["errors"][0]
     assert "| 3 | not solved | - | - |" in to_markdown(record)
+
+
+def test_equal_images_are_one(data: Path) -> None:
+    with_copies(data)
+    options = ("--column", "cntk-v", "--depths", "3", "--n-train", 40, "--n-test", 30)
+    record = run(data, *options)
+    (row,) = record["columns"][0]["rows"]
+    assert (record["errors"], row["residual_norm"] < 1e-9) == ([], True)
+    assert record["notes"] == [
+        "cntk-v: 10 of 40 training images are copies of others: equal images count as one, with "
+        "the mean of their targets, and are left out together"
+    ]
+    images = wl.load_dataset(data)
+    x, x_test = standardise(images.x_train[:40], images.x_test[:30])
+    model = wl.NTKClassifier(wl.cntk_vanilla(3), channels="last").fit(x, images.y_train[:40])
+    assert row["accuracy"] == pytest.approx(model.score(x_test, images.y_test[:30]))
+    assert row["leave_one_out"] == pytest.approx(model.loo_accuracy_)
+    # Mirror images of copies are copies, and predict what averaged kernels do.
+    found = {}
+    for flips in ("average", "double"):
+        store = data.parent / flips
+        how = ("--dtype", "float64", "--flips", flips, "--store", store)
+        (column,) = run(data, *options, *how)["columns"]
+        found[flips] = column["rows"][0]["accuracy"]
+    assert found["average"] == found["double"]
+    # What fits into no memory cannot be put together: it is told before the work.
+    result = call(data, *options, "--out", data.parent / "t.json", "--overwrite", "--memory", "1MB")
+    assert result.exit_code == 1
+    assert "out of memory: cntk-v: training images repeat, and equal ones are" in result.stderr
 
 
 def test_the_paper_stands_beside_columns_of_its_size() -> None:

@@ -30,9 +30,9 @@ from widelimit.data.load import load_dataset
 from widelimit.display import duration
 from widelimit.estimators.judge import edge
 from widelimit.estimators.regression import Options, explain, regress, solver_for
-from widelimit.estimators.samples import Training
 from widelimit.experiments.cells import PLAN, Cells, Keep
 from widelimit.experiments.environment import describe_environment
+from widelimit.experiments.interpolation import told_of_copies
 from widelimit.experiments.myrtle_groups import (
     ACTIVATIONS,
     NETWORKS,
@@ -63,7 +63,6 @@ from widelimit.machine import peak_memory
 from widelimit.matrices import gram, kernel
 from widelimit.matrices.progress import Progress
 from widelimit.reading import read_json
-from widelimit.solvers import encode_labels
 from widelimit.solvers.checkpoint import seal
 
 __all__ = ["SO_FAR", "Myrtle", "choose", "normalised"]
@@ -173,7 +172,7 @@ class Myrtle:
         protocol = asked.protocol(count)
         protocol.check(dataset)
         images = replace(protocol, preprocessing="none").draw(dataset, 0)
-        notes: list[str] = []
+        notes = told_of_copies([images.training])
         if count < asked.n_train:
             notes.append(
                 f"{count:,} + {protocol.n_test:,} of {asked.n_train:,} + {asked.n_test:,} images "
@@ -440,14 +439,13 @@ class Myrtle:
         """Solve with one kernel, the ridge by leave-one-out, and return how good it is."""
         train, test = kernels
         images = self._draw(group.preprocessing[0])  # labels are the same for all
-        n, m = len(train), len(test)
-        targets = encode_labels(images.y_train, np.arange(self.dataset.n_classes))
-        each = np.arange(n)
-        training = Training(each, each, np.ones(n), targets, np.ones(n))
+        training, rows = images.training, images.training.first
         options, method = self.solving
-        fit = regress(train, training, options, method)
+        # Equal images are one row, so that none that is left out is predicted from its copy.
+        fit = regress(train[np.ix_(rows, rows)], training, options, method)
         assert fit.left_out is not None  # by a factor
-        right = accuracy(test @ fit.solution.value, images.y_test)
+        left_out = training.at_samples(fit.left_out)
+        right = accuracy(test[:, rows] @ fit.solution.value, images.y_test)
         warning = explain(fit.solution) or edge(fit.grid, fit.curve)
         return {
             "kernel": kernel_name(group, networks, kinds, normalised=normalised),
@@ -459,10 +457,10 @@ class Myrtle:
             "flips": group.flips,
             "normalised": normalised,
             "ridge": float(fit.solution.statistics.ridge),
-            "leave_one_out": accuracy(fit.left_out, images.y_train),
-            "leave_one_out_error": float(((fit.left_out - targets) ** 2).mean()),
+            "leave_one_out": accuracy(left_out, images.y_train),
+            "leave_one_out_error": float(((left_out - training.targets) ** 2).mean()),
             "accuracy": right,
-            "standard_error": math.sqrt(right * (1 - right) / m),
+            "standard_error": math.sqrt(right * (1 - right) / len(test)),
             "warning": warning,
         }
 

@@ -26,6 +26,7 @@ from widelimit.data.dataset import Dataset
 from widelimit.data.load import load_dataset
 from widelimit.display import duration, shown
 from widelimit.experiments.environment import describe_environment
+from widelimit.experiments.interpolation import Interpolation, interpolate, told_of_copies
 from widelimit.experiments.planning import PLAN, fewer, images_that_fit, read_plan
 from widelimit.experiments.protocol import Draw, Preprocessing, Protocol, accuracy, join_parts
 from widelimit.experiments.rank import pooled
@@ -34,7 +35,6 @@ from widelimit.machine import peak_memory
 from widelimit.matrices import gram
 from widelimit.matrices.progress import Progress
 from widelimit.network import GlobalAvgPool, LocalAvgPool, Network
-from widelimit.solvers import encode_labels, solve
 
 __all__ = ["VARIANTS", "Asked", "Readouts", "readouts"]
 
@@ -212,6 +212,8 @@ class Readouts:
                 f"{taken.n_train:,} + {taken.n_test:,} of {asked.n_train:,} + {asked.n_test:,} "
                 f"images fit into {duration(budget or 0)}"
             )
+        plain = replace(taken, preprocessing="none")
+        notes += told_of_copies(plain.draw(dataset, i).training for i in range(asked.draws))
         parts = costs(taken)
         stored = repeats * sum(cost.stored for cost in parts)
         check_folder(folder, stored if not folder.is_dir() else 0)
@@ -257,7 +259,7 @@ class Readouts:
         Raises
         ------
         OSError, ValueError, MemoryError, numpy.linalg.LinAlgError
-            As for `gram` and `Solution.require`.
+            As for `gram` and `interpolate`.
         HeldByAnother
             If another process runs it.
         """
@@ -268,6 +270,7 @@ class Readouts:
         scores = np.empty((len(VARIANTS), len(networks), len(draws), 2))
         taken = next(iter(self.protocols.values()))
         computed = 0
+        solved: dict[tuple[str, str], list[Interpolation]] = {}
         names = {
             _name(i, preprocessing, part.name)
             for i in draws
@@ -288,18 +291,30 @@ class Readouts:
                     for v, (variant, (prepared, flips)) in enumerate(VARIANTS.items()):
                         if prepared != preprocessing:
                             continue
-                        for k in range(len(networks)):
+                        for k, name in enumerate(networks):
                             own = {
-                                name: of_all[k]
-                                for name, of_all in grams.items()
-                                if flips or not name.endswith("-flipped")
+                                part: of_all[k]
+                                for part, of_all in grams.items()
+                                if flips or not part.endswith("-flipped")
                             }
-                            scores[v, k, i] = self._score(*join_parts(own), draw)
+                            found = interpolate(*join_parts(own), draw.training)
+                            scores[v, k, i] = (
+                                accuracy(found.outputs, draw.y_test),
+                                accuracy(found.left_out, draw.y_train),
+                            )
+                            solved.setdefault((variant, name), []).append(found)
                         accuracies = ", ".join(
                             f"{name} {score:.2%}"
                             for name, score in zip(networks, scores[v, :, i, 0], strict=True)
                         )
                         say(f"draw {i + 1} of {len(draws)}, {variant}: {accuracies}")
+        notes = [
+            note
+            for (variant, name), found in solved.items()
+            for note in Interpolation.told(f"{variant}, {name}", found)
+        ]
+        for note in notes:
+            say(note)
         by_name = {
             (variant, name): scores[v, k, :, 0]
             for v, variant in enumerate(VARIANTS)
@@ -315,7 +330,7 @@ class Readouts:
                 "n_classes": self.dataset.n_classes,
             },
             "asked": dataclasses.asdict(self.asked),
-            "notes": self.notes,
+            "notes": [*self.notes, *notes],
             "n_train": taken.n_train,
             "n_test": taken.n_test,
             "draws": len(draws),
@@ -385,18 +400,6 @@ class Readouts:
                 )
             total += pairs
         return grams, total
-
-    def _score(self, train: Any, test: Any, draw: Draw) -> tuple[float, float]:
-        """Return the accuracy on the test images, and leaving one out."""
-        targets = encode_labels(draw.y_train, np.arange(self.dataset.n_classes))
-        solution = solve(np.asarray(train, np.float64), targets).require()
-        assert solution.factor is not None  # by Cholesky
-        outputs: FloatArray = np.asarray(test, np.float64) @ solution.value
-        left_out: FloatArray = solution.factor.left_out(targets, solution.value)
-        return (
-            accuracy(outputs, draw.y_test),
-            accuracy(left_out, draw.y_train),
-        )
 
 
 def _name(draw: int, preprocessing: str, part: str) -> str:

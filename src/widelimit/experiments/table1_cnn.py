@@ -378,9 +378,8 @@ class Table1CNN:
             | solve_and_test(
                 np.asarray(k, np.float64),
                 np.asarray(k_test, np.float64),
-                images.y_train,
+                images.training,
                 images.y_test,
-                self.dataset.n_classes,
             )[0]
             for depth, k, k_test in zip(self.asked.depths, train, test, strict=True)
         ]

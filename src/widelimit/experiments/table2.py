@@ -297,9 +297,7 @@ class Table2:
         ]
 
     def _judge(self, train: FloatArray, test: FloatArray) -> Record:
-        images = self.images
-        classes = self.protocol.n_classes or self.dataset.n_classes
-        return solve_and_test(train, test, images.y_train, images.y_test, classes)[0]
+        return solve_and_test(train, test, self.images.training, self.images.y_test)[0]
 
     def _row(self, readout: str, depth: int, exact: Record, random: list[Record]) -> Record:
         """Return what a depth comes to, next to the paper."""
