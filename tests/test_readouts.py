@@ -119,6 +119,16 @@ def test_equal_images_are_one(data: Path) -> None:
         assert of["leave_one_out"][0] == pytest.approx(model.loo_accuracy_)
 
 
+def test_all_images_are_one_draw(data: Path) -> None:
+    record = run(data, "--depth", 3, "--n-train", 60, "--n-test", 20, "--draws", 3)
+    assert (record["draws"], record["asked"]["draws"]) == (1, 3)
+    (note,) = record["notes"]
+    assert note.startswith("60 training images are all there are, so that 3 draws are the same: ")
+    assert record["pairs"] == 2 * (60 * 61 // 2 + 60 * 60 + 2 * 20 * 60)
+    assert record["changes"][0]["standard_error"] is None
+    assert "±" not in to_markdown(record)
+
+
 def test_differences_are_within_draws(small: tuple[Path, dict[str, Any]]) -> None:
     _, record = small
     of = {

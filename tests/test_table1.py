@@ -126,6 +126,27 @@ def test_draws_are_in_one_record(data: Path) -> None:
     assert ", mean of 3 draws" in to_markdown(record)
 
 
+def test_all_images_are_one_draw(data: Path) -> None:
+    options = ("--column", "cntk-v", "--depths", "3", "--balanced", "--draws", 3)
+    for store, draws in (("new", 1), ("old", 3)):
+        folder = data.parent / store
+        if store == "old":  # a run that an earlier version began
+            folder.mkdir()
+            plan = json.loads((data.parent / "new" / planning.PLAN).read_text())
+            assert plan["columns"] == [["cntk-v", 60, 40, 1]]
+            plan |= {"columns": [["cntk-v", 60, 40]], "notes": []}
+            (folder / planning.PLAN).write_text(json.dumps(plan))
+        record = run(data, *options, "--store", folder)
+        (column,) = record["columns"]
+        assert column["draws"] == draws
+        (row,) = column["rows"]
+        p = row["accuracy"]
+        assert row["standard_error"] == pytest.approx((p * (1 - p) / 40) ** 0.5)
+        told = "cntk-v: 60 training images are all there are, so that 3 draws are the same: one is "
+        assert any(note.startswith(told) for note in record["notes"]) == (store == "new")
+    assert run(data, *options, "--store", data.parent / "new")["columns"][0]["pairs_computed"] == 0
+
+
 def test_flips_predict_the_same(data: Path) -> None:
     rows = {}
     for flips in ("none", "average", "double"):
@@ -289,6 +310,7 @@ def test_another_run_is_not_taken_for_this_one(data: Path) -> None:
         ({"format": "x"}, "must be the plan of a run of table 1"),
         ({"columns": [["cntk-v", "many", 3]]}, "is damaged"),
         ({"columns": [["cntk-v", 20]]}, "is damaged"),
+        ({"columns": [["cntk-v", 20, 5, 3]]}, "is damaged"),
         ({"columns": 3}, "is damaged"),
         ({"columns": []}, "is damaged"),
         ({"columns": [["cntk-gap", 20, 5]]}, "is damaged"),

@@ -194,6 +194,10 @@ class Protocol:
                 f"{missing} of the {classes} classes: take more, or a balanced training set"
             )
 
+    def takes_all(self, dataset: Dataset) -> bool:
+        """Whether each training set is all that there is, so that no two draws differ."""
+        return self.n_train == self._labels(dataset)[1].size
+
     def draw(self, dataset: Dataset, i: int) -> Draw:
         """Return the images of a draw, of a data set that `check` has seen.
 

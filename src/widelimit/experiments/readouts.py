@@ -185,14 +185,16 @@ class Readouts:
                 for part in protocol.parts()
             ]
 
-        repeats = asked.draws * len({preprocessing for preprocessing, _ in VARIANTS.values()})
+        prepared = len({preprocessing for preprocessing, _ in VARIANTS.values()})
         unit = dataset.n_classes
 
         def of(n_train: int, n_test: int) -> Protocol:
-            return replace(asked.protocol(), n_train=n_train, n_test=n_test)
+            found = replace(asked.protocol(), n_train=n_train, n_test=n_test)
+            return replace(found, draws=1) if found.takes_all(dataset) else found
 
         def seconds(n_train: int, n_test: int) -> float:
-            return repeats * sum(cost.seconds for cost in costs(of(n_train, n_test)))
+            protocol = of(n_train, n_test)
+            return prepared * protocol.draws * sum(cost.seconds for cost in costs(protocol))
 
         whole, budget = (asked.n_train, asked.n_test), asked.budget
         count = _planned(folder, asked, asked.n_train // unit)
@@ -212,14 +214,19 @@ class Readouts:
                 f"{taken.n_train:,} + {taken.n_test:,} of {asked.n_train:,} + {asked.n_test:,} "
                 f"images fit into {duration(budget or 0)}"
             )
+        if taken.draws < asked.draws:
+            notes.append(
+                f"{taken.n_train:,} training images are all there are, so that {asked.draws} draws "
+                "are the same: one is taken, and there is no standard error over draws"
+            )
         plain = replace(taken, preprocessing="none")
-        notes += told_of_copies(plain.draw(dataset, i).training for i in range(asked.draws))
-        parts = costs(taken)
+        notes += told_of_copies(plain.draw(dataset, i).training for i in range(taken.draws))
+        parts, repeats = costs(taken), prepared * taken.draws
         stored = repeats * sum(cost.stored for cost in parts)
         check_folder(folder, stored if not folder.is_dir() else 0)
         pairs = repeats * sum(part.pairs for part in taken.parts())
         needed = seconds(*found)
-        several = f" x {asked.draws} draws" if asked.draws > 1 else ""
+        several = f" x {taken.draws} draws" if taken.draws > 1 else ""
         told = (
             f"{len(networks)} readouts at depth {asked.depth}, {len(VARIANTS)} variants: "
             f"{taken.n_train:,} + {taken.n_test:,} images{several}, {pairs:,} pairs "
@@ -266,14 +273,14 @@ class Readouts:
         start = time.perf_counter()
         environment = dataclasses.asdict(describe_environment(command))
         networks = readouts(self.asked.depth)
-        draws = range(self.asked.draws)
-        scores = np.empty((len(VARIANTS), len(networks), len(draws), 2))
         taken = next(iter(self.protocols.values()))
+        draws = range(taken.draws)
+        scores = np.empty((len(VARIANTS), len(networks), len(draws), 2))
         computed = 0
         solved: dict[tuple[str, str], list[Interpolation]] = {}
         names = {
             _name(i, preprocessing, part.name)
-            for i in draws
+            for i in range(self.asked.draws)  # of a run that was begun before, too
             for preprocessing, protocol in self.protocols.items()
             for part in protocol.parts()
         }

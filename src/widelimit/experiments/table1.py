@@ -386,7 +386,7 @@ class Table1:
             row["accuracy"] = accuracy
             row["standard_error"] = (
                 float(np.std(accuracies, ddof=1)) / math.sqrt(len(results))
-                if len(results) > 1
+                if len(results) > 1 and not protocol.takes_all(self.dataset)
                 else math.sqrt(accuracy * (1 - accuracy) / protocol.n_test)
             )
             row["difference"] = None if paper is None else 100 * accuracy - paper
