@@ -233,6 +233,19 @@ def test_the_choice_is_by_leave_one_out_alone(small: tuple[Path, dict[str, Any]]
     assert choose([row, dict(row)]) is row
 
 
+def test_it_is_told_where_whitening_has_seen_what_is_left_out(tmp_path: Path) -> None:
+    path = make_file(tmp_path, n=120, side=8)  # of 192 values
+
+    def notes(n_train: int, preprocessing: tuple[str, ...]) -> list[str]:
+        asked = Asked(("myrtle-5",), ("relu",), preprocessing, n_train=n_train, n_test=30)
+        return Myrtle.prepare(str(path), asked, tmp_path / "x.json").notes
+
+    (note,) = notes(95, ("standardise", "zca"))
+    assert note.startswith("ZCA is that of all 95 training images, and what is left out of the ")
+    assert "of fewer images than half their 192 values" in note
+    assert notes(95, ("standardise",)) == notes(96, ("standardise", "zca")) == []
+
+
 def test_the_order_of_the_work() -> None:
     names = [
         group.name.removeprefix("scores-") for group in Asked(("myrtle-5",), flips=True).groups()

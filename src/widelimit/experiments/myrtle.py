@@ -178,6 +178,14 @@ class Myrtle:
                 f"{count:,} + {protocol.n_test:,} of {asked.n_train:,} + {asked.n_test:,} images "
                 f"fit into {duration(budget or 0)}"
             )
+        values = math.prod(dataset.image_shape)
+        if "zca" in asked.preprocessing and 2 * count < values:
+            notes.append(
+                f"ZCA is that of all {count:,} training images, and what is left out of the "
+                "regression is not left out of it: of fewer images than half their "
+                f"{values:,} values its scores by leave-one-out are too good, and a choice by them "
+                "leans to it: look at the accuracy on the test images"
+            )
         sealed = {n: getattr(images, n) for n in ("x_train", "y_train", "x_test", "y_test")}
         identity = wanted | {"taken": count, "images": seal(sealed)}
         cells = Cells(folder, "myrtle", identity, costs(count), _names_of_all())
