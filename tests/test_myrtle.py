@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -388,6 +391,38 @@ def test_a_budget_takes_the_most_images_that_fit(
     result = call(data, "--out", data.parent / "x.json", *options)
     assert result.exit_code == 2
     assert "10 training images take 4 min 15 s, the budget is 1 s: raise it" in result.stderr
+
+
+def test_the_memory_that_is_counted_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, m = 20, 4000  # what test images take is most of it
+    path = make_file(tmp_path, n=n, m=m, side=8)
+    real, counted = module.solver_for, list[int]()
+
+    def solver_for(*words: Any, held: int, **more: Any) -> Any:
+        counted.append(held)
+        return real(*words, held=held, **more)
+
+    def kernels(self: Myrtle, keep: Any, group: Any, *passes: str) -> Iterator[Any]:
+        rng = np.random.default_rng(0)
+        for kind, network in itertools.product(("ntk", "nngp"), group.networks):
+            train = rng.random((n, n))
+            yield kind, network, train @ train.T + np.eye(n), rng.random((m, n)), np.ones(m)
+
+    monkeypatch.setattr(module, "solver_for", solver_for)
+    monkeypatch.setattr(Myrtle, "kernels", kernels)
+    asked = Asked(("myrtle-5", "myrtle-7"), ("relu",), ("standardise",), n_train=n, n_test=m)
+    job = Myrtle.prepare(str(path), asked, tmp_path / "x.json")
+    (group,) = job.asked.groups()
+    job._score(compute_now, group)  # so that images and modules are there
+    tracemalloc.start()
+    try:
+        job._score(compute_now, group)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.5 * counted[0] < peak < counted[0]
 
 
 def test_the_cost_is_told_before(data: Path) -> None:

@@ -193,7 +193,9 @@ class Myrtle:
         check_folder(folder, stored if not folder.is_dir() else 0)
         how |= {"memory": memory}
         options = Options("loo", np.inf, "cholesky", None, memory, threads)
-        held = 5 * 8 * count**2  # a kernel, two averages, and what they are made of
+        # Of training and of test images: a kernel, normalised, rows of it, three averages, and
+        # two more while one is made of another.
+        held = 8 * 8 * count * (count + protocol.n_test)
         method = solver_for(count, options, targets=dataset.n_classes, held=held)
         lines = _lines(asked, protocol, cells, stored)
         args: Any = (lines, notes, cells.left, how, (options, method))
