@@ -11,7 +11,8 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -268,6 +269,12 @@ def test_the_order_of_the_work() -> None:
 def test_papers_are_quoted_for_their_images_alone(small: tuple[Path, dict[str, Any]]) -> None:
     record = small[1]
     assert record["quoted"] == []
+    images = {f"x_{part}": np.ones((10, 32, 32, 3)) for part in ("train", "test")}
+    labels = {f"y_{part}": np.arange(10) for part in ("train", "test")}
+    names = tuple("abcdefghij")
+    for name, count in (("cifar10", 2), ("svhn", 0)):
+        dataset = wl.Dataset(name, **images, **labels, class_names=names, provenance="")  # type: ignore[arg-type]
+        assert len(Myrtle._quoted(cast("Myrtle", SimpleNamespace(dataset=dataset)))) == count
     quoted = [{"what": "somebody's", "n_train": 50_000, "percent": 90.0}]
     assert "Quoted: somebody's, 50,000 training images: 90%." in to_markdown(
         record | {"quoted": quoted, "left": ["zca"]}

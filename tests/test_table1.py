@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from widelimit.cli import app
 from widelimit.costs import Cost
 from widelimit.data import standardise
 from widelimit.experiments import planning, table1
+from widelimit.experiments.paper import is_cifar10
 from widelimit.experiments.planning import Asked, published
 from widelimit.experiments.table1 import Table1
 from widelimit.report.table1 import to_markdown
@@ -217,18 +219,29 @@ def test_the_paper_stands_beside_columns_of_its_size() -> None:
     images = {"x_train": np.ones(shape), "x_test": np.ones(shape)}
     labels = {"y_train": np.arange(10), "y_test": np.arange(10)}
     names = tuple("abcdefghij")
-    dataset = wl.Dataset("x", **images, **labels, class_names=names, provenance="")  # type: ignore[arg-type]
+    dataset = wl.Dataset("Cifar-10_3k", **images, **labels, class_names=names, provenance="")  # type: ignore[arg-type]
 
-    def figures(name: str, n_train: int, **options: Any) -> dict[int, float]:
+    def figures(
+        name: str, n_train: int, of: wl.Dataset = dataset, **options: Any
+    ) -> dict[int, float]:
         asked = Asked(**options)
         column = planning.Column(name, asked.depths, asked.protocol(n_train, 10))
-        return published(column, dataset)
+        return published(column, of)
 
     assert figures("cntk-gap", 50_000)[11] == 77.43
     assert figures("cntk-gap", 2_000) == figures("cntk-gap-2k", 2_000)
     assert figures("cntk-v-2k", 2_000)[21] == 42.53
     assert figures("cntk-v-2k", 1_000) == {}
     assert figures("cntk-v-2k", 2_000, n_classes=2) == {}
+    # Beside those of other images of ten classes, as SVHN's, they are not.
+    for called in ("svhn", "cifar100-ten", "x"):
+        other = dataclasses.replace(dataset, name=called)
+        assert figures("cntk-gap", 50_000, other) == {}
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship")
+    other = dataclasses.replace(dataset, name="x", class_names=("truck", *classes))
+    assert figures("cntk-gap", 50_000, other)[11] == 77.43
+    few = {"x_train": np.ones((10, 4, 4, 1)), "x_test": np.ones((10, 4, 4, 1))}
+    assert not is_cifar10(dataclasses.replace(dataset, **few))
 
 
 # ---------------------------------------------------------------- going on

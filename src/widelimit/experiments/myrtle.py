@@ -48,7 +48,7 @@ from widelimit.experiments.myrtle_groups import (
     parts_of,
     pass_name,
 )
-from widelimit.experiments.paper import CNTK, DEPTHS, MYRTLE
+from widelimit.experiments.paper import CNTK, DEPTHS, MYRTLE, is_cifar10
 from widelimit.experiments.planning import fewer, images_that_fit
 from widelimit.experiments.protocol import (
     Draw,
@@ -76,7 +76,7 @@ SO_FAR = "record.json"
 _BLOCK = 16  # images whose kernels with themselves are computed at a time: as many as lanes
 _POOLED = 4  # columns that become one
 _MOST_PLAN = 2**16
-_PAPER_CLASSES, _PAPER_SHAPE = 10, (32, 32, 3)
+_PAPER_SHAPE = 32, 32, 3
 _COMPARED_DEPTH = 11  # of CNTK-GAP, beside which Myrtle networks are quoted
 
 
@@ -294,7 +294,7 @@ class Myrtle:
 
     def _quoted(self) -> list[Record]:
         """Return what papers have of CIFAR-10; of other images, so that no difference is told."""
-        if (self.dataset.n_classes, self.dataset.image_shape) != (_PAPER_CLASSES, _PAPER_SHAPE):
+        if not is_cifar10(self.dataset) or self.dataset.image_shape != _PAPER_SHAPE:
             return []
         gap = CNTK["gap", 2_000][DEPTHS.index(_COMPARED_DEPTH)]
         return [

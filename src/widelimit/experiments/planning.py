@@ -20,7 +20,7 @@ from widelimit.backends import BackendName
 from widelimit.costs import estimate, solving_seconds
 from widelimit.data.dataset import Dataset
 from widelimit.display import duration
-from widelimit.experiments.paper import CNTK, DEPTHS
+from widelimit.experiments.paper import CNTK, DEPTHS, is_cifar10
 from widelimit.experiments.protocol import Protocol
 from widelimit.matrices.inputs import check_dtype
 from widelimit.network import Network
@@ -414,6 +414,8 @@ def read_plan(folder: Path, form: str, asked: dict[str, Any], what: str) -> dict
 
 def published(column: Column, dataset: Dataset) -> dict[int, float]:
     """Return the paper's accuracies in per cent by depth; none if it has no such column."""
+    if not is_cifar10(dataset):
+        return {}
     classes = column.protocol.n_classes or dataset.n_classes
     if classes != _PAPER_CLASSES or dataset.image_shape != _PAPER_SHAPE:
         return {}

@@ -35,7 +35,7 @@ from widelimit.experiments.interpolation import (
     put_together,
     told_of_copies,
 )
-from widelimit.experiments.paper import CNN, CNTK, DEPTHS
+from widelimit.experiments.paper import CNN, CNTK, DEPTHS, is_cifar10
 from widelimit.files import check_record
 from widelimit.machine import peak_memory
 from widelimit.matrices import gram
@@ -298,8 +298,11 @@ class Rank:
         return scores, Interpolation.told(name, solved)
 
     def _paper(self, network: Network) -> dict[str, float] | None:
-        """Return the paper's figures for an architecture of its Table 1; None for others."""
-        if self.dataset.n_classes != 10 or self.dataset.image_shape[2] != 3:
+        """Return the paper's figures for an architecture of its Table 1; None for other ones.
+
+        None, too, if images are not those of CIFAR-10, of any size.
+        """
+        if not is_cifar10(self.dataset):
             return None
         for place, depth in enumerate(DEPTHS):
             for readout, made in (("v", cntk_vanilla(depth)), ("gap", cntk_gap(depth))):

@@ -25,7 +25,7 @@ from widelimit.data.load import load_dataset
 from widelimit.display import duration
 from widelimit.experiments.cells import Cells, Keep
 from widelimit.experiments.environment import describe_environment
-from widelimit.experiments.paper import CIFAR2
+from widelimit.experiments.paper import CIFAR2, is_cifar10
 from widelimit.experiments.protocol import Draw, Protocol
 from widelimit.experiments.table1 import Record, solve_and_test
 from widelimit.files import check_record
@@ -316,7 +316,8 @@ class Table2:
 
     @property
     def _is_papers(self) -> bool:
-        return self.protocol.n_classes == 2 and self.dataset.image_shape == _PAPER_SHAPE
+        shape = self.dataset.image_shape
+        return self.protocol.n_classes == 2 and is_cifar10(self.dataset) and shape == _PAPER_SHAPE
 
 
 def told(row: Record) -> str:

@@ -150,7 +150,7 @@ def _scores(record: Record, best: list[Record]) -> str:
             cells += [f"{figures[k]:.2f}" if figures else "–" for k in ("cntk", "cnn")]
         rows.append(cells)
     spread = f"Means over {draws} draws with their standard errors" if draws > 1 else "One draw"
-    columns = " The paper’s columns are those of all 50,000 images of 32 × 32." if paper else ""
+    columns = " The paper’s columns are those of all 50,000 images of CIFAR-10." if paper else ""
     return f"""<section>
 <h2>Scores</h2>
 <figure>
