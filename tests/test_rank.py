@@ -17,6 +17,7 @@ from widelimit.cli import app
 from widelimit.data import draw_training_sets
 from widelimit.experiments.rank import architectures, tau_with_interval
 from widelimit.report.rank import to_markdown
+from widelimit.report.runs import Report
 
 
 @pytest.fixture
@@ -61,6 +62,10 @@ def test_scores_are_those_of_estimators(data: Path, repeated: bool) -> None:
         "with the mean of their targets, and are left out together"
     ]
     assert record["notes"] == (told if repeated else [])
+    said = "standardised by channel, with mean and deviation of all 80 images, those for validation"
+    assert record["preprocessing"] == f"{said} too"
+    page = Report.prepare([data.parent / "r.json"], data.parent / "r.html").text
+    assert all(words in page for words in (said, *record["notes"]))
     assert {entry["paper"] for entry in record["architectures"]} == {None}
     assert not any("paper" in name for row in record["agreement"] for name in row["between"])
     images = wl.load_dataset(data)

@@ -2,8 +2,9 @@
 
 Every kernel is computed once, on a pool of images, and then only sliced: training sets of growing
 size are drawn from the pool several times, each within the next larger one, and what the largest
-leaves over is the validation set of the draw. An architecture is scored by leaving one out, in
-closed form, and on the validation set; how well scores agree is Kendall's tau.
+leaves over is the validation set of the draw. The pool is standardised as a whole. An architecture
+is scored by leaving one out, in closed form, and on the validation set; how well scores agree is
+Kendall's tau.
 """
 
 from __future__ import annotations
@@ -258,6 +259,10 @@ class Rank:
             "sizes": sizes,
             "n_pool": int(self.pool.size),
             "n_validation": int(self.pool.size) - sizes[-1],
+            "preprocessing": (
+                f"standardised by channel, with mean and deviation of all {self.pool.size:,} "
+                "images, those for validation too"
+            ),
             "draws": self.draws,
             "seed": self.seed,
             "notes": notes,
