@@ -331,6 +331,11 @@ def test_a_run_that_was_stopped_goes_on(kill: signal.Signals, data: Path) -> Non
     assert json.loads((folder / module.SO_FAR).read_text("utf-8")) == again
 
 
+def test_the_help_says_that_other_networks_are_all_computed_again() -> None:
+    shown = CliRunner().invoke(app, ["reproduce", "myrtle", "--help"], env={"COLUMNS": "400"})
+    assert "With other networks all kernels are computed anew" in " ".join(shown.output.split())
+
+
 def test_a_run_may_be_asked_for_more(data: Path) -> None:
     first = run(data, *RELU)
     folder = data.parent / "m-stores"
