@@ -40,7 +40,7 @@ from widelimit.experiments.paper import CNN, CNTK, DEPTHS, is_cifar10
 from widelimit.files import check_record
 from widelimit.machine import peak_memory
 from widelimit.matrices import gram
-from widelimit.matrices.inputs import read_series
+from widelimit.matrices.inputs import number_samples, read_series
 from widelimit.network import Dense, Flatten, LocalAvgPool, Network
 
 __all__ = ["MEASURES", "Rank", "architectures", "pooled", "tau_with_interval"]
@@ -235,6 +235,7 @@ class Rank:
             for of_sizes in draws
         ]
         notes = told_of_copies(of_sizes[-1][1] for of_sizes in sets)
+        notes += _told_of_shared(images, [of_sizes[-1] for of_sizes in draws])
         for note in notes:
             say(note)
         grams = gram(networks, x, store=self.store, channels="last", progress=progress, **self.how)
@@ -394,6 +395,19 @@ def _per_class(sizes: Sequence[int], classes: int) -> tuple[int, ...]:
     if list(found) != sorted(set(found)):
         raise ValueError(f"sizes must be ascending, got {', '.join(map(str, sizes))}")
     return found
+
+
+def _told_of_shared(pool: FloatArray, sets: list[IntArray]) -> list[str]:
+    """Return a sentence if images for validation are equal to training images of their draw."""
+    numbers = number_samples(pool, None)[0]
+    held = [np.delete(numbers, train) for train in sets]
+    counts = [int(np.isin(h, numbers[t]).sum()) for h, t in zip(held, sets, strict=True)]
+    if not any(counts):
+        return []
+    return [
+        f"up to {max(counts):,} of {len(held[0]):,} validation images of a draw are copies of "
+        "training images, which tell their labels: remove copies, or go by leaving one out"
+    ]
 
 
 def _errors(scores: FloatArray) -> list[list[float]] | None:
