@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from test_table1 import make_file, values
+from test_table1 import make_file, values, with_copies
 from typer.testing import CliRunner, Result
 
 import widelimit as wl
@@ -174,6 +178,19 @@ def test_kernels_are_those_of_the_interface(flips: bool, data: Path) -> None:
         np.testing.assert_allclose(unit[1], scaled(whole)[40:, :40], rtol=1e-5, atol=1e-5)
 
 
+def test_no_image_is_predicted_from_its_copy(data: Path) -> None:
+    with_copies(data)
+    record = run(data, *RELU, "--networks", "myrtle-5")
+    assert record["notes"][0].startswith("10 of 40 training images are copies of others: ")
+    row = row_of(record, "Myrtle-5 NNGP, ReLU", "standardised")
+    given = Images(data, "standardise")
+    model = wl.NTKClassifier("myrtle-5", kind="nngp", ridge="loo", channels="last")
+    model.fit(given.x, given.y)
+    assert row["ridge"] == pytest.approx(model.ridge_)
+    assert row["leave_one_out"] == pytest.approx(model.loo_accuracy_)
+    assert row["accuracy"] == pytest.approx(model.score(given.test, given.y_test))
+
+
 def test_an_image_of_zeros_is_normalised() -> None:
     train, test = np.diag([4.0, 0.0]), np.array([[2.0, 0.0], [0.0, 0.0]])
     found = normalised(train, test, np.array([9.0, 0.0]))
@@ -220,6 +237,19 @@ def test_the_choice_is_by_leave_one_out_alone(small: tuple[Path, dict[str, Any]]
     assert choose([row, dict(row)]) is row
 
 
+def test_it_is_told_where_whitening_has_seen_what_is_left_out(tmp_path: Path) -> None:
+    path = make_file(tmp_path, n=120, side=8)  # of 192 values
+
+    def notes(n_train: int, preprocessing: tuple[str, ...]) -> list[str]:
+        asked = Asked(("myrtle-5",), ("relu",), preprocessing, n_train=n_train, n_test=30)
+        return Myrtle.prepare(str(path), asked, tmp_path / "x.json").notes
+
+    (note,) = notes(95, ("standardise", "zca"))
+    assert note.startswith("ZCA is that of all 95 training images, and what is left out of the ")
+    assert "of fewer images than half their 192 values" in note
+    assert notes(95, ("standardise",)) == notes(96, ("standardise", "zca")) == []
+
+
 def test_the_order_of_the_work() -> None:
     names = [
         group.name.removeprefix("scores-") for group in Asked(("myrtle-5",), flips=True).groups()
@@ -239,6 +269,12 @@ def test_the_order_of_the_work() -> None:
 def test_papers_are_quoted_for_their_images_alone(small: tuple[Path, dict[str, Any]]) -> None:
     record = small[1]
     assert record["quoted"] == []
+    images = {f"x_{part}": np.ones((10, 32, 32, 3)) for part in ("train", "test")}
+    labels = {f"y_{part}": np.arange(10) for part in ("train", "test")}
+    names = tuple("abcdefghij")
+    for name, count in (("cifar10", 2), ("svhn", 0)):
+        dataset = wl.Dataset(name, **images, **labels, class_names=names, provenance="")  # type: ignore[arg-type]
+        assert len(Myrtle._quoted(cast("Myrtle", SimpleNamespace(dataset=dataset)))) == count
     quoted = [{"what": "somebody's", "n_train": 50_000, "percent": 90.0}]
     assert "Quoted: somebody's, 50,000 training images: 90%." in to_markdown(
         record | {"quoted": quoted, "left": ["zca"]}
@@ -293,6 +329,11 @@ def test_a_run_that_was_stopped_goes_on(kill: signal.Signals, data: Path) -> Non
     again = json.loads(out.read_text("utf-8"))
     assert values(again) == values(whole)
     assert json.loads((folder / module.SO_FAR).read_text("utf-8")) == again
+
+
+def test_the_help_says_that_other_networks_are_all_computed_again() -> None:
+    shown = CliRunner().invoke(app, ["reproduce", "myrtle", "--help"], env={"COLUMNS": "400"})
+    assert "With other networks all kernels are computed anew" in " ".join(shown.output.split())
 
 
 def test_a_run_may_be_asked_for_more(data: Path) -> None:
@@ -362,6 +403,38 @@ def test_a_budget_takes_the_most_images_that_fit(
     result = call(data, "--out", data.parent / "x.json", *options)
     assert result.exit_code == 2
     assert "10 training images take 4 min 15 s, the budget is 1 s: raise it" in result.stderr
+
+
+def test_the_memory_that_is_counted_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, m = 20, 4000  # what test images take is most of it
+    path = make_file(tmp_path, n=n, m=m, side=8)
+    real, counted = module.solver_for, list[int]()
+
+    def solver_for(*words: Any, held: int, **more: Any) -> Any:
+        counted.append(held)
+        return real(*words, held=held, **more)
+
+    def kernels(self: Myrtle, keep: Any, group: Any, *passes: str) -> Iterator[Any]:
+        rng = np.random.default_rng(0)
+        for kind, network in itertools.product(("ntk", "nngp"), group.networks):
+            train = rng.random((n, n))
+            yield kind, network, train @ train.T + np.eye(n), rng.random((m, n)), np.ones(m)
+
+    monkeypatch.setattr(module, "solver_for", solver_for)
+    monkeypatch.setattr(Myrtle, "kernels", kernels)
+    asked = Asked(("myrtle-5", "myrtle-7"), ("relu",), ("standardise",), n_train=n, n_test=m)
+    job = Myrtle.prepare(str(path), asked, tmp_path / "x.json")
+    (group,) = job.asked.groups()
+    job._score(compute_now, group)  # so that images and modules are there
+    tracemalloc.start()
+    try:
+        job._score(compute_now, group)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.5 * counted[0] < peak < counted[0]
 
 
 def test_the_cost_is_told_before(data: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_table1 import make_file
+from test_table1 import make_file, with_copies
 from typer.testing import CliRunner, Result
 
 import widelimit as wl
@@ -17,6 +17,7 @@ from widelimit.cli import app
 from widelimit.data import draw_training_sets
 from widelimit.experiments.rank import architectures, tau_with_interval
 from widelimit.report.rank import to_markdown
+from widelimit.report.runs import Report
 
 
 @pytest.fixture
@@ -48,15 +49,40 @@ def test_there_are_at_least_twelve_architectures() -> None:
     assert pools == [4]
 
 
-def test_scores_are_those_of_estimators(data: Path) -> None:
+@pytest.mark.parametrize("repeated", [False, True])
+def test_scores_are_those_of_estimators(data: Path, repeated: bool) -> None:
+    if repeated:
+        with_copies(data)
     nets = ("cntk-gap-3", "cntk-vanilla-4")
     words = [word for net in nets for word in ("--net", net)]
     record = run(data, *words, "--n", "20,50", "--draws", 3, "--seed", 4, "--validation", 30)
     assert (record["sizes"], record["n_pool"], record["n_validation"]) == ([20, 50], 80, 30)
+    told = [
+        "up to 3 of 50 training images of a draw are copies of others: equal images count as one, "
+        "with the mean of their targets, and are left out together"
+    ]
     images = wl.load_dataset(data)
     pool = draw_training_sets(images.y_train, [8], np.random.default_rng([4, 0]))[0]
-    x = wl.ChannelStandardiser().fit(images.x_train[pool]).transform(images.x_train[pool])
     y = images.y_train[pool]
+    places, names = range(80), [image.tobytes() for image in images.x_train[pool]]
+    shared: list[int] = []
+    for i in range(3):
+        train = draw_training_sets(y, [5], np.random.default_rng([4, 1, i]))[0]
+        known = {names[k] for k in train}
+        shared.append(sum(names[k] in known for k in places if k not in train))
+    told += [
+        f"up to {max(shared)} of 30 validation images of a draw are copies of training images, "
+        "which tell their labels: remove copies, or go by leaving one out"
+    ]
+    assert (max(shared) > 0) == repeated
+    assert record["notes"] == (told if repeated else [])
+    said = "standardised by channel, with mean and deviation of all 80 images, those for validation"
+    assert record["preprocessing"] == f"{said} too"
+    page = Report.prepare([data.parent / "r.json"], data.parent / "r.html").text
+    assert all(words in page for words in (said, *record["notes"]))
+    assert {entry["paper"] for entry in record["architectures"]} == {None}
+    assert not any("paper" in name for row in record["agreement"] for name in row["between"])
+    x = wl.ChannelStandardiser().fit(images.x_train[pool]).transform(images.x_train[pool])
     for entry, net in zip(record["architectures"], nets, strict=True):
         assert (entry["name"], wl.Network.from_json(entry["network"]).n_conv) == (
             net,
@@ -77,7 +103,20 @@ def test_scores_are_those_of_estimators(data: Path) -> None:
                 assert scores[j, i, 2] == pytest.approx(model.score(x[held], y[held]))
 
 
+def test_a_kernel_that_is_singular_is_solved_with(data: Path) -> None:
+    net = data.parent / "sums.json"  # of the mean pixel alone
+    net.write_text(wl.Network([wl.GlobalAvgPool(), wl.Dense()]).to_json())
+    record = run(data, "--net", net, "--net", "cntk-vanilla-3", "--n", "20,50", "--draws", 2)
+    (note,) = record["notes"]
+    assert note == (
+        f"{net}: 4 of 4 kernels are singular to rounding, and were solved with by least squares, "
+        "the limit of training: not all targets are met"
+    )
+    assert 0.1 < record["architectures"][0]["mean"][1][2] < 1
+
+
 def test_what_is_compared(data: Path) -> None:
+    data = data.rename(data.with_name("cifar10.npz"))  # which the paper has figures of
     nets = ("cntk-gap-3", "cntk-gap-4", "cntk-vanilla-3", "cntk-vanilla-5")
     words = [word for net in nets for word in ("--net", net)]
     record = run(data, *words, "--n", "20,50", "--draws", 2)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_table1 import make_file, values
+from test_table1 import make_file, values, with_copies
 from typer.testing import CliRunner, Result
 
 import widelimit as wl
@@ -103,6 +103,30 @@ def test_values_are_those_of_the_estimators(small: tuple[Path, dict[str, Any]]) 
             assert any(np.isclose(of["values"], want))
             assert len(of["leave_one_out"]) == 2
     assert len({str(of["values"]) for entry in record["variants"] for of in entry["readouts"]}) > 6
+
+
+def test_equal_images_are_one(data: Path) -> None:
+    with_copies(data)
+    record = run(data, *SMALL, "--n-train", 40)
+    (note,) = record["notes"]
+    assert "training images of a draw are copies of others: equal images count as one" in note
+    images = wl.load_dataset(data)
+    train = draw_training_sets(images.y_train, [4], np.random.default_rng([7, 0]))[0]
+    x: Any = wl.ChannelStandardiser().fit_transform(images.x_train[train])
+    for of in record["variants"][0]["readouts"]:
+        network = readouts(3)[of["readout"]]
+        model = wl.NTKClassifier(network, channels="last").fit(x, images.y_train[train])
+        assert of["leave_one_out"][0] == pytest.approx(model.loo_accuracy_)
+
+
+def test_all_images_are_one_draw(data: Path) -> None:
+    record = run(data, "--depth", 3, "--n-train", 60, "--n-test", 20, "--draws", 3)
+    assert (record["draws"], record["asked"]["draws"]) == (1, 3)
+    (note,) = record["notes"]
+    assert note.startswith("60 training images are all there are, so that 3 draws are the same: ")
+    assert record["pairs"] == 2 * (60 * 61 // 2 + 60 * 60 + 2 * 20 * 60)
+    assert record["changes"][0]["standard_error"] is None
+    assert "±" not in to_markdown(record)
 
 
 def test_differences_are_within_draws(small: tuple[Path, dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 import widelimit as wl
 from widelimit.cli import app
-from widelimit.experiments import finite_width, table1_cnn, table2
+from widelimit.experiments import cells, finite_width, table1_cnn, table2
 from widelimit.experiments.cells import PLAN, Cells
 from widelimit.experiments.table1_cnn import AskedCNN
 from widelimit.finite import sgd
@@ -120,6 +120,27 @@ def test_parts_are_computed_once(tmp_path: Path) -> None:
         Cells(strange, "toy", asked, costs).held(),
     ):
         pass
+
+
+def test_seconds_of_parts_within_a_part_count_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(cells.time, "perf_counter", lambda: clock[0])
+    made = Cells(tmp_path / "s", "toy", {}, dict.fromkeys("abcd", 1.0))
+
+    def work(seconds: float, *inside: str) -> float:
+        for name in inside:
+            keep(name, lambda: work(2.0))
+        clock[0] += seconds
+        return seconds
+
+    with made.held() as keep:
+        keep("d", lambda: work(8.0))
+        keep("a", lambda: work(1.0, "b", "c", "d"))  # d is there
+        taken = {name: json.loads((made.folder / f"{name}.json").read_text()) for name in "abcd"}
+    assert [taken[name]["seconds"] for name in "abcd"] == [1.0, 2.0, 2.0, 8.0]
+    assert made.seconds == clock[0] == 13.0
 
 
 def test_how_far_a_run_is(tmp_path: Path) -> None:

@@ -253,6 +253,20 @@ def test_tables_hold_the_numbers_of_table_1(tmp_path: Path, record: dict[str, An
     assert "run-0.json" in words
 
 
+def test_the_headline_is_not_chosen_by_test_images(tmp_path: Path, record: dict[str, Any]) -> None:
+    record["columns"] = record["columns"][:1]
+    first, second, *_ = record["columns"][0]["rows"] = record["columns"][0]["rows"][:2]
+    first |= {"leave_one_out": 0.75, "accuracy": 0.5125}
+    second |= {"leave_one_out": 0.25, "accuracy": 0.9875}
+    text = page_of(tmp_path, record)
+    assert "<b>51.25<i>%</i></b>" in text
+    assert f"depth {first['depth']}, the best of 2 leaving one out<" in text
+    first["leave_one_out"] = second["leave_one_out"] = None
+    text = page_of(tmp_path, record)
+    assert "<b>98.75<i>%</i></b>" in text
+    assert f"depth {second['depth']}, the best of 2 on these test images<" in text
+
+
 def test_pointers_are_told_the_means_of_classes(tmp_path: Path, record: dict[str, Any]) -> None:
     column = record["columns"][0]
     kernel = column["rows"][0]["kernel"]

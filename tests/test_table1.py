@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from widelimit.cli import app
 from widelimit.costs import Cost
 from widelimit.data import standardise
 from widelimit.experiments import planning, table1
+from widelimit.experiments.paper import is_cifar10
 from widelimit.experiments.planning import Asked, published
 from widelimit.experiments.table1 import Table1
 from widelimit.report.table1 import to_markdown
@@ -52,6 +54,16 @@ def run(data: Path, *arguments: object) -> dict[str, Any]:
     result = call(data, "--out", out, "--overwrite", *arguments)
     assert result.exit_code == 0, result.output
     return json.loads(out.read_text("utf-8"))
+
+
+def with_copies(path: Path) -> Path:
+    """Put copies among the training images of a file: of 10 images, one with another label."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    x = arrays["x_train"]
+    x[10:19], x[25] = x[:9], x[4]
+    np.savez(path, **arrays)
+    return path
 
 
 def values(record: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +128,27 @@ def test_draws_are_in_one_record(data: Path) -> None:
     assert ", mean of 3 draws" in to_markdown(record)
 
 
+def test_all_images_are_one_draw(data: Path) -> None:
+    options = ("--column", "cntk-v", "--depths", "3", "--balanced", "--draws", 3)
+    for store, draws in (("new", 1), ("old", 3)):
+        folder = data.parent / store
+        if store == "old":  # a run that an earlier version began
+            folder.mkdir()
+            plan = json.loads((data.parent / "new" / planning.PLAN).read_text())
+            assert plan["columns"] == [["cntk-v", 60, 40, 1]]
+            plan |= {"columns": [["cntk-v", 60, 40]], "notes": []}
+            (folder / planning.PLAN).write_text(json.dumps(plan))
+        record = run(data, *options, "--store", folder)
+        (column,) = record["columns"]
+        assert column["draws"] == draws
+        (row,) = column["rows"]
+        p = row["accuracy"]
+        assert row["standard_error"] == pytest.approx((p * (1 - p) / 40) ** 0.5)
+        told = "cntk-v: 60 training images are all there are, so that 3 draws are the same: one is "
+        assert any(note.startswith(told) for note in record["notes"]) == (store == "new")
+    assert run(data, *options, "--store", data.parent / "new")["columns"][0]["pairs_computed"] == 0
+
+
 def test_flips_predict_the_same(data: Path) -> None:
     rows = {}
     for flips in ("none", "average", "double"):
@@ -141,9 +174,10 @@ def test_a_kernel_that_cannot_be_solved_is_told(tmp_path: Path) -> None:
     path = make_file(tmp_path)
     with np.load(path) as file:
         arrays = dict(file)
-    arrays["x_train"][1] = arrays["x_train"][0]  # twice, with two labels
+    image = arrays["x_train"][1]
+    image[:, 3:] = image[:, 2::-1]  # its own mirror image
     np.savez(path, **arrays)
-    record = run(path, "--column", "cntk-v", "--depths", "3")
+    record = run(path, "--column", "cntk-v", "--depths", "3", "--flips", "double")
     (row,) = record["columns"][0]["rows"]
     assert (row["accuracy"], row["leave_one_out"]) == (None, None)
     assert len(record["errors"]) == 1
@@ -151,23 +185,63 @@ def test_a_kernel_that_cannot_be_solved_is_told(tmp_path: Path) -> None:
     assert "| 3 | not solved | - | - |" in to_markdown(record)
 
 
+def test_equal_images_are_one(data: Path) -> None:
+    with_copies(data)
+    options = ("--column", "cntk-v", "--depths", "3", "--n-train", 40, "--n-test", 30)
+    record = run(data, *options)
+    (row,) = record["columns"][0]["rows"]
+    assert (record["errors"], row["residual_norm"] < 1e-9) == ([], True)
+    assert record["notes"] == [
+        "cntk-v: 10 of 40 training images are copies of others: equal images count as one, with "
+        "the mean of their targets, and are left out together"
+    ]
+    images = wl.load_dataset(data)
+    x, x_test = standardise(images.x_train[:40], images.x_test[:30])
+    model = wl.NTKClassifier(wl.cntk_vanilla(3), channels="last").fit(x, images.y_train[:40])
+    assert row["accuracy"] == pytest.approx(model.score(x_test, images.y_test[:30]))
+    assert row["leave_one_out"] == pytest.approx(model.loo_accuracy_)
+    # Mirror images of copies are copies, and predict what averaged kernels do.
+    found = {}
+    for flips in ("average", "double"):
+        store = data.parent / flips
+        how = ("--dtype", "float64", "--flips", flips, "--store", store)
+        (column,) = run(data, *options, *how)["columns"]
+        found[flips] = column["rows"][0]["accuracy"]
+    assert found["average"] == found["double"]
+    # What fits into no memory cannot be put together: it is told before the work.
+    result = call(data, *options, "--out", data.parent / "t.json", "--overwrite", "--memory", "1MB")
+    assert result.exit_code == 1
+    assert "out of memory: cntk-v: training images repeat, and equal ones are" in result.stderr
+
+
 def test_the_paper_stands_beside_columns_of_its_size() -> None:
     shape = (10, 32, 32, 3)
     images = {"x_train": np.ones(shape), "x_test": np.ones(shape)}
     labels = {"y_train": np.arange(10), "y_test": np.arange(10)}
     names = tuple("abcdefghij")
-    dataset = wl.Dataset("x", **images, **labels, class_names=names, provenance="")  # type: ignore[arg-type]
+    dataset = wl.Dataset("Cifar-10_3k", **images, **labels, class_names=names, provenance="")  # type: ignore[arg-type]
 
-    def figures(name: str, n_train: int, **options: Any) -> dict[int, float]:
+    def figures(
+        name: str, n_train: int, of: wl.Dataset = dataset, **options: Any
+    ) -> dict[int, float]:
         asked = Asked(**options)
         column = planning.Column(name, asked.depths, asked.protocol(n_train, 10))
-        return published(column, dataset)
+        return published(column, of)
 
     assert figures("cntk-gap", 50_000)[11] == 77.43
     assert figures("cntk-gap", 2_000) == figures("cntk-gap-2k", 2_000)
     assert figures("cntk-v-2k", 2_000)[21] == 42.53
     assert figures("cntk-v-2k", 1_000) == {}
     assert figures("cntk-v-2k", 2_000, n_classes=2) == {}
+    # Beside those of other images of ten classes, as SVHN's, they are not.
+    for called in ("svhn", "cifar100-ten", "x"):
+        other = dataclasses.replace(dataset, name=called)
+        assert figures("cntk-gap", 50_000, other) == {}
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship")
+    other = dataclasses.replace(dataset, name="x", class_names=("truck", *classes))
+    assert figures("cntk-gap", 50_000, other)[11] == 77.43
+    few = {"x_train": np.ones((10, 4, 4, 1)), "x_test": np.ones((10, 4, 4, 1))}
+    assert not is_cifar10(dataclasses.replace(dataset, **few))
 
 
 # ---------------------------------------------------------------- going on
@@ -249,6 +323,7 @@ def test_another_run_is_not_taken_for_this_one(data: Path) -> None:
         ({"format": "x"}, "must be the plan of a run of table 1"),
         ({"columns": [["cntk-v", "many", 3]]}, "is damaged"),
         ({"columns": [["cntk-v", 20]]}, "is damaged"),
+        ({"columns": [["cntk-v", 20, 5, 3]]}, "is damaged"),
         ({"columns": 3}, "is damaged"),
         ({"columns": []}, "is damaged"),
         ({"columns": [["cntk-gap", 20, 5]]}, "is damaged"),

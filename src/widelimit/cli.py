@@ -538,7 +538,10 @@ def rank(
 ) -> None:
     """Rank architectures on few images, by leaving one out and by a validation set.
 
-    Kendall's tau compares few images with more, both ways of scoring, and the paper's columns.
+    Kendall's tau compares few images with more, both ways of scoring, and, where the images are
+    those of CIFAR-10 (by the name of the data set, or of its classes), the paper's columns.
+    Images are standardised by channel, with mean and deviation of all that are drawn, those for
+    validation too.
     """
     with guarded(GOES_ON):
         from widelimit.experiments.rank import Rank

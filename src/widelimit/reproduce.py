@@ -385,7 +385,10 @@ def myrtle(
     out: RecordOption = Path("myrtle.json"),
     store: PartsOption = None,
     networks: Annotated[
-        str, typer.Option(help="myrtle-5, myrtle-7, myrtle-10: all in one pass.")
+        str,
+        typer.Option(
+            help="myrtle-5, myrtle-7, myrtle-10: all in one pass, so that one more begins anew."
+        ),
     ] = "myrtle-5,myrtle-7,myrtle-10",
     activations: Annotated[
         str, typer.Option(help="relu (NTK and NNGP), gaussian (NNGP).")
@@ -419,7 +422,8 @@ def myrtle(
     """Myrtle networks (Shankar et al. 2020): pooled kernels, with and without whitening and flips.
 
     Ridges and the best kernel are chosen by leave-one-out. A run may be gone on with by one that
-    asks for other networks, activations, preprocessing or flips.
+    asks for other activations, preprocessing or flips, and takes what is there. With other networks
+    all kernels are computed anew: those of all networks of a run come out of one pass.
     """
     with guarded(GOES_ON):
         from widelimit.display import read_duration

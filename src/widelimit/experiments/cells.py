@@ -65,6 +65,7 @@ class Cells:
         self.asked: dict[str, Any] = json.loads(json.dumps(asked, allow_nan=False))
         self._others = others
         self._done: dict[str, float] = {}  # seconds that were taken, here or before
+        self._inside = 0.0  # those of parts that were computed within the one that is
         self._report: Callable[[float], None] = _silent
         self._check()
 
@@ -110,15 +111,18 @@ class Cells:
         name : str
             Of `costs`.
         compute : callable
-            Returns what JSON can hold; tuples become lists.
+            Returns what JSON can hold; tuples become lists. It may keep parts itself, whose seconds
+            are theirs alone.
         """
         if name not in self.costs:
             raise KeyError(name)
         path = self._path(name)
         if not path.exists():
-            start = time.perf_counter()
+            start, around, self._inside = time.perf_counter(), self._inside, 0.0
             value = compute()
-            write_record(path, {"value": value, "seconds": time.perf_counter() - start})
+            took = time.perf_counter() - start
+            write_record(path, {"value": value, "seconds": took - self._inside})
+            self._inside = around + took
         content = read_json(path, _MAX_CELL)
         try:
             value, seconds = content["value"], float(content["seconds"])

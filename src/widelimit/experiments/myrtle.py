@@ -30,9 +30,9 @@ from widelimit.data.load import load_dataset
 from widelimit.display import duration
 from widelimit.estimators.judge import edge
 from widelimit.estimators.regression import Options, explain, regress, solver_for
-from widelimit.estimators.samples import Training
 from widelimit.experiments.cells import PLAN, Cells, Keep
 from widelimit.experiments.environment import describe_environment
+from widelimit.experiments.interpolation import told_of_copies
 from widelimit.experiments.myrtle_groups import (
     ACTIVATIONS,
     NETWORKS,
@@ -48,7 +48,7 @@ from widelimit.experiments.myrtle_groups import (
     parts_of,
     pass_name,
 )
-from widelimit.experiments.paper import CNTK, DEPTHS, MYRTLE
+from widelimit.experiments.paper import CNTK, DEPTHS, MYRTLE, is_cifar10
 from widelimit.experiments.planning import fewer, images_that_fit
 from widelimit.experiments.protocol import (
     Draw,
@@ -63,7 +63,6 @@ from widelimit.machine import peak_memory
 from widelimit.matrices import gram, kernel
 from widelimit.matrices.progress import Progress
 from widelimit.reading import read_json
-from widelimit.solvers import encode_labels
 from widelimit.solvers.checkpoint import seal
 
 __all__ = ["SO_FAR", "Myrtle", "choose", "normalised"]
@@ -77,7 +76,7 @@ SO_FAR = "record.json"
 _BLOCK = 16  # images whose kernels with themselves are computed at a time: as many as lanes
 _POOLED = 4  # columns that become one
 _MOST_PLAN = 2**16
-_PAPER_CLASSES, _PAPER_SHAPE = 10, (32, 32, 3)
+_PAPER_SHAPE = 32, 32, 3
 _COMPARED_DEPTH = 11  # of CNTK-GAP, beside which Myrtle networks are quoted
 
 
@@ -173,11 +172,19 @@ class Myrtle:
         protocol = asked.protocol(count)
         protocol.check(dataset)
         images = replace(protocol, preprocessing="none").draw(dataset, 0)
-        notes: list[str] = []
+        notes = told_of_copies([images.training])
         if count < asked.n_train:
             notes.append(
                 f"{count:,} + {protocol.n_test:,} of {asked.n_train:,} + {asked.n_test:,} images "
                 f"fit into {duration(budget or 0)}"
+            )
+        values = math.prod(dataset.image_shape)
+        if "zca" in asked.preprocessing and 2 * count < values:
+            notes.append(
+                f"ZCA is that of all {count:,} training images, and what is left out of the "
+                "regression is not left out of it: of fewer images than half their "
+                f"{values:,} values its scores by leave-one-out are too good, and a choice by them "
+                "leans to it: look at the accuracy on the test images"
             )
         sealed = {n: getattr(images, n) for n in ("x_train", "y_train", "x_test", "y_test")}
         identity = wanted | {"taken": count, "images": seal(sealed)}
@@ -186,7 +193,9 @@ class Myrtle:
         check_folder(folder, stored if not folder.is_dir() else 0)
         how |= {"memory": memory}
         options = Options("loo", np.inf, "cholesky", None, memory, threads)
-        held = 5 * 8 * count**2  # a kernel, two averages, and what they are made of
+        # Of training and of test images: a kernel, normalised, rows of it, three averages, and
+        # two more while one is made of another.
+        held = 8 * 8 * count * (count + protocol.n_test)
         method = solver_for(count, options, targets=dataset.n_classes, held=held)
         lines = _lines(asked, protocol, cells, stored)
         args: Any = (lines, notes, cells.left, how, (options, method))
@@ -285,7 +294,7 @@ class Myrtle:
 
     def _quoted(self) -> list[Record]:
         """Return what papers have of CIFAR-10; of other images, so that no difference is told."""
-        if (self.dataset.n_classes, self.dataset.image_shape) != (_PAPER_CLASSES, _PAPER_SHAPE):
+        if not is_cifar10(self.dataset) or self.dataset.image_shape != _PAPER_SHAPE:
             return []
         gap = CNTK["gap", 2_000][DEPTHS.index(_COMPARED_DEPTH)]
         return [
@@ -440,14 +449,13 @@ class Myrtle:
         """Solve with one kernel, the ridge by leave-one-out, and return how good it is."""
         train, test = kernels
         images = self._draw(group.preprocessing[0])  # labels are the same for all
-        n, m = len(train), len(test)
-        targets = encode_labels(images.y_train, np.arange(self.dataset.n_classes))
-        each = np.arange(n)
-        training = Training(each, each, np.ones(n), targets, np.ones(n))
+        training, rows = images.training, images.training.first
         options, method = self.solving
-        fit = regress(train, training, options, method)
+        # Equal images are one row, so that none that is left out is predicted from its copy.
+        fit = regress(train[np.ix_(rows, rows)], training, options, method)
         assert fit.left_out is not None  # by a factor
-        right = accuracy(test @ fit.solution.value, images.y_test)
+        left_out = training.at_samples(fit.left_out)
+        right = accuracy(test[:, rows] @ fit.solution.value, images.y_test)
         warning = explain(fit.solution) or edge(fit.grid, fit.curve)
         return {
             "kernel": kernel_name(group, networks, kinds, normalised=normalised),
@@ -459,10 +467,10 @@ class Myrtle:
             "flips": group.flips,
             "normalised": normalised,
             "ridge": float(fit.solution.statistics.ridge),
-            "leave_one_out": accuracy(fit.left_out, images.y_train),
-            "leave_one_out_error": float(((fit.left_out - targets) ** 2).mean()),
+            "leave_one_out": accuracy(left_out, images.y_train),
+            "leave_one_out_error": float(((left_out - training.targets) ** 2).mean()),
             "accuracy": right,
-            "standard_error": math.sqrt(right * (1 - right) / m),
+            "standard_error": math.sqrt(right * (1 - right) / len(test)),
             "warning": warning,
         }
 

@@ -80,7 +80,8 @@ class Asked:
     ----------
     networks, activations, preprocessing : tuple of str
         Of `NETWORKS`, `ACTIVATIONS` and `PREPROCESSING`. The folder of a run may be gone on with
-        by one that asks for others: what they have in common is computed once.
+        by one that asks for others: what they have in common is computed once. Networks are those
+        of a pass together: with other networks nothing is in common.
     flips : bool
         Whether to average kernels over horizontal flips, too.
     n_train, n_test : int

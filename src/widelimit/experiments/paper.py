@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["CIFAR2", "CNN", "CNTK", "DEPTHS", "MYRTLE"]
+import re
+
+from widelimit.data.cifar import CLASSES
+from widelimit.data.dataset import Dataset
+
+__all__ = ["CIFAR2", "CNN", "CNTK", "DEPTHS", "MYRTLE", "is_cifar10"]
 
 DEPTHS = (3, 4, 6, 11, 21)
 CNTK = {
@@ -24,3 +29,17 @@ CIFAR2 = {
 """Of the exact kernels in table 2, by readout and depth: CIFAR-2, all images of two classes."""
 MYRTLE = 90.0
 """Of the best kernel of Shankar et al. 2020, *Neural Kernels Without Tangents*: their abstract."""
+
+_CLASSES, _CHANNELS = 10, 3
+_CALLED = re.compile(r"cifar[-_ ]?10(?!\d)")
+
+
+def is_cifar10(dataset: Dataset) -> bool:
+    """Whether images are those that the numbers are of: told by the names of classes, or its own.
+
+    A file without names of classes is taken for it if it is called so, as in "cifar10_3k.npz".
+    """
+    if (dataset.n_classes, dataset.image_shape[-1]) != (_CLASSES, _CHANNELS):
+        return False
+    called = _CALLED.search(dataset.name.lower()) is not None
+    return called or tuple(sorted(dataset.class_names)) == CLASSES

@@ -20,7 +20,7 @@ from widelimit.backends import BackendName
 from widelimit.costs import estimate, solving_seconds
 from widelimit.data.dataset import Dataset
 from widelimit.display import duration
-from widelimit.experiments.paper import CNTK, DEPTHS
+from widelimit.experiments.paper import CNTK, DEPTHS, is_cifar10
 from widelimit.experiments.protocol import Protocol
 from widelimit.matrices.inputs import check_dtype
 from widelimit.network import Network
@@ -186,7 +186,7 @@ def make_plan(
                 f"{name}: {n_train:,} training images, which is what there is for it; the paper "
                 f"has {COLUMNS[name][1]:,}"
             )
-        column = Column(name, asked.depths, asked.protocol(n_train, n_test))
+        column = _column(name, asked, dataset, n_train, n_test)
         same = [one for one in columns if _alike(one, column)]
         if same:
             notes.append(f"{name}: is the same as {same[0].name} with these images, computed once")
@@ -195,9 +195,22 @@ def make_plan(
         columns.append(column)
     if not asked.n_test and most_test < _N_TEST:
         notes.append(f"{most_test:,} test images; the paper has {_N_TEST:,}")
-    if asked.budget is None:
-        return columns, notes
-    return _shrunk(columns, dataset, asked, how, notes)
+    if asked.budget is not None:
+        columns, notes = _shrunk(columns, dataset, asked, how, notes)
+    notes += [
+        f"{column.name}: {column.protocol.n_train:,} training images are all there are, so that "
+        f"{asked.draws} draws are the same: one is taken, and the error is that of the test images"
+        for column in columns
+        if column.protocol.draws < asked.draws
+    ]
+    return columns, notes
+
+
+def _column(name: str, asked: Asked, dataset: Dataset, n_train: int, n_test: int) -> Column:
+    protocol = asked.protocol(n_train, n_test)
+    if protocol.takes_all(dataset):
+        protocol = replace(protocol, draws=1)
+    return Column(name, asked.depths, protocol)
 
 
 def _available(dataset: Dataset, asked: Asked) -> tuple[int, int]:
@@ -249,7 +262,7 @@ def _fit(
     unit = whole.n_classes or dataset.n_classes
 
     def of(n_train: int, n_test: int) -> Column:
-        return replace(column, protocol=replace(whole, n_train=n_train, n_test=n_test))
+        return _column(column.name, asked, dataset, n_train, n_test)
 
     def cost(n_train: int, n_test: int) -> float:
         return cost_of(of(n_train, n_test), dataset, asked.dtype, how).seconds
@@ -325,7 +338,9 @@ def plan_text(asked: Asked, columns: list[Column], notes: list[str]) -> str:
     content = {
         "format": _PLAN_FORMAT,
         "asked": dataclasses.asdict(asked),
-        "columns": [[c.name, c.protocol.n_train, c.protocol.n_test] for c in columns],
+        "columns": [
+            [c.name, c.protocol.n_train, c.protocol.n_test, c.protocol.draws] for c in columns
+        ],
         "notes": notes,
     }
     return json.dumps(content, indent=1) + "\n"
@@ -341,10 +356,13 @@ def planned_before(
     if content is None:
         return None
     try:
-        columns = [
-            Column(str(name), asked.depths, asked.protocol(int(n_train), int(n_test)))
-            for name, n_train, n_test in content["columns"]
-        ]
+        columns: list[Column] = []
+        for name, n_train, n_test, *more in content["columns"]:
+            (draws,) = more or (asked.draws,)  # which plans of earlier versions do not have
+            if draws not in (1, asked.draws):
+                raise ValueError(f"{draws!r:.60} draws")
+            protocol = replace(asked.protocol(int(n_train), int(n_test)), draws=int(draws))
+            columns.append(Column(str(name), asked.depths, protocol))
         notes = [str(note) for note in content["notes"]]
         known_columns = {column.name for column in columns} <= set(asked.columns)
     except (KeyError, TypeError, ValueError) as error:
@@ -396,6 +414,8 @@ def read_plan(folder: Path, form: str, asked: dict[str, Any], what: str) -> dict
 
 def published(column: Column, dataset: Dataset) -> dict[int, float]:
     """Return the paper's accuracies in per cent by depth; none if it has no such column."""
+    if not is_cifar10(dataset):
+        return {}
     classes = column.protocol.n_classes or dataset.n_classes
     if classes != _PAPER_CLASSES or dataset.image_shape != _PAPER_SHAPE:
         return {}

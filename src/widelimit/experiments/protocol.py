@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.data.dataset import Dataset, draw_training_sets
+from widelimit.estimators.samples import Training
 from widelimit.estimators.scaling import ChannelStandardiser, ImageNormaliser
 from widelimit.estimators.whitening import ZCA
+from widelimit.experiments.interpolation import put_together
 
 __all__ = ["Draw", "Flips", "Part", "Preprocessing", "Protocol", "accuracy", "flip", "join_parts"]
 
@@ -70,6 +72,8 @@ class Draw:
         Places of the training images in the data set, each once.
     test : ndarray of int64, shape (m,)
         Places of the test images.
+    training : Training
+        Targets of the training images, of which equal ones are one row.
     """
 
     x_train: FloatArray
@@ -78,6 +82,7 @@ class Draw:
     y_test: IntArray
     train: IntArray
     test: IntArray
+    training: Training
 
     def sides(self, part: Part) -> tuple[FloatArray, FloatArray | None]:
         """Return the images of rows and columns of a part; None: the same."""
@@ -189,6 +194,10 @@ class Protocol:
                 f"{missing} of the {classes} classes: take more, or a balanced training set"
             )
 
+    def takes_all(self, dataset: Dataset) -> bool:
+        """Whether each training set is all that there is, so that no two draws differ."""
+        return self.n_train == self._labels(dataset)[1].size
+
     def draw(self, dataset: Dataset, i: int) -> Draw:
         """Return the images of a draw, of a data set that `check` has seen.
 
@@ -207,15 +216,17 @@ class Protocol:
         train = of_classes[chosen]
         test = np.flatnonzero(dataset.y_test < classes)[: self.n_test]
         x_train, x_test = dataset.x_train[train], dataset.x_test[test]
+        doubled = self.flips == "double"
+        training = put_together(x_train, y_train[chosen], classes, doubled=doubled)
         if self.preprocessing != "none":
             transformer = _TRANSFORMERS[self.preprocessing]().fit(x_train)
             x_train = transformer.transform(x_train)
             x_test = transformer.transform(x_test)
         labels = y_train[chosen]
-        if self.flips == "double":
+        if doubled:
             x_train = np.concatenate([x_train, flip(x_train)])
             labels = np.concatenate([labels, labels])
-        return Draw(x_train, labels, x_test, y_test[: self.n_test], train, test)
+        return Draw(x_train, labels, x_test, y_test[: self.n_test], train, test, training)
 
     def parts(self) -> tuple[Part, ...]:
         """Return the matrices that one draw takes."""

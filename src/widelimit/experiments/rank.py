@@ -2,8 +2,9 @@
 
 Every kernel is computed once, on a pool of images, and then only sliced: training sets of growing
 size are drawn from the pool several times, each within the next larger one, and what the largest
-leaves over is the validation set of the draw. An architecture is scored by leaving one out, in
-closed form, and on the validation set; how well scores agree is Kendall's tau.
+leaves over is the validation set of the draw. The pool is standardised as a whole. An architecture
+is scored by leaving one out, in closed form, and on the validation set; how well scores agree is
+Kendall's tau.
 """
 
 from __future__ import annotations
@@ -26,15 +27,21 @@ from widelimit.backends import BackendName
 from widelimit.costs import Forecast, forecast
 from widelimit.data.dataset import Dataset, draw_training_sets
 from widelimit.data.load import load_dataset
+from widelimit.estimators.samples import Training
 from widelimit.estimators.scaling import channel_scale
 from widelimit.experiments.environment import describe_environment
-from widelimit.experiments.paper import CNN, CNTK, DEPTHS
+from widelimit.experiments.interpolation import (
+    Interpolation,
+    interpolate,
+    put_together,
+    told_of_copies,
+)
+from widelimit.experiments.paper import CNN, CNTK, DEPTHS, is_cifar10
 from widelimit.files import check_record
 from widelimit.machine import peak_memory
 from widelimit.matrices import gram
-from widelimit.matrices.inputs import read_series
+from widelimit.matrices.inputs import number_samples, read_series
 from widelimit.network import Dense, Flatten, LocalAvgPool, Network
-from widelimit.solvers import encode_labels, solve
 
 __all__ = ["MEASURES", "Rank", "architectures", "pooled", "tau_with_interval"]
 
@@ -44,6 +51,7 @@ MEASURES = ("loo_accuracy", "loo_score", "validation_accuracy")
 
 Record: TypeAlias = dict[str, Any]
 Scores: TypeAlias = FloatArray  # (architectures, sizes, draws, measures)
+Sets: TypeAlias = list[list[tuple[IntArray, Training]]]  # of draws and sizes: places in the pool
 
 _RESAMPLES = 2_000
 _COVERED = 95  # per cent
@@ -207,24 +215,36 @@ class Rank:
 
         Raises
         ------
-        OSError, ValueError, MemoryError
-            As for `gram` and `solve`.
+        OSError, ValueError, MemoryError, numpy.linalg.LinAlgError
+            As for `gram` and `interpolate`.
         """
         start = time.perf_counter()
         environment = dataclasses.asdict(describe_environment(command))
-        x = self.dataset.x_train[self.pool]
-        mean, scale = channel_scale(x)
-        x = (x - mean) * scale
+        images = self.dataset.x_train[self.pool]
+        mean, scale = channel_scale(images)
+        x = (images - mean) * scale
         networks = list(self.networks.values())
-        grams = gram(networks, x, store=self.store, channels="last", progress=progress, **self.how)
         labels = self.dataset.y_train[self.pool]
         draws = [
             draw_training_sets(labels, self.per_class, np.random.default_rng([self.seed, 1, i]))
             for i in range(self.draws)
         ]
+        classes = self.dataset.n_classes
+        sets = [
+            [(train, put_together(images[train], labels[train], classes)) for train in of_sizes]
+            for of_sizes in draws
+        ]
+        notes = told_of_copies(of_sizes[-1][1] for of_sizes in sets)
+        notes += _told_of_shared(images, [of_sizes[-1] for of_sizes in draws])
+        for note in notes:
+            say(note)
+        grams = gram(networks, x, store=self.store, channels="last", progress=progress, **self.how)
         scores = np.empty((len(networks), len(self.per_class), self.draws, len(MEASURES)))
         for a, (name, matrix) in enumerate(zip(self.networks, grams, strict=True)):
-            scores[a] = self._score(np.asarray(matrix, np.float64), labels, draws)
+            scores[a], told = self._score(name, np.asarray(matrix, np.float64), labels, sets)
+            notes += told
+            for note in told:
+                say(note)
             best = scores[a, -1].mean(axis=0)
             say(f"{name}: {best[0]:.2%} leaving one out, {best[2]:.2%} of validation images")
         sizes = [count * self.dataset.n_classes for count in self.per_class]
@@ -240,8 +260,13 @@ class Rank:
             "sizes": sizes,
             "n_pool": int(self.pool.size),
             "n_validation": int(self.pool.size) - sizes[-1],
+            "preprocessing": (
+                f"standardised by channel, with mean and deviation of all {self.pool.size:,} "
+                "images, those for validation too"
+            ),
             "draws": self.draws,
             "seed": self.seed,
+            "notes": notes,
             "measures": list(MEASURES),
             "architectures": [
                 {
@@ -260,30 +285,30 @@ class Rank:
         }
 
     def _score(
-        self, k: FloatArray, labels: IntArray, draws: list[list[IntArray]]
-    ) -> NDArray[np.float64]:
-        """Return the scores (sizes, draws, measures) of one kernel of the pool."""
+        self, name: str, k: FloatArray, labels: IntArray, sets: Sets
+    ) -> tuple[NDArray[np.float64], list[str]]:
+        """Return the scores (sizes, draws, measures) of one kernel of the pool, and notes."""
         scores = np.empty((len(self.per_class), self.draws, len(MEASURES)))
         places = np.arange(labels.size)
-        classes = np.arange(self.dataset.n_classes)
-        for i, of_sizes in enumerate(draws):
-            held = np.setdiff1d(places, of_sizes[-1])
-            for j, train in enumerate(of_sizes):
-                targets = encode_labels(labels[train], classes)
-                solution = solve(k[np.ix_(train, train)], targets).require()
-                assert solution.factor is not None  # by Cholesky
-                left_out = solution.factor.left_out(targets, solution.value)
-                outputs = k[np.ix_(held, train)] @ solution.value
+        solved: list[Interpolation] = []
+        for i, of_sizes in enumerate(sets):
+            held = np.setdiff1d(places, of_sizes[-1][0])
+            for j, (train, training) in enumerate(of_sizes):
+                found = interpolate(k[np.ix_(train, train)], k[np.ix_(held, train)], training)
+                solved.append(found)
                 scores[j, i] = (
-                    np.mean(left_out.argmax(axis=1) == labels[train]),
-                    -np.mean((left_out - targets) ** 2),
-                    np.mean(outputs.argmax(axis=1) == labels[held]),
+                    np.mean(found.left_out.argmax(axis=1) == labels[train]),
+                    -np.mean((found.left_out - training.targets) ** 2),
+                    np.mean(found.outputs.argmax(axis=1) == labels[held]),
                 )
-        return scores
+        return scores, Interpolation.told(name, solved)
 
     def _paper(self, network: Network) -> dict[str, float] | None:
-        """Return the paper's figures for an architecture of its Table 1; None for others."""
-        if self.dataset.n_classes != 10 or self.dataset.image_shape[2] != 3:
+        """Return the paper's figures for an architecture of its Table 1; None for other ones.
+
+        None, too, if images are not those of CIFAR-10, of any size.
+        """
+        if not is_cifar10(self.dataset):
             return None
         for place, depth in enumerate(DEPTHS):
             for readout, made in (("v", cntk_vanilla(depth)), ("gap", cntk_gap(depth))):
@@ -370,6 +395,19 @@ def _per_class(sizes: Sequence[int], classes: int) -> tuple[int, ...]:
     if list(found) != sorted(set(found)):
         raise ValueError(f"sizes must be ascending, got {', '.join(map(str, sizes))}")
     return found
+
+
+def _told_of_shared(pool: FloatArray, sets: list[IntArray]) -> list[str]:
+    """Return a sentence if images for validation are equal to training images of their draw."""
+    numbers = number_samples(pool, None)[0]
+    held = [np.delete(numbers, train) for train in sets]
+    counts = [int(np.isin(h, numbers[t]).sum()) for h, t in zip(held, sets, strict=True)]
+    if not any(counts):
+        return []
+    return [
+        f"up to {max(counts):,} of {len(held[0]):,} validation images of a draw are copies of "
+        "training images, which tell their labels: remove copies, or go by leaving one out"
+    ]
 
 
 def _errors(scores: FloatArray) -> list[list[float]] | None:

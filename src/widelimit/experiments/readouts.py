@@ -26,6 +26,7 @@ from widelimit.data.dataset import Dataset
 from widelimit.data.load import load_dataset
 from widelimit.display import duration, shown
 from widelimit.experiments.environment import describe_environment
+from widelimit.experiments.interpolation import Interpolation, interpolate, told_of_copies
 from widelimit.experiments.planning import PLAN, fewer, images_that_fit, read_plan
 from widelimit.experiments.protocol import Draw, Preprocessing, Protocol, accuracy, join_parts
 from widelimit.experiments.rank import pooled
@@ -34,7 +35,6 @@ from widelimit.machine import peak_memory
 from widelimit.matrices import gram
 from widelimit.matrices.progress import Progress
 from widelimit.network import GlobalAvgPool, LocalAvgPool, Network
-from widelimit.solvers import encode_labels, solve
 
 __all__ = ["VARIANTS", "Asked", "Readouts", "readouts"]
 
@@ -185,14 +185,16 @@ class Readouts:
                 for part in protocol.parts()
             ]
 
-        repeats = asked.draws * len({preprocessing for preprocessing, _ in VARIANTS.values()})
+        prepared = len({preprocessing for preprocessing, _ in VARIANTS.values()})
         unit = dataset.n_classes
 
         def of(n_train: int, n_test: int) -> Protocol:
-            return replace(asked.protocol(), n_train=n_train, n_test=n_test)
+            found = replace(asked.protocol(), n_train=n_train, n_test=n_test)
+            return replace(found, draws=1) if found.takes_all(dataset) else found
 
         def seconds(n_train: int, n_test: int) -> float:
-            return repeats * sum(cost.seconds for cost in costs(of(n_train, n_test)))
+            protocol = of(n_train, n_test)
+            return prepared * protocol.draws * sum(cost.seconds for cost in costs(protocol))
 
         whole, budget = (asked.n_train, asked.n_test), asked.budget
         count = _planned(folder, asked, asked.n_train // unit)
@@ -212,12 +214,19 @@ class Readouts:
                 f"{taken.n_train:,} + {taken.n_test:,} of {asked.n_train:,} + {asked.n_test:,} "
                 f"images fit into {duration(budget or 0)}"
             )
-        parts = costs(taken)
+        if taken.draws < asked.draws:
+            notes.append(
+                f"{taken.n_train:,} training images are all there are, so that {asked.draws} draws "
+                "are the same: one is taken, and there is no standard error over draws"
+            )
+        plain = replace(taken, preprocessing="none")
+        notes += told_of_copies(plain.draw(dataset, i).training for i in range(taken.draws))
+        parts, repeats = costs(taken), prepared * taken.draws
         stored = repeats * sum(cost.stored for cost in parts)
         check_folder(folder, stored if not folder.is_dir() else 0)
         pairs = repeats * sum(part.pairs for part in taken.parts())
         needed = seconds(*found)
-        several = f" x {asked.draws} draws" if asked.draws > 1 else ""
+        several = f" x {taken.draws} draws" if taken.draws > 1 else ""
         told = (
             f"{len(networks)} readouts at depth {asked.depth}, {len(VARIANTS)} variants: "
             f"{taken.n_train:,} + {taken.n_test:,} images{several}, {pairs:,} pairs "
@@ -257,20 +266,21 @@ class Readouts:
         Raises
         ------
         OSError, ValueError, MemoryError, numpy.linalg.LinAlgError
-            As for `gram` and `Solution.require`.
+            As for `gram` and `interpolate`.
         HeldByAnother
             If another process runs it.
         """
         start = time.perf_counter()
         environment = dataclasses.asdict(describe_environment(command))
         networks = readouts(self.asked.depth)
-        draws = range(self.asked.draws)
-        scores = np.empty((len(VARIANTS), len(networks), len(draws), 2))
         taken = next(iter(self.protocols.values()))
+        draws = range(taken.draws)
+        scores = np.empty((len(VARIANTS), len(networks), len(draws), 2))
         computed = 0
+        solved: dict[tuple[str, str], list[Interpolation]] = {}
         names = {
             _name(i, preprocessing, part.name)
-            for i in draws
+            for i in range(self.asked.draws)  # of a run that was begun before, too
             for preprocessing, protocol in self.protocols.items()
             for part in protocol.parts()
         }
@@ -288,18 +298,30 @@ class Readouts:
                     for v, (variant, (prepared, flips)) in enumerate(VARIANTS.items()):
                         if prepared != preprocessing:
                             continue
-                        for k in range(len(networks)):
+                        for k, name in enumerate(networks):
                             own = {
-                                name: of_all[k]
-                                for name, of_all in grams.items()
-                                if flips or not name.endswith("-flipped")
+                                part: of_all[k]
+                                for part, of_all in grams.items()
+                                if flips or not part.endswith("-flipped")
                             }
-                            scores[v, k, i] = self._score(*join_parts(own), draw)
+                            found = interpolate(*join_parts(own), draw.training)
+                            scores[v, k, i] = (
+                                accuracy(found.outputs, draw.y_test),
+                                accuracy(found.left_out, draw.y_train),
+                            )
+                            solved.setdefault((variant, name), []).append(found)
                         accuracies = ", ".join(
                             f"{name} {score:.2%}"
                             for name, score in zip(networks, scores[v, :, i, 0], strict=True)
                         )
                         say(f"draw {i + 1} of {len(draws)}, {variant}: {accuracies}")
+        notes = [
+            note
+            for (variant, name), found in solved.items()
+            for note in Interpolation.told(f"{variant}, {name}", found)
+        ]
+        for note in notes:
+            say(note)
         by_name = {
             (variant, name): scores[v, k, :, 0]
             for v, variant in enumerate(VARIANTS)
@@ -315,7 +337,7 @@ class Readouts:
                 "n_classes": self.dataset.n_classes,
             },
             "asked": dataclasses.asdict(self.asked),
-            "notes": self.notes,
+            "notes": [*self.notes, *notes],
             "n_train": taken.n_train,
             "n_test": taken.n_test,
             "draws": len(draws),
@@ -385,18 +407,6 @@ class Readouts:
                 )
             total += pairs
         return grams, total
-
-    def _score(self, train: Any, test: Any, draw: Draw) -> tuple[float, float]:
-        """Return the accuracy on the test images, and leaving one out."""
-        targets = encode_labels(draw.y_train, np.arange(self.dataset.n_classes))
-        solution = solve(np.asarray(train, np.float64), targets).require()
-        assert solution.factor is not None  # by Cholesky
-        outputs: FloatArray = np.asarray(test, np.float64) @ solution.value
-        left_out: FloatArray = solution.factor.left_out(targets, solution.value)
-        return (
-            accuracy(outputs, draw.y_test),
-            accuracy(left_out, draw.y_train),
-        )
 
 
 def _name(draw: int, preprocessing: str, part: str) -> str:

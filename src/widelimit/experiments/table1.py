@@ -24,7 +24,9 @@ from widelimit.data.dataset import Dataset
 from widelimit.data.load import load_dataset
 from widelimit.display import duration, shown
 from widelimit.estimators.regression import Options, solver_for
+from widelimit.estimators.samples import Training
 from widelimit.experiments.environment import describe_environment
+from widelimit.experiments.interpolation import copies, told_of_copies
 from widelimit.experiments.planning import (
     PLAN,
     Asked,
@@ -49,7 +51,7 @@ from widelimit.machine import peak_memory
 from widelimit.matrices import gram
 from widelimit.matrices.progress import Progress
 from widelimit.network import Network
-from widelimit.solvers import encode_labels, solve
+from widelimit.solvers import solve
 
 __all__ = ["Record", "Table1", "solve_and_test"]
 
@@ -141,7 +143,17 @@ class Table1:
         how |= {"memory": memory, "allow_mixed": allow_mixed}
         run = cls(dataset, asked, columns, costs, notes, out, folder, how)
         for column, cost in zip(columns, costs, strict=True):
-            run._method(column, cost.backend, 0)  # refuses what fits nowhere
+            method = run._method(column, cost.backend, 0)  # refuses what fits nowhere
+            plain = dataclasses.replace(column.protocol, preprocessing="none", flips="none")
+            sets = [plain.draw(dataset, i).training for i in range(plain.draws)]
+            told = [f"{column.name}: {note}" for note in told_of_copies(sets)]
+            if told and method == "tiled":
+                raise MemoryError(
+                    f"{column.name}: training images repeat, and equal ones are put together in "
+                    "memory, where the equations have no room: raise memory, ask for fewer images, "
+                    "or remove the copies"
+                )
+            notes += [note for note in told if note not in notes]
         return run
 
     @property
@@ -334,7 +346,6 @@ class Table1:
         self, column: Column, backend: BackendName, draw: Draw, i: int, train: Any, test: Any
     ) -> tuple[Record, FloatArray | None]:
         """Solve for one depth in one draw; return what came out, and outputs of test images."""
-        classes = column.protocol.n_classes or self.dataset.n_classes
         method = self._method(column, backend, i)
         stored: Any = {}
         if method == "tiled":
@@ -344,7 +355,7 @@ class Table1:
         # Of a doubled training set the mirror image of what is left out would stay.
         leave_out = column.protocol.flips != "double"
         return solve_and_test(
-            train, test, draw.y_train, draw.y_test, classes, method, leave_out, **stored
+            train, test, draw.training, draw.y_test, method, leave_out=leave_out, **stored
         )
 
     def _method(self, column: Column, backend: BackendName, i: int) -> Any:
@@ -375,7 +386,7 @@ class Table1:
             row["accuracy"] = accuracy
             row["standard_error"] = (
                 float(np.std(accuracies, ddof=1)) / math.sqrt(len(results))
-                if len(results) > 1
+                if len(results) > 1 and not protocol.takes_all(self.dataset)
                 else math.sqrt(accuracy * (1 - accuracy) / protocol.n_test)
             )
             row["difference"] = None if paper is None else 100 * accuracy - paper
@@ -410,10 +421,10 @@ def _shown(columns: list[Record]) -> set[int]:
 def solve_and_test(
     train: Any,
     test: Any,
-    y_train: IntArray,
+    training: Training,
     y_test: IntArray,
-    classes: int,
     method: Any = "cholesky",
+    *,
     leave_out: bool = True,
     **stored: Any,
 ) -> tuple[Record, FloatArray | None]:
@@ -423,17 +434,20 @@ def solve_and_test(
     ----------
     train, test : matrices of shape (n, n) and (m, n)
         In stores or in memory.
-    y_train, y_test : ndarray of int64
+    training : Training
+        Of whose rows the equations are. Where images are equal they are taken into memory.
+    y_test : ndarray of int64, shape (m,)
         Classes.
-    classes : int
     method, **stored
         As for `solve`.
     leave_out : bool
-        Whether training images are predicted by leaving one out, too.
+        Whether training images are predicted by leaving one out, too: without their equals.
     """
     start = time.perf_counter()
-    targets = encode_labels(y_train, np.arange(classes))
-    solution = solve(train, targets, method=method, **stored)
+    rows = training.first
+    if copies(training):
+        train = np.asarray(train, np.float64)[np.ix_(rows, rows)]
+    solution = solve(train, training.means, method=method, **stored)
     told = solution.statistics
     result: Record = {
         "accuracy": None,
@@ -447,11 +461,13 @@ def solve_and_test(
     }
     value, outputs = np.asarray(solution.value), None
     if np.isfinite(value).all():
-        outputs = _outputs(test, value)
+        coefficients = np.zeros(training.targets.shape)
+        coefficients[rows] = value
+        outputs = _outputs(test, coefficients)
         result["accuracy"] = accuracy(outputs, y_test)
         if solution.factor is not None and leave_out:
-            left_out = solution.factor.left_out(targets, value)
-            result["leave_one_out"] = accuracy(left_out, y_train)
+            left_out = training.at_samples(solution.factor.left_out(training.means, value))
+            result["leave_one_out"] = accuracy(left_out, training.targets.argmax(axis=1))
     result["seconds"] = round(time.perf_counter() - start, 3)
     return result, outputs
 

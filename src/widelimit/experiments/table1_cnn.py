@@ -27,7 +27,7 @@ from widelimit.data.load import load_dataset
 from widelimit.display import duration
 from widelimit.experiments.cells import Cells, Keep
 from widelimit.experiments.environment import describe_environment
-from widelimit.experiments.paper import CNN, DEPTHS
+from widelimit.experiments.paper import CNN, DEPTHS, is_cifar10
 from widelimit.experiments.protocol import Draw, Protocol
 from widelimit.experiments.table1 import Record, solve_and_test
 from widelimit.files import check_record
@@ -50,7 +50,7 @@ __all__ = ["AskedCNN", "Table1CNN"]
 FORMAT = "widelimit.table1_cnn/1"
 COLUMNS: dict[str, Callable[[int], Network]] = {"cnn-v": cntk_vanilla, "cnn-gap": cntk_gap}
 _N_TRAIN, _N_TEST = 50_000, 10_000
-_PAPER_CLASSES, _PAPER_SHAPE, _PAPER_CHANNELS = 10, (32, 32, 3), 1024
+_PAPER_SHAPE, _PAPER_CHANNELS = (32, 32, 3), 1024
 _SMALL = 2e-4  # seconds for each layer of a step
 
 
@@ -378,9 +378,8 @@ class Table1CNN:
             | solve_and_test(
                 np.asarray(k, np.float64),
                 np.asarray(k_test, np.float64),
-                images.y_train,
+                images.training,
                 images.y_test,
-                self.dataset.n_classes,
             )[0]
             for depth, k, k_test in zip(self.asked.depths, train, test, strict=True)
         ]
@@ -473,4 +472,4 @@ def _notes(asked: AskedCNN, dataset: Dataset, protocol: Protocol) -> list[str]:
 
 
 def _is_papers(dataset: Dataset) -> bool:
-    return (dataset.n_classes, dataset.image_shape) == (_PAPER_CLASSES, _PAPER_SHAPE)
+    return is_cifar10(dataset) and dataset.image_shape == _PAPER_SHAPE

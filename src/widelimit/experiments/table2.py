@@ -25,7 +25,7 @@ from widelimit.data.load import load_dataset
 from widelimit.display import duration
 from widelimit.experiments.cells import Cells, Keep
 from widelimit.experiments.environment import describe_environment
-from widelimit.experiments.paper import CIFAR2
+from widelimit.experiments.paper import CIFAR2, is_cifar10
 from widelimit.experiments.protocol import Draw, Protocol
 from widelimit.experiments.table1 import Record, solve_and_test
 from widelimit.files import check_record
@@ -297,9 +297,7 @@ class Table2:
         ]
 
     def _judge(self, train: FloatArray, test: FloatArray) -> Record:
-        images = self.images
-        classes = self.protocol.n_classes or self.dataset.n_classes
-        return solve_and_test(train, test, images.y_train, images.y_test, classes)[0]
+        return solve_and_test(train, test, self.images.training, self.images.y_test)[0]
 
     def _row(self, readout: str, depth: int, exact: Record, random: list[Record]) -> Record:
         """Return what a depth comes to, next to the paper."""
@@ -318,7 +316,8 @@ class Table2:
 
     @property
     def _is_papers(self) -> bool:
-        return self.protocol.n_classes == 2 and self.dataset.image_shape == _PAPER_SHAPE
+        shape = self.dataset.image_shape
+        return self.protocol.n_classes == 2 and is_cifar10(self.dataset) and shape == _PAPER_SHAPE
 
 
 def told(row: Record) -> str:

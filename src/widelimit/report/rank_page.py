@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from widelimit.costs import to_size
 from widelimit.display import duration
-from widelimit.report.page import environment_facts, facts, result_table, signed, tiles
+from widelimit.report.page import environment_facts, facts, notice, result_table, signed, tiles
 from widelimit.report.plots import Axis, Line, Mark, draw_lines, draw_rows
 from widelimit.report.shapes import ENVIRONMENT, Maybe, environment_of
 
@@ -26,8 +26,10 @@ SHAPE = {
     "sizes": [int],
     "n_pool": int,
     "n_validation": int,
+    "preprocessing": Maybe(str),
     "draws": int,
     "seed": int,
+    "notes": Maybe([str]),
     "measures": (str, str, str),
     "architectures": [
         {
@@ -117,6 +119,7 @@ def _head(record: Record, best: list[Record], kicker: str) -> str:
 <p class="lede">{len(best)} architectures on {sizes} training images of {h} × {w} × {c} in
 {data["n_classes"]} classes: which are good, by leaving one image out, and by
 {record["n_validation"]:,} images for validation.</p>
+{notice(record["notes"] or [])}
 {tiles(entries)}
 </header>"""
 
@@ -150,7 +153,7 @@ def _scores(record: Record, best: list[Record]) -> str:
             cells += [f"{figures[k]:.2f}" if figures else "–" for k in ("cntk", "cnn")]
         rows.append(cells)
     spread = f"Means over {draws} draws with their standard errors" if draws > 1 else "One draw"
-    columns = " The paper’s columns are those of all 50,000 images of 32 × 32." if paper else ""
+    columns = " The paper’s columns are those of all 50,000 images of CIFAR-10." if paper else ""
     return f"""<section>
 <h2>Scores</h2>
 <figure>
@@ -252,6 +255,7 @@ def _making(record: Record, beside: str) -> str:
             *environment_facts(environment_of(record["environment"])),
             ("Data", escape(record["data"]["provenance"])),
             ("Images", pool),
+            ("Pixels", escape(record["preprocessing"] or "not recorded")),
             ("Draws", f"{record['draws']}, seed {record['seed']}"),
             ("Time", duration(record["seconds"])),
             ("Memory", "not recorded" if memory is None else f"{to_size(memory)} at most"),

@@ -195,11 +195,17 @@ def _head(record: Record, kicker: str) -> str:
     for column in record["columns"]:
         solved = [row for row in column["rows"] if row["accuracy"] is not None]
         if solved:
-            top = max(solved, key=lambda row: row["accuracy"])
+            # Test images have a say only where there is nothing else, and then it is told.
+            judged = [row for row in solved if row["leave_one_out"] is not None]
+            key, by = "leave_one_out", "leaving one out"
+            if not judged:
+                key, by = "accuracy", "on these test images"
+            top = max(judged or solved, key=lambda row: row[key])
+            chosen = f", the best of {len(judged or solved)} {by}" if len(solved) > 1 else ""
             paper = top["paper_percent"]
             said = "" if paper is None else f". The paper: {paper:.2f} %"
             small = f"{column['n_train']:,} training images{said}"
-            text = f"{kernel_name(column['readout'])}, depth {top['depth']}"
+            text = f"{kernel_name(column['readout'])}, depth {top['depth']}{chosen}"
             best.append((f"{100 * top['accuracy']:.2f}<i>%</i>", text, small))
     pairs = sum(column["pairs_computed"] for column in record["columns"])
     if pairs:
