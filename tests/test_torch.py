@@ -41,7 +41,7 @@ from widelimit.network import (
 )
 
 torch = pytest.importorskip("torch")
-nn = torch.nn
+nn, functional = torch.nn, torch.nn.functional
 
 SHAPE = (4, 5, 2)
 tiny = pytest.mark.parametrize("network", TINY.values(), ids=TINY)
@@ -732,7 +732,7 @@ def test_arguments_of_build(options: dict[str, Any], error: Any, message: str) -
 def test_inputs_are_checked() -> None:
     module = build(wl.cntk_gap(3), input_shape=SHAPE)
     ntk, x = wl.finite.empirical_ntk, normal(2, *SHAPE)
-    with pytest.raises(ValueError, match=r"x must have shape \(n, 4, 5, 2\), got \(1, 4, 5, 3\)"):
+    with pytest.raises(ValueError, match=r"x must have shape \(n, 4, 5, 2\), got \(2, 4, 5, 3\)"):
         ntk(module, normal(2, 4, 5, 3))
     with pytest.raises(ValueError, match="inputs of one shape"):
         ntk(module, x, normal(2, 4, 6, 2))
@@ -754,10 +754,49 @@ def test_inputs_are_checked() -> None:
     with pytest.raises(ValueError, match=r"training mode, where 1 = BatchNorm1d.*module.eval\(\)"):
         ntk(mixing, normal(3, 3))
     ntk(mixing.eval(), normal(3, 3))  # any module will do
+    slopes = nn.Sequential(nn.Linear(3, 4), nn.RReLU(), nn.Linear(4, 1))
+    with pytest.raises(ValueError, match=r"training mode, where 1 = RReLU.*module.eval\(\)"):
+        ntk(slopes, normal(3, 3))
     with pytest.raises(ValueError, match="draws must be at least 2, got 1"):
         wl.finite.compare(build(wl.ntk_dense(1)), normal(2, 3), draws=1)
     with pytest.raises(ValueError, match="must have a hidden layer"):
         wl.finite.compare(nn.Sequential(nn.Linear(3, 1)), normal(2, 3))
+
+
+class Mixing(nn.Module):
+    """A module that takes something of all samples together from each."""
+
+    def __init__(self, mix: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.mix = nn.Linear(3, 4), nn.Linear(4, 2), mix
+
+    def forward(self, x: Any) -> Any:
+        return self.last(self.mix(self.first(x))).softmax(-1)
+
+
+def test_what_mixes_samples_is_refused() -> None:
+    x = normal(5, 2, 3, 3)
+    for kind in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        norm = kind(2, track_running_stats=False)
+        module = nn.Sequential(norm, nn.Flatten(), nn.Linear(18, 1)).eval()
+        for given in (x, x[:1]):
+            with pytest.raises(ValueError, match=r"0 = .*BatchNorm.* in eval mode, too: .*=True"):
+                wl.finite.empirical_ntk(module, given)
+    rows = normal(4, 3)
+    mixes = (
+        lambda h: h - h.mean(0),
+        lambda h: functional.batch_norm(h, None, None, training=True),
+        lambda h: h.cumsum(0).flip(0),
+    )
+    for mix in mixes:
+        for sides in ((rows,), (rows[:1], rows)):
+            with pytest.raises(ValueError, match=r"one by one, got .* changes with those beside"):
+                wl.finite.empirical_ntk(Mixing(mix), *sides)
+    # what stays within a sample may write over its input, and return nothing that depends on it
+    for alone in (lambda h: h - h.mean(1, keepdim=True), lambda h: h.relu_(), torch.zeros_like):
+        wl.finite.empirical_ntk(Mixing(alone), rows)
+    inplace = nn.Sequential(nn.ReLU(inplace=True), nn.InstanceNorm2d(2), nn.Flatten())
+    wl.finite.empirical_ntk(nn.Sequential(inplace, nn.Linear(18, 2)), x)
 
 
 def test_tensors_of_any_kind_are_taken() -> None:
