@@ -20,6 +20,7 @@ from widelimit.backends.base import Cancelled, OutsideRange, Pairs
 from widelimit.backends.cpu import CpuBackend
 from widelimit.backends.cuda import CudaBackend
 from widelimit.matrices import inputs
+from widelimit.matrices.passes import _check_range
 from widelimit.network import (
     GELU,
     AvgPool,
@@ -236,6 +237,27 @@ def test_values_beyond_float32(network: Network) -> None:
             kernel(network, factor * x)
         value, exact = (kernel(network, a * x, dtype="float64") for a in (factor, 1.0))
         assert_close(value / factor / factor, exact, rtol=1e-12)
+    with pytest.raises(OverflowError, match=r"between 1.2e-38 and"):
+        kernel(network, 1e-24 * x[:3], 1e-24 * x[3:])
+
+
+@every
+def test_one_image_far_below_the_others(network: Network) -> None:
+    x = images()
+    x[2] *= 1e-25
+    exact = kernel(network, x, dtype="float64")
+    assert 0 < exact[2, 2] < 1e-38
+    with pytest.raises(OverflowError, match=r"for float32, got \d\.\de-\d\d: use dtype='float64'"):
+        kernel(network, x)
+    assert_close(kernel(network, x[2:3], x[:2]), exact[2:3, :2], rtol=1e-4)
+
+
+def test_an_entry_far_below_those_of_its_samples_is_none_to_refuse() -> None:
+    far = np.array([[1.0, 1e-50], [1e-50, 1.0]])
+    _check_range(far, np.eye(2, dtype=bool), np.dtype("float32"))
+    with pytest.raises(OverflowError, match=r"got 1.0e-50"):
+        _check_range(far, np.ones((2, 2), dtype=bool), np.dtype("float32"))
+    _check_range(np.diag([1.0, 0.0]), np.eye(2, dtype=bool), np.dtype("float32"))  # a black image
 
 
 SCALE_BOUND = [

@@ -190,6 +190,36 @@ def test_loaders_of_pytorch(torch: Torch) -> None:
         wl.kernel(DENSE, short)
 
 
+def test_samplers_of_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    data = torch.utils.data
+    pairs = data.TensorDataset(torch.tensor(ROWS), torch.tensor(LABELS))
+    expected = wl.kernel(DENSE, ROWS)
+    in_order = data.SequentialSampler(pairs)
+    drawn = data.RandomSampler(pairs, generator=torch.Generator().manual_seed(0))
+    own = [[2, 1, 0], [3, 4, 5, 6], [7, 8, 9, 10, 11]]
+
+    def loaders(sampler: Any) -> list[Any]:
+        batches = data.BatchSampler(sampler, 5, drop_last=False)
+        return [
+            data.DataLoader(pairs, batch_sampler=batches),
+            data.DataLoader(pairs, batch_size=None, sampler=batches),
+            data.DataLoader(pairs, batch_size=None, sampler=sampler),
+            data.DataLoader(pairs, batch_size=2, sampler=sampler),
+        ]
+
+    for loader in loaders(in_order):
+        np.testing.assert_array_equal(wl.kernel(DENSE, loader), expected)
+    for loader in (*loaders(drawn), data.DataLoader(pairs, batch_sampler=own)):
+        name = "list" if loader.batch_sampler is own else "RandomSampler"
+        with pytest.raises(TypeError, match=rf"fixed order, .* with a {name}, .*shuffle=False"):
+            wl.kernel(DENSE, loader)
+        read = read_dataset(loader)  # takes samples with their labels
+        assert read.x_train.shape == ROWS.shape
+        for row, label in zip(read.x_train, read.y_train, strict=True):
+            assert label == LABELS[int(np.flatnonzero((row == ROWS).all(axis=1))[0])]
+
+
 def test_data_sets_of_pytorch_that_are_refused(torch: Torch) -> None:
     endless = type("Own", (torch.IterableDataset,), {"__iter__": lambda _: iter([ROWS[0]])})()
     with pytest.raises(TypeError, match="x1 must have a length, got Own"):

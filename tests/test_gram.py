@@ -28,6 +28,7 @@ from widelimit.backends.base import Pairs
 from widelimit.backends.cpu import ISA_VARIABLE, CpuBackend, instruction_sets
 from widelimit.backends.dense import DenseBackend
 from widelimit.machine import available_memory, held_memory, parse_memory, remaining
+from widelimit.matrices import plan as plan_module
 from widelimit.matrices import store as store_module
 from widelimit.matrices.manifest import Manifest
 from widelimit.matrices.objects import open_objects
@@ -398,6 +399,12 @@ def test_a_foreign_array_is_refused(tmp_path: Path) -> None:
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"kinds": ["cntk"]}, r"kinds are \('cntk',\)"),
         ({"networks": []}, "fingerprint"),
+        ({"kinds": ["ntk", "nngp"]}, "several networks or kinds are not listed"),
+        ({"makers": []}, "there is no maker"),
+        (
+            {"makers": [{"backend": "cpu", "instruction_set": ["x"], "version": "1"}]},
+            r"the instruction set of a maker is \['x'\]",
+        ),
         ({"x1": {"shape": [75, 0], "sha256": ""}}, r"the shape of inputs is \[75, 0\]"),
     ],
 )
@@ -407,6 +414,21 @@ def test_a_manifest_that_is_none(change: dict[str, Any], message: str, tmp_path:
     change_metadata(path, lambda metadata: metadata["attributes"]["widelimit"].update(change))
     with pytest.raises(StoreError, match=rf"must hold a Gram matrix of widelimit, .*{message}"):
         wl.open_gram(path)
+
+
+def test_a_list_of_networks_is_no_tuple_of_kinds(tmp_path: Path) -> None:
+    (k,) = wl.gram([VANILLA], X, store=tmp_path / "k.zarr")
+    message = "what is in a list is networks there, kinds now"
+    with pytest.raises(ValueError, match=message):
+        wl.gram(VANILLA, X, kind=("ntk",), store=tmp_path / "k.zarr")
+    longer = np.concatenate([X, Z])
+    with pytest.raises(ValueError, match=message):
+        wl.gram(
+            VANILLA, longer, kind=("ntk",), store=tmp_path / "l.zarr", reuse=tmp_path / "k.zarr"
+        )
+    again = wl.gram([VANILLA], X, store=tmp_path / "k.zarr")
+    assert isinstance(again, list)
+    assert again[0].fingerprint == k.fingerprint
 
 
 def test_the_longest_network_fits_into_a_store(tmp_path: Path) -> None:
@@ -958,13 +980,24 @@ def test_plans_use_what_there_is() -> None:
 
 
 @pytest.mark.parametrize(("tile", "remedy"), [(None, ""), (200, ", or use a smaller tile for")])
-def test_the_least_memory_is_enough(tile: int | None, remedy: str) -> None:
+def test_the_least_memory_is_enough(
+    tile: int | None, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "held_memory", lambda: 100 * 2**20)
     with pytest.raises(
         MemoryError, match=rf"and 0 MiB are left of memory: raise memory{remedy}"
     ) as told:
         solve(SIZES, 10, 8, tile)
     assert ("smaller tile" in str(told.value)) == (tile is not None)
+    assert "what the process holds, 100 MiB, and" in str(told.value)
     least = int(str(told.value).split(" MiB at least")[0].split()[-1])
+    for engines in (1, 3):
+        with pytest.raises(MemoryError, match=r"'(.*)MiB' would be enough now") as told:
+            solve(SIZES, 10, 8, tile, engines)
+        enough = int(str(told.value).split("'")[1].removesuffix("MiB"))
+        assert abs(enough - 100 - engines * least) <= engines
+        budget = (parse_memory(f"{enough}MiB") - 100 * 2**20) / engines
+        assert solve(SIZES, budget, 8, tile).threads == 1
     assert solve(SIZES, (least + 1) * 2**20, 8, tile).threads == 1
     with pytest.raises(MemoryError):
         solve(SIZES, (least - 1) * 2**20, 8, tile)

@@ -241,6 +241,19 @@ def test_impossible_trees_are_refused(layers: list[Any], message: str) -> None:
         Network([Conv(3), *layers, GlobalAvgPool(), Dense()])
 
 
+def test_a_skip_of_what_was_flattened_has_another_width() -> None:
+    # of a finite network H W width features, and width of them
+    for head in ([Sum((), [Dense()])], [Identity(), Sum([Dense()], [Dense()], [Identity()])]):
+        for tail in ([Dense()], [ReLU(), Dense()]):
+            got = r"with infinitely many features of every pixel"
+            with pytest.raises(ValueError, match=rf"of Sum must .* one shape, got .*{got}"):
+                Network([Conv(3), ReLU(), Flatten(), *head, *tail])
+    # behind a mean over pixels, or weights, it has the same
+    for readout in ([GlobalAvgPool()], [Flatten(), Dense()]):
+        Network([Conv(3), ReLU(), *readout, Sum((), [Dense()]), Dense()])
+    Network([Conv(3), ReLU(), Flatten(), Sum([Dense()], [Dense(), ReLU(), Dense()]), Dense()])
+
+
 def test_a_skip_of_the_input_has_another_width() -> None:
     with pytest.raises(ValueError, match=r"one shape, got \(\) with the input channels, Conv\(3\)"):
         Network([Sum((), [Conv(3)]), GlobalAvgPool(), Dense()])

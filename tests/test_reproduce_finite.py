@@ -281,13 +281,58 @@ def test_checkpoints_of_strangers_are_refused(tmp_path: Path) -> None:
         toy_training(path)
 
 
+def test_a_checkpoint_is_that_of_one_training(tmp_path: Path) -> None:
+    path = tmp_path / "c.npz"
+    x, y = make_images(30)
+
+    def train(x: Any = x, y: Any = y, seed: int = 0, change: Any = None, **options: Any) -> None:
+        words: Any = {"kappa": 0.5, "input_shape": (8, 8, 1), "outputs": 3, **options}
+        module = wl.finite.build(wl.cntk_gap(3), 4, seed, **words)
+        if change is not None:
+            with torch.no_grad():
+                change(module)
+        recipe = Recipe(20.0, batch=8, epochs=2, seed=3)
+        train_sgd(module, x[:20], y[:20], x[20:], y[20:], recipe, checkpoint=path, every=0.0)
+
+    def frozen(module: Any) -> Any:
+        return next(p for p in module.parameters() if not p.requires_grad)
+
+    train()
+    before = path.read_bytes()
+    train()  # the same one: nothing is left to do
+    others: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"x": x + (np.arange(30) == 0).reshape(-1, 1, 1, 1)},
+        {"x": x + (np.arange(30) == 29).reshape(-1, 1, 1, 1)},
+        {"y": np.where(np.arange(30) == 0, (y + 1) % 3, y)},
+        {"y": np.where(np.arange(30) == 29, (y + 1) % 3, y)},
+        {"dtype": "float64"},
+        {"kappa": 0.25},
+        {"zero_at_start": True},
+        {"change": lambda module: frozen(module).mul_(2)},
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match=r"of another training .*: build the module as it was"):
+            train(**other)
+    assert path.read_bytes() == before
+
+
 def test_which_epochs_count() -> None:
     train = np.array([0.5, 1.0, 0.9, 1.0, 1.0])
     test = np.array([0.1, 0.2, 0.3, 0.5, 0.7])
     history = History(train, train, test, False, 2)
     assert history.full_at == 2
     assert history.accuracy == pytest.approx(0.6)
+    assert history.averaged == 2
     assert History(train, train, test, True, 2).accuracy is None
+    for after, averaged, accuracy in ((3, 3, 0.5), (4, 4, 0.425), (5, 4, 0.425), (10, 4, 0.425)):
+        history = History(train, train, test, False, after)  # before the second none counts
+        assert history.averaged == averaged
+        assert history.accuracy == pytest.approx(accuracy)
+    only = History(0.9 * train, train * np.array([1, 0, 1, 0, 1]), test, False, 10)
+    assert (only.full_at, only.averaged, only.accuracy) == (5, 1, 0.7)
+    never = History(train, 0.9 * train, test, False, 10)
+    assert (never.averaged, never.accuracy) == (5, pytest.approx(0.36))
     _, found = toy_training()
     assert len(found.train) == 5
     x, y = make_images(12)
@@ -377,6 +422,21 @@ def test_how_a_rate_is_chosen() -> None:
     ranks = [table1_cnn._rank(one) for one in order]
     assert ranks == sorted(ranks)
     assert len(set(ranks)) == len(ranks)
+
+
+def test_that_few_epochs_are_averaged_is_said() -> None:
+    half, whole = np.array([0.5] * 4), np.array([0.5, 1.0, 1.0, 1.0])
+    trials = [
+        table1_cnn._summary(History(half, train, half, False, 10))
+        for train in (half, whole, whole[::-1])
+    ]
+    row = {"column": "cnn-v", "depth": 3, "channels": 1024, "trials": trials}
+    (note,) = table1_cnn._few_epochs([row], 10)
+    assert note.startswith("cnn-v, depth 3, 1,024 channels: accuracies of 2 of 3 trials are means ")
+    assert "of 3, 4 epochs, from full training accuracy on, where it should be 10" in note
+    for one in trials:
+        del one["averaged"]  # as a part that was kept before
+    assert table1_cnn._few_epochs([row], 10) == []
 
 
 def test_all_rates_diverge(data: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from widelimit.network import (
 )
 
 torch = pytest.importorskip("torch")
-nn = torch.nn
+nn, functional = torch.nn, torch.nn.functional
 
 SHAPE = (4, 5, 2)
 tiny = pytest.mark.parametrize("network", TINY.values(), ids=TINY)
@@ -583,6 +583,89 @@ def test_all_layers_without_a_counterpart_are_named_at_once() -> None:
         wl.finite.from_torch(half)
 
 
+def test_one_object_may_stand_in_several_places() -> None:
+    relu = nn.ReLU()
+    module = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), relu, nn.Conv2d(4, 4, 3, padding=1), relu, nn.Flatten(),
+        nn.Linear(80, 4), relu, nn.Linear(4, 1),
+    )  # fmt: skip
+    text = "Conv(3) ReLU Conv(3) ReLU Flatten Dense ReLU Dense"
+    assert str(wl.finite.from_torch(module)) == text
+    block = nn.Sequential(relu)
+    module = nn.Sequential(nn.Linear(4, 4), block, nn.Linear(4, 4), block, nn.Linear(4, 1))
+    assert str(wl.finite.from_torch(module)) == "Dense ReLU Dense ReLU Dense"
+
+
+def test_weights_that_are_shared_are_refused() -> None:
+    linear, twin, other = (nn.Linear(4, 4) for _ in range(3))
+    twin.weight = linear.weight
+    transposed = nn.Linear(4, 4, bias=False)
+    transposed.weight = nn.Parameter(linear.weight.detach().T)
+    other.bias = linear.bias
+    for tied in (linear, twin, transposed, other):
+        module = nn.Sequential(linear, nn.ReLU(), tied, nn.ReLU(), nn.Linear(4, 1))
+        with pytest.raises(ValueError, match=r"counterpart yet: 2: Linear.* shares its .* with 0,"):
+            wl.finite.from_torch(module)
+
+
+class Tripled(nn.Sequential):
+    def forward(self, x: Any) -> Any:
+        return 3 * super().forward(x)
+
+
+def test_what_computes_something_else_than_its_class_is_refused() -> None:
+    def made() -> Any:
+        return nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 1))
+
+    with pytest.raises(TypeError, match=r"got Tripled: write .* which Sequential\(\*module\) is"):
+        wl.finite.from_torch(Tripled(*made()))
+    with pytest.raises(ValueError, match="counterpart yet: 0: Tripled"):
+        wl.finite.from_torch(nn.Sequential(Tripled(nn.Linear(4, 4)), nn.Linear(4, 1)))
+    own = build(wl.ntk_dense(1), input_shape=(4,))
+    own.__class__ = type("Subtracted", (type(own),), {"forward": lambda _, x: x - 1})
+    with pytest.raises(TypeError, match=r"got Subtracted: write .* of its layers$"):
+        wl.finite.from_torch(own)
+    modules = made(), build(wl.ntk_dense(1), input_shape=(4,))
+    for module in modules:
+        for name, part in module.named_modules():
+            hooks = part.register_forward_hook, part.register_forward_pre_hook
+            for hook in (*hooks, part.register_full_backward_hook):
+                handle = hook(lambda *_: None)
+                with pytest.raises(ValueError, match=f"yet: {name or 'module'}: .* no hooks"):
+                    wl.finite.from_torch(module)
+                handle.remove()
+        wl.finite.from_torch(module)
+        module.forward = lambda x: x
+        with pytest.raises(ValueError, match=r"module: .* must have no forward of its own"):
+            wl.finite.compare(module, normal(2, 4))
+
+
+def test_layers_of_series_and_of_images_do_not_mix() -> None:
+    # of (n, c, length) the mean would be taken over channels, too
+    module = nn.Sequential(
+        nn.Conv1d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1)
+    )
+    with pytest.raises(ValueError, match=r"or for images, got 0 = Conv1d.* and 2 = Adaptive"):
+        wl.finite.from_torch(module)
+
+
+def test_sizes_may_be_lists() -> None:
+    expected = from_pool(nn.AvgPool2d((2, 2)), nn.AdaptiveAvgPool2d((1, 1)))
+    for size in (2, [2, 2], [2], (2,)):
+        pool = nn.AvgPool2d(size, size, [0, 0])
+        assert from_pool(pool, nn.AdaptiveAvgPool2d([1, 1])) == expected
+    assert from_pool(nn.AvgPool2d([3, 1], [1, 1], [1, 0]), nn.AdaptiveAvgPool2d(1))[1] == AvgPool(
+        (3, 1), 1, "same"
+    )
+
+
+def from_pool(pool: Any, last: Any) -> Any:
+    torch.manual_seed(0)
+    convolution, linear = nn.Conv2d(2, 4, 3), nn.Linear(4, 1)
+    module = nn.Sequential(convolution, pool, last, nn.Flatten(), linear)
+    return wl.finite.from_torch(module).layers
+
+
 # ------------------------------------------------------------------------------- how far it is
 
 
@@ -649,7 +732,7 @@ def test_arguments_of_build(options: dict[str, Any], error: Any, message: str) -
 def test_inputs_are_checked() -> None:
     module = build(wl.cntk_gap(3), input_shape=SHAPE)
     ntk, x = wl.finite.empirical_ntk, normal(2, *SHAPE)
-    with pytest.raises(ValueError, match=r"x must have shape \(n, 4, 5, 2\), got \(1, 4, 5, 3\)"):
+    with pytest.raises(ValueError, match=r"x must have shape \(n, 4, 5, 2\), got \(2, 4, 5, 3\)"):
         ntk(module, normal(2, 4, 5, 3))
     with pytest.raises(ValueError, match="inputs of one shape"):
         ntk(module, x, normal(2, 4, 6, 2))
@@ -671,10 +754,49 @@ def test_inputs_are_checked() -> None:
     with pytest.raises(ValueError, match=r"training mode, where 1 = BatchNorm1d.*module.eval\(\)"):
         ntk(mixing, normal(3, 3))
     ntk(mixing.eval(), normal(3, 3))  # any module will do
+    slopes = nn.Sequential(nn.Linear(3, 4), nn.RReLU(), nn.Linear(4, 1))
+    with pytest.raises(ValueError, match=r"training mode, where 1 = RReLU.*module.eval\(\)"):
+        ntk(slopes, normal(3, 3))
     with pytest.raises(ValueError, match="draws must be at least 2, got 1"):
         wl.finite.compare(build(wl.ntk_dense(1)), normal(2, 3), draws=1)
     with pytest.raises(ValueError, match="must have a hidden layer"):
         wl.finite.compare(nn.Sequential(nn.Linear(3, 1)), normal(2, 3))
+
+
+class Mixing(nn.Module):
+    """A module that takes something of all samples together from each."""
+
+    def __init__(self, mix: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.mix = nn.Linear(3, 4), nn.Linear(4, 2), mix
+
+    def forward(self, x: Any) -> Any:
+        return self.last(self.mix(self.first(x))).softmax(-1)
+
+
+def test_what_mixes_samples_is_refused() -> None:
+    x = normal(5, 2, 3, 3)
+    for kind in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        norm = kind(2, track_running_stats=False)
+        module = nn.Sequential(norm, nn.Flatten(), nn.Linear(18, 1)).eval()
+        for given in (x, x[:1]):
+            with pytest.raises(ValueError, match=r"0 = .*BatchNorm.* in eval mode, too: .*=True"):
+                wl.finite.empirical_ntk(module, given)
+    rows = normal(4, 3)
+    mixes = (
+        lambda h: h - h.mean(0),
+        lambda h: functional.batch_norm(h, None, None, training=True),
+        lambda h: h.cumsum(0).flip(0),
+    )
+    for mix in mixes:
+        for sides in ((rows,), (rows[:1], rows)):
+            with pytest.raises(ValueError, match=r"one by one, got .* changes with those beside"):
+                wl.finite.empirical_ntk(Mixing(mix), *sides)
+    # what stays within a sample may write over its input, and return nothing that depends on it
+    for alone in (lambda h: h - h.mean(1, keepdim=True), lambda h: h.relu_(), torch.zeros_like):
+        wl.finite.empirical_ntk(Mixing(alone), rows)
+    inplace = nn.Sequential(nn.ReLU(inplace=True), nn.InstanceNorm2d(2), nn.Flatten())
+    wl.finite.empirical_ntk(nn.Sequential(inplace, nn.Linear(18, 2)), x)
 
 
 def test_tensors_of_any_kind_are_taken() -> None:

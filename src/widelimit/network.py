@@ -120,6 +120,8 @@ class Signal:
         follow; one vector.
     infinite : bool
         Whether the width is infinite: that of the input is not.
+    flat : bool
+        Whether there are as many features as a width and pixels: after `Flatten`.
     gaussian : bool
         Whether values are Gaussian, with mean 0 and independent across channels.
     linear_since : int
@@ -129,6 +131,7 @@ class Signal:
 
     place: Literal["input", "pixels", "pooled", "features"] = "input"
     infinite: bool = False
+    flat: bool = False
     gaussian: bool = False
     linear_since: int = -1
 
@@ -184,15 +187,16 @@ class Signal:
             )
         match layer:
             case Conv():
-                return Signal("pixels", True, True, nested)
+                return Signal("pixels", True, False, True, nested)
             case Dense():
-                return Signal("features", True, True, nested)
+                return Signal("features", True, False, True, nested)
             case AvgPool():
                 return replace(self, place="pixels")
             case LocalAvgPool():
                 return replace(self, place="pooled", gaussian=False)
             case Flatten() | GlobalAvgPool():
-                return replace(self, place="features", gaussian=False)
+                flat = self.infinite and isinstance(layer, Flatten)
+                return replace(self, place="features", flat=flat, gaussian=False)
             case LayerNorm() | Identity():
                 return self
             case Sum():
@@ -210,10 +214,11 @@ class Signal:
             end = _through(self, branch, f"{where}.branches[{number}]", before, nested + 1)
             ends.append(end)
         places = {end.place for end in ends}
-        if len(places) > 1 or len({end.infinite for end in ends}) > 1:
+        if len(places) > 1 or len({(end.infinite, end.flat) for end in ends}) > 1:
             outputs = [
                 f"{name} with {'infinitely many' if end.infinite else 'the input'} "
                 f"{'features' if end.place == 'features' else 'channels'}"
+                f"{' of every pixel' if end.flat else ''}"
                 for name, end in zip(names, ends, strict=True)
             ]
             raise ValueError(
@@ -232,6 +237,7 @@ class Signal:
         return Signal(
             ends[0].place,
             ends[0].infinite,
+            ends[0].flat,
             all(end.gaussian for end in ends),
             min(min(end.linear_since for end in ends), nested),
         )

@@ -279,7 +279,7 @@ class Table1CNN:
             },
             **dataclasses.asdict(self.protocol),
             "asked": dataclasses.asdict(self.asked),
-            "notes": self.notes,
+            "notes": [*self.notes, *_few_epochs(rows, self.asked.after)],
             "device": self.device,
             "threads": threads,
             "rows": rows,
@@ -404,12 +404,13 @@ def _name(column: str, depth: int, channels: int, trial: int, rate_number: int |
 
 
 def _summary(history: History) -> Record:
-    last = slice(-history.after, None)
+    last = slice(-history.averaged, None)
     return {
         "accuracy": history.accuracy,
         "full_at": history.full_at,
         "diverged": history.diverged,
         "epochs": len(history.train),
+        "averaged": history.averaged,
         "train_accuracy": None if history.diverged else float(history.train[last].mean()),
         "loss": None if history.diverged else float(history.loss[last].mean()),
     }
@@ -468,6 +469,23 @@ def _notes(asked: AskedCNN, dataset: Dataset, protocol: Protocol) -> list[str]:
             "the learning rate of each row is the one whose first trial is the first with every "
             "training image right, or has the largest training accuracy in the end"
         )
+    return notes
+
+
+def _few_epochs(rows: Sequence[Record], after: int) -> list[str]:
+    """Say of which networks the epochs ended before `after` followed full training accuracy."""
+    notes: list[str] = []
+    for row in rows:
+        # Parts that an earlier version has kept do not say it.
+        trials = [one for one in row["trials"] if one["full_at"] is not None]
+        few = [one["averaged"] for one in trials if one.get("averaged", after) < after]
+        if few:
+            numbers = ", ".join(map(str, sorted(set(few))))
+            notes.append(
+                f"{row['column']}, depth {row['depth']}, {row['channels']:,} channels: accuracies "
+                f"of {len(few)} of {len(row['trials'])} trials are means of {numbers} epochs, from "
+                f"full training accuracy on, where it should be {after}: give more epochs"
+            )
     return notes
 
 

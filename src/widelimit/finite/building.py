@@ -134,7 +134,8 @@ def from_torch(module: Any) -> Network:
     module : torch.nn.Sequential
         Of Conv2d (padding with zeros by half of an odd kernel, or none; no groups, no dilation),
         AvgPool2d (the same), AdaptiveAvgPool2d(1), these in one dimension, ReLU, LeakyReLU, GELU,
-        Flatten, Linear, Identity, and Sequential of these. Or what `build` has returned.
+        Flatten, Linear, Identity, and Sequential of these. Or what `build` has returned. One object
+        may stand in several places if it has no parameters.
 
     Returns
     -------
@@ -147,10 +148,10 @@ def from_torch(module: Any) -> Network:
     ImportError
         If PyTorch is not installed.
     TypeError
-        If module is no Sequential.
+        If module is no Sequential, or of a class derived from it, which may compute anything.
     ValueError
-        If it has layers that have no counterpart, all of which are named, or an order that no
-        `Network` has.
+        If it has layers that have no counterpart, share parameters, or have hooks or a ``forward``
+        of their own, all of which are named; or an order that no `Network` has.
     """
     return read_layers(module)[0]
 
@@ -164,23 +165,32 @@ def read_layers(module: Any) -> tuple[Network, dict[str, float]]:
     torch = load_torch()
     from widelimit.finite.torch_network import TorchNetwork
 
-    if isinstance(module, TorchNetwork):
-        scales = {name: 1.0 for name, _ in module.named_parameters()}
-        return cast("Any", module).network, scales
-    if not isinstance(module, torch.nn.Sequential):
+    # Exactly these classes: what inherits from them may do other things.
+    if type(module) not in (torch.nn.Sequential, TorchNetwork):
+        derived = isinstance(module, torch.nn.Sequential)
         raise TypeError(
             "module must be a torch.nn.Sequential, or come from build, got "
             f"{type(module).__name__}: write the network as a Sequential of its layers"
+            + (", which Sequential(*module) is if it has no forward of its own" if derived else "")
         )
+    unknown = _altered(torch, module)
+    if type(module) is TorchNetwork:
+        _refuse(unknown)
+        scales = {name: 1.0 for name, _ in module.named_parameters()}
+        return cast("Any", module).network, scales
     layers: list[Layer] = []
     scales: dict[str, float] = {}
-    unknown: list[str] = []
+    owners: dict[int, str] = {}  # of parameters, by where their numbers lie
+    grids: dict[str, str] = {}  # the first layer on a line, and in a plane
     pooled = False  # a global pool whose Flatten is still to come
     for name, part in _leaves(torch, module, ""):
         layer, refused = _read(torch, part)
+        refused = refused or _shared(name, part, owners)
         if refused:
-            unknown.append(f"{name or 'module'}: {refused}")
+            unknown.append(f"{name}: {refused}")
             continue
+        if type(part).__name__.endswith(("1d", "2d")):
+            grids.setdefault(type(part).__name__[-2:], f"{name} = {part}")
         if isinstance(layer, Conv | Dense):
             scales |= _scales(name, part, layer)
         if isinstance(layer, Flatten) and pooled:  # (n, c, 1, 1) becomes (n, c)
@@ -196,10 +206,11 @@ def read_layers(module: Any) -> tuple[Network, dict[str, float]]:
             layers[-1] = _local(layers[-1])
         if layer is not None:
             layers.append(layer)
-    if unknown:
+    _refuse(unknown)
+    if len(grids) > 1:
         raise ValueError(
-            "module cannot be read as a Network, these layers have no counterpart yet: "
-            + "; ".join(unknown)
+            "module cannot be read as a Network, it must be for series or for images, got "
+            f"{grids['1d']} and {grids['2d']}: take layers for the same number of axes"
         )
     try:
         return Network(layers), scales
@@ -208,11 +219,43 @@ def read_layers(module: Any) -> tuple[Network, dict[str, float]]:
 
 
 def _leaves(torch: Any, module: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, part in module.named_children():
+    # named_children leaves out a module that has stood somewhere before.
+    for name, part in module._modules.items():
         if type(part) is torch.nn.Sequential:
             yield from _leaves(torch, part, f"{prefix}{name}.")
         else:
             yield prefix + name, part
+
+
+def _refuse(unknown: Sequence[str]) -> None:
+    if unknown:
+        raise ValueError(
+            "module cannot be read as a Network, these layers have no counterpart yet: "
+            + "; ".join(unknown)
+        )
+
+
+def _altered(torch: Any, module: Any) -> list[str]:
+    """Name what may compute something else than its class says."""
+    hooks = [f"_{way}{pre}_hooks" for way in ("forward", "backward") for pre in ("", "_pre")]
+    lazy = torch.nn.modules.lazy.LazyModuleMixin  # hooks until the first call; refused by `_read`
+    found: list[str] = []
+    for name, part in module.named_modules():
+        what = f"{name or 'module'}: {type(part).__name__} must have no"
+        if "forward" in vars(part):
+            found.append(f"{what} forward of its own")
+        elif not isinstance(part, lazy) and any(getattr(part, hook) for hook in hooks):
+            found.append(f"{what} hooks, which may change what it computes: remove them")
+    return found
+
+
+def _shared(name: str, part: Any, owners: dict[int, str]) -> str:
+    """Say if a layer has parameters that one before it has; note those that it has first."""
+    for parameter in part.parameters():
+        owner = owners.setdefault(parameter.data_ptr(), name)
+        if owner != name:
+            return f"{part}: shares its parameters with {owner}, a Network has no tied weights"
+    return ""
 
 
 def _read(torch: Any, part: Any) -> tuple[Layer | None, str]:
@@ -232,7 +275,7 @@ def _read(torch: Any, part: Any) -> tuple[Layer | None, str]:
         whole = (part.start_dim, part.end_dim) == (1, -1)
         return Flatten(), "" if whole else f"{part}: flattens other axes than all but the first"
     if kind in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d):
-        whole = part.output_size in (1, (1,), (1, 1))
+        whole = _pair(part.output_size) == (1, 1)
         return GlobalAvgPool(), "" if whole else f"{part}: output_size must be 1"
     if kind in (nn.AvgPool1d, nn.AvgPool2d):
         size, stride, padding = _windows(part, kind is nn.AvgPool1d)
@@ -271,16 +314,23 @@ def _windows(part: Any, series: bool) -> tuple[Pair, Pair, Literal["same", "vali
     """Return the size, stride and padding of a kernel, None if there is no such padding."""
 
     def pair(value: Any, one: int) -> tuple[int, int]:
-        sizes = cast("tuple[int, ...]", value if isinstance(value, tuple) else (value, value))
-        return (one, sizes[-1]) if series else (sizes[0], sizes[1])
+        sizes = _pair(value)
+        return (one, sizes[-1]) if series else sizes
 
     size, stride = pair(part.kernel_size, 1), pair(part.stride, 1)
     half = (size[0] // 2, size[1] // 2)
     words = {"same": half, "valid": (0, 0)}
-    zeros = words[part.padding] if part.padding in words else pair(part.padding, 0)
+    given = part.padding
+    zeros = words[given] if isinstance(given, str) else pair(given, 0)
     if zeros == half and size[0] % 2 == size[1] % 2 == 1:
         return size, stride, "same"
     return size, stride, "valid" if zeros == (0, 0) else None
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """Return rows and columns: a layer keeps a number, or one or two of them, as it was given."""
+    sizes = cast("Sequence[int]", value if isinstance(value, Sequence) else (value,))
+    return sizes[0], sizes[-1]
 
 
 def _local(layer: Layer) -> Layer:

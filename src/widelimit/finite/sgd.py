@@ -94,12 +94,18 @@ class History:
         return int(full[0]) + 1 if full.size else None
 
     @property
-    def accuracy(self) -> float | None:
-        """Mean test accuracy of the last `after` epochs, None if it diverged.
+    def averaged(self) -> int:
+        """How many epochs at the end `accuracy` is the mean of.
 
-        They are those that follow full training accuracy, where that was reached.
+        `after`, or as many as there are: where every training sample was right once, only epochs
+        from `full_at` on count.
         """
-        return None if self.diverged else float(self.test[-self.after :].mean())
+        return min(self.after, len(self.test) + 1 - (self.full_at or 1))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean test accuracy of the last `averaged` epochs, None if it diverged."""
+        return None if self.diverged else float(self.test[-self.averaged :].mean())
 
 
 def train_sgd(
@@ -126,8 +132,9 @@ def train_sgd(
     recipe : Recipe
     checkpoint : Path or None
         An ``.npz`` file with all that is needed to go on, written whole or not at all. One that is
-        there is gone on with: on the same device, with as many threads and the same versions, the
-        parameters are in the end those of a training that was not stopped, bit for bit.
+        there is gone on with, by a module that is built as that one was: on the same device, with
+        as many threads and the same versions, the parameters are in the end those of a training
+        that was not stopped, bit for bit.
     every : float
         Seconds between two of them.
     progress : callable or None
@@ -142,7 +149,8 @@ def train_sgd(
     OSError
         If the checkpoint cannot be read. One that cannot be written is a warning.
     ValueError
-        If it is damaged, or that of another training.
+        If it is damaged, or that of another training: of other samples, labels or parameters at the
+        start, or another recipe.
     """
     torch = load_torch()
     some = next(module.parameters())
@@ -153,7 +161,12 @@ def train_sgd(
     with torch.no_grad():
         module(train[:1])  # parameters that wait for the shape of the input
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    state = _State(trained, checkpoint, f"{recipe} {module.extra_repr()} {len(train)}")
+    job = f"{recipe} {module.extra_repr()}"
+    if checkpoint is not None:  # what is not trained changes nothing, but decides all the same
+        given = {"x": train, "y": labels, "x_test": test, "y_test": labels_test}
+        start = {name: value.detach() for name, value in module.state_dict().items()}
+        job += " " + seal({name: value.cpu().numpy() for name, value in (given | start).items()})
+    state = _State(trained, checkpoint, job)
     told, steps = time.monotonic(), -(-len(train) // recipe.batch)
     diverged = False
     with _same_each_time(torch, some.device):
@@ -233,7 +246,11 @@ class _State:
         except FileNotFoundError:
             return
         if str(content["job"]) != self._job:
-            raise ValueError(f"{path} is a checkpoint of another training: delete it")
+            raise ValueError(
+                f"{path} is a checkpoint of another training (samples, labels, recipe, or the "
+                "parameters that the module began with differ): build the module as it was then, "
+                "or delete the file"
+            )
         for name, parameter in zip(self._names(), self._trained.values(), strict=True):
             if content[name].shape != tuple(parameter.shape):
                 raise ValueError(f"{path} is a checkpoint of another network: delete it")

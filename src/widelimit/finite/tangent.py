@@ -27,6 +27,7 @@ _SPARE = 1.2  # what the allocator and the library of convolutions take beside w
 _COPIES = 3  # of gradients and activations, while gradients are computed
 _LIBRARIES = 2**23  # bytes: of threads, and for what is small
 _COLUMNS = 2**17  # of gradients that are summed in their own dtype
+_BESIDE = 3  # samples that must not change outputs of one another
 _CHUNK = 64  # samples that pass through a network together
 
 
@@ -86,8 +87,9 @@ def empirical_ntk(
     ImportError
         If PyTorch is not installed.
     TypeError, ValueError
-        If an argument is outside its range, no parameter requires a gradient, or the module mixes
-        samples (batch normalisation) or draws numbers (dropout) because it is in training mode.
+        If an argument is outside its range, no parameter requires a gradient, or the module draws
+        numbers (dropout) or mixes samples: batch normalisation in training mode, or without running
+        statistics, or whatever makes an output depend on the samples beside it.
     MemoryError
         If `memory` has no room for the gradients of two samples by the largest layer; with what
         is needed.
@@ -177,6 +179,7 @@ def tangent_by_layer(
     layers: dict[str, list[str]] = {}
     for name in trained:
         layers.setdefault(name.rpartition(".")[0], []).append(name)
+    _check_apart(torch, module, left if len(left) > 1 else right)
     outputs, saved = _look(torch, module, left[:1], trained)
     gradients = _Gradients(torch, module, trained, layers, dict(scales or {}))
     plan = _plan(gradients, left, None if x2 is None else right, saved, memory)
@@ -346,13 +349,39 @@ def _check_module(torch: Any, module: Any) -> None:
             f"module must be a torch.nn.Module, got {type(module).__name__}: build makes one of a "
             "Network"
         )
-    kinds = torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd
+    modules = torch.nn.modules
+    normalises, drops = modules.batchnorm._BatchNorm, modules.dropout._DropoutNd
     for name, part in module.named_modules():
-        if part.training and isinstance(part, kinds):
+        if isinstance(part, normalises) and part.running_mean is None:
+            raise ValueError(
+                f"module must map samples one by one, but {name or 'it'} = {part} has no running "
+                "statistics, so it mixes samples in eval mode, too: make it with "
+                "track_running_stats=True"
+            )
+        if part.training and isinstance(part, (normalises, drops, torch.nn.RReLU)):
             raise ValueError(
                 f"module is in training mode, where {name or 'it'} = {part} mixes samples or draws "
                 "numbers: call module.eval() first"
             )
+
+
+def _check_apart(torch: Any, module: Any, x: Any) -> None:
+    """Refuse a module whose output for one sample depends on others; gradients by them tell."""
+    with torch.enable_grad():
+        given = x[:_BESIDE].clone().requires_grad_()
+        out = module(given.clone())  # a copy, which may be written to
+        if out.shape[:1] != given.shape[:1] or not out.requires_grad:
+            return
+        # Weights that differ: of a softmax, say, the plain sum is constant.
+        first = out[0].reshape(-1)
+        total = first @ torch.arange(1, len(first) + 1).to(first)
+        (gradient,) = torch.autograd.grad(total, given, allow_unused=True)
+    if gradient is not None and bool((gradient[1:].abs() > 0).any()):
+        raise ValueError(
+            "module must map samples one by one, got an output for the first that changes with "
+            "those beside it: leave out what takes means over samples, and let axis 0 be theirs "
+            "everywhere"
+        )
 
 
 def _tensor(torch: Any, module: Any, name: str, x: Any) -> Any:

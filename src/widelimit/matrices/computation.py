@@ -177,7 +177,7 @@ class _Kept:
             computation = Computation(manifest, x1, x2, get_backend(order.backend, worker=True))
         budget = remaining(order.memory) / order.engines
         sizes = computation.sizes(order.threads)
-        self._plan = solve(sizes, budget, order.threads, order.grid.tile)
+        self._plan = solve(sizes, budget, order.threads, order.grid.tile, order.engines)
         self._order, self._computation = order, computation
 
 

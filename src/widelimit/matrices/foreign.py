@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 __all__ = ["is_from", "read_items", "stack_items", "to_array", "to_host"]
 
 _LOADER, _DATASET = "torch.utils.data.dataloader", "torch.utils.data"
-_IN_ORDER = ("SequentialSampler", "BatchSampler")
+_IN_ORDER, _OF_BATCHES = "SequentialSampler", "BatchSampler"  # torch.utils.data.sampler
 _MAX_COLUMNS = 8  # in a message
 
 
@@ -189,13 +189,14 @@ def read_items(x: Any, name: str, *, ordered: bool) -> tuple[NDArray[Any], list[
     ValueError
         If samples have different shapes, or there are none.
     """
-    loader = is_from(x, _LOADER) and hasattr(x, "batch_size")
-    if loader:
-        sampler = type(getattr(x, "sampler", None)).__name__
-        if ordered and sampler not in _IN_ORDER:
+    batched = False
+    if is_from(x, _LOADER) and hasattr(x, "batch_size"):
+        sampler, batched = _sampler(x)
+        if ordered and sampler != _IN_ORDER:
             raise TypeError(
-                f"{name} must be in a fixed order, got a DataLoader with a {sampler}, which is "
-                "another one each time, and that of no labels: make it with shuffle=False"
+                f"{name} must be in a fixed order, that of its data set, got a DataLoader with a "
+                f"{sampler}, which may be another one each time, and that of no labels: make it "
+                "with shuffle=False, and without a sampler of its own"
             )
         entries: Iterator[Any] = iter(x)
     elif hasattr(x, "__len__") and hasattr(x, "__getitem__"):
@@ -215,7 +216,7 @@ def read_items(x: Any, name: str, *, ordered: bool) -> tuple[NDArray[Any], list[
             labels.append(parts[1])
     if not samples:
         raise ValueError(f"{name} must hold samples, got an empty {type(x).__name__}")
-    if loader and x.batch_size is not None:
+    if batched:
         values = np.concatenate([np.asarray(to_host(batch)) for batch in samples])
         known = len(x.dataset) if hasattr(x, "dataset") and hasattr(x.dataset, "__len__") else None
         if ordered and known is not None and len(values) != known:
@@ -227,3 +228,13 @@ def read_items(x: Any, name: str, *, ordered: bool) -> tuple[NDArray[Any], list[
         return values, flat or None
     single = [np.asarray(to_host(label)).tolist() for label in labels]
     return stack_items(samples, name), single or None
+
+
+def _sampler(loader: Any) -> tuple[str, bool]:
+    """Return the class that decides the order of a loader, and whether it gives batches."""
+    batches = getattr(loader, "batch_sampler", None)  # None: what `sampler` gives is one sample
+    sampler = loader.sampler if batches is None else batches
+    batched = batches is not None or loader.batch_size is not None
+    while type(sampler).__name__ == _OF_BATCHES:
+        sampler, batched = sampler.sampler, True
+    return type(sampler).__name__, batched

@@ -95,6 +95,11 @@ class Manifest:
         kinds = (len(self.kinds),) if self.kinds_listed else ()
         return (*networks, *kinds, self.x1.shape[0], (self.x2 or self.x1).shape[0])
 
+    @property
+    def _in_lists(self) -> str:
+        names = {"networks": self.listed, "kinds": self.kinds_listed}
+        return " and ".join(name for name, listed in names.items() if listed) or "nothing"
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
@@ -131,18 +136,21 @@ class Manifest:
                 raise ValueError(f"kinds are {kinds}")
             if content["dtype"] not in get_args(Dtype):
                 raise ValueError(f"dtype is {content['dtype']!r}")
+            makers = tuple(_maker(maker) for maker in content["makers"])
+            if not makers:
+                raise ValueError("there is no maker")
+            listed, kinds_listed = bool(content["listed"]), bool(content["kinds_listed"])
+            if (len(networks) > 1 and not listed) or (len(kinds) > 1 and not kinds_listed):
+                raise ValueError("several networks or kinds are not listed")
             return cls(
                 networks,
-                bool(content["listed"]),
+                listed,
                 cast("tuple[Kind, ...]", kinds),
-                bool(content["kinds_listed"]),
+                kinds_listed,
                 content["dtype"],
                 _inputs(content["x1"]),
                 None if content["x2"] is None else _inputs(content["x2"]),
-                tuple(
-                    Maker(str(m["backend"]), m["instruction_set"], str(m["version"]))
-                    for m in content["makers"]
-                ),
+                makers,
             )
 
     def check_same(self, asked: Manifest, where: str, remedy: str) -> None:
@@ -169,6 +177,7 @@ class Manifest:
                 ("dtype", self.dtype, asked.dtype),
                 ("x1", str(self.x1), str(asked.x1)),
                 ("x2", str(self.x2), str(asked.x2)),
+                ("what is in a list", self._in_lists, asked._in_lists),
                 ("the shape of the result", str(self.shape), str(asked.shape)),
             )
             if stored != wanted
@@ -187,6 +196,13 @@ class Manifest:
 
 def _plain(inputs: Inputs) -> dict[str, Any]:
     return {"shape": list(inputs.shape), "sha256": inputs.sha256}
+
+
+def _maker(content: dict[str, Any]) -> Maker:
+    isa = content["instruction_set"]
+    if isa is not None and not isinstance(isa, str):
+        raise ValueError(f"the instruction set of a maker is {isa!r}")
+    return Maker(str(content["backend"]), isa, str(content["version"]))
 
 
 def _inputs(content: dict[str, Any]) -> Inputs:

@@ -83,7 +83,7 @@ class Pass:
             for place, kind in enumerate(family.program.kinds):
                 value = nngp if kind == "nngp" else ntk
                 target = self.values[index, place]
-                _check_range(value, target.dtype)
+                _check_range(value, same, target.dtype)
                 if pairs.pairwise:
                     target[rows, columns] = value
                     if self.mirrored:
@@ -97,14 +97,21 @@ class Pass:
         return same.size
 
 
-def _check_range(value: FloatArray, dtype: np.dtype[Any]) -> None:
-    """Refuse values that the dtype of the result cannot hold."""
+def _check_range(value: FloatArray, same: NDArray[np.bool_], dtype: np.dtype[Any]) -> None:
+    """Refuse values that the dtype of the result cannot hold.
+
+    That entries are far below the others is harmless if the samples are not: of a sample with
+    itself (`same`) the entry is as large as the sample is.
+    """
     limits = np.finfo(dtype)
     least, most = float(limits.smallest_normal), float(limits.max)
     largest = max(float(value.max()), -float(value.min()))  # NaN if any is
-    if not largest <= most or 0 < largest < least:
+    own = np.abs(value[same])
+    smallest = float(own[own > 0].min(initial=np.inf))
+    if not largest <= most or 0 < largest < least or smallest < least:
+        got = smallest if largest <= most and smallest < least else largest
         remedy = "use dtype='float64', or" if dtype == np.float32 else "use"
         raise OverflowError(
             f"kernel values must lie between {least:.1e} and {most:.1e} for {dtype}, got "
-            f"{largest:.1e}: {remedy} inputs or w_std of another scale"
+            f"{got:.1e}: {remedy} inputs or w_std of another scale"
         )

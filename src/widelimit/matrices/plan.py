@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from widelimit.machine import held_memory
 from widelimit.matrices.tiles import Grid, Key
 
 __all__ = [
@@ -153,7 +154,7 @@ class Sizes:
         return taken
 
 
-def solve(sizes: Sizes, budget: float, threads: int, tile: int | None) -> Plan:
+def solve(sizes: Sizes, budget: float, threads: int, tile: int | None, engines: int = 1) -> Plan:
     """Choose the plan that fits a budget.
 
     Parameters
@@ -165,6 +166,8 @@ def solve(sizes: Sizes, budget: float, threads: int, tile: int | None) -> Plan:
         At most.
     tile : int or None
         The size of a tile, if it is given.
+    engines : int
+        That have a budget like this one in this process.
 
     Returns
     -------
@@ -175,7 +178,7 @@ def solve(sizes: Sizes, budget: float, threads: int, tile: int | None) -> Plan:
     Raises
     ------
     MemoryError
-        If nothing fits; with the least that would.
+        If nothing fits; with the least that would, and the `memory` of the process for it.
     """
     for workers in range(threads, 0, -1):
         for side in preferred_sides(sizes) if tile is None else (tile,):
@@ -191,9 +194,12 @@ def solve(sizes: Sizes, budget: float, threads: int, tile: int | None) -> Plan:
     if tile is not None:
         other = "larger" if sizes.bookkeeping(side) > least / 2 else "smaller"
         remedy = f", or use a {other} tile for a new store"
+    held = held_memory()
+    enough = math.ceil((held + engines * least) / 2**20)
     raise MemoryError(
-        f"this takes {least / 2**20:.0f} MiB at least beside what the process holds, and "
-        f"{max(0.0, budget) / 2**20:.0f} MiB are left of memory: raise memory{remedy}"
+        f"this takes {least / 2**20:.0f} MiB at least beside what the process holds, "
+        f"{held / 2**20:.0f} MiB, and {max(0.0, budget) / 2**20:.0f} MiB are left of memory: "
+        f"raise memory{remedy}; '{enough}MiB' would be enough now"
     )
 
 

@@ -319,7 +319,7 @@ class TileStore:
         Parameters
         ----------
         key : Key
-            Of the same entries in both: `Grid.common`.
+            Of the same entries in both: `Grid.has_in_common`.
         source : TileStore
             Of as many matrices, with the same tile and dtype.
 
