@@ -44,7 +44,8 @@ def put_together(
         numbers = np.concatenate([numbers, numbers + numbers.max() + 1])
         labels = np.concatenate([labels, labels])
     targets = encode_labels(labels, np.arange(classes))
-    return Training.of(Directions.of_equal(numbers), targets, np.ones(len(labels)))
+    n = len(labels)
+    return Training.of(Directions.of_equal(numbers), targets, np.ones(n), np.full(n, True))
 
 
 def copies(training: Training) -> int:
