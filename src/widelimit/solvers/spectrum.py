@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.solvers.blas import Arithmetic
+from widelimit.solvers.blas import Arithmetic, check_eigenvectors
 from widelimit.solvers.checks import (
     check_absolute,
     check_gram,
@@ -134,12 +134,15 @@ class Spectrum:
         ------
         TypeError, ValueError
             If k or the weights are not as described.
+        Unavailable
+            For more than 32,766 samples: before anything is read.
 
         Notes
         -----
         Cost: about ``9 n^3`` flops; memory: ``24 n^2`` bytes beside k, ``8 n^2`` of them kept.
         """
         given = as_matrix(k)
+        check_eigenvectors(given.shape[0])
         stored = hasattr(k, "tile")
         matrix, _ = check_gram(load(given, given.dtype.name) if stored else cast("ArrayLike", k))
         n = len(matrix)
@@ -496,6 +499,8 @@ def solve_spectral(
     ------
     TypeError, ValueError
         If an argument is not as described.
+    Unavailable
+        For more than 32,766 samples.
     """
     relative, until = check_ridge(ridge), check_time(time)
     check_targets(y, as_matrix(k).shape[0])
