@@ -20,6 +20,7 @@ from widelimit.solvers.checks import (
     check_targets,
     check_weights,
     epsilon,
+    largest_asymmetry,
     relative_norm,
 )
 from widelimit.solvers.cholesky import CholeskyFactor, is_definite
@@ -338,7 +339,7 @@ def solve_card(
             f"{free / 2**30:.1f} GiB are free: use method='cholesky' or 'tiled'"
         )
     square = _load(matrix, card)
-    row_sums = _check(square, card)
+    row_sums = _check(square, card, matrix.dtype)
     own = card.to_host(square.diagonal()).copy()
     ridge_absolute = check_absolute(relative, float(np.average(own, weights=shares)), shares)
     entries = own + ridge_absolute / shares
@@ -376,7 +377,7 @@ def _load(k: Matrix, card: Device) -> Any:
     return square
 
 
-def _check(square: Any, card: Device) -> FloatArray:
+def _check(square: Any, card: Device, dtype: np.dtype[Any]) -> FloatArray:
     """Refuse what is not finite and symmetric; return the sums of ``|k|`` over rows."""
     xp, worst, uneven = card.xp, 0.0, 0.0
     sums = np.empty(len(square))
@@ -387,9 +388,12 @@ def _check(square: Any, card: Device) -> FloatArray:
             raise ValueError("k must be finite, got NaN or infinity: check the inputs")
         worst = max(worst, float(xp.abs(part).max()))
         uneven = max(uneven, float(xp.abs(part - square[:, rows].T).max()))
-    if uneven > 1e-5 * worst:
+    allowed = largest_asymmetry(dtype, worst)
+    if uneven > allowed:
         raise ValueError(
-            f"k must be symmetric, got entries that differ from their mirror images by {uneven:.3g}"
+            f"k must be symmetric up to rounding ({allowed:.1e}), got entries that differ from "
+            f"their mirror images by {uneven:.3g}: give the kernel of the training samples with "
+            "themselves, in one order; if this is rounding after all, give (k + k.T) / 2"
         )
     return sums
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.solvers.matrix import as_matrix
+from widelimit.solvers.matrix import Matrix, as_matrix
 from widelimit.solvers.solution import Unavailable
 
 __all__ = [
     "check_absolute",
     "check_gram",
+    "check_matrix",
     "check_ridge",
     "check_targets",
     "check_weights",
     "epsilon",
+    "largest_asymmetry",
     "refuse_weights",
     "relative_norm",
 ]
@@ -37,6 +39,11 @@ _LARGEST_ABSOLUTE = {"float64": 1e150, "float32": 1e30}
 def epsilon(dtype: np.dtype[Any]) -> float:
     """Relative rounding of entries given in a dtype: that of float64 at best."""
     return max(float(np.finfo(dtype).eps) if dtype.kind == "f" else 0.0, 2.0**-52)
+
+
+def largest_asymmetry(dtype: np.dtype[Any], largest: float) -> float:
+    """Return how far ``|k - k.T|`` may be from 0, for a dtype and the largest ``|k|``."""
+    return _MAX_ASYMMETRY * epsilon(dtype) * largest
 
 
 def check_ridge(ridge: object) -> float:
@@ -204,7 +211,7 @@ def check_gram(k: ArrayLike) -> tuple[NDArray[Any], FloatArray]:
         np.abs(block, out=block)
         row_sums[start:stop] = block.sum(axis=1)
         largest = max(largest, float(block.max()))
-    allowed = _MAX_ASYMMETRY * epsilon(matrix.dtype) * largest
+    allowed = largest_asymmetry(matrix.dtype, largest)
     if asymmetry > allowed:
         raise ValueError(
             f"k must be symmetric up to rounding ({allowed:.1e}), got k[{i}, {j}] = "
@@ -213,6 +220,20 @@ def check_gram(k: ArrayLike) -> tuple[NDArray[Any], FloatArray]:
             "give (k + k.T) / 2"
         )
     return matrix, row_sums
+
+
+def check_matrix(k: ArrayLike | Matrix) -> Matrix:
+    """Return a stored matrix as it is, of which half is there; an array as `check_gram` does.
+
+    For solvers that read one triangle: without it they would solve for another matrix.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `as_matrix` and `check_gram`.
+    """
+    matrix = as_matrix(k)
+    return matrix if hasattr(matrix, "tile") else check_gram(cast("ArrayLike", matrix))[0]
 
 
 def _real_array(name: str, value: ArrayLike) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray
 from widelimit.solvers.card import solve_card
-from widelimit.solvers.checks import check_ridge, check_weights, refuse_weights
+from widelimit.solvers.checks import check_matrix, check_ridge, check_weights, refuse_weights
 from widelimit.solvers.cholesky import CholeskyFactor, solve_cholesky
 from widelimit.solvers.conjugate import solve_conjugate
 from widelimit.solvers.matrix import Bordered, Matrix, as_matrix, diagonal
@@ -109,7 +109,7 @@ def solve(
             progress=progress,
         )
     if chosen == "cholesky":
-        whole = k if isinstance(k, Bordered) else as_matrix(k)
+        whole = k if isinstance(k, Bordered) else check_matrix(k)
         try:
             return extends.extended(whole, weights).solution(whole, y)
         except (Unavailable, np.linalg.LinAlgError):

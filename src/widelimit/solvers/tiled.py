@@ -33,7 +33,13 @@ from widelimit.matrices.objects import open_objects
 from widelimit.matrices.store import StoreError, TileStore, is_finished, room_of
 from widelimit.matrices.tiles import Grid, Key, KeySet
 from widelimit.solvers.blas import Arithmetic, Crew
-from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, epsilon
+from widelimit.solvers.checks import (
+    check_absolute,
+    check_matrix,
+    check_ridge,
+    check_targets,
+    epsilon,
+)
 from widelimit.solvers.factor import Reader, TiledFactor, fitting_width, read_ridges
 from widelimit.solvers.matrix import (
     Leading,
@@ -225,7 +231,7 @@ def factorise(
     part of k. Then ``n_old^2 m + n_old m^2 + m^3/3`` flops for m new samples.
     """
     display = shown(progress, "factor", share_alone)
-    matrix = as_matrix(k)
+    matrix = check_matrix(k)
     relative = check_ridge(ridge)
     if reuse is not None and relative:
         raise ValueError(
