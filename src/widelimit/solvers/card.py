@@ -124,6 +124,8 @@ class CardFactor:
         Relative, and r.
     norm : float
         Largest sum of ``|A|`` over a row.
+    precision : float
+        Relative rounding of the entries of k, which may have been float32.
     """
 
     device: Device
@@ -133,6 +135,7 @@ class CardFactor:
     ridge: float
     ridge_absolute: float
     norm: float
+    precision: float
 
     @property
     def method(self) -> Method:
@@ -258,20 +261,21 @@ class CardFactor:
 
     def _in_memory(self) -> CholeskyFactor:
         square = self.device.to_host(self.square)
-        given = (self.diagonal, self.weights, self.ridge, self.ridge_absolute)
+        given = (self.diagonal, self.weights, self.ridge, self.ridge_absolute, self.precision)
         return CholeskyFactor(square, *given)
 
     def spectrum(self) -> Spectrum:
         """Return the eigenvectors, computed on the card if it has room for them as well."""
         if not self.device.fits(self.n, vectors=True):
             return self._in_memory().spectrum()
-        return Spectrum.of(self.gram(), self.weights, self.device.eigenvectors)
+        found = self.device.eigenvectors
+        return Spectrum.of(self.gram(), self.weights, found, self.precision)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a factor in memory: no card is needed to use it."""
         factor = self._in_memory()
         values = (factor.square, factor.diagonal, factor.weights)
-        return CholeskyFactor, (*values, self.ridge, self.ridge_absolute)
+        return CholeskyFactor, (*values, self.ridge, self.ridge_absolute, self.precision)
 
     def described(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return facts and arrays of the same factor in memory: no card is needed to use it."""
@@ -354,7 +358,8 @@ def solve_card(
         )
         seconds = time.perf_counter() - start
         return failed(y, relative, ridge_absolute, message, seconds)
-    factor = CardFactor(card, square, own, shares, relative, ridge_absolute, norm)
+    precision = epsilon(matrix.dtype)
+    factor = CardFactor(card, square, own, shares, relative, ridge_absolute, norm, precision)
     return factor.solution(matrix, y, start=start)
 
 

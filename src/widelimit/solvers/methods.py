@@ -22,6 +22,8 @@ from widelimit.solvers.tiled import solve_tiled
 
 __all__ = ["restore_factor", "solve"]
 
+_FINEST = 2.0**-52  # rounding of the entries of a kernel
+
 
 def solve(
     k: ArrayLike | Matrix,
@@ -197,7 +199,11 @@ def restore_factor(
     """
     if facts["kind"] == "cholesky":
         square, own = arrays["factor_square"], arrays["factor_diagonal"]
-        return CholeskyFactor(square, own, weights, ridge, ridge_absolute)
+        # Models of before do not say it: their k is taken for one of float64.
+        precision = float(facts.get("precision", _FINEST))
+        if not _FINEST <= precision < 1:
+            raise ValueError(f"precision must be from {_FINEST:.1e} to 1, got {precision}")
+        return CholeskyFactor(square, own, weights, ridge, ridge_absolute, precision)
     if facts["kind"] == "spectral":
         spectrum = Spectrum(
             arrays["spectrum_values"],

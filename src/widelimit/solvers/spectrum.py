@@ -118,6 +118,7 @@ class Spectrum:
         k: ArrayLike | Matrix,
         weights: FloatArray | None = None,
         eigenvectors: Callable[[FloatArray], tuple[FloatArray, FloatArray]] | None = None,
+        precision: float | None = None,
     ) -> Spectrum:
         """Decompose a Gram matrix.
 
@@ -129,6 +130,8 @@ class Spectrum:
             Of samples, above 0.
         eigenvectors : callable or None
             What finds them; None: LAPACK, on this processor.
+        precision : float or None
+            Relative rounding of the entries, of a k that was converted; None: that of its dtype.
 
         Raises
         ------
@@ -158,7 +161,7 @@ class Spectrum:
         # a Gram matrix has no negative eigenvalues, so those there are have their size.
         rounding = max(
             max(n, 100) * 2.0**-52 * float(values[-1]),
-            2 * n**0.5 * epsilon(given.dtype) * mean * float(shares.max()),
+            2 * n**0.5 * (precision or epsilon(given.dtype)) * mean * float(shares.max()),
             -10 * float(values[0]),
         )
         # In LAPACK's order, wherever they come from: products have other bits in another one.
