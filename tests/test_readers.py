@@ -552,6 +552,41 @@ def test_idx_under_its_usual_names(tmp_path: Path, names: tuple[str, str, str]) 
     np.testing.assert_array_equal(data.y_train, LABELS)
 
 
+@pytest.mark.parametrize("kind", ["digits", "idx", "cifar", "npz", "pair", "table"])
+def test_options_without_a_use_are_refused(tmp_path: Path, kind: str) -> None:
+    """Instead of images that are read as if nothing had been said."""
+    source: Any = tmp_path
+    match kind:
+        case "idx":
+            write_idx(tmp_path, IDX_NAMES[0])
+        case "cifar":
+            for name, content in cifar_files("binary", 10).items():
+                (tmp_path / name).write_bytes(content)
+        case "npz":
+            source = tmp_path / "grey.npz"
+            np.savez(source, x=GREY, y=LABELS)
+        case "pair":
+            source = (GREY, LABELS)
+        case "table":
+            source = tmp_path / "faces.csv"
+            texts = [" ".join(map(str, image.ravel())) for image in GREY[:, :4, :4]]
+            write_table(source, pd.DataFrame({"pixels": texts, "label": LABELS}))
+        case _:
+            source = "digits"
+    whole: Any = {"channels": "last", "series": kind in ("digits", "cifar")}
+    shape = read_dataset(source, **whole).image_shape
+    assert read_dataset(source, **whole, image_shape=shape).image_shape == shape
+    refused = [
+        ({"image_shape": (2, 2, 2)}, r"image_shape=\(2, 2, 2\), which says which image a row is"),
+        ({"channels": "first"}, 'channels="first"'),
+    ]
+    if kind not in ("npz", "table"):
+        refused.append(({"label": "nonsense"}, "label (for each image, got label|=)"))
+    for options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            read_dataset(source, **options)
+
+
 def test_emnist_of_several_kinds_with_its_mapping(tmp_path: Path) -> None:
     for kind in ("letters", "balanced"):
         write_idx(tmp_path, tuple(n.replace("letters", kind) for n in IDX_NAMES[6]))  # type: ignore[arg-type]

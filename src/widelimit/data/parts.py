@@ -25,6 +25,7 @@ __all__ = [
     "Part",
     "Reading",
     "assemble",
+    "check_images",
     "check_rows",
     "find_arrays",
     "find_part",
@@ -100,6 +101,36 @@ class Part:
     x: NDArray[Any]
     y: NDArray[Any]
     files: tuple[str, ...] | None = None
+
+
+def check_images(name: str, reading: Reading, *, label: bool = False) -> None:
+    """Refuse options that have no use for images whose labels and axes are known.
+
+    Channels that are said to be last are; images are no series, also where networks are for those.
+
+    Parameters
+    ----------
+    name : str
+        Of the data, for messages.
+    reading : Reading
+    label : bool
+        Whether there are several labels for each image.
+
+    Raises
+    ------
+    ValueError
+        If a label, or channels that are first, were asked for.
+    """
+    if reading.label is not None and not label:
+        raise ValueError(
+            f"{name} has one label for each image, got label={reading.label!r}: leave label "
+            "(--label) out"
+        )
+    if reading.channels == "first":
+        raise ValueError(
+            f'{name} holds images with their channels last, got channels="first": leave channels '
+            "(--channels) out"
+        )
 
 
 # ---------------------------------------------------------------- names of arrays
@@ -321,14 +352,16 @@ def shaped(array: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:
     if array.ndim == 2 and array.size and reading.image_shape is not None:
         array = _unfolded(array, name, reading)
     elif array.ndim == 2 and reading.series:
-        array = array[:, None, :, None]
+        array = check_channels(name, array, reading.channels)[:, None, :, None]
     elif array.ndim == 2 and reading.channels is not None:
         raise ValueError(
             f"{name} are rows of {array.shape[1]:,} values, and channels is for images: leave it "
             "out, or say which image a row is: image_shape=(h, w, c) (--image-shape)"
         )
+    elif array.ndim == 3 and reading.series:
+        array = check_series(name, array, reading.channels)
     elif array.ndim == 3:
-        array = check_series(name, array, reading.channels) if reading.series else array[..., None]
+        array = check_channels(name, array, reading.channels)[..., None]
     elif array.ndim == 4:
         array = check_channels(name, array, reading.channels)
     if array.ndim not in (2, 4) or array.size == 0:
@@ -337,6 +370,12 @@ def shaped(array: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:
             f"0, got {array.shape}: reshape them before saving"
         )
     _, *sides = array.shape
+    if array.ndim == 4 and reading.image_shape not in (None, tuple(sides)):
+        raise ValueError(
+            f"{name} of shape {array.shape} are no rows, got image_shape={reading.image_shape}, "
+            "which says which image a row is: leave it (--image-shape) out; size=(h, w) (--size) "
+            "resizes images"
+        )
     if array.ndim == 4 and reading.channels is None and min(sides) == max(sides) >= _VOLUME:
         raise ValueError(
             f"{name} of shape {array.shape} look like volumes, and images have two sides: channels="

@@ -126,7 +126,8 @@ def _fitted(x: NDArray[Any], path: Path, wanted: Wanted, channels: Channels) -> 
         if x.ndim != 2 or x.shape[1] != wanted.n_features:
             raise ValueError(f"{path} must hold {wanted.about}, like the model's, got {x.shape}")
         return check_rows(x, title)
-    reading = Reading(channels, image_shape=wanted.shape, series=wanted.series)
+    image_shape = wanted.shape if x.ndim == 2 else None
+    reading = Reading(channels, image_shape=image_shape, series=wanted.series)
     images = shaped(x, title, reading)
     if images.shape[1:] != wanted.shape:
         raise ValueError(f"{path} must hold {wanted.about}, like the model's, got {x.shape}")
