@@ -332,6 +332,55 @@ def test_the_label_may_be_named(tmp_path: Path) -> None:
         read_dataset(path, label="3")
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["01", "02", "10"], ("01", "02", "10")),
+        (["True", "False", "True"], ("False", "True")),
+        (["true", "false", "true"], ("false", "true")),
+        (["+1", "-1", "+1"], ("+1", "-1")),
+        (["1e05", "2", "inf"], ("1e05", "2", "inf")),
+        (["1", "2", "10"], ("1", "2", "10")),  # numbers, in their order
+        (["-1", "0", "1 "], ("-1", "0", "1")),
+        (["1.0", "2.000e+00", "10"], ("1", "2", "10")),
+        (["1", "18446744073709551615", "2"], ("1", "2", "18446744073709551615")),
+    ],
+)
+@pytest.mark.parametrize("form", ["named", "unnamed", "rows have names", "no such name"])
+def test_labels_of_tables_come_back(
+    tmp_path: Path, labels: list[str], names: tuple[str, ...], form: str
+) -> None:
+    """What pandas takes for numbers may be codes; of numbers only the notation is lost."""
+    path, label = tmp_path / "t.csv", "kind"
+    first = {"named": "a, kind\n", "unnamed": "", "rows have names": "a,kind\n"}.get(form)
+    if form == "unnamed":
+        label = "-1"
+    elif first is None:  # pandas makes one name of two
+        first, label = "kind,kind\n", "kind.1"
+    start = "row," if form == "rows have names" else ""
+    path.write_text(first + "".join(f"{start}{k}.5, {word}\n" for k, word in enumerate(labels * 2)))
+    data = read_dataset(path, label=label)
+    assert data.class_names == names
+    read = [data.class_names[k] for k in data.y_train]
+    plain = {"1.0": "1", "2.000e+00": "2", "1 ": "1"}
+    assert read == [plain.get(word, word) for word in labels * 2]
+
+
+def test_labels_that_are_missing_are_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,label\n1,1\n2,\n3,2\n")
+    with pytest.raises(ValueError, match=r"column 'label' is empty in 1 rows, the first is row 2"):
+        read_dataset(tmp_path / "t.csv")
+
+
+def test_labels_that_are_false_and_true_have_these_names(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=GREY, y=LABELS > 0)
+    frame = pd.DataFrame({"a": FEATURES[:, 0], "label": LABELS > 0})
+    for source in (tmp_path / "a.npz", frame, (GREY, LABELS > 0)):
+        data = read_dataset(source)
+        assert data.class_names == ("False", "True")
+        np.testing.assert_array_equal(data.y_train, LABELS > 0)
+
+
 def test_labels_that_look_like_nothing(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,label\n" + "1,None\n2,NA\n3,nan\n" * 2)
     assert read_dataset(tmp_path / "t.csv").class_names == ("NA", "None", "nan")

@@ -452,7 +452,7 @@ def check_rows(array: NDArray[Any], name: str) -> FloatArray:
 
 
 def to_labels(array: NDArray[Any], n: int, name: str) -> NDArray[Any]:
-    """Return labels as (n,): int64, uint64 or text.
+    """Return labels as (n,): int64, uint64 or text; False and True are text.
 
     Raises
     ------
@@ -469,6 +469,8 @@ def to_labels(array: NDArray[Any], n: int, name: str) -> NDArray[Any]:
             "samples and labels together"
         )
     kind = array.dtype.kind
+    if kind == "b":
+        return array.astype(np.str_)  # False and True, and no numbers
     if kind == "S":
         return np.char.decode(array, "utf-8", "surrogateescape")  # as Python reads names of files
     if kind == "O" and all(isinstance(entry, str) for entry in array):
@@ -480,7 +482,7 @@ def to_labels(array: NDArray[Any], n: int, name: str) -> NDArray[Any]:
                 f"{name} must be whole numbers or text, got {array[np.argmin(whole)]}: this is "
                 "classification"
             )
-    elif kind not in "biuU":
+    elif kind not in "iuU":
         raise ValueError(f"{name} must be whole numbers or text, got dtype {array.dtype}")
     if kind == "U" or (kind == "u" and array.dtype.itemsize == 8):
         return array  # what fits no int64 has no other label than its own
