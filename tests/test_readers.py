@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import widelimit as wl
-from widelimit.data import load_dataset
+from widelimit.data import Dataset, load_dataset
 from widelimit.data.load import read_dataset
 from widelimit.data.pickles import unpickle
 
@@ -326,7 +326,7 @@ def test_tables_that_are_refused(tmp_path: Path, text: str, match: str) -> None:
 def test_the_label_may_be_named(tmp_path: Path) -> None:
     path = tmp_path / "wine.csv"
     path.write_text("".join(f"{k % 2},{k},{k % 3}\n" for k in range(12)))
-    for label, expected in (("0", 2), ("-1", 3), ("2", 3)):
+    for label, expected in (("0", 2), ("-1", 3), ("2", 3), (0, 2), (-1, 3), (np.int64(2), 3)):
         assert read_dataset(path, label=label).n_classes == expected
     with pytest.raises(ValueError, match="has no column '3', got columns without names 0"):
         read_dataset(path, label="3")
@@ -462,6 +462,33 @@ def test_mat_of_doubles_rows_and_cells(tmp_path: Path, images: np.ndarray) -> No
     data = read_dataset(tmp_path / "a.mat")
     np.testing.assert_array_equal(data.x_train, FEATURES)
     assert data.class_names == ("cat", "dog", "em")
+
+
+@pytest.mark.parametrize("form", ["a.mat", "a.h5"])
+def test_labels_that_may_count_names_from_0_or_1(tmp_path: Path, form: str) -> None:
+    words = ["cat", "dog", "emu"]
+
+    def read(labels: np.ndarray) -> Dataset:
+        path = tmp_path / form
+        if form == "a.mat":
+            names = np.array(words, dtype=object)
+            scipy.io.savemat(path, {"x": GREY, "y": labels[:, None], "class_names": names})
+        else:
+            h5py = pytest.importorskip("h5py")
+            with h5py.File(path, "w") as file:
+                file["x"], file["y"], file["class_names"] = GREY, labels.astype(int), words
+        return read_dataset(path)
+
+    halves = LABELS % 2
+    assert read(LABELS).class_names == tuple(words)
+    assert read(LABELS + 1).class_names == tuple(words)
+    assert read(halves).class_names == ("cat", "dog")  # 0 counts from 0
+    assert read(halves + 2).class_names == ("dog", "emu")  # 3 counts from 1
+    assert read(LABELS + 2).class_names == ("2", "3", "4")  # no places
+    with pytest.warns(UserWarning, match="1 to 2, may count the 3 names of classes from 0 or from"):
+        data = read(halves + 1)
+    assert data.class_names == ("1", "2")
+    np.testing.assert_array_equal(data.y_train, halves)
 
 
 def test_mat_of_emnist_is_a_structure(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def load_dataset(
     channels: Channels = None,
     size: Size | None = None,
     skip_bad: bool = False,
-    label: str | None = None,
+    label: str | int | None = None,
     image_shape: tuple[int, int, int] | None = None,
     series: bool = False,
     download: bool = False,
@@ -137,7 +137,7 @@ def load_dataset(
         are; those of a folder must then have one size.
     skip_bad : bool
         Of a folder: whether images that cannot be read are left out, with a warning.
-    label : str or None
+    label : str, int or None
         Name of the column or array that has the labels, or the place of the column; "fine" or
         "coarse" of CIFAR-100. None: it is told by its name. Refused where there is no choice.
     image_shape : (h, w, c) or None
@@ -198,7 +198,7 @@ def read_dataset(
     channels: Channels = None,
     size: Size | None = None,
     skip_bad: bool = False,
-    label: str | None = None,
+    label: str | int | None = None,
     image_shape: tuple[int, int, int] | None = None,
     series: bool = False,
 ) -> Dataset:
@@ -208,7 +208,7 @@ def read_dataset(
     shape = None if image_shape is None else tuple(image_shape)
     if shape is not None and (len(shape) != 3 or min(shape) < 1):
         raise ValueError(f"image_shape must be (h, w, c), each 1 or more, got {image_shape!r}")
-    reading = Reading(channels, label, shape, series)
+    reading = Reading(channels, None if label is None else str(label), shape, series)
     if isinstance(source, str | os.PathLike):
         data = _read(cast("str | os.PathLike[str]", source), reading, size, skip_bad)
     else:

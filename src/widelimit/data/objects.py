@@ -78,7 +78,7 @@ def _labels(values: Sequence[Any]) -> NDArray[Any]:
 def _assembled(parts: Mapping[str, Part], source: str, reading: Reading, names: Any) -> Dataset:
     class_names = None if names is None else [str(name) for name in names]
     title = f"A data set of {source}"
-    return assemble("data", parts, title, reading, class_names=class_names)
+    return assemble("data", parts, title, reading, class_names=class_names, first=0)
 
 
 def _as_table(frame: Any) -> Table:
@@ -129,6 +129,7 @@ def _load_hugging_face(source: Any, reading: Reading) -> Dataset:
         class_names=None if names is None else [str(name) for name in names],
         feature_names=feature_names,
         label_name=label,
+        first=0,
     )
 
 

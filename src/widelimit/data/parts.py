@@ -248,6 +248,7 @@ def assemble(
     where: str | None = None,
     class_names: Sequence[str] | None = None,
     all_names: bool = False,
+    first: int | None = None,
     feature_names: Sequence[str] | None = None,
     label_name: str | None = None,
     wanted: str | None = None,
@@ -269,6 +270,8 @@ def assemble(
         Of the labels 0, 1, ... or 1, 2, ... . None: labels are names.
     all_names : bool
         Whether these are classes of the labels 0, 1, ..., be there samples of all or not.
+    first : {0, 1} or None
+        The label of the first of the names. None: the labels have to tell.
     feature_names : sequence of str or None
         Of the columns of rows.
     label_name : str or None
@@ -308,13 +311,15 @@ def assemble(
     else:
         samples, normalised = to_pixels(arrays, title)
     labels = {
-        key: to_labels(part.y, len(part.x), f"{title}: {words[key]} labels")
+        key: to_labels(
+            part.y, len(part.x), f"{title}: {words[key]} labels", named=class_names is not None
+        )
         for key, part in chosen.items()
     }
     if all_names and class_names is not None:
         places, names = _numbered(labels, title, len(class_names)), tuple(class_names)
     else:
-        places, names = to_places(labels, title, class_names)
+        places, names = to_places(labels, title, class_names, first)
     x, y, train = samples["train"], places["train"], chosen["train"]
     test = chosen.get("test")
     rows = x.ndim == 2
@@ -451,8 +456,8 @@ def check_rows(array: NDArray[Any], name: str) -> FloatArray:
     return values
 
 
-def to_labels(array: NDArray[Any], n: int, name: str) -> NDArray[Any]:
-    """Return labels as (n,): int64, uint64 or text; False and True are text.
+def to_labels(array: NDArray[Any], n: int, name: str, *, named: bool = False) -> NDArray[Any]:
+    """Return labels as (n,): int64, uint64 or text; as text False and True, if they are not named.
 
     Raises
     ------
@@ -470,7 +475,7 @@ def to_labels(array: NDArray[Any], n: int, name: str) -> NDArray[Any]:
         )
     kind = array.dtype.kind
     if kind == "b":
-        return array.astype(np.str_)  # False and True, and no numbers
+        return array.astype(np.int64 if named else np.str_)
     if kind == "S":
         return np.char.decode(array, "utf-8", "surrogateescape")  # as Python reads names of files
     if kind == "O" and all(isinstance(entry, str) for entry in array):
@@ -515,7 +520,10 @@ def _numbered(labels: Mapping[str, NDArray[Any]], name: str, n_classes: int) -> 
 
 
 def to_places(
-    labels: Mapping[str, NDArray[Any]], name: str, class_names: Sequence[str] | None
+    labels: Mapping[str, NDArray[Any]],
+    name: str,
+    class_names: Sequence[str] | None,
+    first: int | None = None,
 ) -> tuple[dict[str, IntArray], tuple[str, ...]]:
     """Return the labels of all parts as places in class names, and these.
 
@@ -523,6 +531,11 @@ def to_places(
     ------
     ValueError
         If parts have labels of two kinds, or one that the training images do not have.
+
+    Warns
+    -----
+    UserWarning
+        Of names that are not used, as labels may count them from 0 or from 1.
     """
     train = labels["train"]
     classes = np.unique(train)
@@ -538,10 +551,17 @@ def to_places(
             )
     names = tuple(map(str, classes))
     if class_names is not None and train.dtype.kind != "U" and len(set(class_names)) > 1:
-        low, high = int(classes[0]), int(classes[-1])
-        first = 1 if high == len(class_names) and low >= 1 else 0
-        if low >= first and high < first + len(class_names):
-            names = tuple(class_names[int(k) - first] for k in classes)
+        low, high, count = int(classes[0]), int(classes[-1]), len(class_names)
+        fits = [k for k in (0, 1) if first in (k, None) and k <= low and high < k + count]
+        if len(fits) == 1:
+            names = tuple(class_names[int(k) - fits[0]] for k in classes)
+        elif fits:
+            warnings.warn(
+                f"{name}: its labels, {low} to {high}, may count the {count} names of classes from "
+                "0 or from 1: classes are called by their numbers (save labels as text to name "
+                "them)",
+                stacklevel=4,
+            )
     if max(map(len, names)) > _MAX_NAME:
         raise ValueError(f"{name}: labels must have at most {_MAX_NAME} characters: shorten them")
     places = {
