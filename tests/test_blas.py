@@ -12,7 +12,7 @@ import pytest
 import scipy.linalg
 from scipy.linalg import blas, lapack
 
-from widelimit.solvers import Spectrum, leave_one_out, solve, solve_refined
+from widelimit.solvers import Spectrum, Unavailable, leave_one_out, solve, solve_refined
 from widelimit.solvers import blas as blas_module
 from widelimit.solvers.blas import Arithmetic, Crew, factor_in_place, run_interruptibly
 
@@ -246,3 +246,24 @@ def test_eigenvectors_that_are_not_found(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(blas_module, "_routine", lambda name: fail)
     with pytest.raises(np.linalg.LinAlgError, match=r"found no eigenvectors \(info = 3\)"):
         Arithmetic(np.dtype(np.float64)).eigenvectors(np.eye(3))
+
+
+def test_lapack_counts_the_workspace_of_eigenvectors_in_32_bits() -> None:
+    """What follows from it is a crash, so the size is asked for and nothing is computed."""
+    n = blas_module.MAX_EIGENVECTORS
+    assert lapack.dsyevd_lwork(n)[0] == 2 * n**2 + 6 * n + 1 < 2**31
+    assert 2 * (n + 1) ** 2 + 6 * (n + 1) + 1 >= 2**31
+    assert lapack.dsyevd_lwork(n + 1)[0] < n**2  # what it takes for enough
+
+
+def test_eigenvectors_of_too_many_samples_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    n = blas_module.MAX_EIGENVECTORS + 1
+    large, message = np.broadcast_to(0.0, (n, n)), r"at most 32,766 samples, got 32,767: .*give rid"
+    with pytest.raises(Unavailable, match=message):
+        Arithmetic(large.dtype).eigenvectors(large)
+    monkeypatch.setattr(blas_module, "MAX_EIGENVECTORS", 3)
+    unread = np.full((4, 4), np.nan)
+    with pytest.raises(Unavailable, match="at most 3 samples"):
+        Spectrum.of(unread, eigenvectors=Arithmetic(large.dtype).eigenvectors)
+    with pytest.raises(Unavailable, match="at most 3 samples"):
+        solve(unread, np.ones(4), method="spectral")

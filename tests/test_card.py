@@ -118,11 +118,12 @@ def test_a_matrix_of_single_precision_may_be_ill_conditioned() -> None:
     [
         (np.full((N, N), np.nan), Y, 0.0, ValueError, "finite"),
         (np.triu(gram()), Y, 0.0, ValueError, "symmetric"),
+        (gram() * (1 + 1e-7 * np.triu(np.ones((N, N)))), Y, 0.0, ValueError, "up to rounding"),
         (gram()[:5], Y, 0.0, ValueError, "square"),
         (gram(), Y[:3], 0.0, ValueError, "y must"),
         (gram(), Y, -1.0, ValueError, "ridge"),
     ],
-    ids=["nan", "not symmetric", "not square", "targets", "ridge"],
+    ids=["nan", "not symmetric", "nor nearly", "not square", "targets", "ridge"],
 )
 def test_bad_input(k: Any, y: Any, ridge: float, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):

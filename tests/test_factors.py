@@ -1,6 +1,7 @@
 """The contract of `Factor`, with the same tests for every kind; and `solve` for every method."""
 
 import json
+import pickle
 import re
 import typing
 from pathlib import Path
@@ -15,6 +16,7 @@ from widelimit.solvers import (
     Factor,
     Method,
     Solution,
+    Spectrum,
     Status,
     Unavailable,
     card,
@@ -244,6 +246,50 @@ def test_described_and_back(case: Case) -> None:
         restore_factor({**facts, "kind": "tiled"}, arrays, **given)
     with pytest.raises(KeyError):
         restore_factor(facts, {}, **given)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("method", ["cholesky", "card", "more samples", "saved", "pickled"])
+def test_the_spectrum_knows_how_exact_k_was(
+    method: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A factor holds float64, but directions of rounding of a float32 kernel are no data."""
+    monkeypatch.setattr(card, "card_device", host)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 30))
+    k = (x @ x.T + np.diag(np.geomspace(1e-12, 1e-3, 60))).astype(dtype)
+    k, y = (k + k.T) / 2, np.ones(60)
+    if method == "more samples":
+        factor = solve_cholesky(k[:50, :50], y[:50], 1e-3).factor
+        assert factor is not None
+        # New columns are less exact, or the old ones are: the sum is as the worse of them.
+        assert factor.extended(k.astype(np.float32)).spectrum().rounding > 1e-8
+        factor = factor.extended(k)
+    else:
+        name: Method = "card" if method in ("card", "pickled") else "cholesky"
+        factor = solve(k, y, 1e-3, method=name).factor
+    assert factor is not None
+    if method == "saved":
+        facts, arrays = factor.described()
+        given: Any = {"weights": y, "ridge": 0.0, "ridge_absolute": 0.0}
+        for wrong in (0.0, 1.0, np.nan):
+            with pytest.raises(ValueError, match=r"precision must be from 2.2e-16 to 1, got"):
+                restore_factor(facts | {"precision": wrong}, arrays, **given)
+        old = restore_factor({"kind": "cholesky"}, arrays, **given)  # as models of before say
+        assert old.spectrum().rounding <= factor.spectrum().rounding
+        factor = restore_factor(facts, arrays, **given)
+    elif method == "pickled":
+        factor = pickle.loads(pickle.dumps(factor))
+    found, expected = factor.spectrum(), Spectrum.of(k)
+    assert found.rounding == pytest.approx(expected.rounding, rel=1e-6)
+    assert found.rank == expected.rank
+    assert (found.rounding > 1e-8) == (dtype == "float32")
+
+
+def host() -> card.Device:
+    return card.Device(
+        np, np.linalg.cholesky, scipy.linalg.solve_triangular, np.asarray, lambda: 2**40
+    )
 
 
 # ---------------------------------------------------------------- bordered matrices

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import widelimit as wl
 from widelimit.cli import app
 from widelimit.data import image
+from widelimit.data.load import read_dataset
 from widelimit.data.search import find_images
 from widelimit.job import read_inputs
 
@@ -168,6 +169,44 @@ def test_parts_of_a_data_set_are_understood(
     assert (data.class_names, len(data.y_train), len(data.y_test)) == (("a", "b"), 6, n_test)
     assert data.files_test is not None
     assert data.files_test[0].startswith(parts[-1])
+
+
+def test_one_part_of_a_folder(tmp_path: Path) -> None:
+    """As of files: a part is what is called so, and no other in its place."""
+    for part, level in (("train", 10), ("validation", 30)):
+        for name, k in (("a", 0), ("a", 1), ("b", 0), ("b", 1)):
+            put(tmp_path / "d" / part / name / f"{k}.png", level + k)
+    for wanted, folder in (("train", "train"), ("val", "validation")):
+        data = read_dataset(f"{tmp_path}/d:{wanted}")
+        assert data.split == "none"
+        assert data.files_train is not None
+        assert {name.split("/")[0] for name in data.files_train} == {folder}
+        assert (len(data.y_train), len(data.y_test)) == (4, 0)
+    with pytest.raises(ValueError, match="has no part 'test', got train, val"):
+        wl.load_dataset(f"{tmp_path}/d:test")
+    put(tmp_path / "d" / "test" / "a" / "1.png", 1)
+    put(tmp_path / "d" / "test" / "b" / "1.png", 2)
+    assert read_dataset(f"{tmp_path}/d:test").files_train == ("test/a/1.png", "test/b/1.png")
+    assert len(read_dataset(f"{tmp_path}/d:val").y_train) == 4
+    assert len(read_dataset(f"{tmp_path}/d/train:train").y_train) == 4  # without parts: all
+    with pytest.raises(ValueError, match="has no part 'val', got train"):
+        read_dataset(f"{tmp_path}/d/train:val")
+    with pytest.raises(ValueError, match="digits has no part 'test', got train"):
+        read_dataset("digits:test")
+    assert len(read_dataset("digits:train").y_train) == 1797
+
+
+def test_options_that_a_folder_has_no_use_for(photos: Path) -> None:
+    for options, message in (
+        ({"label": "kind"}, r"photos, a folder of images, has one label .*got label='kind'"),
+        ({"channels": "first"}, 'channels last, got channels="first": leave channels'),
+        ({"channels": "frist"}, 'channels must be "first", "last" or None, got'),
+        ({"image_shape": (2, 2, 2)}, r"got image_shape=\(2, 2, 2\), which says which image a row"),
+        ({"image_shape": (2, 2)}, r"image_shape must be \(h, w, c\), each 1 or more, got"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_dataset(photos, **cast("Any", options))
+    assert len(read_dataset(photos, channels="last", series=True).y_train) == 8
 
 
 def test_validation_images_beside_test_images_are_passed_over(tmp_path: Path) -> None:

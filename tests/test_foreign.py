@@ -159,6 +159,8 @@ def test_data_sets_of_pytorch(torch: Torch) -> None:
         np.testing.assert_array_equal(read.x_train, COLOUR / 255)
         np.testing.assert_array_equal(read.y_train, LABELS)
     assert read_dataset(own, channels="first").class_names == ("a", "b", "c")
+    own = torch.pairs([torch.tensor(x) for x in first], LABELS % 2 + 1, classes=["a", "b", "c"])
+    assert read_dataset(own, channels="first").class_names == ("b", "c")  # places from 0
     model = wl.NTKClassifier(CNTK, channels="first").fit(own, LABELS)
     np.testing.assert_array_equal(model.predict(own), LABELS)
 

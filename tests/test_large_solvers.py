@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,66 @@ class Stored:
         assert rows.start <= columns.start, "below the diagonal"
         self.read.append((rows.start // self.tile, columns.start // self.tile))
         return self._k[rows, columns]
+
+
+# ---------------------------------------------------------------- one triangle
+
+
+def every_solver(store: Path) -> dict[str, Callable[[Any, Any], Any]]:
+    """What takes a Gram matrix and targets."""
+    grown = solve_cholesky(gram(150)[:100, :100], np.ones(100), 1e-3).factor
+    return {
+        "cholesky": lambda k, y: solve_cholesky(k, y, 1e-3),
+        "tiled": lambda k, y: solve_tiled(k, y, 1e-3, store=store / "tiled", tile=32),
+        "factorise": lambda k, y: factorise(k, 1e-3, store=store / "factor"),
+        "refined": lambda k, y: solve_refined(k, y, 1e-3),
+        "refined in a store": lambda k, y: solve_refined(k, y, 1e-3, store=store / "refined"),
+        "conjugate": lambda k, y: solve_conjugate(k, y, 1e-3),
+        "spectral": lambda k, y: solve(k, y, 1e-3, method="spectral"),
+        "more samples": lambda k, y: solve(k, y, extends=grown),
+        "leave-one-out": lambda k, y: leave_one_out(k, y, [1e-3]),
+        "estimator": lambda k, y: wl.NTKRegressor(
+            kernel="precomputed", solver="cg", ridge=1e-3, normalize_y=False
+        ).fit(k, y),
+    }
+
+
+SOLVERS = list(every_solver(Path()))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_matrix_that_is_not_symmetric_is_refused(name: str, tmp_path: Path) -> None:
+    """One triangle is read: the answer would be right for another matrix."""
+    solver, k, y = every_solver(tmp_path)[name], gram(150), np.arange(150.0)
+    solver(k, y)
+    other = every_solver(tmp_path / "other")[name]
+    lower, upper = k.copy(), k.copy()
+    lower[120:130, 105:112] = 0
+    upper[105:112, 120:130] = 0
+    for wrong in (lower, upper, lower.astype(np.float32)):
+        with pytest.raises(ValueError, match="k must be symmetric up to rounding"):
+            other(wrong, y)
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "estimator"])
+@pytest.mark.parametrize("place", [(120, 105), (105, 120)])
+def test_nan_is_named_by_its_place(name: str, place: tuple[int, int], tmp_path: Path) -> None:
+    k = gram(150)
+    k[place] = np.nan
+    found = rf"got k\[{place[0]}, {place[1]}\] = nan|finite.* got nan at \[{place[0]}, {place[1]}\]"
+    with pytest.raises(ValueError, match=found):
+        every_solver(tmp_path)[name](k, np.arange(150.0))
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "estimator"])
+def test_a_kernel_of_two_sets_of_samples_is_refused(name: str, tmp_path: Path) -> None:
+    """A stored one as well, of which the tiles above the diagonal would be read."""
+    rng = np.random.default_rng(0)
+    x, z = rng.normal(size=(2, 150, 3))
+    k = wl.gram(wl.ntk_dense(2), x, z, store=tmp_path / "k.zarr")
+    assert k.shape == (150, 150)
+    with pytest.raises(ValueError, match=r"samples with themselves, got Gram.* without x2"):
+        every_solver(tmp_path)[name](k, np.arange(150.0))
 
 
 # ---------------------------------------------------------------- in place
@@ -185,6 +246,7 @@ def test_the_comparison_with_numpy_notices(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     k, y = gram(90), np.ones(90)
+    given: Any = k
     if fault == "dropped product":
         calls = iter(range(10**6))
         product = tiled_module.Arithmetic.subtract_product
@@ -194,10 +256,11 @@ def test_the_comparison_with_numpy_notices(
             lambda *a: None if next(calls) == 3 else product(*a),
         )
     elif fault == "ridge twice":
-        k = with_ridge(k, 1e-3)
-    else:
+        given = with_ridge(k, 1e-3)
+    else:  # stored: of an array it is refused
         k[0:16, 32:48] = k[0:16, 32:48].T.copy()
-    solution = solve_tiled(k, y, 1e-3, store=tmp_path / "l.zarr", tile=16)
+        given = Stored(k, 16)
+    solution = solve_tiled(given, y, 1e-3, store=tmp_path / "l.zarr", tile=16)
     wrong = np.abs(solution.value - np.linalg.solve(with_ridge(gram(90), 1e-3), y)).max()
     assert np.isnan(wrong) or wrong > 1e-4
 
@@ -250,7 +313,7 @@ def test_another_factor_on_the_same_path_is_refused(tmp_path: Path) -> None:
     bad = k.copy()
     bad[20, 3] = bad[3, 20] = np.nan
     with pytest.raises(ValueError, match="k must be finite, got NaN or infinity in rows 16 to 31"):
-        factorise(bad, 0.1, store=tmp_path / "b.zarr", tile=16)
+        factorise(Stored(bad, 16), 0.1, store=tmp_path / "b.zarr")
 
 
 def test_too_little_memory(tmp_path: Path) -> None:
@@ -703,7 +766,7 @@ def changed(k: np.ndarray, i: int, j: int, by: float) -> np.ndarray:
             r"v by 1?\.?\d.*e-0\d in row 3, .*e-1\d is rounding",
         ),
         ({"k": changed(gram(90), 20, 20, 1e-7)}, "in row 20, "),
-        ({"k": changed(gram(90), 20, 3, np.nan)}, "v by nan in row 3, "),
+        ({"k": Stored(changed(gram(90), 20, 3, np.nan), 16)}, "v by nan in row 3, "),
         (
             {"k": gram(90)[:49, :49]},
             r"is of 50 samples, k of 49: reuse must be a factor of the fir",
@@ -772,7 +835,7 @@ def test_a_change_of_new_samples_is_none_of_the_beginning(tmp_path: Path) -> Non
             with pytest.raises(
                 ValueError, match="k must be finite, got NaN or infinity in rows 48"
             ):
-                factorise(k, **call)
+                factorise(Stored(k, 16), **call)
 
 
 def test_stores_whose_factor_cannot_be_extended(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import widelimit as wl
-from widelimit.data import load_dataset
+from widelimit.data import Dataset, load_dataset
 from widelimit.data.load import read_dataset
 from widelimit.data.pickles import unpickle
 
@@ -326,10 +326,59 @@ def test_tables_that_are_refused(tmp_path: Path, text: str, match: str) -> None:
 def test_the_label_may_be_named(tmp_path: Path) -> None:
     path = tmp_path / "wine.csv"
     path.write_text("".join(f"{k % 2},{k},{k % 3}\n" for k in range(12)))
-    for label, expected in (("0", 2), ("-1", 3), ("2", 3)):
+    for label, expected in (("0", 2), ("-1", 3), ("2", 3), (0, 2), (-1, 3), (np.int64(2), 3)):
         assert read_dataset(path, label=label).n_classes == expected
     with pytest.raises(ValueError, match="has no column '3', got columns without names 0"):
         read_dataset(path, label="3")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["01", "02", "10"], ("01", "02", "10")),
+        (["True", "False", "True"], ("False", "True")),
+        (["true", "false", "true"], ("false", "true")),
+        (["+1", "-1", "+1"], ("+1", "-1")),
+        (["1e05", "2", "inf"], ("1e05", "2", "inf")),
+        (["1", "2", "10"], ("1", "2", "10")),  # numbers, in their order
+        (["-1", "0", "1 "], ("-1", "0", "1")),
+        (["1.0", "2.000e+00", "10"], ("1", "2", "10")),
+        (["1", "18446744073709551615", "2"], ("1", "2", "18446744073709551615")),
+    ],
+)
+@pytest.mark.parametrize("form", ["named", "unnamed", "rows have names", "no such name"])
+def test_labels_of_tables_come_back(
+    tmp_path: Path, labels: list[str], names: tuple[str, ...], form: str
+) -> None:
+    """What pandas takes for numbers may be codes; of numbers only the notation is lost."""
+    path, label = tmp_path / "t.csv", "kind"
+    first = {"named": "a, kind\n", "unnamed": "", "rows have names": "a,kind\n"}.get(form)
+    if form == "unnamed":
+        label = "-1"
+    elif first is None:  # pandas makes one name of two
+        first, label = "kind,kind\n", "kind.1"
+    start = "row," if form == "rows have names" else ""
+    path.write_text(first + "".join(f"{start}{k}.5, {word}\n" for k, word in enumerate(labels * 2)))
+    data = read_dataset(path, label=label)
+    assert data.class_names == names
+    read = [data.class_names[k] for k in data.y_train]
+    plain = {"1.0": "1", "2.000e+00": "2", "1 ": "1"}
+    assert read == [plain.get(word, word) for word in labels * 2]
+
+
+def test_labels_that_are_missing_are_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,label\n1,1\n2,\n3,2\n")
+    with pytest.raises(ValueError, match=r"column 'label' is empty in 1 rows, the first is row 2"):
+        read_dataset(tmp_path / "t.csv")
+
+
+def test_labels_that_are_false_and_true_have_these_names(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=GREY, y=LABELS > 0)
+    frame = pd.DataFrame({"a": FEATURES[:, 0], "label": LABELS > 0})
+    for source in (tmp_path / "a.npz", frame, (GREY, LABELS > 0)):
+        data = read_dataset(source)
+        assert data.class_names == ("False", "True")
+        np.testing.assert_array_equal(data.y_train, LABELS > 0)
 
 
 def test_labels_that_look_like_nothing(tmp_path: Path) -> None:
@@ -413,6 +462,33 @@ def test_mat_of_doubles_rows_and_cells(tmp_path: Path, images: np.ndarray) -> No
     data = read_dataset(tmp_path / "a.mat")
     np.testing.assert_array_equal(data.x_train, FEATURES)
     assert data.class_names == ("cat", "dog", "em")
+
+
+@pytest.mark.parametrize("form", ["a.mat", "a.h5"])
+def test_labels_that_may_count_names_from_0_or_1(tmp_path: Path, form: str) -> None:
+    words = ["cat", "dog", "emu"]
+
+    def read(labels: np.ndarray) -> Dataset:
+        path = tmp_path / form
+        if form == "a.mat":
+            names = np.array(words, dtype=object)
+            scipy.io.savemat(path, {"x": GREY, "y": labels[:, None], "class_names": names})
+        else:
+            h5py = pytest.importorskip("h5py")
+            with h5py.File(path, "w") as file:
+                file["x"], file["y"], file["class_names"] = GREY, labels.astype(int), words
+        return read_dataset(path)
+
+    halves = LABELS % 2
+    assert read(LABELS).class_names == tuple(words)
+    assert read(LABELS + 1).class_names == tuple(words)
+    assert read(halves).class_names == ("cat", "dog")  # 0 counts from 0
+    assert read(halves + 2).class_names == ("dog", "emu")  # 3 counts from 1
+    assert read(LABELS + 2).class_names == ("2", "3", "4")  # no places
+    with pytest.warns(UserWarning, match="1 to 2, may count the 3 names of classes from 0 or from"):
+        data = read(halves + 1)
+    assert data.class_names == ("1", "2")
+    np.testing.assert_array_equal(data.y_train, halves)
 
 
 def test_mat_of_emnist_is_a_structure(tmp_path: Path) -> None:
@@ -550,6 +626,41 @@ def test_idx_under_its_usual_names(tmp_path: Path, names: tuple[str, str, str]) 
     np.testing.assert_array_equal(data.x_train[..., 0], upright / 255)
     np.testing.assert_array_equal(data.x_test[..., 0], upright[:3] / 255)
     np.testing.assert_array_equal(data.y_train, LABELS)
+
+
+@pytest.mark.parametrize("kind", ["digits", "idx", "cifar", "npz", "pair", "table"])
+def test_options_without_a_use_are_refused(tmp_path: Path, kind: str) -> None:
+    """Instead of images that are read as if nothing had been said."""
+    source: Any = tmp_path
+    match kind:
+        case "idx":
+            write_idx(tmp_path, IDX_NAMES[0])
+        case "cifar":
+            for name, content in cifar_files("binary", 10).items():
+                (tmp_path / name).write_bytes(content)
+        case "npz":
+            source = tmp_path / "grey.npz"
+            np.savez(source, x=GREY, y=LABELS)
+        case "pair":
+            source = (GREY, LABELS)
+        case "table":
+            source = tmp_path / "faces.csv"
+            texts = [" ".join(map(str, image.ravel())) for image in GREY[:, :4, :4]]
+            write_table(source, pd.DataFrame({"pixels": texts, "label": LABELS}))
+        case _:
+            source = "digits"
+    whole: Any = {"channels": "last", "series": kind in ("digits", "cifar")}
+    shape = read_dataset(source, **whole).image_shape
+    assert read_dataset(source, **whole, image_shape=shape).image_shape == shape
+    refused = [
+        ({"image_shape": (2, 2, 2)}, r"image_shape=\(2, 2, 2\), which says which image a row is"),
+        ({"channels": "first"}, 'channels="first"'),
+    ]
+    if kind not in ("npz", "table"):
+        refused.append(({"label": "nonsense"}, "label (for each image, got label|=)"))
+    for options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            read_dataset(source, **options)
 
 
 def test_emnist_of_several_kinds_with_its_mapping(tmp_path: Path) -> None:

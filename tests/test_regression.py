@@ -1,6 +1,7 @@
 """Which solver is used is decided before there is a kernel, and refused before there is one."""
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import widelimit as wl
 from widelimit.estimators import base, fitted
 from widelimit.estimators import regression as regression_module
 from widelimit.estimators.regression import Options, solver_for
+from widelimit.solvers import blas
 from widelimit.solvers import conjugate as conjugate_module
 
 # Targets of noise are best predicted by next to nothing.
@@ -155,6 +157,39 @@ def test_fit_refuses_before_the_kernel(
     x = np.random.default_rng(0).normal(size=(40, 3))
     with pytest.raises(error, match=message):
         Regressor(**({"net": "ntk-dense-2"} | changes)).fit(x, x[:, 0])
+
+
+@pytest.mark.parametrize("changes", [{"ridge": "loo"}, {"time": 1.0}, {"time": "loo"}])
+@pytest.mark.parametrize("about", [{}, {"card": True}])
+def test_too_many_samples_for_eigenvectors(
+    free: Any, monkeypatch: pytest.MonkeyPatch, changes: Any, about: Any
+) -> None:
+    """LAPACK would write past the end of its workspace."""
+    free(10**15)
+    monkeypatch.setattr(regression_module, "card_device", lambda: SimpleNamespace(fits=fits))
+    assert solver_for(32_766, options(**changes), **about) == ("card" if about else "spectral")
+    with pytest.raises(ValueError, match=r"at most 32,766 samples, got 32,767: .*fewer"):
+        solver_for(32_767, options(**changes), **about)
+    assert solver_for(32_767, options(), **about) == ("card" if about else "cholesky")
+
+
+def fits(n: int, *, vectors: bool = False) -> bool:
+    return True
+
+
+def test_fit_with_too_many_samples_for_eigenvectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A choice is refused before the kernel; one that is singular says what to do."""
+    monkeypatch.setattr(blas, "MAX_EIGENVECTORS", 11)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 3)), rng.normal(size=12)
+    net = wl.Network([wl.Dense()])  # linear: of rank 3
+    message = "smallest pivot.*ridge=1e-06 was tried and is enough.*at most 11 samples, got 12"
+    with pytest.raises(np.linalg.LinAlgError, match=message):
+        Regressor(net).fit(x, y)
+    Regressor(net, ridge=1e-6).fit(x, y)
+    monkeypatch.setattr(fitted, "kernel", None)  # it is not called
+    with pytest.raises(ValueError, match="at most 11 samples, got 12"):
+        Regressor(net, ridge="loo").fit(x, y)
 
 
 TWO = ["cntk-vanilla-3", "cntk-gap-3"]

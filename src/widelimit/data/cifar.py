@@ -18,7 +18,7 @@ import numpy as np
 
 from widelimit.data.dataset import Dataset
 from widelimit.data.matlab import read_matlab
-from widelimit.data.parts import Part, Reading, assemble
+from widelimit.data.parts import Part, Reading, assemble, check_images
 from widelimit.data.pickles import unpickle
 from widelimit.reading import open_regular, read_bytes, refusing
 
@@ -226,6 +226,7 @@ def _load(
             f"{' and no '.join(missing)}: unpack {form.archive} of {_PAGE}"
         )
     level = _level(form, reading.label)
+    check_images(f"CIFAR-{form.classes}", reading, label=True)
     kind = key.partition("-")[0]
     decode = {"binary": _binary, "python": _pickled, "matlab": _matlab}[kind]
 
@@ -244,7 +245,7 @@ def _load(
         name,
         {"train": part(form.train), "test": part((form.test,))},
         f"CIFAR-{form.classes}, {form.title} version,",
-        Reading(),
+        Reading(image_shape=reading.image_shape),
         where=str(where),
         class_names=class_names,
         all_names=True,

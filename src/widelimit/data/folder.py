@@ -37,7 +37,13 @@ _PARTS = {
 }
 
 
-def load_image_folder(folder: Path, *, size: Size | None = None, skip_bad: bool = False) -> Dataset:
+def load_image_folder(
+    folder: Path,
+    *,
+    size: Size | None = None,
+    skip_bad: bool = False,
+    wanted: str | None = None,
+) -> Dataset:
     """Read ``folder/class_name/image`` in any format that Pillow reads.
 
     Parameters
@@ -50,6 +56,8 @@ def load_image_folder(folder: Path, *, size: Size | None = None, skip_bad: bool 
         What all images are resized to, each side for itself.
     skip_bad : bool
         Whether images that cannot be read are left out, with a warning that names them.
+    wanted : {"train", "val", "test"} or None
+        The one part to take.
 
     Returns
     -------
@@ -62,8 +70,9 @@ def load_image_folder(folder: Path, *, size: Size | None = None, skip_bad: bool 
     OSError
         If a folder cannot be read.
     ValueError
-        If there are fewer than two classes or a class is empty, images cannot be read (all of them
-        are named) or have different sizes and `size` is None, or all together are too large.
+        If there is no such part, there are fewer than two classes or a class is empty, images
+        cannot be read (all of them are named) or have different sizes and `size` is None, or all
+        together are too large.
 
     Warns
     -----
@@ -75,9 +84,12 @@ def load_image_folder(folder: Path, *, size: Size | None = None, skip_bad: bool 
     """
     found = Found(folder)
     parts = _find_parts(folder)
-    if not parts:
-        classes = [_list_classes(folder, found)]
-        _add_loose(folder, found)
+    if wanted is not None and wanted not in (parts or ("train",)):
+        raise ValueError(f"{folder} has no part {wanted!r}, got {', '.join(parts) or 'train'}")
+    if wanted is not None or not parts:
+        only = parts.get(wanted or "", folder)
+        classes = [_list_classes(only, found)]
+        _add_loose(only, found)
     else:
         first, second = parts["train"], parts.get("test", parts.get("val"))
         assert second is not None
@@ -104,7 +116,8 @@ def load_image_folder(folder: Path, *, size: Size | None = None, skip_bad: bool 
     names = [str(files[int(place)].relative_to(folder)) for place in read]
     n_train = int(np.count_nonzero(read < sum(map(len, classes[0].values()))))
     class_names = tuple(classes[0])
-    for part in (labels[:n_train], labels[n_train:]) if parts else (labels,):
+    divided = len(classes) == 2
+    for part in (labels[:n_train], labels[n_train:]) if divided else (labels,):
         if gone := [class_names[k] for k in range(len(class_names)) if k not in part]:
             raise ValueError(
                 f"{folder}: no image can be read of {', '.join(gone[:5])}: mend them, or remove "
@@ -118,8 +131,8 @@ def load_image_folder(folder: Path, *, size: Size | None = None, skip_bad: bool 
         x_test=images[n_train:],
         y_test=labels[n_train:],
         class_names=class_names,
-        provenance=f"Folder of images {name}, with{'' if parts else 'out'} a test set.",
-        split="given" if parts else "none",
+        provenance=f"Folder of images {name}, with{'' if divided else 'out'} a test set.",
+        split="given" if divided else "none",
         files_train=tuple(names[:n_train]),
         files_test=tuple(names[n_train:]),
     )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.data.dataset import MAX_VALUES, Dataset, check_unpacked
-from widelimit.data.parts import PART_WORDS, Part, Reading, assemble
+from widelimit.data.parts import PART_WORDS, Part, Reading, assemble, check_images
 from widelimit.data.search import visible_folders
 from widelimit.reading import open_regular, read_bytes, refusing
 
@@ -173,6 +173,7 @@ def load_idx(
             f"(say {missing[0]}-idx{3 if missing[0].endswith('images') else 1}-ubyte.gz): "
             "download all four into this folder"
         )
+    check_images(prefix or name, reading)
     upright = prefix.startswith("emnist")
     read = {
         words: _read_part(files, part, upright=upright)

@@ -30,7 +30,7 @@ from widelimit.data.image import resize
 from widelimit.data.mat import HDF5, MAT, load_arrays, read_held
 from widelimit.data.npz import load_npz, read_parts
 from widelimit.data.objects import load_object
-from widelimit.data.parts import Part, Reading, assemble, find_part
+from widelimit.data.parts import Part, Reading, assemble, check_images, find_part, shaped
 from widelimit.data.search import is_hidden, visible_folders
 from widelimit.data.table import TABLES, is_table, load_tables
 from widelimit.matrices.inputs import Channels
@@ -97,7 +97,7 @@ def load_dataset(
     channels: Channels = None,
     size: Size | None = None,
     skip_bad: bool = False,
-    label: str | None = None,
+    label: str | int | None = None,
     image_shape: tuple[int, int, int] | None = None,
     series: bool = False,
     download: bool = False,
@@ -137,17 +137,18 @@ def load_dataset(
         are; those of a folder must then have one size.
     skip_bad : bool
         Of a folder: whether images that cannot be read are left out, with a warning.
-    label : str or None
+    label : str, int or None
         Name of the column or array that has the labels, or the place of the column; "fine" or
-        "coarse" of CIFAR-100. None: it is told by its name.
+        "coarse" of CIFAR-100. None: it is told by its name. Refused where there is no choice.
     image_shape : (h, w, c) or None
         Of the image that a row is. None: rows stay rows, unless columns of a table are pixels by
-        their names. Also says that arrays (n, h, w) with a side of 4 pixels or less are grey
-        images, (h, w, 1), and no series.
+        their names. Images of another shape are refused. Also says that arrays (n, h, w) with a
+        side of 4 pixels or less are grey images, (h, w, 1), and no series.
     series : bool
         Whether arrays (n, length, channels), or (n, channels, length) with channels="first", are
         series, and rows (n, length) series of one channel. They become images one pixel high,
         (n, 1, length, channels), for `cnn_1d` and its like, whose values may be any numbers.
+        Other images stay what they are.
 
     Returns
     -------
@@ -198,12 +199,17 @@ def read_dataset(
     channels: Channels = None,
     size: Size | None = None,
     skip_bad: bool = False,
-    label: str | None = None,
+    label: str | int | None = None,
     image_shape: tuple[int, int, int] | None = None,
     series: bool = False,
 ) -> Dataset:
     """Load images and labels as `load_dataset` does, but draw no test set."""
-    reading = Reading(channels, label, image_shape, series)
+    if channels not in (None, "first", "last"):
+        raise ValueError(f'channels must be "first", "last" or None, got {channels!r}')
+    shape = None if image_shape is None else tuple(image_shape)
+    if shape is not None and (len(shape) != 3 or min(shape) < 1):
+        raise ValueError(f"image_shape must be (h, w, c), each 1 or more, got {image_shape!r}")
+    reading = Reading(channels, None if label is None else str(label), shape, series)
     if isinstance(source, str | os.PathLike):
         data = _read(cast("str | os.PathLike[str]", source), reading, size, skip_bad)
     else:
@@ -218,7 +224,10 @@ def _read(
 ) -> Dataset:
     name, wanted = _split_part(os.fspath(source))
     if name == "digits":
-        return _only(_load_digits(), wanted)
+        if wanted not in (None, "train"):
+            raise ValueError(f"digits has no part {wanted!r}, got train")
+        check_images(name, reading)
+        return _load_digits(reading)
     if name in _FOLDERS:
         path = _find_named(name)
         if path.is_file():
@@ -257,35 +266,14 @@ def _load_file(path: Path, reading: Reading, wanted: str | None) -> Dataset:
     raise ValueError(_explain_file(path))
 
 
-def _only(data: Dataset, wanted: str | None) -> Dataset:
-    """Return one part of a data set as all of it."""
-    if wanted in (None, "train"):
-        return data if wanted is None else _without_test(data)
-    if wanted == "val" or not len(data.y_test):
-        raise ValueError(f"{data.name} has no part {wanted!r} of its own")
-    return _without_test(
-        replace(
-            data,
-            x_train=data.x_test,
-            y_train=data.y_test,
-            files_train=data.files_test,
-        )
-    )
-
-
-def _without_test(data: Dataset) -> Dataset:
-    return replace(
-        data, x_test=data.x_test[:0], y_test=data.y_test[:0], split="none", files_test=None
-    )
-
-
-def _load_digits() -> Dataset:
+def _load_digits(reading: Reading) -> Dataset:
     from sklearn import datasets  # pyright: ignore[reportMissingTypeStubs]
 
     # scikit-learn has no types.
     load_digits = cast("Callable[[], dict[str, Any]]", cast("Any", datasets).load_digits)
     bunch = load_digits()
     images = np.asarray(bunch["images"], dtype=np.float64)[..., None] / 16.0
+    shaped(images, "digits", reading)
     labels = np.asarray(bunch["target"], dtype=np.int64)
     return Dataset(
         name="digits",
@@ -316,7 +304,13 @@ def _load_folder(
         return load_cifar_folder(folder, reading, wanted)
     if files := _find_files(folder):
         return _load_files(folder, files, reading, wanted)
-    return _only(load_image_folder(folder, size=size, skip_bad=skip_bad), wanted)
+    check_images(f"{folder}, a folder of images,", reading)
+    if reading.image_shape is not None:
+        raise ValueError(
+            f"{folder} is a folder of images, got image_shape={reading.image_shape}, which says "
+            "which image a row is: leave it (--image-shape) out; size=(h, w) (--size) resizes"
+        )
+    return load_image_folder(folder, size=size, skip_bad=skip_bad, wanted=wanted)
 
 
 # ---------------------------------------------------------------- a folder of tables or arrays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.data.dataset import Dataset
-from widelimit.data.parts import PART_WORDS, Part, Reading, assemble
+from widelimit.data.parts import PART_WORDS, Part, Reading, assemble, check_images
 from widelimit.data.table import Table, from_tables
 from widelimit.matrices.foreign import is_from, read_items, stack_items, to_array
 
@@ -45,11 +46,13 @@ def load_object(source: Any, reading: Reading) -> Dataset:
         x, labels = read_items(source, "the data set", ordered=False)
         if labels is None:
             raise ValueError("the data set must give pairs of a sample and a label, got samples")
+        check_images("the data set", replace(reading, channels=None))
         inner = getattr(source, "dataset", source)
         names = getattr(inner, "classes", None)
         return _assembled({"train": Part(x, _labels(labels))}, "PyTorch", reading, names)
     given: Any = source
     if type(given) is tuple and len(cast("tuple[Any, ...]", given)) == 2:
+        check_images("(x, y)", replace(reading, channels=None))
         x, y = cast("tuple[Any, Any]", given)
         part = Part(np.asarray(to_array(x, "x")), np.asarray(to_array(y, "y")))
         columns: Any = getattr(x, "columns", None)
@@ -75,7 +78,7 @@ def _labels(values: Sequence[Any]) -> NDArray[Any]:
 def _assembled(parts: Mapping[str, Part], source: str, reading: Reading, names: Any) -> Dataset:
     class_names = None if names is None else [str(name) for name in names]
     title = f"A data set of {source}"
-    return assemble("data", parts, title, reading, class_names=class_names)
+    return assemble("data", parts, title, reading, class_names=class_names, first=0)
 
 
 def _as_table(frame: Any) -> Table:
@@ -126,6 +129,7 @@ def _load_hugging_face(source: Any, reading: Reading) -> Dataset:
         class_names=None if names is None else [str(name) for name in names],
         feature_names=feature_names,
         label_name=label,
+        first=0,
     )
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Part",
     "Reading",
     "assemble",
+    "check_images",
     "check_rows",
     "find_arrays",
     "find_part",
@@ -101,6 +102,36 @@ class Part:
     x: NDArray[Any]
     y: NDArray[Any]
     files: tuple[str, ...] | None = None
+
+
+def check_images(name: str, reading: Reading, *, label: bool = False) -> None:
+    """Refuse options that have no use for images whose labels and axes are known.
+
+    Channels that are said to be last are; images are no series, also where networks are for those.
+
+    Parameters
+    ----------
+    name : str
+        Of the data, for messages.
+    reading : Reading
+    label : bool
+        Whether there are several labels for each image.
+
+    Raises
+    ------
+    ValueError
+        If a label, or channels that are first, were asked for.
+    """
+    if reading.label is not None and not label:
+        raise ValueError(
+            f"{name} has one label for each image, got label={reading.label!r}: leave label "
+            "(--label) out"
+        )
+    if reading.channels == "first":
+        raise ValueError(
+            f'{name} holds images with their channels last, got channels="first": leave channels '
+            "(--channels) out"
+        )
 
 
 # ---------------------------------------------------------------- names of arrays
@@ -218,6 +249,7 @@ def assemble(
     where: str | None = None,
     class_names: Sequence[str] | None = None,
     all_names: bool = False,
+    first: int | None = None,
     feature_names: Sequence[str] | None = None,
     label_name: str | None = None,
     wanted: str | None = None,
@@ -239,6 +271,8 @@ def assemble(
         Of the labels 0, 1, ... or 1, 2, ... . None: labels are names.
     all_names : bool
         Whether these are classes of the labels 0, 1, ..., be there samples of all or not.
+    first : {0, 1} or None
+        The label of the first of the names. None: the labels have to tell.
     feature_names : sequence of str or None
         Of the columns of rows.
     label_name : str or None
@@ -278,13 +312,15 @@ def assemble(
     else:
         samples, normalised = to_pixels(arrays, title)
     labels = {
-        key: to_labels(part.y, len(part.x), f"{title}: {words[key]} labels")
+        key: to_labels(
+            part.y, len(part.x), f"{title}: {words[key]} labels", named=class_names is not None
+        )
         for key, part in chosen.items()
     }
     if all_names and class_names is not None:
         places, names = _numbered(labels, title, len(class_names)), tuple(class_names)
     else:
-        places, names = to_places(labels, title, class_names)
+        places, names = to_places(labels, title, class_names, first)
     x, y, train = samples["train"], places["train"], chosen["train"]
     test = chosen.get("test")
     rows = x.ndim == 2
@@ -322,7 +358,7 @@ def shaped(array: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:
     if array.ndim == 2 and array.size and reading.image_shape is not None:
         array = _unfolded(array, name, reading)
     elif array.ndim == 2 and reading.series:
-        array = array[:, None, :, None]
+        array = check_channels(name, array, reading.channels)[:, None, :, None]
     elif array.ndim == 2 and reading.channels is not None:
         raise ValueError(
             f"{name} are rows of {array.shape[1]:,} values, and channels is for images: leave it "
@@ -331,7 +367,7 @@ def shaped(array: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:
     elif array.ndim == 3 and reading.series:
         array = check_series(name, array, reading.channels)
     elif array.ndim == 3:
-        array = _grey(array, name, reading)
+        array = _grey(check_channels(name, array, reading.channels), name, reading)
     elif array.ndim == 4:
         array = check_channels(name, array, reading.channels, series=reading.series)
     if array.ndim not in (2, 4) or array.size == 0:
@@ -340,6 +376,12 @@ def shaped(array: NDArray[Any], name: str, reading: Reading) -> NDArray[Any]:
             f"0, got {array.shape}: reshape them before saving"
         )
     _, *sides = array.shape
+    if array.ndim == 4 and reading.image_shape not in (None, tuple(sides)):
+        raise ValueError(
+            f"{name} of shape {array.shape} are no rows, got image_shape={reading.image_shape}, "
+            "which says which image a row is: leave it (--image-shape) out; size=(h, w) (--size) "
+            "resizes images"
+        )
     if array.ndim == 4 and reading.channels is None and min(sides) == max(sides) >= _VOLUME:
         raise ValueError(
             f"{name} of shape {array.shape} look like volumes, and images have two sides: channels="
@@ -429,8 +471,8 @@ def check_rows(array: NDArray[Any], name: str) -> FloatArray:
     return values
 
 
-def to_labels(array: NDArray[Any], n: int, name: str) -> NDArray[Any]:
-    """Return labels as (n,): int64, uint64 or text.
+def to_labels(array: NDArray[Any], n: int, name: str, *, named: bool = False) -> NDArray[Any]:
+    """Return labels as (n,): int64, uint64 or text; as text False and True, if they are not named.
 
     Raises
     ------
@@ -447,6 +489,8 @@ def to_labels(array: NDArray[Any], n: int, name: str) -> NDArray[Any]:
             "samples and labels together"
         )
     kind = array.dtype.kind
+    if kind == "b":
+        return array.astype(np.int64 if named else np.str_)
     if kind == "S":
         return np.char.decode(array, "utf-8", "surrogateescape")  # as Python reads names of files
     if kind == "O" and all(isinstance(entry, str) for entry in array):
@@ -458,7 +502,7 @@ def to_labels(array: NDArray[Any], n: int, name: str) -> NDArray[Any]:
                 f"{name} must be whole numbers or text, got {array[np.argmin(whole)]}: this is "
                 "classification"
             )
-    elif kind not in "biuU":
+    elif kind not in "iuU":
         raise ValueError(f"{name} must be whole numbers or text, got dtype {array.dtype}")
     if kind == "U" or (kind == "u" and array.dtype.itemsize == 8):
         return array  # what fits no int64 has no other label than its own
@@ -491,7 +535,10 @@ def _numbered(labels: Mapping[str, NDArray[Any]], name: str, n_classes: int) -> 
 
 
 def to_places(
-    labels: Mapping[str, NDArray[Any]], name: str, class_names: Sequence[str] | None
+    labels: Mapping[str, NDArray[Any]],
+    name: str,
+    class_names: Sequence[str] | None,
+    first: int | None = None,
 ) -> tuple[dict[str, IntArray], tuple[str, ...]]:
     """Return the labels of all parts as places in class names, and these.
 
@@ -499,6 +546,11 @@ def to_places(
     ------
     ValueError
         If parts have labels of two kinds, or one that the training images do not have.
+
+    Warns
+    -----
+    UserWarning
+        Of names that are not used, as labels may count them from 0 or from 1.
     """
     train = labels["train"]
     classes = np.unique(train)
@@ -514,10 +566,17 @@ def to_places(
             )
     names = tuple(map(str, classes))
     if class_names is not None and train.dtype.kind != "U" and len(set(class_names)) > 1:
-        low, high = int(classes[0]), int(classes[-1])
-        first = 1 if high == len(class_names) and low >= 1 else 0
-        if low >= first and high < first + len(class_names):
-            names = tuple(class_names[int(k) - first] for k in classes)
+        low, high, count = int(classes[0]), int(classes[-1]), len(class_names)
+        fits = [k for k in (0, 1) if first in (k, None) and k <= low and high < k + count]
+        if len(fits) == 1:
+            names = tuple(class_names[int(k) - fits[0]] for k in classes)
+        elif fits:
+            warnings.warn(
+                f"{name}: its labels, {low} to {high}, may count the {count} names of classes from "
+                "0 or from 1: classes are called by their numbers (save labels as text to name "
+                "them)",
+                stacklevel=4,
+            )
     if max(map(len, names)) > _MAX_NAME:
         raise ValueError(f"{name}: labels must have at most {_MAX_NAME} characters: shorten them")
     places = {

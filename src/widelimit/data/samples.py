@@ -129,7 +129,9 @@ def _fitted(x: NDArray[Any], path: Path, wanted: Wanted, channels: Channels) -> 
     unlike = ValueError(f"{path} must hold {wanted.about}, like the model's, got {x.shape}")
     if x.ndim == 3 and not wanted.series and (*x.shape[1:], 1) != wanted.shape:
         raise unlike
-    reading = Reading(channels, image_shape=wanted.shape, series=wanted.series)
+    says = x.ndim == 2 or (x.ndim == 3 and not wanted.series)
+    image_shape = wanted.shape if says else None
+    reading = Reading(channels, image_shape=image_shape, series=wanted.series)
     images = shaped(x, title, reading)
     if images.shape[1:] != wanted.shape:
         raise unlike

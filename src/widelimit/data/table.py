@@ -11,8 +11,9 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +47,8 @@ _SPLIT_WORDS = {**PART_WORDS, "publictest": "val", "privatetest": "test", "dev":
 # Columns that number or name rows, and are no features.
 _NUMBERS = ("", "id", "index", "idx", "rowid", "rownumber", "unnamed0", "imageid", "sampleid")
 _ROW_NAMES = ("file", "files", "filename", "path", "filepath", "image", "imagename", "imagepath")
+# Labels whose number says all: 01, +1 and true are other texts than those of 1, 1 and 1.
+_WHOLE, _WITH_POINT = re.compile(r"0|-?[1-9]\d*"), re.compile(r"-?(0|[1-9]\d*)([.,]\d*)?([eE]\S+)?")
 _PIXEL = re.compile(r"(pixels?|pix|px)[ _.-]?\d+|\d+x\d+")
 _MAX_BYTES = 2**32  # of a table, unpacked
 _MAX_RATIO, _FREELY_UNPACKED = 100, 2**29  # as in `check_unpacked`
@@ -88,11 +91,14 @@ class Table:
         Names of columns are text.
     named : bool
         Whether the file names its columns.
+    written : callable or None
+        Reads a column again, as the text that the file has; None: there is no file.
     """
 
     path: Path
     frame: Any
     named: bool
+    written: Callable[[str], list[str]] | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -108,13 +114,28 @@ class Table:
         column = self.frame[name]
         if self.numeric(name):
             return column.to_numpy()
-        missing = column.isna().to_numpy()
+        self._check_full(name)
+        return np.array([str(entry) for entry in column], dtype=np.str_)
+
+    def labels(self, name: str) -> NDArray[Any]:
+        """Return one column: numbers, if no text of the file is lost by that, or text."""
+        values = self.values(name)
+        if not self.numeric(name) or self.written is None:
+            return values
+        self._check_full(name)
+        texts = self.written(name)
+        number = {"b": None, "f": _WITH_POINT}.get(values.dtype.kind, _WHOLE)
+        if number is not None and all(map(number.fullmatch, texts)):
+            return values
+        return np.array(texts, np.str_)
+
+    def _check_full(self, name: str) -> None:
+        missing = self.frame[name].isna().to_numpy()
         if missing.any():
             raise ValueError(
                 f"{self.path}: column {name!r} is empty in {int(missing.sum()):,} rows, the first "
                 f"is row {int(missing.argmax()) + 1}: fill or drop them"
             )
-        return np.array([str(entry) for entry in column], dtype=np.str_)
 
     def numbers(self, names: Sequence[str]) -> NDArray[Any]:
         """Return columns as one array (n, d); ValueError if one does not hold numbers."""
@@ -174,23 +195,24 @@ def read_table(path: Path) -> Table:
         re.fullmatch(r"-?\d+,\d+", cell) for line in lines for cell in line.split(";")
     )
     named = _names_columns(first)
+    parse = partial(
+        pandas.read_csv,
+        sep=separator,
+        header=0 if named else None,
+        encoding=encoding,
+        encoding_errors="surrogateescape",
+        low_memory=False,
+        skipinitialspace=True,
+        keep_default_na=False,
+        na_values=[""],
+        decimal="," if comma else ".",
+    )
     with (
         refusing(f"{path} must be a table, it is not", "save it again as CSV, in UTF-8"),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("error")
-        frame = pandas.read_csv(
-            io.BytesIO(content),
-            sep=separator,
-            header=0 if named else None,
-            encoding=encoding,
-            encoding_errors="surrogateescape",
-            low_memory=False,
-            skipinitialspace=True,
-            keep_default_na=False,
-            na_values=[""],
-            decimal="," if comma else ".",
-        )
+        frame = parse(io.BytesIO(content))
         # Where rows have more values than there are names, the first ones are now the index: names
         # of rows, which have no name themselves; unless there is a separator at the ends of lines.
         if named and lines[1:] and lines[1].rstrip().endswith(separator):
@@ -199,10 +221,19 @@ def read_table(path: Path) -> Table:
                 raise ValueError(f"its rows end with {separator!r}, and the names do not")
     if not len(frame):
         raise ValueError(f"{path} must have rows, got none below the names of columns")
-    frame.columns = [str(name).strip() for name in frame.columns]
-    if len(set(frame.columns)) < frame.shape[1]:
+    names = {str(name).strip(): name for name in frame.columns}  # as the file has them
+    if len(names) < frame.shape[1]:
         raise ValueError(f"{path} must have columns of different names")
-    return Table(path, frame, named)
+    frame.columns = list(names)
+
+    def written(name: str) -> list[str]:
+        alone = [names[name]] if not named or name in first else None  # else pandas named it
+        again = parse(io.BytesIO(_content(path)), usecols=alone, dtype={names[name]: str})
+        if len(again) != len(frame):
+            raise ValueError(f"{path} changed while it was read: read it again")
+        return [str(entry).strip() for entry in again[names[name]]]
+
+    return Table(path, frame, named, written)
 
 
 def _content(path: Path) -> bytes:
@@ -449,7 +480,7 @@ def from_tables(
         files = None
         if columns.files is not None and columns.files in table.columns:
             files = tuple(cast("list[str]", table.values(columns.files).tolist()))
-        parts[key] = Part(samples_of(table, columns, reading), table.values(label), files)
+        parts[key] = Part(samples_of(table, columns, reading), table.labels(label), files)
     if columns.split is not None and len(tables) == 1:
         parts = _divided(parts["train"], _parts_of(first, columns.split), first.path)
     return assemble(

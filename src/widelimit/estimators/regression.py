@@ -16,6 +16,7 @@ from widelimit.estimators.judge import Judge, best_place
 from widelimit.estimators.samples import Training
 from widelimit.machine import remaining
 from widelimit.solvers import Factor, Method, Solution, Spectrum, Status, Unavailable, solve
+from widelimit.solvers.blas import check_eigenvectors
 from widelimit.solvers.card import card_device
 from widelimit.solvers.checks import refuse_weights
 from widelimit.solvers.conjugate import preconditioner_rank
@@ -151,6 +152,8 @@ def solver_for(
         If the solver cannot do what is asked for: a choice, a time, or weights.
     """
     choices = options.ridge == "loo" or options.time != np.inf
+    if choices and options.solver != "cg":
+        check_eigenvectors(n)
     if options.solver == "cg":
         if choices:
             raise Unavailable(
@@ -316,8 +319,11 @@ def _concluded(
     """
     if solution.status is Status.NOT_POSITIVE_DEFINITE and k is not None:
         used = solution.statistics.ridge
-        found = solve(k, training.means, used, method="spectral", weights=training.weights)
-        message = f"{found.message} {solution.message.split('. ')[0]}."
+        try:
+            found = solve(k, training.means, used, method="spectral", weights=training.weights)
+            message = f"{found.message} {solution.message.split('. ')[0]}."
+        except Unavailable as error:  # too many samples: the message says which ridge is enough
+            found, message = solution, f"{solution.message} As for the end of training, {error}."
         solution = replace(found, message=message)
     if solution.status is Status.NOT_POSITIVE_DEFINITE and training.share != 1:
         message = (

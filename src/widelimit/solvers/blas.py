@@ -22,8 +22,21 @@ from numpy.typing import NDArray
 
 from widelimit.machine import blas_on_one_thread
 from widelimit.matrices.inputs import check_threads
+from widelimit.solvers.solution import Unavailable
 
-__all__ = ["Arithmetic", "Crew", "factor_in_place", "run_interruptibly"]
+__all__ = [
+    "MAX_EIGENVECTORS",
+    "Arithmetic",
+    "Crew",
+    "check_eigenvectors",
+    "factor_in_place",
+    "run_interruptibly",
+]
+
+MAX_EIGENVECTORS = 32_766
+"""Samples whose eigenvectors can be found: LAPACK's dsyevd counts its workspace, of 2 n^2 + 6 n + 1
+entries, in 32 bits. Beyond that it takes any workspace for large enough, and writes past its end.
+NVIDIA's routine has the same limit, or a smaller one (CUDALibrarySamples, issue 246)."""
 
 _BLOCK = 1024
 _PATIENCE = 0.1  # seconds after which Ctrl-C is looked for, at the latest
@@ -53,6 +66,22 @@ def run_interruptibly(work: Callable[[], _Result]) -> _Result:
     while not future.done():  # a signal just before a wait does not end it
         wait([future], _PATIENCE)
     return future.result()
+
+
+def check_eigenvectors(n: int) -> None:
+    """Refuse to find the eigenvectors of too many samples.
+
+    Raises
+    ------
+    Unavailable
+        Beyond `MAX_EIGENVECTORS`.
+    """
+    if n > MAX_EIGENVECTORS:
+        raise Unavailable(
+            f"eigenvectors can be found for at most {MAX_EIGENVECTORS:,} samples, got {n:,}: "
+            "ridge='loo', a time, and a singular kernel without a ridge need them; give ridge a "
+            "number above 0 and leave time out, or use fewer samples"
+        )
 
 
 @cache
@@ -275,9 +304,10 @@ class Arithmetic:
         """Return the eigenvalues, ascending, and eigenvectors U (n, n) of ``A = U diag(s) U^T``.
 
         A is given by its upper triangle, and destroyed. Raises `numpy.linalg.LinAlgError` if
-        LAPACK's divide and conquer does not converge.
+        LAPACK's divide and conquer does not converge, and `Unavailable` for too many samples.
         """
         n = len(a)
+        check_eigenvectors(n)
         values, info = np.empty(n, self.dtype), ctypes.c_int(0)
 
         def call(work: _Array, integers: _Array, sizes: tuple[int, int]) -> None:

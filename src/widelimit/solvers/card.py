@@ -20,6 +20,7 @@ from widelimit.solvers.checks import (
     check_targets,
     check_weights,
     epsilon,
+    largest_asymmetry,
     named,
     relative_norm,
 )
@@ -124,6 +125,8 @@ class CardFactor:
         Relative, and r.
     norm : float
         Largest sum of ``|A|`` over a row.
+    precision : float
+        Relative rounding of the entries of k, which may have been float32.
     """
 
     device: Device
@@ -133,6 +136,7 @@ class CardFactor:
     ridge: float
     ridge_absolute: float
     norm: float
+    precision: float
 
     @property
     def method(self) -> Method:
@@ -258,20 +262,21 @@ class CardFactor:
 
     def _in_memory(self) -> CholeskyFactor:
         square = self.device.to_host(self.square)
-        given = (self.diagonal, self.weights, self.ridge, self.ridge_absolute)
+        given = (self.diagonal, self.weights, self.ridge, self.ridge_absolute, self.precision)
         return CholeskyFactor(square, *given)
 
     def spectrum(self) -> Spectrum:
         """Return the eigenvectors, computed on the card if it has room for them as well."""
         if not self.device.fits(self.n, vectors=True):
             return self._in_memory().spectrum()
-        return Spectrum.of(self.gram(), self.weights, self.device.eigenvectors)
+        found = self.device.eigenvectors
+        return Spectrum.of(self.gram(), self.weights, found, precision=self.precision)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a factor in memory: no card is needed to use it."""
         factor = self._in_memory()
         values = (factor.square, factor.diagonal, factor.weights)
-        return CholeskyFactor, (*values, self.ridge, self.ridge_absolute)
+        return CholeskyFactor, (*values, self.ridge, self.ridge_absolute, self.precision)
 
     def described(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return facts and arrays of the same factor in memory: no card is needed to use it."""
@@ -340,7 +345,7 @@ def solve_card(
             f"{free / 2**30:.1f} GiB are free: use method='cholesky' or 'tiled'"
         )
     square = _load(matrix, card)
-    row_sums = _check(square, card)
+    row_sums = _check(square, card, matrix.dtype)
     own = card.to_host(square.diagonal()).copy()
     ridge_absolute = check_absolute(relative, float(np.average(own, weights=shares)), shares)
     entries = own + ridge_absolute / shares
@@ -355,7 +360,8 @@ def solve_card(
         )
         seconds = time.perf_counter() - start
         return failed(y, relative, ridge_absolute, message, seconds)
-    factor = CardFactor(card, square, own, shares, relative, ridge_absolute, norm)
+    precision = epsilon(matrix.dtype)
+    factor = CardFactor(card, square, own, shares, relative, ridge_absolute, norm, precision)
     return factor.solution(matrix, y, start=start)
 
 
@@ -378,7 +384,7 @@ def _load(k: Matrix, card: Device) -> Any:
     return square
 
 
-def _check(square: Any, card: Device) -> FloatArray:
+def _check(square: Any, card: Device, dtype: np.dtype[Any]) -> FloatArray:
     """Refuse what is not finite and symmetric; return the sums of ``|k|`` over rows."""
     xp, worst, uneven = card.xp, 0.0, 0.0
     sums = np.empty(len(square))
@@ -389,9 +395,12 @@ def _check(square: Any, card: Device) -> FloatArray:
             raise ValueError("k must be finite, got NaN or infinity: check the inputs")
         worst = max(worst, float(xp.abs(part).max()))
         uneven = max(uneven, float(xp.abs(part - square[:, rows].T).max()))
-    if uneven > 1e-5 * worst:
+    allowed = largest_asymmetry(dtype, worst)
+    if uneven > allowed:
         raise ValueError(
-            f"k must be symmetric, got entries that differ from their mirror images by {uneven:.3g}"
+            f"k must be symmetric up to rounding ({allowed:.1e}), got entries that differ from "
+            f"their mirror images by {uneven:.3g}: give the kernel of the training samples with "
+            "themselves, in one order; if this is rounding after all, give (k + k.T) / 2"
         )
     return sums
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray, IntArray
-from widelimit.solvers.matrix import as_matrix
+from widelimit.solvers.matrix import Matrix, as_matrix
 from widelimit.solvers.solution import Unavailable
 
 __all__ = [
     "check_absolute",
     "check_gram",
+    "check_matrix",
     "check_ridge",
     "check_targets",
     "check_weights",
     "entry",
     "epsilon",
+    "largest_asymmetry",
     "named",
     "refuse_weights",
     "relative_norm",
@@ -53,6 +55,11 @@ def entry(row: int, column: int, numbers: IntArray | None) -> str:
     if numbers is not None:
         row, column = int(numbers[row]), int(numbers[column])
     return f"k[{row}, {column}]"
+
+
+def largest_asymmetry(dtype: np.dtype[Any], largest: float) -> float:
+    """Return how far ``|k - k.T|`` may be from 0, for a dtype and the largest ``|k|``."""
+    return _MAX_ASYMMETRY * epsilon(dtype) * largest
 
 
 def check_ridge(ridge: object) -> float:
@@ -227,7 +234,7 @@ def check_gram(k: ArrayLike, numbers: IntArray | None = None) -> tuple[NDArray[A
         np.abs(block, out=block)
         row_sums[start:stop] = block.sum(axis=1)
         largest = max(largest, float(block.max()))
-    allowed = _MAX_ASYMMETRY * epsilon(matrix.dtype) * largest
+    allowed = largest_asymmetry(matrix.dtype, largest)
     if asymmetry > allowed:
         one, other = entry(i, j, numbers), entry(j, i, numbers)
         raise ValueError(
@@ -237,6 +244,20 @@ def check_gram(k: ArrayLike, numbers: IntArray | None = None) -> tuple[NDArray[A
             "give (k + k.T) / 2"
         )
     return matrix, row_sums
+
+
+def check_matrix(k: ArrayLike | Matrix) -> Matrix:
+    """Return a stored matrix as it is, of which half is there; an array as `check_gram` does.
+
+    For solvers that read one triangle: without it they would solve for another matrix.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `as_matrix` and `check_gram`.
+    """
+    matrix = as_matrix(k)
+    return matrix if hasattr(matrix, "tile") else check_gram(cast("ArrayLike", matrix))[0]
 
 
 def _real_array(name: str, value: ArrayLike) -> NDArray[Any]:

@@ -72,6 +72,8 @@ class CholeskyFactor:
         Of the samples.
     ridge, ridge_absolute : float
         Relative, and r.
+    precision : float
+        Relative rounding of the entries of k, which may have been float32.
     """
 
     square: FloatArray
@@ -79,6 +81,7 @@ class CholeskyFactor:
     weights: FloatArray
     ridge: float
     ridge_absolute: float
+    precision: float
 
     @property
     def method(self) -> Method:
@@ -198,7 +201,7 @@ class CholeskyFactor:
 
     def spectrum(self) -> Spectrum:
         """Return the eigenvectors, in ``9 n^3`` flops."""
-        return Spectrum.of(self.gram(), self.weights)
+        return Spectrum.of(self.gram(), self.weights, precision=self.precision)
 
     def described(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return facts and arrays."""
@@ -206,7 +209,7 @@ class CholeskyFactor:
             "factor_square": self.square,
             "factor_diagonal": self.diagonal,
         }
-        return {"kind": self.method}, arrays
+        return {"kind": self.method, "precision": self.precision}, arrays
 
     def extended(self, k: Matrix, weights: FloatArray | None = None) -> CholeskyFactor:
         """Return the factor of more samples, of which the new rows are computed only.
@@ -239,7 +242,8 @@ class CholeskyFactor:
             raise np.linalg.LinAlgError("k with the new samples is not positive definite")
         mean = float(np.average(diagonal, weights=shares))
         ridge = self.ridge_absolute / mean if self.ridge_absolute else 0.0
-        return CholeskyFactor(square, diagonal, shares, ridge, self.ridge_absolute)
+        precision = max(self.precision, epsilon(k.dtype))
+        return CholeskyFactor(square, diagonal, shares, ridge, self.ridge_absolute, precision)
 
 
 def _row_sums(square: FloatArray) -> FloatArray:
@@ -358,7 +362,8 @@ def solve_cholesky(
         message = why.replace(_ENOUGH, enough)
         seconds = time.perf_counter() - start
         return failed(y, relative, ridge_absolute, message, seconds)
-    factor = CholeskyFactor(work, own, shares, relative, ridge_absolute)
+    precision = epsilon(given.dtype)
+    factor = CholeskyFactor(work, own, shares, relative, ridge_absolute, precision)
     return factor.solution(given, y, norm=norm, start=start)
 
 

@@ -29,6 +29,7 @@ from widelimit.machine import remaining
 from widelimit.solvers.checkpoint import Checkpoint, Preconditioner
 from widelimit.solvers.checks import (
     check_absolute,
+    check_matrix,
     check_ridge,
     check_targets,
     check_weights,
@@ -38,7 +39,6 @@ from widelimit.solvers.checks import (
 )
 from widelimit.solvers.matrix import (
     Matrix,
-    as_matrix,
     columns_of,
     diagonal,
     fingerprint,
@@ -148,7 +148,7 @@ def solve_conjugate(
     display = shown(
         progress, "", lambda state: (_share(state.residual, tolerance), str(state)), pause=0.0
     )
-    matrix = as_matrix(k)
+    matrix = check_matrix(k)
     targets = np.ascontiguousarray(check_targets(y, matrix.shape[0]))
     n, columns = targets.shape
     relative = check_ridge(ridge)

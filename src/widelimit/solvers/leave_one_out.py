@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 
 from widelimit.arrays import FloatArray
 from widelimit.solvers.blas import Arithmetic, factor_in_place
-from widelimit.solvers.checks import check_absolute, check_ridge, check_targets
+from widelimit.solvers.checks import check_absolute, check_matrix, check_ridge, check_targets
 from widelimit.solvers.cholesky import column_squares, is_definite
 from widelimit.solvers.factor import TiledFactor
-from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load
+from widelimit.solvers.matrix import Matrix, diagonal, load
 from widelimit.solvers.solution import LeaveOneOut
 
 __all__ = ["leave_one_out", "leave_one_out_of_factor"]
@@ -47,7 +47,7 @@ def leave_one_out(k: ArrayLike | Matrix, y: ArrayLike, ridges: Sequence[float]) 
     Cost for each ridge: a factor and its inverse in place, ``2 n^3/3`` flops, and reading k.
     Memory beside k: one float64 matrix. For matrices larger than that, `leave_one_out_of_factor`.
     """
-    matrix = as_matrix(k)
+    matrix = check_matrix(k)
     n = matrix.shape[0]
     targets = check_targets(y, n)
     relative = np.array([check_ridge(ridge) for ridge in ridges], np.float64)

@@ -56,7 +56,7 @@ def as_matrix(k: ArrayLike | Matrix) -> Matrix:
     Raises
     ------
     TypeError, ValueError
-        If it is not real, or not ``(n, n)`` with n >= 1.
+        If it is not real, or not ``(n, n)`` with n >= 1, or stored as that of two sets of samples.
     """
     matrix = cast("Matrix", k if hasattr(k, "tile") else np.asarray(k))
     if matrix.dtype.kind not in "fiu":
@@ -67,6 +67,11 @@ def as_matrix(k: ArrayLike | Matrix) -> Matrix:
         raise ValueError(
             f"k must be a square Gram matrix (n, n) with n >= 1, got shape {matrix.shape}: "
             "give the kernel of the training samples with themselves"
+        )
+    if getattr(matrix, "symmetric", True) is False:
+        raise ValueError(
+            f"k must be the kernel of the training samples with themselves, got {matrix!r} between "
+            "two sets of samples: give wl.gram(net, x1), without x2"
         )
     return matrix
 

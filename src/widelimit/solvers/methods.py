@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.solvers.card import solve_card
-from widelimit.solvers.checks import check_ridge, check_weights, refuse_weights
+from widelimit.solvers.checks import check_matrix, check_ridge, check_weights, refuse_weights
 from widelimit.solvers.cholesky import CholeskyFactor, solve_cholesky
 from widelimit.solvers.conjugate import solve_conjugate
 from widelimit.solvers.matrix import Bordered, Matrix, as_matrix, diagonal
@@ -21,6 +21,8 @@ from widelimit.solvers.spectrum import SpectralFactor, Spectrum, check_time, sol
 from widelimit.solvers.tiled import solve_tiled
 
 __all__ = ["restore_factor", "solve"]
+
+_FINEST = 2.0**-52  # rounding of the entries of a kernel
 
 
 def solve(
@@ -113,7 +115,7 @@ def solve(
             numbers=numbers,
         )
     if chosen == "cholesky":
-        whole = k if isinstance(k, Bordered) else as_matrix(k)
+        whole = k if isinstance(k, Bordered) else check_matrix(k)
         try:
             return extends.extended(whole, weights).solution(whole, y)
         except (Unavailable, np.linalg.LinAlgError):
@@ -213,7 +215,11 @@ def restore_factor(
     """
     if facts["kind"] == "cholesky":
         square, own = arrays["factor_square"], arrays["factor_diagonal"]
-        return CholeskyFactor(square, own, weights, ridge, ridge_absolute)
+        # Models of before do not say it: their k is taken for one of float64.
+        precision = float(facts.get("precision", _FINEST))
+        if not _FINEST <= precision < 1:
+            raise ValueError(f"precision must be from {_FINEST:.1e} to 1, got {precision}")
+        return CholeskyFactor(square, own, weights, ridge, ridge_absolute, precision)
     if facts["kind"] == "spectral":
         spectrum = Spectrum(
             arrays["spectrum_values"],

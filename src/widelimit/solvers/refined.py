@@ -11,8 +11,14 @@ from numpy.typing import ArrayLike
 
 from widelimit.arrays import FloatArray
 from widelimit.solvers.blas import Arithmetic, factor_in_place
-from widelimit.solvers.checks import check_absolute, check_ridge, check_targets, relative_norm
-from widelimit.solvers.matrix import Matrix, as_matrix, diagonal, load, multiply
+from widelimit.solvers.checks import (
+    check_absolute,
+    check_matrix,
+    check_ridge,
+    check_targets,
+    relative_norm,
+)
+from widelimit.solvers.matrix import Matrix, diagonal, load, multiply
 from widelimit.solvers.solution import Solution, Statistics, Status
 from widelimit.solvers.tiled import NotPositiveDefinite, factorise
 
@@ -64,7 +70,7 @@ def solve_refined(
     condition number of ``A`` is below 1e7 or so.
     """
     start = time.perf_counter()
-    matrix = as_matrix(k)
+    matrix = check_matrix(k)
     n = matrix.shape[0]
     targets = check_targets(y, n)
     relative = check_ridge(ridge)

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray, IntArray
-from widelimit.solvers.blas import Arithmetic
+from widelimit.solvers.blas import Arithmetic, check_eigenvectors
 from widelimit.solvers.checks import (
     check_absolute,
     check_gram,
@@ -119,6 +119,7 @@ class Spectrum:
         weights: FloatArray | None = None,
         eigenvectors: Callable[[FloatArray], tuple[FloatArray, FloatArray]] | None = None,
         numbers: IntArray | None = None,
+        precision: float | None = None,
     ) -> Spectrum:
         """Decompose a Gram matrix.
 
@@ -132,17 +133,22 @@ class Spectrum:
             What finds them; None: LAPACK, on this processor.
         numbers : ndarray of int64, shape (n,), or None
             As for `solve_cholesky`.
+        precision : float or None
+            Relative rounding of the entries, of a k that was converted; None: that of its dtype.
 
         Raises
         ------
         TypeError, ValueError
             If k or the weights are not as described.
+        Unavailable
+            For more than 32,766 samples: before anything is read.
 
         Notes
         -----
         Cost: about ``9 n^3`` flops; memory: ``24 n^2`` bytes beside k, ``8 n^2`` of them kept.
         """
         given = as_matrix(k)
+        check_eigenvectors(given.shape[0])
         stored = hasattr(k, "tile")
         whole = load(given, given.dtype.name) if stored else cast("ArrayLike", k)
         matrix, _ = check_gram(whole, numbers)
@@ -159,7 +165,7 @@ class Spectrum:
         # a Gram matrix has no negative eigenvalues, so those there are have their size.
         rounding = max(
             max(n, 100) * 2.0**-52 * float(values[-1]),
-            2 * n**0.5 * epsilon(given.dtype) * mean * float(shares.max()),
+            2 * n**0.5 * (precision or epsilon(given.dtype)) * mean * float(shares.max()),
             -10 * float(values[0]),
         )
         # In LAPACK's order, wherever they come from: products have other bits in another one.
@@ -501,6 +507,8 @@ def solve_spectral(
     ------
     TypeError, ValueError
         If an argument is not as described.
+    Unavailable
+        For more than 32,766 samples.
     """
     relative, until = check_ridge(ridge), check_time(time)
     check_targets(y, as_matrix(k).shape[0])

@@ -35,6 +35,7 @@ from widelimit.matrices.tiles import Grid, Key, KeySet
 from widelimit.solvers.blas import Arithmetic, Crew
 from widelimit.solvers.checks import (
     check_absolute,
+    check_matrix,
     check_ridge,
     check_targets,
     entry,
@@ -232,7 +233,7 @@ def factorise(
     part of k. Then ``n_old^2 m + n_old m^2 + m^3/3`` flops for m new samples.
     """
     display = shown(progress, "factor", share_alone)
-    matrix = as_matrix(k)
+    matrix = check_matrix(k)
     relative = check_ridge(ridge)
     if reuse is not None and relative:
         raise ValueError(
