@@ -1,6 +1,7 @@
 """Estimators against `KernelRidge`, closed forms, and the checks of scikit-learn."""
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -650,3 +651,15 @@ def test_samples_unlike_those_of_fit(estimator):
         by_images.predict(IMAGES[0])
     with pytest.raises(ValueError, match="Input X contains NaN"):
         by_images.predict(NAN)
+
+
+@pytest.mark.parametrize("kind", ["ntk", "nngp"])
+def test_a_network_that_is_not_trained_has_no_tangent_kernel(kind: Any) -> None:
+    x, y = np.random.default_rng(0).normal(size=(12, 5)), np.arange(12) % 2
+    net = wl.Network([wl.Dense(trainable=False), wl.ReLU(), wl.Dense(trainable=False)])
+    model = wl.NTKClassifier(net, kind=kind)
+    if kind == "nngp":
+        model.fit(x, y)
+        return
+    with pytest.raises(ValueError, match="tangent kernel is 0: set trainable=True"):
+        model.fit(x, y)

@@ -434,6 +434,11 @@ class Network:
         return (2, 3) if flat and moves and not local else (3,)
 
     @property
+    def is_trained(self) -> bool:
+        """Whether any layer is trained: without one the tangent kernel is 0."""
+        return any(x.trainable for x in walk(self.layers) if isinstance(x, Conv | Dense))
+
+    @property
     def is_homogeneous(self) -> bool:
         """Whether ``k(a x, z) = a k(x, z)`` for a > 0: no biases, and activations that are so."""
         every = list(walk(self.layers))

@@ -80,6 +80,11 @@ def prepare(
         return given, Directions.of_equal(np.arange(len(columns)))
     shape = resolve_shape(model.image_shape, found, n_features, model.channels, model.net)
     networks = resolve_networks(model.net, shape, n_features)
+    if model.kind == "ntk" and not all(net.is_trained for net in networks):
+        raise ValueError(
+            "of a network whose layers are not trained the tangent kernel is 0: set trainable=True "
+            "of a Conv or Dense, or kind='nngp'"
+        )
     if getattr(model, "optimize", None) is not None:
         if len(networks) > 1:
             raise ValueError(
