@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -390,3 +393,41 @@ def test_tasks_are_taken_as_they_can_be_run() -> None:
         first = next(results)
         assert len(taken) == 8
         assert {first, *results} == set(range(20))
+
+
+# ---------------------------------------------------------------- bits
+
+
+_DIGESTS = """
+import hashlib
+import numpy as np
+import widelimit as wl
+from widelimit import Conv, Dense, Erf, Flatten, GELU, GlobalAvgPool, LayerNorm, Network, Sin
+x = np.random.default_rng(0).uniform(0, 1, (12, 8, 8, 3))
+mixed = [Conv(3), LayerNorm(), Sin(), Conv(3), Erf(), Conv(3), GELU(), GlobalAvgPool(), Dense()]
+plain = [Conv(3), Erf(), Flatten(), Dense(), Dense(b_std=0.1)]
+for net in (wl.cntk_gap(3), wl.cntk_vanilla(3), wl.myrtle(5), Network(mixed), Network(plain)):
+    for dtype in ("float32", "float64"):
+        k = wl.kernel(net, x, dtype=dtype, threads=1, backend="cpu")
+        print(hashlib.sha256(k.tobytes()).hexdigest())
+"""
+
+
+def test_no_bit_of_convolutions_depends_on_the_instructions_of_numpy() -> None:
+    """What a store says of its maker is enough for them; for the rest docs/cluster.md warns."""
+    extra = cast("Any", np.show_config)(mode="dicts")["SIMD Extensions"].get("found")
+    if not extra:
+        pytest.skip("NumPy uses no more than the least instructions here")
+    other = {"NPY_DISABLE_CPU_FEATURES": " ".join(extra), "OPENBLAS_CORETYPE": "Nehalem"}
+    found = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _DIGESTS],
+            env={**os.environ, **changes},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for changes in ({}, other)
+    ]
+    assert len(found[0]) == 10
+    assert found[0] == found[1]

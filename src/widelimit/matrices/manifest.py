@@ -43,7 +43,11 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """What computes tiles: the bits of a tile depend on it, beyond its network and inputs."""
+    """What computes tiles: the bits of a tile depend on it, beyond its network and inputs.
+
+    Those of dense networks, and of activations behind a readout, depend on NumPy and its BLAS, too,
+    which are not described: they choose instructions by the processor.
+    """
 
     backend: str
     instruction_set: str | None

@@ -116,7 +116,9 @@ def gram(
     allow_mixed : bool
         Whether to go on with a store, or to extend one, that another backend, instruction set or
         version has begun.
-        The result then depends, in the last bits, on who computed what.
+        The result then depends, in the last bits, on who computed what. NumPy and its BLAS, which
+        compute dense networks and activations behind a readout, are not compared: of those, last
+        bits may depend on it in any case, if processors are of several kinds.
 
     Returns
     -------
