@@ -354,7 +354,7 @@ class CpuBackend:
         compiled = left.compiled
         result = np.empty((len(program.taps), 2, *pairs.shape))
         run = _engine.run32 if left.dtype == "float32" else _engine.run64
-        rows, columns = pairs.rows, pairs.columns
+        rows, columns = map(np.ascontiguousarray, (pairs.rows, pairs.columns))
         arguments = (rows, columns, pairs.pairwise, result, cancel)
         run(self.isa, compiled.program, left.batch, right.batch, *arguments)
         if cancel[0]:
