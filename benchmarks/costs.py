@@ -43,7 +43,8 @@ there is somebody to ask (`--yes` means: do not).
 
 - Half the side of the images is a sixteenth of the time of CNTK-GAP: `--size 32x32`.
 - CNTK-V costs a thousandth, and pooling is worth more the fewer images there are.
-- Depth counts in proportion: `cntk-gap-4` takes a third of `cntk-gap-11`.
+- Depth counts in proportion: `cntk-gap-4` takes a third of `cntk-gap-11`. `myrtle-5`, the default
+  for images, takes as long as `cntk-gap-4`: behind each pool a layer costs a sixteenth.
 - A card is much faster: [docs/gpu.md](gpu.md) has its rates.
 
 The times below are **predicted** from rates that were measured with {threads} threads on the
