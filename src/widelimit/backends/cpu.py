@@ -70,16 +70,17 @@ def chosen_instruction_set() -> str:
     """
     available = instruction_sets()
     forced = os.environ.get(ISA_VARIABLE)
-    usable = ", ".join(name for name, supported in available.items() if supported)
+    usable = [name for name, supported in available.items() if supported]
     if not usable:
         raise ValueError(
             f"this build has code for {', '.join(available)}, and this processor has none of them: "
             "build it again here"
         )
     if not forced:
-        return usable.partition(",")[0]
+        return usable[0]
     if not available.get(forced, False):
-        raise ValueError(f"{ISA_VARIABLE} must name one of {usable}, got {forced!r}: unset it")
+        names = ", ".join(usable)
+        raise ValueError(f"{ISA_VARIABLE} must name one of {names}, got {forced!r}: unset it")
     return forced
 
 
@@ -240,12 +241,13 @@ def _check_deviations(lowered: Lowered, profiles: FloatArray, dtype: Dtype, star
     """
     for level, operands in _nodes(lowered, profiles):
         own = operands[:, 0]
+        brightest = own.max(axis=1)
         limits = deviation_range(level.activation, dtype)
         if level.activation not in BOUND_TO_UNITS:
-            _check_range(own.max(axis=1), own.max(axis=1), limits, start)
+            _check_range(brightest, brightest, limits, start)
             continue
         if level.activation != COS:
-            _check_range(own.max(axis=1), own.max(axis=1), deviation_range(IDENTITY, dtype), start)
+            _check_range(brightest, brightest, deviation_range(IDENTITY, dtype), start)
         deviations = own * np.sqrt(level.unit)
         largest = smallest = deviations.max(axis=1)
         if level.activation == NORM:  # each pixel is as large as any other after it

@@ -186,10 +186,7 @@ class CupyDevice:
 
     def free_memory(self) -> int:
         """Return the bytes that are free, or held by the pool of this card for what comes next."""
-        with (
-            self._named(),
-            self._cupy.cuda.Device(self._number) as card,
-        ):
+        with self._named(), self._cupy.cuda.Device(self._number) as card:
             return card.mem_info[0] + self._cupy.get_default_memory_pool().free_bytes()
 
 
