@@ -62,6 +62,7 @@ TINY = {
     "dense": wl.ntk_dense(depth=2),
     "filters": Network([Conv(5, b_std=0.3), ReLU(), Conv(1), ReLU(), Flatten(), Dense()]),
     "linear": Network([Conv(3), Conv(3, trainable=False), GlobalAvgPool(), Dense(), Dense(2.0)]),
+    "activated mean": Network([Conv(3), Erf(), Conv(3), GlobalAvgPool(), GELU(), Dense()]),
     "lap": Network(
         [
             Conv(3, 1.3, 0.2),

@@ -91,6 +91,27 @@ def test_the_exact_kernel_takes_two_images_of_one_shape() -> None:
         exact_kernel(network, *x.reshape(2, -1))
 
 
+@pytest.mark.parametrize("head", [[ReLU()], [LayerNorm(), GELU()], [Sum((), [Erf(), Dense()])]])
+@pytest.mark.parametrize("body", [[Conv(3)], [Conv(3), Sum((), [ReLU(), Conv(3, 1.0, 0.2)])]])
+def test_an_activation_may_follow_the_mean_of_gaussian_pixels(
+    body: list[Layer], head: list[Layer]
+) -> None:
+    network, x = Network([*body, GlobalAvgPool(), *head, Dense()]), samples((4, 3, 2), 3)
+    check(network, x, x)
+    exact = exact_kernel(network, x[0], x[1], digits=30)
+    values = compute(get_backend("cpu"), [network], x)[0]
+    assert values[:, 0, 1] == pytest.approx([float(value) for value in exact], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_pixels_that_cancel_in_the_mean_are_refused(dtype: Any) -> None:
+    network = Network([Conv(1), GlobalAvgPool(), Dense(), ReLU(), Dense()])
+    x = samples((4, 4, 2), 20)
+    x[1:] -= x[1:].mean((1, 2), keepdims=True)
+    with pytest.raises(OverflowError, match=r"cancel in the readout.* for sample [1-9]\d*: put an"):
+        wl.kernel(network, x, dtype=dtype)
+
+
 CONV: list[Layer] = [Conv(3), ReLU()]
 PRESETS = [
     (wl.myrtle(5), (9, 8, 2)),

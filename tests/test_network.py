@@ -82,7 +82,7 @@ LETTERS: dict[str, Layer] = {
     "l": LocalAvgPool(1),
     "d": Dense(),
 }
-GRAMMAR = re.compile(r"(cr?)*(f|g|lf?)d(r?d)*|d(r?d)*")
+GRAMMAR = re.compile(r"(cr?)*(f|g|lf?)d(r?d)*|(cr?)*cgrd(r?d)*|d(r?d)*")
 
 
 def spell(word: str) -> list[Layer]:
@@ -111,7 +111,8 @@ def test_exactly_the_grammar_is_accepted() -> None:
         ("rd", r"layers\[0\] is ReLU\(\) at the beginning.* must directly follow a Conv or Dense"),
         ("crrgd", r"layers\[2\] is ReLU\(\) after ReLU.*go on with Conv or Flatten or Global"),
         ("drrd", r"layers\[2\] is ReLU\(\) after ReLU, where the network can go on with Dense or"),
-        ("cgrd", r"layers\[2\] is ReLU\(\) after GlobalAvgPool.* must be Gaussian"),
+        ("crgrd", r"layers\[3\] is ReLU\(\) after GlobalAvgPool.* must be Gaussian"),
+        ("grd", r"layers\[1\] is ReLU\(\) after GlobalAvgPool.* must be Gaussian"),
         ("cfrd", r"layers\[2\] is ReLU\(\) after Flatten.*go on with Dense or"),
         ("clrd", r"layers\[2\] is ReLU\(\) after LocalAvgPool.*go on with Flatten or Dense:"),
         ("cfgd", r"layers\[2\] is GlobalAvgPool\(\) after Flatten.* there must be one readout"),

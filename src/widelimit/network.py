@@ -3,11 +3,12 @@
 A `Network` is data: checked once, when it is built; equal and hashed by value; written as canonical
 JSON, whose SHA-256 is its fingerprint. The order of layers, without the branches of `Sum`::
 
-    (Conv | AvgPool | activation | LayerNorm)* readout Dense ((activation | LayerNorm)? Dense)*
-    Dense ((activation | LayerNorm)? Dense)*                the dense network, without readout
+    (Conv | AvgPool | activation | LayerNorm)* readout (Dense (activation | LayerNorm)?)* Dense
+    (Dense (activation | LayerNorm)?)* Dense                the dense network, without readout
 
-with ``readout = Flatten | GlobalAvgPool | LocalAvgPool Flatten``. What may follow is decided by the
-`Signal` that leaves a layer: an activation needs a Gaussian one, a `Sum` uncorrelated ones.
+with ``readout = Flatten | GlobalAvgPool (activation | LayerNorm)? | LocalAvgPool Flatten``. What
+may follow is decided by the `Signal` that leaves a layer: an activation needs a Gaussian one, a
+`Sum` uncorrelated ones.
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ class Signal:
             article = "an" if name[0] in "AE" else "a"
             rule = _RULES.get(name) or (
                 f"{article} {name} must directly follow a Conv or Dense, or linear layers after "
-                "it, but no readout: its input must be Gaussian"
+                "it other than Flatten and LocalAvgPool: its input must be Gaussian, and "
+                "independent across features"
             )
             pointwise = [kind.__name__ for kind in _POINTWISE]
             shown = [other for other in allowed if other not in pointwise]
@@ -194,9 +196,10 @@ class Signal:
                 return replace(self, place="pixels")
             case LocalAvgPool():
                 return replace(self, place="pooled", gaussian=False)
-            case Flatten() | GlobalAvgPool():
-                flat = self.infinite and isinstance(layer, Flatten)
-                return replace(self, place="features", flat=flat, gaussian=False)
+            case GlobalAvgPool():
+                return replace(self, place="features")
+            case Flatten():
+                return replace(self, place="features", flat=self.infinite, gaussian=False)
             case LayerNorm() | Identity():
                 return self
             case Sum():

@@ -20,7 +20,7 @@ __all__ = ["Block", "SampleOutsideRange", "Samples", "Side", "make_sides", "quie
 
 
 class SampleOutsideRange(OverflowError):
-    """A sample is too dark or too bright for a network in a dtype, in words.
+    """What a network makes of a sample leaves the range or the digits of a dtype, in words.
 
     Parameters
     ----------
@@ -159,6 +159,7 @@ class Side:
         variances = None
         if any(readout.needs_variance for readout in family.program.readouts):
             variances = self._variances(family, profile, threads)
+            self._check_variances(family, variances, start)
         return Block(profile, identity, variances)
 
     def _variances(self, family: Family, profile: Profile, threads: Threads) -> FloatArray:
@@ -175,6 +176,18 @@ class Side:
         for _ in threads.run(lambda part=part: compute(part) for part in parts):
             pass
         return variances
+
+    def _check_variances(self, family: Family, variances: FloatArray, start: int) -> None:
+        """Refuse samples of which rounding is all that a linear network leaves of the readout."""
+        for readout in family.program.readouts:
+            lost = variances[readout.tap] < 0.0
+            if readout.needs_variance and lost.any():
+                raise SampleOutsideRange(
+                    "pixels must not cancel in the readout, whose variance is lost in rounding",
+                    start + int(np.argmax(lost)),
+                    self._name,
+                    "put an activation before the readout, or use inputs whose mean is not 0",
+                )
 
 
 def make_sides(

@@ -89,7 +89,7 @@ CHAINS = (
 )
 _POOLS = [
     *(Conv(3), LeakyReLU(0.2), AvgPool(2), Conv(3), Gaussian()),
-    *(AvgPool(3, 1, "same"), Conv(1), GlobalAvgPool(), Dense()),
+    *(AvgPool(3, 1, "same"), Conv(1), GlobalAvgPool(), Erf(), Dense()),
 ]
 _STRIDES = [
     *(Conv(3, stride=2), ReLU(), Conv((2, 1), padding="valid"), ReLU()),
