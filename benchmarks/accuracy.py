@@ -59,7 +59,8 @@ the end.
 | exact copies | nothing: estimators count them as one sample |
 
 The loss is in the input, not in the order of operations: rounding an image to float32 already
-moves `lambda` by 6e-8. The NNGP kernel does not suffer, `kappa1` has a finite derivative.
+moves `lambda` by 6e-8. The NNGP kernel does not suffer, `kappa1` has a finite derivative;
+that of other activations may be steep, [networks](networks.md#steep-activations) says which.
 """
 
 

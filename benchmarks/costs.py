@@ -35,11 +35,13 @@ INTRODUCTION = """\
 # What it costs
 
 A kernel of n images has `n (n + 1) / 2` pairs, and a pair of images of h x w pixels costs CNTK-GAP
-`(h w)^2` element-layers for each convolution, CNTK-V `h w`. What that is on *your* machine says
+`(h w)^2` element-layers for each convolution, CNTK-V `h w`: an element-layer is one entry of the
+kernel between pixels through one convolution and its ReLU. What that is on *your* machine says
 `widelimit explain NETWORK --shape 128x128x3 --inputs 500`: it measures for half a second how fast
-this network is computed, and keeps that. `fit`, `kernel` and `suspects` say it, too, before work of
-more than ten seconds, with what would be cheaper; before work of more than ten minutes they ask, if
-there is somebody to ask (`--yes` means: do not).
+this network is computed, and keeps that. `fit` (with the images of `--test`), `kernel` and
+`suspects` say it, too, before work of more than ten seconds, with what would be cheaper; before
+work of more than ten minutes they ask, if there is somebody to ask (`--yes` means: do not).
+`predict` says it, and does not ask: a new image has as many pairs as there are training images.
 
 - Half the side of the images is a sixteenth of the time of CNTK-GAP: `--size 32x32`.
 - CNTK-V costs a thousandth, and pooling is worth more the fewer images there are.
@@ -76,7 +78,10 @@ def measure() -> dict[str, Any]:
     return {
         "threads": default_threads(),
         "kernels": best,
-        "solving": [min(solving[i::systems], key=lambda row: row["loo"]) for i in range(systems)],
+        "solving": [
+            {key: min(row[key] for row in solving[i::systems]) for key in ("n", "factor", "loo")}
+            for i in range(systems)
+        ],
         "environment": dataclasses.asdict(describe_environment()),
     }
 

@@ -153,7 +153,11 @@ def _made(name: str, record: Any) -> str:
     ]
     if "card" in record:
         told.insert(3, str(record["card"]["name"]))
-    if isinstance(seconds := record.get("seconds"), float):
+    seconds = record.get("seconds")
+    if isinstance(seconds, dict):  # of parts, and of all of them
+        parts = cast("dict[str, float]", seconds)
+        seconds = parts.get("All", parts.get("total"))
+    if isinstance(seconds, float):
         told.append(duration(seconds))
     return f"{link}: {'; '.join(told)}"
 

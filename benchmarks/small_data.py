@@ -36,7 +36,7 @@ LABELS = {
     "gap-ridge": "CNTK-GAP, depth 11, ridge by leave-one-out",
     "gap-choice": "CNTK-GAP, depth and ridge by leave-one-out",
     "vanilla": "CNTK-V, depth 11",
-    "dense": "NTK, 3 dense layers",
+    "dense": "NTK, 3 hidden layers",
     "svm": "RBF-SVM, tuned",
     "logistic": "logistic regression, tuned",
 }

@@ -43,7 +43,7 @@ SETS = {
 REGRESSION = ("diabetes",)
 # Method -> how it is called in the table.
 LABELS = {
-    "default": "the default: NTK, 3 dense layers with biases",
+    "default": "the default: NTK, 3 hidden layers with biases",
     "loo": "the same, ridge by leave-one-out",
     "svm": "RBF-SVM, tuned",
     "boosting": "gradient boosting, tuned",

@@ -350,6 +350,46 @@ def test_a_branch_that_is_weaker_than_its_skip(w_std: float) -> None:
     assert_close(kernel(network, x), exact, rtol=1e-5)
 
 
+def weak(w_std: float) -> Network:
+    inner = [Conv(3), Sum((), [ReLU(), Conv(3, w_std)]), ReLU(), Conv(3), ReLU()]
+    return Network([*inner, GlobalAvgPool(), Dense()])
+
+
+BIASED = [Conv(3), ReLU(), Conv(3, 1.0, b_std=1e18), ReLU(), GlobalAvgPool(), Dense()]
+
+
+@pytest.mark.parametrize(
+    "pair", [[weak(1.0), weak(1e-19)], [Network([*BIASED[:2], *BIASED[4:]]), Network(BIASED)]]
+)
+def test_networks_of_one_pass_that_differ_by_more_than_a_number_holds(pair: list[Network]) -> None:
+    """Each is right alone, or is refused; together a stronger one would leave nothing of others."""
+    x = np.random.default_rng(0).random((3, 6, 6, 2))
+    with pytest.raises(OverflowError, match=r"computed together .* or compute networks one by one"):
+        wl.kernel(pair, x, dtype="float32")
+    for net in pair:
+        expected = wl.kernel(net, x, backend="reference", dtype="float64")
+        np.testing.assert_allclose(wl.kernel(net, x, dtype="float64"), expected, rtol=1e-12)
+        try:
+            found = wl.kernel(net, x, dtype="float32")
+        except OverflowError:
+            continue
+        np.testing.assert_allclose(found, expected, rtol=2e-6)
+    expected = wl.kernel(pair, x, backend="reference", dtype="float64")
+    np.testing.assert_allclose(wl.kernel(pair, x, dtype="float64"), expected, rtol=1e-12)
+
+
+def test_waves_of_a_head_have_the_limit_of_others() -> None:
+    x = np.random.default_rng(0).random((3, 6, 6, 2))
+    net = Network([Conv(3), ReLU(), GlobalAvgPool(), Dense(1000.0), Sin(), Dense()])
+    message = r"before Sin must be at most 32 for float32, got \d\.\de\+02 for sample \d: use dtype"
+    with pytest.raises(OverflowError, match=message):
+        wl.kernel(net, x, dtype="float32")
+    for options in ({"dtype": "float64"}, {"backend": "reference", "dtype": "float64"}):
+        wl.kernel(net, x, **options)
+    # Of features sums are in float64.
+    wl.kernel(Network([Dense(100.0), Sin(), Dense()]), 3 * x.reshape(3, -1), dtype="float32")
+
+
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
 def test_the_image_that_is_out_of_range_is_named(backend: str) -> None:
     x = np.random.default_rng(2).normal(size=(70, 4, 4, 2))

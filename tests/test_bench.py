@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.main import get_command
 
 from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
@@ -23,6 +24,7 @@ from widelimit.bench.cases import Benchmark, _seconds_to_exit, interrupt, lane_s
 from widelimit.bench.groups import Figure, Group, _ratio, _relative_rate, arithmetic, shortfall
 from widelimit.bench.images import smooth_images
 from widelimit.bench.record import measure
+from widelimit.cli import app
 
 ROOT = Path(__file__).parents[1]
 SUPPORTED = tuple(name for name, supported in instruction_sets().items() if supported)
@@ -432,3 +434,8 @@ def test_best_batch(per_pair: dict[int, float], best: int, tried: list[int]) -> 
     )
     assert (found, list(seen)) == (best, tried)
     assert prepared == tried
+
+
+def test_the_help_names_every_group() -> None:
+    (words,) = (p.help for p in get_command(app).commands["bench"].params if p.name == "only")
+    assert ", ".join(GROUPS) in words

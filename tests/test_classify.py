@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 import widelimit as wl
 from widelimit import classify, cli
 from widelimit.data.image import fit_image, safe_formats
+from widelimit.estimators import regression
+from widelimit.estimators.fitted import FittedKernel
 
 
 def widelimit(*words):
@@ -155,6 +157,7 @@ def test_as_many_images_as_the_smallest_class_has(tmp_path):
         (["digits", "--combine", "sum"], "combine must be"),
         (["digits", "--per-class", "500"], "--per-class must be at most 174"),
         (["digits", "--memory", "much"], "memory"),
+        (["digits", "--test", "2024"], "got 2024: a file or folder of this name is ./2024"),
     ],
 )
 def test_bad_fit(words, message, tmp_path):
@@ -178,6 +181,8 @@ def test_bad_predict(images, model, tmp_path):
         ((tmp_path / "m", broken), "has no file model.json"),
         ((tmp_path / "none", broken), "there is no folder"),
         ((model, images / "new", "--out", tmp_path / "none" / "p.csv"), "there is no folder"),
+        ((model, images / "new", "--array", "q"), "--array is for files of arrays, got"),
+        ((model, images / "new", "--channels", "first"), "--channels first is for files"),
     ]:
         code, _, error = widelimit("predict", *words)
         assert code == 2, words
@@ -294,12 +299,56 @@ def test_what_cannot_be_read_or_written_is_told_before_the_work(
 def test_classifiers_that_have_no_table(tmp_path, images):
     x = np.random.default_rng(0).random((8, 6, 5, 1))
     good = images / "new" / "a.png"
-    iterated = wl.NTKClassifier("cntk-gap-3", ridge=1, solver="cg").fit(x, [0, 1] * 4)
-    wl.save_model(iterated, tmp_path / "cg")
-    assert "without probabilities, of a fit with" in widelimit("predict", tmp_path / "cg", good)[2]
     named = wl.NTKClassifier("cntk-gap-3", ridge=1).fit(x, ["a" * 40_000, "b"] * 4)
     wl.save_model(named, tmp_path / "long")
     assert "more than 32,767 characters" in widelimit("predict", tmp_path / "long", good)[2]
+
+
+def test_a_model_without_probabilities_tells_classes(tmp_path, images, monkeypatch):
+    """As conjugate gradients leave it, whether they were asked for or there was no memory."""
+    x, y = np.random.default_rng(0).random((8, 6, 5, 1)), [0, 1] * 4
+    good = images / "new" / "a.png"
+    asked = wl.NTKClassifier("cntk-gap-3", ridge=1, solver="cg").fit(x, y)
+    monkeypatch.setattr(regression, "remaining", lambda memory: 0)
+    forced = wl.NTKClassifier("cntk-gap-3", ridge=1).fit(x, y)
+    assert not hasattr(forced, "predict_proba")
+    label = asked.predict(np.full((1, 6, 5, 1), 0.5))[0]
+    Image.new("L", (5, 6), 127).save(tmp_path / "i.png")
+    (tmp_path / "broken.png").write_bytes(good.read_bytes()[:40])
+    for name, model in (("asked", asked), ("forced", forced)):
+        wl.save_model(model, tmp_path / name)
+        paths = tmp_path / "i.png", tmp_path / "broken.png"
+        code, text, error = widelimit("predict", tmp_path / name, *paths)
+        assert code == 0
+        assert "warning: the model gives classes without probabilities" in error
+        head, row, broken = csv.reader(io.StringIO(text))
+        assert head == ["image", "class", "problem"]
+        assert row == [str(paths[0]), str(label), ""]
+        assert broken[:2] == [str(paths[1]), ""]
+        assert len(broken) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("fit --out {}/m", "give --store, a folder for it, or fewer images, or raise --memory"),
+        ("fit --ridge loo --out {}/m", "give --ridge a number and leave --time out, or fewer "),
+        ("suspects --out {}/s", "give --ridge a number, or fewer images"),
+        ("suspects --ridge 1 --out {}/s", "give fewer images"),
+    ],
+)
+def test_a_factor_without_room_is_refused_before_the_work(
+    words, remedy, images, tmp_path, monkeypatch
+):
+    """Else conjugate gradients would say nothing of leave-one-out, and have no probabilities."""
+    monkeypatch.setattr(regression, "remaining", lambda memory: 0)
+    monkeypatch.setattr(FittedKernel, "gram", lambda *_, **__: pytest.fail("the work has begun"))
+    command, *rest = words.format(tmp_path).split()
+    code, _, error = widelimit(command, images / "train", "--net", "cntk-gap-3", *rest)
+    assert code == 1
+    assert error.startswith("widelimit: out of memory: ")
+    assert f"0.0 GiB are free for it: {remedy}" in error
+    assert not (tmp_path / "m").exists()
 
 
 def test_batches_change_nothing(images, model, monkeypatch):

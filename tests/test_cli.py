@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -389,3 +390,12 @@ def test_short_help_and_flags_without_values() -> None:
         assert shown.exit_code == 0
         assert "bool" not in shown.output
     assert "--overwrite" in shown.output
+
+
+def test_predict_takes_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SimpleNamespace(backend="cpu", threads=2)
+    short = SimpleNamespace(lines=list, is_long=False)
+    job = SimpleNamespace(model=model, run=lambda _: f"{model.threads}", forecast=lambda: short)
+    monkeypatch.setattr("widelimit.classify.Prediction.prepare", lambda *_, **__: job)
+    assert call("predict", "m", "x").stdout == "2"
+    assert call("predict", "m", "x", "--threads", 3).stdout == "3"

@@ -227,3 +227,20 @@ def test_strips_change_no_field(name: str, monkeypatch: pytest.MonkeyPatch) -> N
             np.testing.assert_allclose(made, values, rtol=1e-14 if dtype == "float64" else 1e-6)
     for kept in (cpu._compile, cpu._of_itself, lowered.lower):
         kept.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("layer", "w_std", "depth"), [(Gaussian(100.0), 1.0, 3), (Sin(), 20.0, 2), (Cos(), 20.0, 2)]
+)
+def test_no_kernel_is_larger_than_cauchy_and_schwarz_allow(
+    layer: Layer, w_std: float, depth: int, dtype: Dtype
+) -> None:
+    """Rounding would make lambda larger than 1, and each layer more of it."""
+    net = Network([*[Conv(1, w_std), layer] * depth, Flatten(), Dense()])
+    x = np.random.default_rng(0).standard_normal((1, 4, 4, 2))
+    x /= np.sqrt((x**2).mean(axis=-1, keepdims=True))
+    near = np.concatenate([x * (1 + 1e-6 * np.arange(16.0)[:, None, None, None]), -x])
+    k = compute(CpuBackend(), [net], near, kinds=("nngp",), dtype=dtype)[0][0]
+    cosines = k / np.sqrt(np.outer(k.diagonal(), k.diagonal()))
+    assert np.abs(cosines).max() <= 1 + (2e-6 if dtype == "float32" else 1e-14)

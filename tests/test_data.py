@@ -70,7 +70,7 @@ def test_dataset_is_checked_and_read_only() -> None:
         ({"y_train": np.array([0.0, 1, 0, 1])}, TypeError, "int64"),
         ({"y_test": np.array([0, 1, 0, 2])}, ValueError, "from 0 to 1"),
         ({"y_test": np.array([0, 1, 0, -1])}, ValueError, "from 0 to 1"),
-        ({"class_names": ("a",)}, ValueError, "at least 2"),
+        ({"class_names": ()}, ValueError, "1 or more distinct"),
         ({"class_names": ("a", "a")}, ValueError, "distinct"),
         ({"split": "other"}, ValueError, "given"),
     ],
@@ -152,6 +152,8 @@ def test_split_by_class(counts: list[int], seed: int) -> None:
 def test_split_by_class_refuses_classes_without_a_test_image() -> None:
     with pytest.raises(ValueError, match=r"class 1 must have at least 2 images.*got 1"):
         split_by_class([0, 0, 1])
+    with pytest.raises(ValueError, match=r"class 'emu' must have at least 2 images.*got 1"):
+        load_dataset((IMAGES[:5], ["cat", "cat", "dog", "dog", "emu"]))
 
 
 # --- names and paths ---
@@ -739,7 +741,7 @@ def test_image_folder_refuses(tmp_path: Path) -> None:
         load_dataset(folder)
     (folder / "1.png").unlink()
     write_folder(folder, count=1)
-    with pytest.raises(ValueError, match="pets: class 0 must have at least 2 images"):
+    with pytest.raises(ValueError, match="pets: class '<b>dog<-b>' must have at least 2 images"):
         load_dataset(folder)
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match="got none in empty"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import importlib
 import io
 import re
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import NamedTuple
 import pytest
 
 import widelimit
-from widelimit.estimators import classifier, gaussian, metric, regressor
+from widelimit import finite, solvers, testing
+from widelimit.estimators import classifier, gaussian, metric, regressor, scaling, whitening
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -107,7 +109,9 @@ def test_code_cites_pages_that_are_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [classifier, gaussian, metric, regressor], ids=lambda m: m.__name__
+    "module",
+    [classifier, gaussian, metric, regressor, scaling, whitening],
+    ids=lambda m: m.__name__,
 )
 def test_examples_of_estimators_run(module: ModuleType) -> None:
     result = doctest.testmod(module)
@@ -144,6 +148,12 @@ def test_reference_has_every_public_name() -> None:
     for members in re.findall(r"members: \[(.*)\]", page):
         named |= set(members.split(", "))
     assert set(widelimit.__all__) - named == {"__version__"}
+    for module in (solvers, finite, testing):
+        own = {name for name in module.__all__ if callable(getattr(module, name))}
+        assert own - {"Fault", "Method"} <= named  # words that are options
+    for path in re.findall(r"^::: (\S+)\.(\w+)$", page, re.MULTILINE):
+        module, name = path
+        assert hasattr(importlib.import_module(module), name), path
 
 
 def test_every_guarantee_has_its_test() -> None:

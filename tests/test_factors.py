@@ -193,6 +193,44 @@ def test_extended(case: Case, tmp_path: Path) -> None:
         close(solution.value, expected)
 
 
+@pytest.mark.parametrize("change", ["scaled", "another", "order"])
+def test_a_factor_extends_the_beginning_of_k(change: str) -> None:
+    case = Case("cholesky", Path())
+    k = case.whole.copy()
+    order = np.r_[1, 0, 2 : N + NEW]
+    k = {"scaled": 1.01 * k, "another": k + np.eye(N + NEW), "order": k[order][:, order]}[change]
+    with pytest.raises(ValueError, match=r"k must begin with .* got k\[0, 0\] = "):
+        solve(k, case.y, extends=case.factor)
+    rounded = case.whole * (1 + 4 * np.finfo(float).eps)
+    assert solve(rounded, case.y, extends=case.factor).status is Status.SOLVED
+
+
+def test_factors_take_columns(case: Case) -> None:
+    """Of (n,) rows and columns would be taken for one another."""
+    factor, y = case.factor, case.y[:N, 0]
+    for call in (factor.solve, factor.multiply, factor.multiply_gram, factor.left_out):
+        with pytest.raises(ValueError, match=r"takes \(40, m\).* got shape \(40,\): give v\["):
+            call(y)
+        with pytest.raises(ValueError, match=r"takes \(40, m\).* got shape \(39, 1\)"):
+            call(y[1:, None])
+
+
+def test_a_factor_is_not_written_by_its_solutions() -> None:
+    """Other threads solve with it, and it may be mapped from a file."""
+    case = Case("cholesky weighed", Path())
+    case.factor.square.flags.writeable = False
+    again = case.factor.solution(case.k, case.y[:N])
+    close(again.value, case.solution.value)
+    assert again.statistics.residual_norm < 1e-12
+
+
+def test_ridges_are_tried_until_none_is_allowed() -> None:
+    k = np.array([[1e-310, 1.0], [1.0, 1e-310]])
+    solution = solve(k, np.ones(2))
+    assert solution.status is Status.NOT_POSITIVE_DEFINITE
+    assert "none that is allowed is enough" in solution.message
+
+
 def test_weights_of_old_samples_that_change(case: Case) -> None:
     """A factor in memory is made anew: what a ridge adds to its old part is another."""
     if case.method == "tiled":

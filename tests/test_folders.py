@@ -430,3 +430,24 @@ def test_the_order_of_rows_is_written_beside_a_kernel(photos: Path, tmp_path: Pa
     np.save(tmp_path / "x.npy", np.ones((3, 4)))
     widelimit("kernel", tmp_path / "x.npy", "--net", "ntk-dense-2", "--out", tmp_path / "n.npy")
     assert not (tmp_path / "n.rows.csv").exists()
+
+
+def test_the_table_of_another_matrix_is_not_replaced(photos: Path, tmp_path: Path) -> None:
+    words = ["kernel", photos, "--net", "cntk-gap-3", "--out"]
+    table = tmp_path / "k.rows.csv"
+    assert widelimit(*words, tmp_path / "k.npy")[0] == 0
+    held = table.read_bytes()
+    assert widelimit(*words, tmp_path / "k.zarr")[0] == 0  # of the same images
+    (photos / "dark" / "0.png").rename(photos / "dark" / "9.png")
+    for _ in "ab":
+        code, _, error = widelimit(*words, tmp_path / "n.zarr")
+        assert code == 0, error
+    for out, remedy in (("k.npy", "say --overwrite"), ("k.zarr", "give another --out, or delete")):
+        (tmp_path / "k.npy").unlink(missing_ok=True)
+        code, _, error = widelimit(*words, tmp_path / out)
+        assert (code, error.count("\n")) == (2, 1), error
+        assert f"{table}: there is one already" in error
+        assert remedy in error
+        assert (table.read_bytes(), (tmp_path / "k.npy").exists()) == (held, False)
+    assert widelimit(*words, tmp_path / "k.npy", "--overwrite")[0] == 0
+    assert table.read_bytes() == (tmp_path / "n.rows.csv").read_bytes() != held

@@ -896,6 +896,19 @@ def test_too_little_memory_is_told_before_the_work(tmp_path: Path) -> None:
     assert not (tmp_path / "k.zarr" / "zarr.json").exists()
 
 
+def test_a_finished_store_takes_no_memory(tmp_path: Path) -> None:
+    """Nor does it take a tile of another size."""
+    path = tmp_path / "k.zarr"
+    k = np.array(wl.gram(VANILLA, X, store=path, tile=16))
+    for verify in (False, True):
+        assert np.array_equal(wl.gram(VANILLA, X, store=path, memory="10MB", verify=verify), k)
+    with pytest.raises(ValueError, match="has tiles of 16 samples, got tile=32"):
+        wl.gram(VANILLA, X, store=path, tile=32)
+    open_tiles(path).delete((0, 1))
+    with pytest.raises(MemoryError, match="at least"):
+        wl.gram(VANILLA, X, store=path, memory="10MB")
+
+
 SIZES = Sizes(10_000, 10_000, True, 4, 3, 8 * 784, 40_000, 10**6, lambda side: (99, 10**5), 7840)
 
 
@@ -915,7 +928,8 @@ def test_plans_fit(
     try:
         plan = solve(sizes, budget, threads, tile)
     except MemoryError:
-        assert sizes.need(tile or 64, 1, 1 + columns_in_use(1, calls)) > budget
+        least = 16 if cost > 5e10 / 64**2 else 64
+        assert sizes.need(tile or least, 1, 1 + columns_in_use(1, calls)) > budget
         return
     assert sizes.need(plan.tile, plan.threads, plan.group + plan.columns) <= budget
     assert 1 <= plan.threads <= threads
@@ -973,6 +987,11 @@ def test_plans_use_what_there_is() -> None:
     assert (plan.group, plan.columns) == (10, 2)  # all profiles, and no more
     assert solve(replace(SIZES, element_layers=10**7), 10**10, 8, None).tile == 64
     assert solve(replace(SIZES, n1=500, n2=500), 10**10, 8, None).tile == 64
+    assert solve(replace(SIZES, n1=100, n2=100), 10**10, 8, None).tile == 64
+    for cost, side in ((3 * 10**7, 32), (10**8, 16), (10**10, 16)):
+        costly = replace(SIZES, element_layers=cost)
+        assert solve(costly, 10**10, 8, None).tile == side
+        assert solve(costly, 10**10, 8, 64).tile == 64  # of a store that is there
     assert solve(SIZES, 5 * 10**7, 8, None).tile < 1024
     assert solve(SIZES, 2.2e7, 8, None).threads < 8
     wide = replace(SIZES, n2=100, symmetric=False)

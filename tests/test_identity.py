@@ -162,6 +162,24 @@ def test_a_job_whose_store_was_made_anew_stops(tmp_path: Path) -> None:
     assert np.array_equal(np.array(wl.open_gram(path)), wl.kernel(NET, X))
 
 
+@pytest.mark.parametrize("again", [True, False], ids=["made anew", "deleted"])
+def test_a_job_whose_store_goes_after_its_last_tile_returns_no_other(
+    again: bool, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "k.zarr", tmp_path / "other.zarr"
+    wl.gram(wl.cntk_gap(2), X, store=other, tile=16)
+
+    def replace(state: Any) -> None:
+        if state.tiles == state.tiles_total:
+            shutil.rmtree(path)
+            if again:
+                shutil.copytree(other, path)
+
+    with pytest.raises(StoreError, match=r"k\.zarr was deleted, or made anew, since this began: "):
+        gram(path, progress=replace)
+    assert path.exists() == again
+
+
 def test_what_a_stale_writer_slips_in_is_noticed(tmp_path: Path) -> None:
     """Between the look at the store and the write, which nothing can make one."""
     path = tmp_path / "k.zarr"
@@ -234,16 +252,14 @@ def test_the_ridge_of_an_unfinished_factor_is_not_changed(tmp_path: Path) -> Non
         factorise(k, 0.1, store=path, tile=16)
 
 
-def test_stores_of_version_0_1_are_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_stores_without_seals_are_refused_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "k.zarr"
     gram(path)
     document = json.loads((path / "zarr.json").read_text())
     for name in ("identity", "digest"):
         del document["attributes"]["widelimit"][name]
     (path / "zarr.json").write_text(json.dumps(document))
-    with pytest.raises(
-        StoreError, match=r"made by version 0\.1, whose tiles do not say where .*: give"
-    ):
+    with pytest.raises(StoreError, match=r"made before tiles said where they belong .*: give"):
         gram(path)
 
 

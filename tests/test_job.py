@@ -345,6 +345,10 @@ def test_kernel_command_mixes_makers_only_if_asked(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--status", "no.zarr"], "no.zarr: there is no matrix of widelimit"),
+        (
+            ["--status", __file__],
+            f"{__file__} must be a store of widelimit, a folder, it is a file",
+        ),
         (["--status", "a.zarr", "--out", "b.zarr"], "--status takes a store, and neither DATA"),
         (["x.npy", "--out", "k.zarr"], "kernel needs DATA, --net and --out, as in: widelimit"),
         (["fashion-mnits", "--net", "cntk_gap:3", "--out", "k.npy"], "did you mean fashion-mnist?"),
@@ -361,8 +365,36 @@ def test_kernel_command_that_cannot_be(words: list[str], message: str) -> None:
 def test_inputs_by_name() -> None:
     data = wl.load_dataset("digits")
     assert len(read_inputs("digits")) == 1797  # all: it has no test set of its own
-    np.testing.assert_array_equal(read_inputs("digits:train"), data.x_train)
-    np.testing.assert_array_equal(read_inputs("digits:test"), data.x_test)
+    told = (
+        "digits has no test set of its own: 517 of its 1,797 images were drawn for one, with seed"
+    )
+    with pytest.warns(UserWarning, match=told):
+        np.testing.assert_array_equal(read_inputs("digits:train"), data.x_train)
+    with pytest.warns(UserWarning, match=told):
+        np.testing.assert_array_equal(read_inputs("digits:test"), data.x_test)
+
+
+def test_rows_do_not_hold_the_columns_in_silence(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).random((10, 4, 4, 1)), np.arange(10) % 2
+    for name, parts in (("own", {"train": x[:6], "test": x[6:]}), ("none", {"train": x})):
+        (tmp_path / name).mkdir()
+        for part, values in parts.items():
+            np.save(tmp_path / name / f"x_{part}.npy", values)
+            np.save(tmp_path / name / f"y_{part}.npy", y[: len(values)])
+    own, none = tmp_path / "own", tmp_path / "none"
+    words = ["--net", "cntk-gap-3", "--out", tmp_path / "k.npy", "--overwrite", "--columns"]
+    code, _, error = widelimit("kernel", own, *words, f"{own}:test")
+    assert (code, error) == (0, "")
+    assert np.load(tmp_path / "k.npy").shape == (6, 4)
+    for one, other in ((none, f"{none}:test"), (f"{none}:train", f"{none}/")):
+        code, _, error = widelimit("kernel", one, *words, other)
+        assert (code, error.count("\n")) == (2, 1), error
+        assert "means all of its 10 images, those of" in error
+        assert f"give {none}:train and {none}:test, 8 and 2 that are drawn" in error
+    code, _, error = widelimit("kernel", f"{none}:train", *words, f"{none}:test")
+    told = f"{none} has no test set of its own: 2 of its 10 images were drawn for one, with seed 0"
+    assert (code, error) == (0, f"widelimit: warning: {told}\n")
+    assert np.load(tmp_path / "k.npy").shape == (8, 2)
 
 
 # A shell tells what it starts with "&" to ignore the signal of Ctrl-C.
@@ -429,6 +461,33 @@ def test_grey_images_get_their_axis_and_a_network_its_name(tmp_path: Path) -> No
     np.testing.assert_array_equal(wl.kernel(named, x[..., None]), wl.kernel(made, x[..., None]))
     code, _, error = widelimit(*words, "--out", out)
     assert (code, "k.npy: there is one already" in error) == (2, True)
+
+
+def test_whole_numbers_are_told_of_and_not_mixed_with_others(tmp_path: Path) -> None:
+    whole = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 2), np.uint8)
+    whole.ravel()[:2] = 0, 255
+    np.save(tmp_path / "whole.npy", whole)
+    np.save(tmp_path / "too.npy", whole[:2].astype(np.float32))
+    np.savez(tmp_path / "unit.npz", x=whole / 255)
+    words = ["--net", "cntk-gap-3", "--out", tmp_path / "k.npy", "--overwrite", "--columns"]
+    told = "whole numbers from 0 to 255, are taken as they are; those of data sets and folders are "
+    code, _, error = widelimit("kernel", tmp_path / "whole.npy", *words, tmp_path / "too.npy")
+    assert (code, error.count(told)) == (0, 2)
+    at_first = np.load(tmp_path / "k.npy")
+    code, _, error = widelimit("kernel", tmp_path / "unit.npz", *words, tmp_path / "unit.npz")
+    assert (code, error) == (0, "")
+    np.testing.assert_allclose(at_first, 65025 * np.load(tmp_path / "k.npy")[:, :2], rtol=1e-5)
+    for one, other in (("whole.npy", "unit.npz"), ("unit.npz", "too.npy")):
+        code, _, error = widelimit("kernel", tmp_path / one, *words, tmp_path / other)
+        last = error.splitlines()[-1]
+        assert code == 2
+        assert re.search(r"of one kind, got .* in \S*, and .*, in \S*: divide whole", last), last
+        assert last.count("whole numbers from 0 to 255") == last.count("values from 0 to 1") == 1
+    rows = np.arange(6).reshape(3, 2)  # features, of any range
+    np.save(tmp_path / "rows.npy", rows)
+    np.save(tmp_path / "half.npy", rows / 2)
+    words[1] = "ntk-dense-2"
+    assert widelimit("kernel", tmp_path / "rows.npy", *words, tmp_path / "half.npy")[::2] == (0, "")
 
 
 def test_explain_command() -> None:

@@ -11,8 +11,10 @@ import stat
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +362,50 @@ def test_memory_that_the_last_panel_lacks_is_told_before_the_work(
         factorise(gram(160), store=tmp_path / "l.zarr", memory=enough - 1, **given)
     assert not (tmp_path / "l.zarr" / "zarr.json").exists()
     factorise(gram(160), store=tmp_path / "l.zarr", memory=enough, **given)
+
+
+class Tiled(np.ndarray):
+    """An array that says that it lies in tiles."""
+
+    tile = 1024
+
+
+def test_larger_tiles_of_the_kernel_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part that is read of one is read with all of it."""
+    monkeypatch.setattr(tiled_module, "remaining", lambda memory: memory)
+    k = gram(160, dtype="float32").view(Tiled)
+    panel = (2 * 2 + 8 + 9 + 3) * 16 * 16 * 8  # as above
+    given: dict[str, Any] = {"store": tmp_path / "l.zarr", "threads": 1}
+    enough = panel + 1024**2 * (4 + 4 + 8)
+    message = (
+        r"takes 17 MiB at least .*, 16 of them for the tiles of k, of 1024 samples: .*or for k$"
+    )
+    with pytest.raises(MemoryError, match=message):
+        factorise(k, tile=16, memory=enough - 1, **given)
+    assert not (tmp_path / "l.zarr" / "zarr.json").exists()
+    factorise(k, tile=16, memory=enough, **given)
+    factorise(k, tile=16, memory=1, **given)  # finished: nothing is left to fit
+    k.tile = 16  # an attribute of this one
+    factorise(k, tile=16, memory=panel, store=tmp_path / "same.zarr", threads=1)
+
+
+def test_a_factor_in_smaller_tiles_takes_no_more_than_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled_module, "remaining", lambda memory: memory)
+    x = np.random.default_rng(0).normal(size=(1040, 4))
+    k = wl.gram(wl.ntk_dense(2), x, store=tmp_path / "k.zarr", tile=1024)
+    given: dict[str, Any] = {"store": tmp_path / "l.zarr", "tile": 128, "threads": 1}
+    with pytest.raises(MemoryError) as error:
+        factorise(k, 1e-2, memory=1, **given)
+    enough = int(str(error.value).split()[2]) * 2**20
+    tracemalloc.start()
+    try:
+        factor = factorise(k, 1e-2, memory=enough, **given)
+        assert factor.solution(k, np.ones((1040, 1))).status is Status.SOLVED
+        assert tracemalloc.get_traced_memory()[1] <= enough
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_kernel_that_is_stored(tmp_path: Path) -> None:
@@ -766,7 +812,7 @@ def changed(k: np.ndarray, i: int, j: int, by: float) -> np.ndarray:
             r"v by 1?\.?\d.*e-0\d in row 3, .*e-1\d is rounding",
         ),
         ({"k": changed(gram(90), 20, 20, 1e-7)}, "in row 20, "),
-        ({"k": Stored(changed(gram(90), 20, 3, np.nan), 16)}, "v by nan in row 3, "),
+        ({"k": Stored(changed(gram(90), 20, 3, np.nan), 16)}, "k must be finite, .* in row 3: "),
         (
             {"k": gram(90)[:49, :49]},
             r"is of 50 samples, k of 49: reuse must be a factor of the fir",
@@ -1292,8 +1338,8 @@ def test_weights_of_conjugate_gradients(n: int, ridge: float, seed: int) -> None
     left = y - k @ solution.value - (absolute / weights)[:, None] * solution.value
     found = np.linalg.norm(left) / np.linalg.norm(y)
     assert solution.statistics.residual_norm == pytest.approx(found, rel=1e-2, abs=1e-14)
-    with pytest.raises(ValueError, match="need the kernel in memory"):
-        solve_conjugate(Stored(k, 16), y, ridge, weights=weights)
+    stored = solve_conjugate(Stored(k, 16), y, ridge, weights=weights, tolerance=1e-9)
+    np.testing.assert_allclose(stored.value, expected, rtol=0, atol=1e-7 * scale)
     equal = solve_conjugate(Stored(k, 16), y, ridge, weights=np.ones(n))
     assert equal.status is Status.SOLVED
     # Without a ridge they make no difference, in memory or not.
@@ -1340,7 +1386,12 @@ def test_conjugate_gradients_on_an_indefinite_matrix() -> None:
     [
         ({"tolerance": 0.0}, ValueError, "tolerance must be from 1e-14 to 1, got 0.0"),
         ({"rank": 0}, ValueError, "rank must be at least 1, got 0"),
-        ({"memory": "1MB"}, MemoryError, "a preconditioner of rank 1 does not fit into memory"),
+        (
+            {"memory": "1MB"},
+            MemoryError,
+            r"rank 1, take 1 MiB, and 0 MiB are left of memory: raise memory\Z",
+        ),
+        ({"memory": "1MB", "rank": 2}, MemoryError, r"rank 2, .*: raise memory, or lower rank\Z"),
         ({"ridge": -1}, ValueError, "ridge must be finite and >= 0"),
     ],
 )
@@ -1523,3 +1574,74 @@ def test_tiles_of_factors_have_the_sizes_of_others(tile: Any, tmp_path: Path) ->
     with pytest.raises((ValueError, TypeError), match=match):
         factorise(gram(90), store=tmp_path / "l.zarr", tile=tile)
     assert not (tmp_path / "l.zarr").exists()
+
+
+# ---------------------------------------------------------------- what reviews have found
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int64", ">f8", "float"])
+def test_the_inverse_is_of_two_dtypes(dtype: str, tmp_path: Path) -> None:
+    k, y = gram(20), np.ones(20)
+    factor = solve_tiled(k, y, 1e-3, store=tmp_path / "l.zarr").factor
+    with pytest.raises(ValueError, match=f"dtype must be .* got '{dtype}'"):
+        leave_one_out_of_factor(factor, y, dtype=dtype)
+    errors = leave_one_out_of_factor(factor, y, dtype="float64").errors
+    np.testing.assert_allclose(errors, leave_one_out(k, y, [1e-3]).errors, rtol=1e-8)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [(3, 3), (2, 7)])
+def test_conjugate_gradients_name_the_row_that_is_not_finite(
+    place: tuple[int, int], value: float
+) -> None:
+    k = gram(40)
+    k[place] = k[place[::-1]] = value
+    with pytest.raises(ValueError, match=f"k must be finite, got .* in row {min(place)}"):
+        solve_conjugate(Stored(k, 16), np.ones(40), 1e-2)
+
+
+def test_a_checkpoint_is_a_folder_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    k, y = gram(40), np.ones(40)
+    solve_conjugate(k, y, 1e-2, checkpoint="~/c")
+    solve_conjugate(k, y, 1e-2, checkpoint=f"file://{tmp_path}/d")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "d"]
+    with pytest.raises(ValueError, match="checkpoint must be a folder of this machine"):
+        solve_conjugate(k, y, 1e-2, checkpoint="s3://bucket/c")
+    with pytest.warns(RuntimeWarning, match="nothing is kept behind memory://c"):
+        solution = solve(k, y, 1e-2, method="conjugate", store="memory://c")
+    assert solution.status is Status.SOLVED
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_weights_of_conjugate_gradients_take_no_copy_of_k() -> None:
+    n = 1500
+    k, y = gram(n), np.ones(n)
+    weights = np.linspace(1, 2, n)
+    call = partial(solve_conjugate, k, y, 1e-2, rank=5, max_iterations=3)
+    tracemalloc.start()
+    try:
+        call()
+        _, plain = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        call(weights=weights)
+        _, weighed = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert weighed - plain < n * n
+
+
+def test_a_factor_has_no_more_small_tiles_than_it_has_to(tmp_path: Path) -> None:
+    """Of images that cost much the kernel has tiles of 16 samples."""
+    for n, side in ((1000, 16), (1100, 32), (5000, 64)):
+        assert tiled_module._own_side(Stored(np.broadcast_to(0.0, (n, n)), 16)) == side
+    assert tiled_module._own_side(Stored(np.broadcast_to(0.0, (9000, 9000)), 128)) == 128
+    x = np.random.default_rng(0).normal(size=(70, 9))
+    k = wl.gram(wl.ntk_dense(2), x, store=tmp_path / "k.zarr", tile=16)
+    y = np.arange(70.0)
+    factor = factorise(k, 1e-3, store=tmp_path / "l.zarr", tile=64)
+    found = factor.solve(y[:, None])[:, 0]
+    np.testing.assert_allclose(found, solve(k, y, 1e-3).value, rtol=1e-4)

@@ -235,6 +235,7 @@ def test_trees_are_values(layers: list[Layer]) -> None:
         ([LocalAvgPool(1), Sum((), BLOCK)], r"a Sum must not follow LocalAvgPool"),
         ([Sum((), [Dense])], r"layers\[1\]\.branches\[1\]\[0\] must be a layer.*write Dense\(\)"),
         ([LeakyReLU], r"must be a layer.*write LeakyReLU\(slope\)"),
+        ([np.ones(3)], r"layers\[1\] must be a layer, got array"),
     ],
 )
 def test_impossible_trees_are_refused(layers: list[Any], message: str) -> None:
@@ -357,8 +358,9 @@ def test_series() -> None:
     assert network.input_ranks == (2, 3)
     shapes = network.output_shapes((9, 2))
     assert shapes == ((9, None), (9, None), (4, None), (None,), (1,))
+    said = r"filters are one pixel high, and one is wider, as in Conv\("
     for other in (Conv(5), AvgPool(2)):
-        with pytest.raises(ValueError, match=r"filters are one pixel high, as in Conv\(\(1, 3\)\)"):
+        with pytest.raises(ValueError, match=said):
             Network([other, GlobalAvgPool(), Dense()]).output_shapes((9, 2))
 
 

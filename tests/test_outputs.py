@@ -6,21 +6,23 @@ import json
 import os
 import re
 import shutil
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from stores import Usage, disk_of
 from toys import NAMES, FakeKernel, make_images
 from typer.testing import CliRunner
 
 import widelimit as wl
-from widelimit import files, keeping
+from widelimit import console, files, keeping
 from widelimit.cli import app
 from widelimit.experiments import learning_curve
-from widelimit.keeping import NotWritten, keep
+from widelimit.keeping import NotWritten, keep, keep_and_show
 
 # The words of each command, where its work begins, and what it writes.
 ROOT = Path(__file__).parents[1]
@@ -88,6 +90,8 @@ COMMANDS = {
         "widelimit.experiments.theorems.Theorem.run",
     ),
 }
+# What prints before it is done, and writes.
+SAYING = ("fit", "rank", "bench", "table1", "small-data", "readouts")
 # What runs that take long would return.
 RECORDS = {
     "rank": "rank-16x16",
@@ -239,10 +243,15 @@ def full(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
+    without_work(monkeypatch)
+    return place
+
+
+def without_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands that take longest take no time."""
     monkeypatch.setattr(learning_curve, "compute_kernel", FakeKernel())
     for call, value in (("run", {"speed": 1}), ("render", "a table"), ("exit_code", 0)):
         monkeypatch.setattr(f"widelimit.bench.{call}", lambda *_, value=value: value)
-    return place
 
 
 def record_of(name: str) -> Any:
@@ -372,6 +381,63 @@ def test_the_usual_places_are_there() -> None:
     places = list(keeping._places())
     assert Path.cwd() in places
     assert all(path.is_absolute() and path.is_dir() for path in places)
+
+
+# ---------------------------------------------------------------- nobody reads what is printed
+
+
+def unread(words: str, out: Path | str) -> tuple[Any, str]:
+    """Run a command whose output goes to a pipe without a reader, as behind ``| head -1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    errors = io.StringIO()
+    with (
+        suppress(BrokenPipeError),  # closing writes what is left
+        open(writer, "w") as stream,
+        redirect_stdout(stream),
+        redirect_stderr(errors),
+        pytest.raises(SystemExit) as ended,
+    ):
+        app([word.format(out) for word in words.split()])
+    return ended.value.code, errors.getvalue()
+
+
+@pytest.mark.parametrize("name", SAYING)
+def test_a_result_is_written_before_it_is_told(
+    name: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, work = COMMANDS[name]
+    without_work(monkeypatch)
+    record = {"readouts": "readouts", **RECORDS}.get(name)
+    if record is not None:
+        content = json.loads((ROOT / "results" / f"{record}.json").read_text())
+        monkeypatch.setattr(work, lambda *_, **__: content)
+    code, error = unread(words, place / "m")
+    assert (code, "pipe" in error) == (1, False)
+    if name == "readouts":
+        assert json.loads((place / "m.json").read_text()) == content
+    else:
+        looked_at(name, place / f"m{suffix(name)}")
+
+
+def test_a_reader_that_leaves_is_no_wrong_input() -> None:
+    assert unread("explain cntk-gap-3 --inputs 9", "") == (1, "")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """That of a worker, or of a store far away: standard output is as it was."""
+    with pytest.raises(typer.Exit) as ended, console.guarded():
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    assert (ended.value.exit_code, capsys.readouterr().err) == (2, "widelimit: Broken pipe\n")
+
+
+def test_what_could_not_be_written_is_told(nowhere: Path) -> None:
+    shown: list[str] = []
+    with pytest.raises(NotWritten, match="it is lost"):
+        keep_and_show(nowhere / "r", refuse, lambda: shown.append("the table"))
+    assert shown == ["the table"]
+    assert keep_and_show(nowhere / "here", refuse, lambda: shown.append("")) == nowhere / "here"
+    assert len(shown) == 2
 
 
 def test_every_command_that_writes_is_tried() -> None:

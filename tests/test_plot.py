@@ -222,6 +222,11 @@ def test_influences_have_their_thumbnails(toy: Any) -> None:
     assert ax.get_yticklabels()[0].get_text() == f"{toy.y[first]}  (#{first})"
     with pytest.raises(ValueError, match=r"images must be .* got shape \(1, 8, 8, 1\)"):
         plot.influence(found, toy.x[:1])
+    first = toy.x.transpose(0, 3, 1, 2)
+    with pytest.raises(ValueError, match=r"images .* is read in two ways"):
+        plot.influence(found, first)
+    ax = plot.influence(found, first, toy.y, row=2, channels="first")
+    np.testing.assert_array_equal([box.offsetbox.get_data() for box in ax.artists], pictures)
 
 
 def test_what_is_no_kernel_matrix_is_refused(toy: Any) -> None:

@@ -103,6 +103,33 @@ def test_scores_are_those_of_estimators(data: Path, repeated: bool) -> None:
                 assert scores[j, i, 2] == pytest.approx(model.score(x[held], y[held]))
 
 
+def test_all_images_are_drawn_from_where_there_is_no_test_set(tmp_path: Path) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "two.npz"
+    labels = np.array(["cat", "dog"] * 6)
+    np.savez(path, x=rng.integers(0, 256, (12, 5, 5, 1), np.uint8), y=labels)
+    words = ("--net", "cntk-gap-3", "--net", "cntk-vanilla-3", "--draws", 1, "--n", 8)
+    record = run(path, *words, "--validation", 4)
+    assert (record["n_pool"], record["n_validation"]) == (12, 4)
+    labels[[1, 3, 5, 7, 9]] = "cat"
+    np.savez(path, x=rng.integers(0, 256, (12, 5, 5, 1), np.uint8), y=labels)
+    done = call(path, *words, "--out", tmp_path / "s.json")
+    assert done.exit_code == 2
+    assert "6 training images of every class, 4 to train and 2 to validate with" in done.stderr
+    assert "got 1 of 'dog': give smaller sizes" in done.stderr
+
+
+def test_rows_of_a_table_are_images_where_it_is_said(tmp_path: Path) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "t.csv"
+    heads = ",".join(["kind", *(f"v{k}" for k in range(12))])
+    rows = [",".join(map(str, ["ab"[i % 2], *rng.integers(0, 256, 12)])) for i in range(8)]
+    path.write_text("\n".join([heads, *rows]))
+    words = ("--net", "cntk-gap-3", "--net", "cntk-vanilla-3", "--n", 4, "--draws", 1)
+    done = call(path, *words, "--out", tmp_path / "s.json")
+    assert "(--image-shape of fit, kernel, suspects, demo and rank)" in done.stderr
+    record = run(path, *words, "--image-shape", "4x3", "--label", "kind")
+    assert record["data"]["image_shape"] == [4, 3, 1]
+
+
 def test_a_kernel_that_is_singular_is_solved_with(data: Path) -> None:
     net = data.parent / "sums.json"  # of the mean pixel alone
     net.write_text(wl.Network([wl.GlobalAvgPool(), wl.Dense()]).to_json())

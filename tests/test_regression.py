@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.linalg import LinAlgWarning
 
 import widelimit as wl
 from widelimit.estimators import base, fitted
@@ -67,6 +68,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Any:
         ({"ridge": 0.0, "store": "s"}, {"weights": np.arange(1.0, N + 1)}, 0, "tiled"),
         ({"store": "s"}, {"weights": np.ones(N)}, 0, "tiled"),
         ({"solver": "cg"}, {"weights": np.arange(1.0, N + 1)}, 10**12, "conjugate"),
+        ({"solver": "cg"}, {"weights": np.arange(1.0, N + 1), "stored": True}, 10**12, "conjugate"),
     ],
 )
 def test_the_solver(free: Any, changes: Any, about: Any, bytes_free: int, method: str) -> None:
@@ -89,10 +91,9 @@ WEIGHTS = {"weights": np.arange(1.0, N + 1)}
         ({"solver": "cg"}, {"several": True}, 10**12, ValueError, "a choice among networks"),
         ({}, {"several": True}, FACTOR - 1, MemoryError, "give store, .* or one network"),
         ({"store": "s"}, WEIGHTS, 0, ValueError, "weights .* need the kernel in memory"),
-        ({"solver": "cg"}, WEIGHTS | {"stored": True}, 10**12, ValueError, "need the kernel in"),
-        ({"solver": "cg"}, {"targets": 9}, 8 * N * (8 * 9 + 3), MemoryError, "rank 1 does not fit"),
-        ({"solver": "cg"}, {"held": 10**12}, 10**12, MemoryError, "rank 1 does not fit"),
-        ({}, {}, 0, MemoryError, "rank 1 does not fit"),
+        ({"solver": "cg"}, {"targets": 9}, 8 * N * (8 * 9 + 3), MemoryError, "rank 1, take 1 MiB"),
+        ({"solver": "cg"}, {"held": 10**12}, 10**12, MemoryError, "rank 1, take 1 MiB"),
+        ({}, {}, 0, MemoryError, "rank 1, take 1 MiB"),
     ],
 )
 def test_what_is_refused(
@@ -296,3 +297,16 @@ def test_multiples_of_too_different_sizes_have_their_places_in_x() -> None:
     model = Regressor(LINEAR, ridge=1.0).fit(x[:4], np.arange(4.0), [1, 0, 1, 1])
     with pytest.raises(ValueError, match=told.format(2, 5)):
         model.partial_fit(x[4:], np.arange(2.0))
+
+
+def test_eigenvectors_of_a_singular_kernel_need_their_room(free: Any) -> None:
+    """A factor fitted, eigenvectors do not: the message of before says which ridge is enough."""
+    x, y = np.random.default_rng(0).normal(size=(40, 5)), np.arange(40.0)
+    k = x @ x.T
+    model = Regressor(kernel="precomputed", ridge=0.0)
+    free(24 * 40 * 40)
+    with pytest.warns(LinAlgWarning, match="The rank of k is 5"):
+        model.fit(k, y)
+    free(24 * 40 * 40 - 1)
+    with pytest.raises(np.linalg.LinAlgError, match=r"is enough.* its eigenvectors need .* raise"):
+        model.fit(k, y)

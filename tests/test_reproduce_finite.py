@@ -151,6 +151,20 @@ def test_how_far_a_run_is(tmp_path: Path) -> None:
         keep("a", lambda: cells.tell({"a": 0.5}))
         keep("b", lambda: cells.tell({"b": 0.5}))
     assert shares == [0.125, 0.25, 0.625, 1.0]
+    (tmp_path / "s" / "b.json").unlink()
+    cells = Cells(tmp_path / "s", "toy", {}, {"a": 1.0, "b": 3.0})
+    shares.clear()
+    with cells.held() as keep:  # the share of what this run does: from it follows what is left
+        cells._report = shares.append
+        keep("a", lambda: None)
+        keep("b", lambda: cells.tell({"b": 0.5}))
+        keep("b", lambda: None)
+    assert shares == [0.0, 0.5, 1.0, 1.0]
+    shares.clear()
+    with cells.held() as keep:
+        cells._report = shares.append
+        keep("a", lambda: None)
+    assert shares == [1.0]
 
 
 def test_what_a_sample_takes() -> None:
@@ -575,6 +589,26 @@ def test_theorems_go_on(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "t" / PLAN).exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        ("theorem31", ("--seeds", 1), "seeds must be 2 or more, got 1"),
+        ("theorem31", ("--widths", "0,2"), "widths must ascend from 1 on, and be at least two"),
+        ("theorem31", ("--widths", "4,2"), "widths must ascend from 1 on, and be at least two"),
+        ("theorem32", ("--kappa", 0), "kappa above 0, got None and 0.0"),
+        ("theorem32", ("--n-train", 3), "n_train and n_test must be even"),
+        ("weakly-trained", ("--n-train", 3), "n_train and n_test must be even"),
+    ],
+)
+def test_wrong_numbers_are_told_before_pytorch_is_loaded(
+    command: str, words: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("widelimit.experiments.theorems.choose_device", pytest.fail)
+    done = call(command, tmp_path / "r.json", *words)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+    assert message in done.stderr
+
+
 def test_a_record_of_something_else_has_no_table() -> None:
     with pytest.raises(ValueError, match=r"its format is 'widelimit\.table1/2'"):
         to_markdown({"format": "widelimit.table1/2"})
@@ -594,6 +628,9 @@ def test_pictures_are_the_same_each_time(data: Path, tmp_path: Path) -> None:
     done = call("table1-cnn", out, data, *CNN, *words, "--store", tmp_path / "u", "--overwrite")
     assert done.stdout.endswith(f"picture: {picture}\n"), done.output
     records.append(read(out))
+    again = call("table1-cnn", tmp_path / "n.json", data, *CNN, *words)
+    assert again.exit_code == 2
+    assert "p.svg: there is one already: give another path, or say --overwrite" in again.stderr
     places = [tmp_path / "1.svg", tmp_path / "2.svg"]
     for record in records:
         for place in places:

@@ -153,6 +153,12 @@ def test_a_test_table_has_its_columns_by_name(flowers: Path, tmp_path: Path) -> 
     iris(slice(1, None, 2), COLUMNS[:3]).to_csv(other, index=False)
     error = refused(*words, "--overwrite", "--test", other)
     assert "must have the columns of iris, got no 'petal width'" in error
+    iris(slice(1, 50, 2), COLUMNS).to_csv(other, index=False)  # of one class
+    text, _ = run(*words, "--overwrite", "--test", other)
+    assert "accuracy on 25 test rows: " in text
+    assert "must be at least 2 distinct names, got ['setosa']: add" in refused(
+        "fit", other, "--out", tmp_path / "n"
+    )
     text, _ = run(*words, "--overwrite", "--test", "0.2")
     assert "held out: 15 of 75 rows, 20% of each class, drawn with seed 0\n" in text
     text, _ = run(*words, "--overwrite", "--per-class", "10")

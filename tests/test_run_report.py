@@ -25,7 +25,8 @@ from widelimit.experiments import portrait
 from widelimit.experiments.portrait import cut_by_class, find_examples, portray, thumbnails
 from widelimit.files import write_record
 from widelimit.report import comparison_page
-from widelimit.report.page import signed
+from widelimit.report.finite import to_markdown
+from widelimit.report.page import compact, signed
 from widelimit.report.runs import Report
 from widelimit.report.shapes import Each, Maybe, check
 
@@ -287,6 +288,46 @@ def test_pointers_are_told_the_means_of_classes(tmp_path: Path, record: dict[str
     assert "dog and dog" not in text  # one dog has no pair
 
 
+def test_blocks_of_several_classes_have_no_names(tmp_path: Path, record: dict[str, Any]) -> None:
+    column = record["columns"][0]
+    record["columns"] = [column]
+    text = page_of(tmp_path, record)
+    assert "in blocks of one class" in text
+    assert "The pointer tells" in text
+    column["blocks"][-1][1] += 1
+    text = page_of(tmp_path, record)
+    assert "in blocks of images that are sorted by class" in text
+    assert "The pointer tells" not in text
+    assert 'class="mark cell"' not in text
+
+
+@pytest.mark.parametrize("chosen", ["A, normalised", "A"])
+def test_the_chosen_kernel_is_drawn(chosen: str, tmp_path: Path) -> None:
+    record = example_of(comparison_page.MYRTLE_SHAPE, "word", 0.25)
+    kernel = record["kernels"][0] | {"images": "as they are"}
+    names = ["A", "A, normalised", "B, normalised"]
+    record["kernels"] = [kernel | {"kernel": name} for name in names]
+    record |= {"format": "widelimit.myrtle/1", "chosen": kernel | {"kernel": chosen}}
+    text = page_of(tmp_path, record)
+    drawn = [f"<title>{name}; as they are" in text for name in names]
+    assert drawn == [True, chosen == "A, normalised", False]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (999, "999"),
+        (1000, "1<i>thousand</i>"),
+        (999_499, "999<i>thousand</i>"),
+        (999_500, "1<i>million</i>"),
+        (999_999_999, "1<i>billion</i>"),
+        (2_500_000, "2.5<i>million</i>"),
+    ],
+)
+def test_large_numbers_have_their_unit(count: int, text: str) -> None:
+    assert compact(count) == text
+
+
 def test_names_of_files_are_told(tmp_path: Path, record: dict[str, Any]) -> None:
     numbers = list(record["test_images"])
     record["test_images"][numbers[0]]["file"] = "birds/one.png"
@@ -396,13 +437,21 @@ def test_comparisons(kind: str, tmp_path: Path) -> None:
     assert "<script>x</script>\"'&" in "".join(odd.text)
     rows = {
         "table1_cnn": ["WORD", "3", "3", "25.00 ± 25.00", "0.25", "+24.75 ± 25.00", "0.25", "3"],
-        "table2": ["word", "3", "25.00 (25.00 to 25.00)", "25.00", "0.25", "+24.75 ± 25.00"],
+        "table2": ["word", "3", "25.00 (25.00 to 25.00)", "25.00", "0.25", "–"],
         "readouts": ["word", "word", "25.00 ± 25.00", "25.00"],
         "myrtle": ["word", "25.00 ± 25.00", "25.00"],
     }
     assert has_rows(page.cells, [rows[kind]])
     if kind == "readouts":
         assert has_rows(page.cells, [["word above word", "word", "+25.00 ± 25.00"]])
+        assert "Readouts of networks of depth 3" in "".join(page.text)
+    if kind == "table2":  # no difference from a figure that is of another number of images
+        papers = example_of(shape, "word", 0.25) | name | {"n_train": 10_000}
+        whole = Page(page_of(tmp_path, papers))
+        assert has_rows(whole.cells, [[*rows[kind][:-1], "+24.75 ± 25.00"]])
+        told = "The paper's are of 10,000 training images"
+        assert told in "".join(page.text)
+        assert told not in "".join(whole.text)
     assert "3 training and 3 test images of 3 × 3 × 3" in " ".join("".join(page.text).split())
     # What may be missing is.
     bare = check(example_of(shape, "word", 0.25) | name, shape)
@@ -767,3 +816,12 @@ def test_light_dark_and_paper(browser: Browser, pages: dict[str, Path]) -> None:
     content = base64.b64decode(tab.call("Page.printToPDF", printBackground=True)["data"])
     assert content.startswith(b"%PDF-")
     assert len(re.findall(rb"/Type\s*/Page\b", content)) > 1
+
+
+def test_means_without_a_standard_error(tmp_path: Path) -> None:
+    record = json.loads((ROOT / "results" / "theorem31.json").read_text("utf-8"))
+    record["means"][0]["largest"] = None
+    (tmp_path / "r.json").write_text(json.dumps(record), "utf-8")
+    row = Report.prepare([tmp_path / "r.json"], tmp_path / "r.html").text.partition("<h2>Means")[2]
+    assert "–" in row.partition("</tr>")[2].partition("</tr>")[0]
+    assert f"| {record['means'][0]['relative_error']:.2%} | - |" in to_markdown(record)

@@ -1,8 +1,10 @@
 """Series (n, length, channels) in estimators, files and on the command line: images of one row."""
 
+import base64
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -231,8 +233,32 @@ def test_fit_and_predict(folder: Path) -> None:
     assert (code, error) == (0, "")
     code, told, error = widelimit("predict m2 x.npy --out p.csv")
     assert (code, told, error) == (0, "p.csv: 40 series\n", "")
-    code, told, error = widelimit(f"suspects two.npz --net {NET} --out s")
+    y = Y.copy()
+    y[7] = 0
+    np.savez("wrong.npz", x=X, y=y)
+    code, told, error = widelimit(f"suspects wrong.npz --net {NET} --out s")
     assert (code, error) == (0, "")
+    assert told.startswith("series 7: 0 (")
+    assert " of 40 series are suspects: " in told
+    sheet = Path("s", "suspects.html").read_text()
+    assert "all other series labels otherwise" in " ".join(sheet.split())
+    assert sheet.count('<img src="data:image/svg+xml;base64,') == told.count("rather")
+
+
+def test_a_notebook_shows_series_as_lines() -> None:
+    notebook: Any
+    notebook = data = wl.load_dataset((X, Y), series=True)
+    shown = notebook._repr_html_()
+    assert "the first training series" in shown
+    first = shown.split("data:image/svg+xml;base64,")[1].split('"')[0]
+    svg = ElementTree.fromstring(base64.b64decode(first))
+    drawn = [line.get("points", "").split() for line in svg]
+    points = np.array([[[float(v) for v in p.split(",")] for p in line] for line in drawn])
+    series = data.x_train[np.argmax(data.y_train == 0), 0]  # (12, 2)
+    assert points.shape == (2, 12, 2)
+    heights = points[..., 1].T  # from the top, in [2, 46]
+    expected = 2 + 44 * (series.max() - series) / np.ptp(series)
+    np.testing.assert_allclose(heights, expected, atol=0.051)
 
 
 def test_kernel_says_how_it_has_read_an_array(folder: Path) -> None:

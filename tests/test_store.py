@@ -517,6 +517,22 @@ def test_paths_of_this_machine_have_several_forms(
         assert open_objects(form).name == str(path)
 
 
+def test_a_relative_path_stays_that_of_the_folder_where_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = matrices((), 40, 40, "full", "float32")
+    store = fill("k.zarr", values, 16, "full")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert store.objects.name == "k.zarr"
+    assert np.array_equal(store.block(slice(0, 40), slice(0, 40)), values)
+    store.delete((0, 1))
+    with pytest.raises(StoreError, match=r"tile \(0, 1\) is not in k\.zarr"):
+        store.read((0, 1))
+    assert not list(Path().iterdir())
+
+
 def test_a_store_that_lacks_one_tile_is_not_finished(tmp_path: Path) -> None:
     values = matrices((), 40, 40, "upper", "float32")
     objects = open_objects(tmp_path / "k.zarr")

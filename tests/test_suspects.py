@@ -77,3 +77,50 @@ def test_what_is_alone_in_its_class_is_no_suspect(tmp_path: Path) -> None:
         assert f"of {20 + count} images {said}" in result.stdout
         assert f"Of all images {said}" in (tmp_path / "suspects.html").read_text()
         assert "image 20" not in (tmp_path / "suspects.csv").read_text()
+
+
+def test_warnings_have_the_names_of_classes(tmp_path: Path) -> None:
+    """As text they have another order than as numbers."""
+    data = wl.load_dataset("digits")
+    places = [*np.flatnonzero(data.y_train < 2)[:20], np.argmax(data.y_train == 7)]
+    y = np.where(data.y_train[places] == 0, 2, 10)
+    y[3] = 12 - y[3]
+    y[-1] = 7
+    np.savez(tmp_path / "d.npz", x=data.x_train[places], y=y)
+    words = ["suspects", str(tmp_path / "d.npz"), "--net", "cntk-gap-3", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    assert "1 of 3 classes have one distinct sample, '7': " in result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("image 3: "))
+    assert line.startswith(f"image 3: {y[3]} (")
+    assert f", rather {12 - y[3]} (" in line
+
+
+def test_rows_of_a_divided_table_have_their_places_in_the_file(tmp_path: Path) -> None:
+    """As `predict` has them; and what is not looked at is said."""
+    rng = np.random.default_rng(0)
+    labels = ["x" if k % 4 < 2 else "y" for k in range(40)]
+    rows = [
+        f"{rng.normal(9.0 * (labels[k] == 'y'))},{rng.normal()},{['train', 'test'][k % 2]},"
+        f"{'y' if k == 20 else labels[k]}\n"
+        for k in range(40)
+    ]
+    path = tmp_path / "sp.csv"
+    path.write_text("a,b,split,label\n" + "".join(rows))
+    words = ["suspects", str(path), "--out", str(tmp_path / "s")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("sp.csv[20]: y (")
+    assert lines[-2] == "left out: 20 test rows of the data"
+    assert " of 20 rows are suspects: " in lines[-1]
+    page = (tmp_path / "s" / "suspects.html").read_text()
+    assert "20 test rows were left out" in page
+    assert "sp.csv[20]" in (tmp_path / "s" / "suspects.csv").read_text()
+    data = wl.load_dataset(path)
+    assert data.files_train == tuple(f"sp.csv[{k}]" for k in range(0, 40, 2))
+    assert data.files_test == tuple(f"sp.csv[{k}]" for k in range(1, 40, 2))
+    model = tmp_path / "m"
+    assert CliRunner().invoke(app, ["fit", str(path), "--out", str(model)]).exit_code == 0
+    result = CliRunner().invoke(app, ["predict", str(model), str(path)])
+    assert [line for line in result.stdout.splitlines() if f"{path}[20]" in line]

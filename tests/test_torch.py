@@ -459,6 +459,21 @@ def of_series(width: int = 8) -> Any:
     )
 
 
+def test_layers_between_a_global_pool_and_its_flatten() -> None:
+    parts = [nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Identity(), nn.ReLU()]
+    module = nn.Sequential(*parts, nn.Flatten(), nn.Linear(8, 1))
+    assert str(wl.finite.from_torch(module)) == "Conv(3) GlobalAvgPool ReLU Dense"
+
+
+def test_filters_of_one_step_are_compared_on_series() -> None:
+    layers = [nn.Conv1d(3, 64, 1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten()]
+    module = nn.Sequential(*layers, nn.Linear(64, 1))
+    x = torch.randn(4, 3, 7, generator=torch.Generator().manual_seed(0))
+    found = wl.finite.compare(module, x, draws=2)
+    expected = wl.kernel(found.network, np.moveaxis(x.numpy(), 1, -1)[:, None], dtype="float64")
+    np.testing.assert_allclose(found.exact, expected)
+
+
 def test_strides_and_pools_become_layers() -> None:
     assert wl.finite.from_torch(strided()).layers[1:-1] == (
         LeakyReLU(0.2),

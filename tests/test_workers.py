@@ -31,11 +31,11 @@ from trees import MIXED
 import widelimit as wl
 from widelimit.backends.cpu import ISA_VARIABLE, instruction_sets
 from widelimit.machine import held_memory
-from widelimit.matrices import computation, executors, run
+from widelimit.matrices import computation, executors, run, workers
 from widelimit.matrices.computation import Order
 from widelimit.matrices.manifest import Maker
 from widelimit.matrices.objects import open_objects
-from widelimit.matrices.plan import Sizes
+from widelimit.matrices.plan import Plan, Sizes
 from widelimit.matrices.progress import Progress
 from widelimit.matrices.store import StoreError, TileStore
 from widelimit.matrices.stored_inputs import StoredInputs
@@ -292,6 +292,31 @@ def test_what_an_executor_stored_before_it_broke_is_kept(
     assert not {key for task in executor.tasks[:11] for key in task.keys} & set(here)
 
 
+@HERE
+@pytest.mark.parametrize("room", [True, False])
+def test_what_a_broken_executor_left_is_computed_on_all_processors(
+    room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If there is no room for them by now, with the memory that there was for a worker's."""
+    plans: list[Plan] = []
+    compute = run._Run.here
+    monkeypatch.setattr(
+        run._Run, "here", lambda self, report: plans.append(self._plan) or compute(self, report)
+    )
+
+    def make(number: int, task: Task) -> Any:
+        if number < 10:
+            return None
+        monkeypatch.setattr(run, "check_threads", lambda threads: 3 if threads is None else threads)
+        if not room:
+            monkeypatch.setattr(run, "remaining", lambda memory: 0)
+        return BrokenProcessPool("a process died")
+
+    k = gram(tmp_path / "k.zarr", executor=Fault(make))
+    assert [(plan.threads, plan.tile) for plan in plans] == [(3 if room else 1, 16)]
+    assert np.array_equal(np.array(k), expected())
+
+
 # ---------------------------------------------------------------- workers that hang
 
 
@@ -326,6 +351,53 @@ def test_workers_that_all_hang(tmp_path: Path) -> None:
         executor._pool.shutdown(cancel_futures=True)
     assert TileStore.open(open_objects(tmp_path / "k.zarr")).finished()
     assert np.array_equal(np.array(gram(tmp_path / "k.zarr")), expected())
+
+
+class Silent(Executor):
+    """Its workers never come back."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return Future()
+
+
+@pytest.mark.parametrize(
+    ("timeout", "work", "patience"),
+    [(None, 3e10, 600), (None, 4e11, 4000), (30.0, 4e11, 30)],
+    ids=["ten minutes", "a long task", "as asked"],
+)
+def test_the_first_report_may_take_as_long_as_its_task(
+    timeout: float | None, work: float, patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    task = Task("k.zarr", ((0, 0),), "cpu", None, 1, None, 1, None)
+    nothing: Any = None
+    distribution = workers._Distribution(
+        Silent(), [task], 1, nothing, timeout, work, lambda report: None
+    )
+    assert distribution._fill()
+    now[0] = patience - 1
+    distribution._check_patience()
+    now[0] = patience + 1
+    with pytest.warns(RuntimeWarning, match=f"anything for {patience:.0f} s: its tiles are handed"):
+        distribution._check_patience()
+
+
+def test_the_work_of_a_task_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    distribute = run.distribute
+
+    def note(*arguments: Any) -> bool:
+        told.append(arguments[5])
+        return distribute(*arguments)
+
+    monkeypatch.setattr(run, "distribute", note)
+    executor = Fault(lambda number, task: None)
+    x = np.random.default_rng(2).random((250, 2, 2, 1))
+    wl.gram(wl.cntk_vanilla(3), x, store=tmp_path / "k.zarr", tile=16, executor=executor)
+    tiles = max(len(task.keys) for task in executor.tasks)
+    assert tiles == 2  # of 136
+    assert told == [tiles * 16**2 * 8]  # element-layers of two layers of 2 x 2
 
 
 class Twice(Executor):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -14,21 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
-from widelimit.costs import Forecast, forecast
+from widelimit.costs import Forecast, estimate, forecast
 from widelimit.data.dataset import Dataset, Size, draw_test_set, draw_training_sets
 from widelimit.data.image import Changes, fit_image, read_image, safe_formats
 from widelimit.data.load import read_dataset
 from widelimit.data.samples import Samples, Wanted, holds_samples, read_samples
 from widelimit.data.search import find_images
 from widelimit.estimators import NTKClassifier, load_model, save_model
+from widelimit.estimators.base import block_size
 from widelimit.estimators.checks import Net, check_options, resolve_dtype, resolve_networks
 from widelimit.estimators.directions import find_directions
 from widelimit.estimators.judge import alone_in_class
 from widelimit.estimators.preparation import resolve_whitenings
+from widelimit.estimators.regression import NoRoom
 from widelimit.estimators.samples import ImageShape, resolve_shape
 from widelimit.estimators.saved import check_model_folder
 from widelimit.files import check_file, check_room, make_folder, said, write_atomically
-from widelimit.keeping import keep
+from widelimit.keeping import keep, keep_and_show
 from widelimit.machine import remaining
 from widelimit.matrices.inputs import Channels, check_networks, number_samples, read_series
 from widelimit.reading import check_regular
@@ -143,23 +147,23 @@ class Fit:
             if per_class > smallest:
                 held = " that are not held out" if data.split == "drawn" else ""
                 raise ValueError(
-                    f"--per-class must be at most {smallest}, the {_what(data)} of the smallest "
+                    f"--per-class must be at most {smallest}, the {data.what} of the smallest "
                     f"class of {source}{held}, got {per_class}"
                 )
             rng = np.random.default_rng(seed)
             chosen = draw_training_sets(data.y_train, [per_class], rng)[0]
-            drawn = f"fitted: {per_class} of each class, of {len(data.y_train):,} {_what(data)}"
+            drawn = f"fitted: {per_class} of each class, of {len(data.y_train):,} {data.what}"
             left = "\n".join(filter(None, [drawn, left]))
-        model = NTKClassifier(**parameters)
+        model = NTKClassifier(**parameters, solver="cholesky")
         check_room(out, _least_size(model, data.x_train[chosen]))
         return cls(data, chosen, left, model, out, overwrite)
 
     def forecast(self) -> Forecast:
-        """Return what the fit costs on this machine."""
-        return _forecast(self.model, self.data.x_train[self.chosen])
+        """Return what the fit, and the test if there is one, cost on this machine."""
+        return _forecast(self.model, self.data.x_train[self.chosen], len(self.data.y_test))
 
     def run(self, say: Callable[[str], None]) -> Path:
-        """Fit, say what came out, and save.
+        """Fit, save, and say what came out: the model is there, whether somebody reads it or not.
 
         Returns
         -------
@@ -170,36 +174,30 @@ class Fit:
         ------
         OSError
             If the model cannot be written. It is then kept elsewhere: `keep`.
+        MemoryError
+            Before the work, if there is no room for a factor: without one there is neither
+            leave-one-out nor a probability.
         ValueError
             If a parameter is wrong, or the kernel is not positive definite.
         """
         data, model = self.data, self.model
         x, y = data.x_train[self.chosen], self._names(data.y_train[self.chosen])
-        say(_described(data, len(x)))
-        for line in self.left.splitlines():
-            say(line)
-        try:
+        with suppress(BrokenPipeError):
+            for line in (_described(data, len(x)), *self.left.splitlines()):
+                say(line)
+        choice = model.ridge == "loo" or model.time is not None
+        other = "--ridge a number and leave --time out" if choice else "--store, a folder for it"
+        with _fitting(f"give {other}, or fewer {data.what}, or raise --memory"):
             model.fit(_with_names(x, data.feature_names), y)
-        except (np.linalg.LinAlgError, TypeError, OverflowError) as error:
-            raise ValueError(str(error)) from error
-        if isinstance(model.net, list) and model.loo_curve_.ndim == 2:
-            for net, curve in zip(model.net, model.loo_curve_, strict=True):
-                say(f"tried: {net}, left-out residuals of mean square {-np.nanmax(curve):.4g}")
-        nets: Any = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
-        for net in nets:
-            say(f"network: {net}")
-        if model.whiten is not None:
-            how = ", by leave-one-out" if model.whiten == "loo" else ""
-            say(f"whitening{how}: {'none' if model.whiten_ is None else f'{model.whiten_:g}'}")
-        if model.ridge == "loo":
-            say(f"relative ridge, by leave-one-out: {model.ridge_:.1e}")
-        if model.time == "loo":
-            say(f"time of training, by leave-one-out: {model.time_:.2e}")
-        if model.loo_predictions_ is not None:
-            say(f"leave-one-out accuracy: {model.loo_accuracy_:.2%}")
         if data.files_train is not None:
             model.sample_names_ = [data.files_train[int(i)] for i in self.chosen]
-        place = keep(self.out, lambda path: save_model(model, path, overwrite=self.overwrite))
+
+        def show() -> None:
+            for line in _found(model):
+                say(line)
+
+        save = partial(save_model, model, overwrite=self.overwrite)
+        place = keep_and_show(self.out, save, show)
         say(f"model: {place}")
         return place
 
@@ -208,10 +206,40 @@ class Fit:
         true = self._names(self.data.y_test)
         x = _with_names(self.data.x_test, self.data.feature_names)
         correct: NDArray[np.bool_] = self.model.predict(x) == true
-        say(f"accuracy on {len(true):,} test {_what(self.data)}: {correct.mean():.2%}")
+        say(f"accuracy on {len(true):,} test {self.data.what}: {correct.mean():.2%}")
 
     def _names(self, labels: NDArray[np.int64]) -> NDArray[np.str_]:
         return np.array(self.data.class_names)[labels]
+
+
+@contextmanager
+def _fitting(remedy: str) -> Generator[None]:
+    """Say of what goes wrong in a fit what somebody at the command line can do."""
+    try:
+        yield
+    except NoRoom as error:
+        raise MemoryError(f"{error.args[0]}: {remedy}") from error
+    except (np.linalg.LinAlgError, TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _found(model: NTKClassifier) -> Iterator[str]:
+    """Say what a fit has found."""
+    if isinstance(model.net, list) and model.loo_curve_.ndim == 2:
+        for net, curve in zip(model.net, model.loo_curve_, strict=True):
+            yield f"tried: {net}, left-out residuals of mean square {-np.nanmax(curve):.4g}"
+    nets: Any = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
+    for net in nets:
+        yield f"network: {net}"
+    if model.whiten is not None:
+        how = ", by leave-one-out" if model.whiten == "loo" else ""
+        yield f"whitening{how}: {'none' if model.whiten_ is None else f'{model.whiten_:g}'}"
+    if model.ridge == "loo":
+        yield f"relative ridge, by leave-one-out: {model.ridge_:.1e}"
+    if model.time == "loo":
+        yield f"time of training, by leave-one-out: {model.time_:.2e}"
+    if model.loo_predictions_ is not None:
+        yield f"leave-one-out accuracy: {model.loo_accuracy_:.2%}"
 
 
 def _reads_series(net: Net) -> bool:
@@ -223,7 +251,7 @@ def _with_test(
     data: Dataset, test: str | None, seed: int, reading: dict[str, Any]
 ) -> tuple[Dataset, str]:
     """Return the data with the test set that is asked for, and say what is not fitted for it."""
-    left = _left_out(data, "the data", "given")
+    left = _left_out(data, "the data", "--test given classifies them")
     if test is None:
         if not left:
             return data, ""
@@ -236,28 +264,33 @@ def _with_test(
                 f"{data.name} has no test set of its own: --test 0.2 holds a fifth out, and a "
                 "folder of other images is taken, too"
             )
-        return data, f"held out: {len(data.y_test):,} {_what(data)}, the test set of the data"
+        return data, f"held out: {len(data.y_test):,} {data.what}, the test set of the data"
     try:
         share = float(test)
     except ValueError:
-        other = read_dataset(test, **reading)
-        tested = f"test: {len(other.y_train):,} {_what(data)} of {test}"
-        passed = _left_out(other, test, f"{test}:test")
+        other = read_dataset(test, fewest=1, **reading)
+        tested = f"test: {len(other.y_train):,} {data.what} of {test}"
+        passed = _left_out(other, test, f"--test {test}:test classifies them")
         return _join(data, other, test), "\n".join(filter(None, [tested, passed, left]))
+    if not 0 < share < 1:
+        raise ValueError(
+            f"--test: the share must be above 0 and below 1, got {test}: a file or folder of this "
+            f"name is ./{test}"
+        )
     data = draw_test_set(data, share=share, seed=seed)
     total = len(data.y_train) + len(data.y_test)
     held = (
-        f"held out: {len(data.y_test):,} of {total:,} {_what(data)}, {share:.0%} of each class, "
+        f"held out: {len(data.y_test):,} of {total:,} {data.what}, {share:.0%} of each class, "
         f"drawn with seed {seed}"
     )
     return data, "\n".join(filter(None, [held, left]))
 
 
-def _left_out(data: Dataset, name: str, test: str) -> str:
-    """Say how many test images neither are fitted nor test, and which --test takes them; or ""."""
+def _left_out(data: Dataset, name: str, remedy: str = "") -> str:
+    """Say how many test images are neither fitted nor classified, and what does it; or ""."""
     if not (own := len(data.y_test)):
         return ""
-    return f"left out: {own:,} test {_what(data)} of {name} (--test {test} classifies them)"
+    return f"left out: {own:,} test {data.what} of {name}" + (f" ({remedy})" if remedy else "")
 
 
 def _join(data: Dataset, other: Dataset, name: str) -> Dataset:
@@ -278,7 +311,7 @@ def _join(data: Dataset, other: Dataset, name: str) -> Dataset:
     )
 
 
-def _forecast(model: NTKClassifier, x: NDArray[Any]) -> Forecast:
+def _forecast(model: NTKClassifier, x: NDArray[Any], test: int = 0) -> Forecast:
     found = x.shape[1:] if x.ndim > 2 else None
     try:
         check_options(model)
@@ -294,6 +327,8 @@ def _forecast(model: NTKClassifier, x: NDArray[Any]) -> Forecast:
         kinds=(model.kind,),
         kernels=tried,
         systems=tried * (1 if model.combine == "mean" else len(networks)),
+        test=test,
+        together=model.combine == "mean",
         dtype=resolve_dtype(model.dtype, networks),
         backend=model.backend,
         threads=model.threads,
@@ -338,10 +373,6 @@ def _with_names(x: FloatArray, names: Sequence[str] | None) -> Any:
         return x
     pandas: Any = importlib.import_module("pandas")  # which has read the table
     return pandas.DataFrame(x, columns=list(names))
-
-
-def _what(data: Dataset) -> str:
-    return "rows" if data.is_rows else "series" if data.is_series else "images"
 
 
 def _sample(data: Dataset) -> str:
@@ -422,22 +453,21 @@ class Prediction:
         OSError
             If a file or folder is not there, or nothing can be written to `out`.
         ValueError
-            If the model is no classifier with probabilities, a folder has no images, a file no
-            samples that the model reads, or is no regular file.
+            If the model is no classifier, a folder has no images, a file no samples that the model
+            reads, or is no regular file.
         """
         if out is not None:
             check_file(out, replace=overwrite)
         model = load_model(folder)
         if not isinstance(model, NTKClassifier):
             raise ValueError(f"{folder} must hold a classifier, got a {type(model).__name__}")
-        if not hasattr(model, "predict_proba"):
-            raise ValueError(
-                f"{folder} holds a classifier without probabilities, of a fit with solver='cg': "
-                "fit one with another solver"
-            )
         if any(len(to_cell(str(label))) > _MAX_CELL for label in model.classes_):
             raise ValueError(f"{folder} has a label of more than {_MAX_CELL:,} characters")
         wanted = _wanted(model, folder)
+        if not any(map(holds_samples, inputs)):
+            given = "--array" if array is not None else "--channels first"
+            if array is not None or channels == "first":
+                raise ValueError(f"{given} is for files of arrays, got {inputs[0]}")
         found: list[Path | Samples] = []
         for path in inputs:
             if not path.exists():
@@ -464,25 +494,45 @@ class Prediction:
         counts = [f"{images:,} images"] if images or not rows else []
         return " and ".join([*counts, *([f"{sum(rows):,} {what}"] if rows else [])])
 
+    def forecast(self) -> Forecast:
+        """Return what the kernel with the training samples costs on this machine."""
+        model, wanted = self.model, self.wanted
+        nets: Any = model.net_ if isinstance(model.net_, tuple) else (model.net_,)
+        shape = (wanted.n_features,) if wanted.shape is None else wanted.shape
+        fitted: Any = model.x_fit_
+        count = sum(1 if isinstance(entry, Path) else len(entry.x) for entry in self.inputs)
+        images = all(isinstance(entry, Path) for entry in self.inputs)
+        at_once = min(count, _BATCH if images else _ROWS, block_size(len(fitted)))
+        how: Any = {"kinds": (model.kind_,), "dtype": model.dtype_}
+        how |= {"backend": model.backend, "threads": model.threads}
+        cost = estimate(nets, shape, count, len(fitted), **how)
+        part = estimate(nets, shape, at_once, len(fitted), **how)
+        return Forecast(replace(cost, memory=part.memory, result=part.result), 0.0, [])
+
     def run(self, warn: Callable[[str], None]) -> str:
         """Classify all of it; return the table as `to_csv` has it, and warn of changes to images.
 
-        The row of an image that cannot be read has no class, and its last cell says why.
+        The row of an image that cannot be read has no class, and its last cell says why. A model
+        without leave-one-out predictions has no probabilities: then there are no columns of them,
+        which is said.
         """
-        classes: list[Any] = self.model.classes_.tolist()
+        classes: list[Any] = self.model.classes_.tolist() if self._is_calibrated else []
+        if not classes:
+            warn(
+                "warning: the model gives classes without probabilities: it was solved by "
+                "conjugate gradients, which leave no sample out"
+            )
         # Each row has the name of its image, or of its row.
         head = "image" if any(isinstance(entry, Path) for entry in self.inputs) else "row"
         rows: list[list[Any]] = [[head, "class", *classes, "problem"]]
         changes, bad, total = Changes(), 0, 0
         for names, x, problems in self._batches(changes):
-            chances = iter(self.model.predict_proba(self._named(x)) if len(x) else [])
+            classified = iter(self._classified(x) if len(x) else [])
             for name in names:
                 if name in problems:
                     rows.append([name, "", *[""] * len(classes), problems[name]])
-                    continue
-                row: FloatArray = next(chances)
-                shown = [f"{chance:.6g}" for chance in row]
-                rows.append([name, classes[int(row.argmax())], *shown, ""])
+                else:
+                    rows.append([name, *next(classified), ""])
             bad, total = bad + len(problems), total + len(names)
         for line in changes.lines():
             warn(f"warning: {line}")
@@ -492,6 +542,20 @@ class Prediction:
                 "problem says why"
             )
         return to_csv(rows)
+
+    @property
+    def _is_calibrated(self) -> bool:
+        return self.model.loo_predictions_ is not None
+
+    def _classified(self, x: NDArray[Any]) -> list[list[Any]]:
+        """Return the class, and the probabilities if there are some, of each sample."""
+        samples, classes = self._named(x), self.model.classes_.tolist()
+        if not self._is_calibrated:
+            return [[label] for label in self.model.predict(samples).tolist()]
+        return [
+            [classes[int(row.argmax())], *(f"{chance:.6g}" for chance in row)]
+            for row in self.model.predict_proba(samples)
+        ]
 
     def _batches(
         self, changes: Changes
@@ -634,7 +698,12 @@ class Suspicion:
         make_folder(folder)
         for path in _sheet_files(folder):
             check_file(path, replace=overwrite)
-        return cls(data, NTKClassifier(**parameters), folder)
+        return cls(data, NTKClassifier(**parameters, solver="cholesky"), folder)
+
+    @property
+    def left(self) -> str:
+        """Which images are not looked at; "" if all are."""
+        return _left_out(self.data, "the data")
 
     def forecast(self) -> Forecast:
         """Return what the fit costs on this machine."""
@@ -655,23 +724,25 @@ class Suspicion:
         ------
         OSError
             If they cannot be written. They are then kept elsewhere: `keep`.
+        MemoryError
+            Before the work, if there is no room for a factor.
         ValueError
-            If the kernel is not positive definite, or conjugate gradients, which leave no sample
-            out, would be needed.
+            If the kernel is not positive definite.
         """
         data, model = self.data, self.model
-        try:
-            model.fit(data.x_train, data.y_train)
-        except (np.linalg.LinAlgError, TypeError, OverflowError) as error:
-            raise ValueError(str(error)) from error
-        if model.loo_predictions_ is None or model.temperature_ is None:
-            raise ValueError(
-                "the kernel does not fit into memory, and conjugate gradients leave no image out: "
-                "give fewer images"
-            )
+        choice = "--ridge a number, or " if model.ridge == "loo" else ""
+        with _fitting(f"give {choice}fewer {data.what}"):
+            model.fit(data.x_train, np.array(data.class_names)[data.y_train])
+        assert model.loo_predictions_ is not None
+        assert model.temperature_ is not None
         state: Any = model
         alone = alone_in_class(state._training)
-        found = find_suspects(data, model.loo_predictions_, model.temperature_, ~alone)
+        places = {str(label): k for k, label in enumerate(model.classes_)}
+        outputs = np.full((len(data.y_train), data.n_classes), -np.inf)  # of classes without images
+        for k, name in enumerate(data.class_names):
+            if name in places:
+                outputs[:, k] = model.loo_predictions_[:, places[name]]
+        found = find_suspects(data, outputs, model.temperature_, ~alone)
         count = int(np.count_nonzero(alone))
 
         def write(folder: Path) -> None:

@@ -35,6 +35,7 @@ from widelimit.console import (
     Yes,
     complain,
     data_sets,
+    deliver,
     exits,
     guarded,
     networks_named,
@@ -43,7 +44,7 @@ from widelimit.console import (
     warned,
 )
 from widelimit.files import check_file, make_folder
-from widelimit.keeping import keep
+from widelimit.keeping import keep, keep_and_show
 from widelimit.reproduce import reproduce
 
 __all__ = ["app", "main"]
@@ -285,7 +286,7 @@ def fit(
         list[str] | None,
         typer.Option(
             help=f"{NETWORK_HELP} May be repeated: the best by leave-one-out.",
-            show_default=f"{DEFAULT_NETWORK}; for rows ntk-dense-3 with biases",
+            show_default=DEFAULT_NETWORK,
             autocompletion=networks_named,
         ),
     ] = None,
@@ -332,7 +333,8 @@ def fit(
         ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32 or float64.", show_default="float32")
+        str | None,
+        typer.Option(help="float32 or float64.", show_default="float32; for rows float64"),
     ] = None,
     backend: BackendOption = "auto",
     threads: Threads = None,
@@ -356,7 +358,10 @@ def fit(
     overwrite: Overwrite = False,
     yes: Yes = False,
 ) -> None:
-    """Fit a classifier to labelled images, and save it; tells its leave-one-out accuracy."""
+    """Fit a classifier to labelled images, rows or series, and save it.
+
+    Tells the accuracy by leave-one-out.
+    """
     kept = NOTHING_WRITTEN if store is None else GOES_ON
     with guarded(kept):
         from widelimit.classify import Fit, read_choice
@@ -411,6 +416,9 @@ def predict(
         str | None,
         typer.Option(help="auto, cpu, cuda or reference.", show_default="that of the model"),
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads.", show_default="those of the model")
+    ] = None,
     array: Annotated[str | None, typer.Option(help="Which array of a file.")] = None,
     channels: ChannelsOption = None,
     overwrite: Overwrite = False,
@@ -428,6 +436,8 @@ def predict(
         how: Any = {"array": array, "channels": where, "overwrite": overwrite}
         job = Prediction.prepare(model, images, out, **how)
         job.model.backend = check_backend(backend or job.model.backend)
+        job.model.threads = threads or job.model.threads
+        tell(job.forecast(), True)  # it asks nothing: it may stand in the middle of a pipe
         text = job.run(complain)
         if out is None:
             typer.echo(text.encode(), nl=False)
@@ -459,7 +469,9 @@ def suspects(
     overwrite: Overwrite = False,
     yes: Yes = False,
 ) -> None:
-    """Name the images whose labels are likely wrong: those that all others label otherwise.
+    """Name the images, rows or series whose labels are likely wrong.
+
+    They are those that all others label otherwise.
 
     Writes a table, suspects.csv, and a sheet of thumbnails, suspects.html.
     """
@@ -487,10 +499,12 @@ def suspects(
             f"{entry.file}: {entry.label} ({entry.p_label:.1%}), rather {entry.suggested} "
             f"({entry.p_suggested:.1%})"
         )
-    what = "rows" if job.data.is_rows else "images"
+    what = job.data.what
     table = sheet.with_suffix(".csv")
     if alone:
         typer.echo(f"of {len(job.data.y_train):,} {what} {unjudged(alone)}")
+    if job.left:
+        typer.echo(job.left)
     typer.echo(
         f"{len(found):,} of {len(job.data.y_train):,} {what} are suspects: {sheet}, and {table}"
     )
@@ -528,6 +542,8 @@ def rank(
     channels: ChannelsOption = None,
     size: SizeOption = None,
     skip_bad: SkipBad = False,
+    label: LabelOption = None,
+    image_shape: ImageShapeOption = None,
     download: DownloadOption = False,
     memory: Annotated[
         str | None,
@@ -545,13 +561,14 @@ def rank(
     """
     with guarded(GOES_ON):
         from widelimit.experiments.rank import Rank
-        from widelimit.files import write_record
         from widelimit.job import check_backend, read_network, read_numbers, read_reading
         from widelimit.report.rank import to_markdown
 
+        networks = {text: read_network(text) for text in net or []}
+        reading = read_reading(channels, size, skip_bad, label, image_shape, [*networks.values()])
         job = Rank.prepare(
             data,
-            {text: read_network(text) for text in net or []},
+            networks,
             read_numbers("--n", n),
             out,
             store,
@@ -559,16 +576,14 @@ def rank(
             draws=draws,
             seed=seed,
             overwrite=overwrite,
-            reading=read_reading(channels, size, skip_bad) | {"download": download},
+            reading=reading | {"download": download},
             backend=check_backend(backend),
             threads=threads,
             memory=memory,
         )
         tell(job.cost, yes)
         record = job.run(complain, progress=True)
-        typer.echo(to_markdown(record))
-        place = keep(out, lambda path: write_record(path, record))
-        typer.echo(f"record: {place}")
+        deliver(out, record, to_markdown(record))
 
 
 @command()
@@ -595,7 +610,11 @@ def report(
 def bench(
     only: Annotated[
         list[str] | None,
-        typer.Option(help="One group of measurements; may be repeated.", show_default="all"),
+        typer.Option(
+            help="One group of measurements, may be repeated: speed, sizes, families, general, "
+            "threads, store, instruction-sets, interrupt.",
+            show_default="all",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the JSON record goes.")] = Path("bench.json"),
     images: Annotated[
@@ -620,8 +639,9 @@ def bench(
             make_folder(out.parent)
             check_file(out)
         record = run(setting, groups, lambda line: typer.echo(line, err=True))
-        typer.echo(render(record))
-        place = keep(out, lambda path: write_json(record, path))
+        place = keep_and_show(
+            out, lambda path: write_json(record, path), lambda: typer.echo(render(record))
+        )
         typer.echo(f"record: {place}")
         if exit_code(record):
             raise typer.Exit(1)

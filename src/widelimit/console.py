@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import select
 import sys
 import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from widelimit.files import said
-from widelimit.keeping import NotWritten
+from widelimit.files import said, write_record
+from widelimit.keeping import NotWritten, keep_and_show
 
 __all__ = [
     "DATA_HELP",
@@ -40,6 +42,7 @@ __all__ = [
     "Yes",
     "complain",
     "data_sets",
+    "deliver",
     "exits",
     "guarded",
     "networks_named",
@@ -54,7 +57,7 @@ INTERRUPTED = 130  # the exit code of a shell for Ctrl-C
 WRONG_INPUT = 2  # that of a wrong option
 NOTHING_WRITTEN = "nothing was written"
 GOES_ON = "what is finished is kept, the same command goes on"
-DEFAULT_NETWORK = "myrtle-5; below 8x8 pixels cntk-gap-11"
+DEFAULT_NETWORK = "myrtle-5; below 8x8 pixels cntk-gap-11; for rows ntk-dense-3 with biases"
 NETWORK_HELP = (
     "cntk-gap-DEPTH, cntk-vanilla-DEPTH, ntk-dense-DEPTH, myrtle-5, myrtle-7, myrtle-10, "
     "resnet-DEPTH, wide-resnet-DEPTH, cnn-1d-DEPTH, or a file with the JSON of a network."
@@ -109,7 +112,7 @@ ChannelsOption = Annotated[
     typer.Option(
         "--channels",
         help="Where those of images in arrays are: first, as in PyTorch, or last.",
-        show_default="last, unless they look as if they were first",
+        show_default="last; what looks as if they were first is refused",
     ),
 ]
 SizeOption = Annotated[
@@ -201,12 +204,17 @@ def exits(kept: str = NOTHING_WRITTEN) -> Generator[None]:
 
 @contextmanager
 def user_input() -> Generator[None]:
-    """End the command with one line where what the user gave is at fault."""
+    """End the command with one line where what the user gave is at fault.
+
+    Where nobody reads on, as behind ``| head``, nothing is at fault: Typer ends without a word.
+    """
     try:
         yield
     except NotWritten:
         raise
     except (OSError, ValueError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            raise
         complain(one_line(error))
         raise typer.Exit(WRONG_INPUT) from None
     except ImportError as error:
@@ -239,6 +247,15 @@ def guarded(kept: str = NOTHING_WRITTEN) -> Generator[None]:
         yield
 
 
+def _nobody_reads() -> bool:
+    """Return whether what is printed goes to a pipe without a reader."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # it is no file
+            poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 def _show_warning(message: Warning | str, *rest: object, **more: object) -> None:
     complain(f"warning: {message}")
 
@@ -253,6 +270,18 @@ def complain(message: str) -> None:
     # One line, whatever the names in it, and nothing that a terminal acts on.
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
     typer.echo(f"widelimit: {line}", err=True)
+
+
+def deliver(out: Path, record: dict[str, Any], text: str, notes: Sequence[str] = ()) -> None:
+    """Write the record of a run; then print it as text, its notes, and where it is."""
+
+    def show() -> None:
+        typer.echo(text)
+        for note in notes:
+            complain(note)
+
+    place = keep_and_show(out, lambda path: write_record(path, record), show)
+    typer.echo(f"record: {place}")
 
 
 class Foreseen(Protocol):

@@ -22,7 +22,7 @@ from widelimit.backends.base import Dtype
 from widelimit.display import duration
 from widelimit.doctor import processor
 from widelimit.files import write_atomically
-from widelimit.machine import cache_folder, default_threads
+from widelimit.machine import blas_threads, cache_folder, default_threads
 from widelimit.matrices.families import choose_backend
 from widelimit.matrices.inputs import check_threads
 from widelimit.matrices.kernel import kernel, needed_memory
@@ -42,6 +42,8 @@ __all__ = [
     "to_size",
 ]
 
+_linalg = cast("Any", linalg)  # scipy has no type stubs
+
 LONG = 600.0
 """Seconds: before work that takes longer a user at a terminal is asked."""
 _WORTH_TELLING, _WORTH_LESS = 10.0, 60.0  # seconds: what is shorter is not told, nor compared
@@ -53,7 +55,9 @@ _LANES = 16  # pairs that share a vector register
 _SIDE = 32  # of the images of a probe, at most: the rate of larger ones is the same
 _DENSE_PAIRS = 1e7  # a second of one processor, of a dense network of a few layers
 _MOST_RATES, _MAX_FILE = 1000, 2**20
-_SOLVED = 768  # rows of the system that is solved to learn how fast this machine is
+_MOST_SAMPLES = 4096  # of a probe, on either side
+_WORTH_SOLVING = 768  # rows of a system that takes a time worth telling
+_FACTORISED, _DECOMPOSED = 2048, 1024  # rows of those that tell how fast this machine is
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +168,8 @@ def cheaper(
     n1: int,
     n2: int | None = None,
     *,
-    net: bool = True,
+    size: str | None = "--size {h}x{w}",
+    net: str | None = "--net {}",
     **how: Any,
 ) -> list[tuple[str, float]]:
     """Return what would cost at least a tenth less: options of the command line, and seconds.
@@ -175,8 +180,8 @@ def cheaper(
         What `estimate` says of the rest.
     networks, shape, n1, n2, **how
         As for `estimate`.
-    net : bool
-        Whether the command takes ``--net``.
+    size, net : str or None
+        How the command is told of a size (h, w, c), and of one network. None: it is not.
     """
     if len(shape) != 3 or all(network.is_dense for network in networks):
         return []
@@ -188,10 +193,10 @@ def cheaper(
     for smaller in (64, 32):
         if side > smaller:
             small = (max(1, round(h * smaller / side)), max(1, round(w * smaller / side)), c)
-            if not _take(networks, small):
+            if size is None or not _take(networks, small):
                 continue
             cost = estimate(networks, small, n1, n2, **how)
-            tried.append((f"--size {small[0]}x{small[1]}", cost.seconds))
+            tried.append((size.format(h=small[0], w=small[1], c=c), cost.seconds))
     depth = max(network.n_conv for network in networks) + 1
     pooled = any(
         isinstance(layer, GlobalAvgPool | LocalAvgPool)
@@ -199,15 +204,16 @@ def cheaper(
         for layer in network.layers
     )
     others: list[tuple[str, Network]] = []
-    if net and pooled and _take([myrtle(5)], shape):
-        others.append(("--net myrtle-5", myrtle(5)))
-    if net and depth >= 8:
-        others.append((f"--net cntk-gap-{depth // 2}", cntk_gap(depth // 2)))
-    if net and pooled:
-        others.append((f"--net cntk-vanilla-{depth}", cntk_vanilla(depth)))
-    for words, network in others:
-        cost = estimate([network], shape, n1, n2, **how)
-        tried.append((words, cost.seconds))
+    if pooled and _take([myrtle(5)], shape):
+        others.append(("myrtle-5", myrtle(5)))
+    if depth >= 8:
+        others.append((f"cntk-gap-{depth // 2}", cntk_gap(depth // 2)))
+    if pooled:
+        others.append((f"cntk-vanilla-{depth}", cntk_vanilla(depth)))
+    for name, network in others:
+        if net is not None:
+            cost = estimate([network], shape, n1, n2, **how)
+            tried.append((net.format(name), cost.seconds))
     return [(words, seconds) for words, seconds in tried if seconds < 0.9 * now.seconds]
 
 
@@ -223,16 +229,20 @@ class Forecast:
         Seconds, of its equations.
     options : list of (str, float)
         What would be cheaper: `cheaper`.
+    testing : Cost or None
+        Of the kernel between test and training images.
     """
 
     cost: Cost
     solving: float
     options: list[tuple[str, float]]
+    testing: Cost | None = None
 
     @property
     def seconds(self) -> float:
         """Of all of it."""
-        return self.cost.seconds + self.solving
+        testing = 0.0 if self.testing is None else self.testing.seconds
+        return self.cost.seconds + self.solving + testing
 
     @property
     def is_long(self) -> bool:
@@ -245,6 +255,9 @@ class Forecast:
             return []
         solving = f", then {duration(self.solving)} to solve" if self.solving >= 1 else ""
         told = [f"cost: {self.cost}{solving}"]
+        if self.testing is not None and self.testing.seconds >= 1:
+            about = f"about {duration(self.testing.seconds)}"
+            told[0] += f", then {self.testing.pairs:,} pairs for the test, {about}"
         if self.options:
             others = [f"{words} about {duration(seconds)}" for words, seconds in self.options]
             told.append(f"cheaper: {', '.join(others)}")
@@ -260,7 +273,10 @@ def forecast(
     solve: Literal["factor", "eigenvectors"] | None = None,
     kernels: int = 1,
     systems: int = 1,
-    net: bool = True,
+    test: int = 0,
+    together: bool = True,
+    size: str | None = "--size {h}x{w}",
+    net: str | None = "--net {}",
     **how: Any,
 ) -> Forecast:
     """Return what kernels cost, and the equations of `n1` samples.
@@ -274,16 +290,32 @@ def forecast(
     kernels, systems : int
         How often the kernels are computed, of images that are whitened in several ways, say; and
         how many systems of equations are solved in all.
-    net : bool
+    test, together : int, bool
+        How many other samples are classified in the end; by all networks, or by one of them, of
+        which nobody knows yet which it is: the costliest.
+    size, net : str or None
         As for `cheaper`.
     """
     cost = estimate(networks, shape, n1, n2, **how)
     solving = 0.0 if solve is None else solving_seconds(n1, decompose=solve == "eigenvectors")
-    long = kernels * cost.seconds >= _WORTH_LESS
-    options = cheaper(cost, networks, shape, n1, n2, net=net, **how) if long else []
-    options = [(words, kernels * seconds) for words, seconds in options]
+    whole, testing = kernels * cost.seconds, None
+    if test:
+        used = [networks] if together else [[network] for network in networks]
+        costs = [estimate(some, shape, test, n1, **how) for some in used]
+        testing = max(costs, key=lambda one: one.seconds)
+        whole += testing.seconds
+    options: list[tuple[str, float]] = []
+    if whole >= _WORTH_LESS:
+        # What costs most of it says what all of it would cost.
+        sizes, most = (n1, n2), cost
+        if testing is not None and testing.seconds > cost.seconds:
+            sizes, most = (test, n1), estimate(networks, shape, test, n1, **how)
+        options = [
+            (words, seconds * whole / most.seconds)
+            for words, seconds in cheaper(most, networks, shape, *sizes, size=size, net=net, **how)
+        ]
     cost = replace(cost, pairs=kernels * cost.pairs, seconds=kernels * cost.seconds)
-    return Forecast(cost, systems * solving, options)
+    return Forecast(cost, systems * solving, options, testing)
 
 
 def solving_seconds(n: int, *, decompose: bool = False) -> float:
@@ -295,22 +327,25 @@ def solving_seconds(n: int, *, decompose: bool = False) -> float:
     decompose : bool
         Whether its eigenvectors are computed, as for ridge="loo".
     """
-    key = ["solve", decompose]
-    if n < _SOLVED:
+    key = ["equations", decompose]
+    if n < _WORTH_SOLVING:
         return 0.0
     known = _known(key)
     if known is None:
-        rng = np.random.default_rng(0)
-        a = rng.standard_normal((_SOLVED, _SOLVED))
-        a = a @ a.T / _SOLVED + np.eye(_SOLVED)
-        start, worked = time.perf_counter(), time.process_time()
-        if decompose:
-            cast("Any", linalg).eigh(a, overwrite_a=True, check_finite=False)
-        else:
-            cast("Any", linalg).cholesky(a, overwrite_a=True, check_finite=False)
-        # As in `_measure`: while others work the clock runs on.
-        taken = min(time.perf_counter() - start, time.process_time() - worked)
-        known = taken / _SOLVED**3
+        rows = _DECOMPOSED if decompose else _FACTORISED
+        solve: Any = _linalg.eigh if decompose else _linalg.cholesky
+        a = np.random.default_rng(0).random((rows, rows))
+        a += a.T
+        a.ravel()[:: rows + 1] += 2 * rows  # positive definite
+        taken, at_once = math.inf, min(blas_threads(), default_threads())
+        for _ in range(3):  # the first wakes threads
+            b = a.copy()
+            start, worked = time.perf_counter(), time.process_time()
+            solve(b, overwrite_a=True, check_finite=False)
+            # As in `_measure`: while others work the clock runs on.
+            worked = (time.process_time() - worked) / at_once
+            taken = min(taken, time.perf_counter() - start, worked)
+        known = taken / rows**3
         _keep(key, known)
     return known * float(n) ** 3
 
@@ -350,7 +385,7 @@ def _rate(
     each = _element_layers(networks, shape, kinds)
     probe = tuple(shape) if len(shape) != 3 or not each else _shrunk(networks, shape)
     names = [network.to_json() for network in networks]
-    key = [*names, *kinds, dtype, backend, threads, *probe]
+    key = ["pairs", *names, *kinds, dtype, backend, threads, *probe]
     rate = _known(key)
     if rate is None:
         rate = _measure(networks, probe, kinds, dtype, backend, threads)
@@ -388,14 +423,16 @@ def _measure(
     """Compute some pairs, and as many more until they take long enough to be timed.
 
     The rate is kept, so that it has to be that of a machine that does nothing else: on processors
-    it is no less than that of the time for which they worked.
+    it is no less than that of the time for which they worked. Rows and columns are about as many:
+    what one image takes is little in a matrix, and would not be beside a few pairs of it.
     """
     each = _element_layers(networks, shape, kinds)
-    rows = threads * max(1, round(_PROBE * _GUESS / (_LANES * each))) if each else 256
-    columns = _LANES if each else 256
+    pairs = threads * _PROBE * _GUESS / each if each else 256.0**2
     rng = np.random.default_rng(0)
     while True:
-        rows, columns = min(rows, 4096), min(columns, 4096)
+        lanes = min(_MOST_SAMPLES, math.isqrt(round(pairs))) // _LANES
+        columns = _LANES * max(1, lanes)
+        rows = min(_MOST_SAMPLES, threads * max(1, round(pairs / (columns * threads))))
         x, z = (rng.random((n, *shape), np.float32) for n in (rows, columns))
         start, worked = time.perf_counter(), time.process_time()
         kernel(
@@ -409,13 +446,12 @@ def _measure(
             threads=threads,
         )
         taken = time.perf_counter() - start
-        if taken >= _PROBE / 2 or rows == columns == 4096:
+        if taken >= _PROBE / 2 or rows == columns == _MOST_SAMPLES:
             if backend != "cuda":
                 at_once = min(threads, default_threads())
                 taken = min(taken, (time.process_time() - worked) / at_once)
             return rows * columns / taken
-        grown = math.ceil(min(16.0, 1.5 * _PROBE / max(taken, 1e-3)))
-        rows, columns = (rows * grown, columns) if rows < 4096 else (rows, columns * grown)
+        pairs *= min(16.0, 1.5 * _PROBE / max(taken, 1e-3))
 
 
 def _name(key: Sequence[object]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import warnings
@@ -211,7 +212,10 @@ def explain_networks(
         f"{to_size(cost.stored)} in a store",
     ]
     others = [
-        f"{words} {duration(s)}" for words, s in cheaper(cost, networks, shape, inputs, **how)
+        f"{words} {duration(s)}"
+        for words, s in cheaper(
+            cost, networks, shape, inputs, size="--shape {h}x{w}x{c}", net="{}", **how
+        )
     ]
     if others:
         lines.append(f"cheaper: {', '.join(others)}")
@@ -320,6 +324,7 @@ def read_rows(
     label: str | None = None,
     image_shape: tuple[int, int, int] | None = None,
     series: bool = False,
+    beside: str | None = None,
 ) -> tuple[NDArray[Any], Rows | None]:
     """Return the inputs that a word names, and where they come from a folder of images their order.
 
@@ -333,15 +338,18 @@ def read_rows(
         Of an array of an ``.npz`` file.
     channels, size, skip_bad, label, image_shape, series
         As for `load_dataset`.
+    beside : str or None
+        What the other inputs are, of columns those of rows.
 
     Raises
     ------
     OSError
         If there is no such file or data set, or it cannot be read.
     ValueError
-        If it is none of these.
+        If it is none of these; or if it is a part of a data set that has to be drawn, and `beside`
+        is all of it.
     """
-    if Path(text).suffix in (".npy", ".npz"):
+    if _is_array(text):
         if size is not None or skip_bad or label is not None or image_shape is not None:
             raise ValueError(
                 "--size, --skip-bad, --label and --image-shape are for data sets and folders, got "
@@ -351,7 +359,14 @@ def read_rows(
         if series and values.ndim in (2, 3):
             return _as_series(text, values, channels), None
         values = _with_channel(text, values)
-        return check_channels(Path(text).name, values, channels, series=series), None
+        values = check_channels(Path(text).name, values, channels, series=series)
+        if not series and _are_whole(values):
+            warnings.warn(
+                f"{text}: {_range(values)}, are taken as they are; those of data sets and folders "
+                "are divided, by 255 if they have 8 bits",
+                stacklevel=2,
+            )
+        return values, None
     if array is not None:
         raise ValueError(f"--array is for .npz files, got {text}")
     from widelimit.data.load import load_dataset, read_dataset
@@ -367,11 +382,56 @@ def read_rows(
     name, colon, part = text.rpartition(":")
     if colon and part in ("train", "test"):
         data = load_dataset(name, **reading)
+        if data.split == "drawn":
+            _tell_drawn(name, data, text, beside)
         if part == "test":
             return data.x_test, _rows(data, data.files_test, data.y_test)
         return data.x_train, _rows(data, data.files_train, data.y_train)
     data = read_dataset(text, **reading)
     return data.x_train, _rows(data, data.files_train, data.y_train)
+
+
+def _tell_drawn(name: str, data: Dataset, text: str, beside: str | None) -> None:
+    """Say that the test set of a data set was drawn; refuse to set a part beside all images."""
+    n_test, n = len(data.x_test), len(data.x_train) + len(data.x_test)
+    has_none = f"{name} has no test set of its own"
+    if beside is not None and os.path.realpath(beside) == os.path.realpath(name):
+        raise ValueError(
+            f"{has_none}, so that {beside} means all of its {n:,} {data.what}, those of {text} "
+            f"among them: give {name}:train and {name}:test, {n - n_test:,} and {n_test:,} that "
+            "are drawn"
+        )
+    warnings.warn(
+        f"{has_none}: {n_test:,} of its {n:,} {data.what} were drawn for one, with seed 0",
+        stacklevel=2,  # one place: rows and columns are told of once
+    )
+
+
+def _are_whole(x: NDArray[Any]) -> bool:
+    """Return whether pixels are whole numbers, and not from 0 to 1: `to_pixels` divides them."""
+    if x.ndim != 4 or x.size == 0 or x.dtype.kind not in "iuf":
+        return False
+    return x.dtype.kind != "f" or bool(x.max() > 1 and np.all(x == np.rint(x)))
+
+
+def _range(x: NDArray[Any]) -> str:
+    kind = "whole numbers" if _are_whole(x) else "values"
+    return f"{kind} from {x.min():g} to {x.max():g}"
+
+
+def _check_alike(inputs: str, x1: NDArray[Any], columns: str, x2: NDArray[Any]) -> None:
+    """Refuse images of which some have pixels up to 255 and others up to 1."""
+    if x1.ndim == x2.ndim == 4 and _are_whole(x1) != _are_whole(x2):
+        raise ValueError(
+            f"rows and columns must have pixels of one kind, got {_range(x1)}, in {inputs}, and "
+            f"{_range(x2)}, in {columns}: divide whole numbers by the largest that a pixel can "
+            "have, as x / 255, and save the result"
+        )
+
+
+def _is_array(text: str) -> bool:
+    """Return whether a word names a file of `read_array`, which is taken as it is."""
+    return Path(text).suffix in (".npy", ".npz")
 
 
 def _as_series(text: str, values: NDArray[Any], channels: Channels) -> NDArray[Any]:
@@ -458,6 +518,8 @@ class Job:
         File and class of each input, by the path of a table that will say so.
     kind, dtype, backend, threads, memory, verify, allow_mixed
         As for `gram`; the last three are for stores.
+    resizes : bool
+        Whether the inputs can be read in another size.
     """
 
     networks: list[Network]
@@ -472,6 +534,7 @@ class Job:
     memory: str | None = None
     verify: bool = False
     allow_mixed: bool = False
+    resizes: bool = True
 
     @classmethod
     def prepare(
@@ -547,15 +610,19 @@ class Job:
             "image_shape": image_shape,
             "series": read_series(networks),
         }
-        x1, rows1 = read_rows(inputs, array, **reading)
-        x2, rows2 = (None, None) if columns is None else read_rows(columns, array, **reading)
+        x1, rows1 = read_rows(inputs, array, **reading, beside=columns)
+        x2, rows2 = None, None
+        if columns is not None:
+            x2, rows2 = read_rows(columns, array, **reading, beside=inputs)
+        if columns is not None and x2 is not None and not reading["series"]:
+            _check_alike(inputs, x1, columns, x2)
         rows = {
             Path(out).with_suffix(end): order
             for end, order in ((".rows.csv", rows1), (".columns.csv", rows2))
             if order is not None and "://" not in out
         }
-        for path in rows:  # those of a store may be of the run that is gone on with
-            check_file(path, replace=stored or overwrite)
+        for path, order in rows.items():
+            _check_rows(path, order, stored=stored, overwrite=overwrite)
         job = cls(
             list(networks),
             x1,
@@ -569,6 +636,7 @@ class Job:
             memory,
             verify,
             allow_mixed,
+            not any(map(_is_array, [inputs, columns or ""])),
         )
         if not stored:
             check_file(Path(out), job.size, replace=overwrite)
@@ -594,6 +662,8 @@ class Job:
             raise ValueError(str(error)) from error
         n2 = None if self.x2 is None else len(self.x2)
         how: Any = {"dtype": self.dtype, "backend": self.backend, "threads": self.threads}
+        if not self.resizes:
+            how["size"] = None
         shape = self.x1.shape[1:]
         return forecast(self.networks, shape, len(self.x1), n2, kinds=(self.kind,), **how)
 
@@ -677,8 +747,36 @@ class Job:
     def _write_rows(self) -> None:
         """Say beside the matrix which image each of its rows, and columns, is."""
         for path, order in self.rows.items():
-            numbered = [(number, *row) for number, row in enumerate(order)]
-            write_atomically(path, to_csv([("row", "image", "label"), *numbered]))
+            table = _numbered(order)
+            if not _holds(path, table):
+                write_atomically(path, table)
+
+
+def _numbered(order: Rows) -> bytes:
+    """Return the table that says which image each row is."""
+    numbered = [(number, *row) for number, row in enumerate(order)]
+    return to_csv([("row", "image", "label"), *numbered]).encode("utf-8", "backslashreplace")
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Return whether a file with this content is there."""
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _check_rows(path: Path, order: Rows, *, stored: bool, overwrite: bool) -> None:
+    """Refuse to replace the table of another matrix: k.npy and k.zarr have one of the same name.
+
+    That of a store may be of the run that is gone on with, and then says the same.
+    """
+    if _holds(path, _numbered(order)):
+        return
+    if stored and path.is_file():
+        reason = (
+            "there is one already, which names other images, those of another matrix: give "
+            "another --out, or delete it if that matrix is gone"
+        )
+        raise FileExistsError(errno.EEXIST, reason, str(path))
+    check_file(path, replace=overwrite)
 
 
 def _check_out(out: str, overwrite: bool) -> None:

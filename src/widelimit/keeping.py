@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from widelimit.files import check_room, said
 
-__all__ = ["NotWritten", "keep"]
+__all__ = ["NotWritten", "keep", "keep_and_show"]
 
 _IN_MEMORY = "/dev/shm"  # until the machine is switched off
 
@@ -55,6 +57,8 @@ def keep(path: Path, write: Callable[[Path], None], needed: int = 0) -> Path:
         ) from failure
     while (answer := _ask(said(failure))) is not None:
         try:
+            if os.path.lexists(answer):
+                raise FileExistsError(errno.EEXIST, "there is one already", str(answer))
             write(answer)
             return answer
         except OSError as error:
@@ -62,6 +66,36 @@ def keep(path: Path, write: Callable[[Path], None], needed: int = 0) -> Path:
     raise NotWritten(
         f"{said(failure)}; what was computed could be kept nowhere, it is lost"
     ) from failure
+
+
+def keep_and_show(path: Path, write: Callable[[Path], None], show: Callable[[], None]) -> Path:
+    """Write a result as `keep` does, and only then print it: nobody may be there who reads.
+
+    Parameters
+    ----------
+    path, write
+        As for `keep`.
+    show : callable
+        Prints the result, wherever it is; also where it could not be written.
+
+    Returns
+    -------
+    Path
+        As `keep`.
+
+    Raises
+    ------
+    NotWritten
+        As `keep`.
+    """
+    try:
+        place = keep(path, write)
+    except NotWritten:
+        with suppress(BrokenPipeError):
+            show()
+        raise
+    show()
+    return place
 
 
 def _keep_somewhere(name: str, write: Callable[[Path], None], needed: int) -> Path | None:

@@ -75,6 +75,14 @@ def default_threads() -> int:
     return processors
 
 
+def blas_threads() -> int:
+    """Return on how many threads the BLAS works, 1 if that is not known."""
+    from threadpoolctl import threadpool_info
+
+    found = cast("list[dict[str, Any]]", cast("Any", threadpool_info)())
+    return max((each["num_threads"] for each in found if each["user_api"] == "blas"), default=1)
+
+
 class _BlasLimit:
     """How many blocks want the BLAS on one thread, and what its threads were before the first."""
 

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from widelimit.arrays import FloatArray
 
-__all__ = ["bar_of", "boxes", "facts", "image", "table", "to_data_uri", "to_png"]
+__all__ = ["bar_of", "boxes", "facts", "image", "lines", "table", "to_data_uri", "to_png"]
 
 _EDGE = "1px solid rgba(128,128,128,.45)"
 _CELL = "text-align:left;padding:.15em .8em .15em 0;vertical-align:top"
 BLUE, ORANGE, GREY = "rgba(0,114,178,.22)", "rgba(230,159,0,.3)", "rgba(128,128,128,.18)"
+_LINES = "#0072b2", "#e69f00", "#888888", "#cc79a7"
+_MOST_STEPS = 200
 
 
 def table(title: str, rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
@@ -62,12 +64,37 @@ def bar_of(share: float) -> str:
     )
 
 
-def image(x: FloatArray, height: int, hint: str = "") -> str:
-    """Return one image, (h, w, c) with pixels in [0, 1], so many pixels high."""
+def image(uri: str, height: int, hint: str = "") -> str:
+    """Return a picture so many pixels high, from `to_data_uri` or `lines`."""
     return (
-        f'<img src="{to_data_uri(x)}" height="{height}" alt="{escape(hint)}" '
+        f'<img src="{uri}" height="{height}" alt="{escape(hint)}" '
         f'title="{escape(hint)}" style="image-rendering:pixelated;margin:1px;display:inline-block">'
     )
+
+
+def lines(x: FloatArray) -> str:
+    """Draw one series as SVG in a data URI, a line for each channel.
+
+    Parameters
+    ----------
+    x : ndarray of float64, shape (length, c)
+        Any finite numbers, c of any size; beyond some hundred steps every so many-th is drawn.
+
+    Returns
+    -------
+    str
+    """
+    x = x[:: max(1, len(x) // _MOST_STEPS), : len(_LINES)]
+    low, high = float(x.min()), float(x.max())
+    heights = 46.0 - 44.0 * (x - low) / ((high - low) or 1.0)
+    places = np.linspace(1.0, 95.0, len(x))
+    drawn = "".join(
+        f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="'
+        f'{" ".join(f"{i:.1f},{j:.1f}" for i, j in zip(places, column, strict=True))}"/>'
+        for colour, column in zip(_LINES, heights.T, strict=False)
+    )
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 96 48">{drawn}</svg>'
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode("ascii")
 
 
 def to_data_uri(x: NDArray[np.float64]) -> str:

@@ -3,12 +3,12 @@
 A `Network` is data: checked once, when it is built; equal and hashed by value; written as canonical
 JSON, whose SHA-256 is its fingerprint. The order of layers, without the branches of `Sum`::
 
-    (Conv | AvgPool | activation | LayerNorm)* readout (Dense (activation | LayerNorm)?)* Dense
-    (Dense (activation | LayerNorm)?)* Dense                the dense network, without readout
+    (Conv | AvgPool | pointwise)* readout (Dense pointwise?)* Dense
+    (Dense pointwise?)* Dense                               the dense network, without readout
 
-with ``readout = Flatten | GlobalAvgPool (activation | LayerNorm)? | LocalAvgPool Flatten``. What
-may follow is decided by the `Signal` that leaves a layer: an activation needs a Gaussian one, a
-`Sum` uncorrelated ones.
+with ``readout = Flatten | GlobalAvgPool pointwise? | LocalAvgPool Flatten`` and ``pointwise =
+LayerNorm* activation?``. What may follow is decided by the `Signal` that leaves a layer: an
+activation needs a Gaussian one, a `Sum` uncorrelated ones.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def _check_layer(entry: Any, place: str) -> None:
     remedy = f"use {', '.join(LAYERS)}"
     if isinstance(entry, type) and entry in kinds:  # ReLU instead of ReLU()
         remedy = f"write {entry.__name__}({', '.join(required_fields(entry))})"
-    elif entry in (LeakyReLU, Abs):
+    elif entry is LeakyReLU or entry is Abs:
         remedy = f"write {entry.__name__}({'slope' if entry is LeakyReLU else ''})"
     raise TypeError(f"{place} must be a layer, got {entry!r}: {remedy}")
 
@@ -380,8 +380,9 @@ class Network:
     Parameters
     ----------
     layers : sequence of Layer
-        In the order above, at most 32,768; stored as a tuple. ``LocalAvgPool(c), Dense`` is
-        shorthand for, and stored as, ``LocalAvgPool(c), Flatten, Dense``.
+        In an order that ``help(widelimit.network)`` shows, at most 32,768; stored as a tuple.
+        ``LocalAvgPool(c), Dense`` is shorthand for, and stored as, ``LocalAvgPool(c), Flatten,
+        Dense``.
     scaling : {"fan_in", "paper"}
         "fan_in" (NTK parametrisation): the input covariance is ``(1/C) sum_c x z`` (``x.z / d``
         for a dense network) and `Flatten` reads ``(1/HW) sum_p``. "paper" (Arora et al.): ``C``,
@@ -475,7 +476,10 @@ class Network:
             expected = " or ".join(names[rank] for rank in sorted(self.input_ranks, reverse=True))
             hint = "the number of images is left out, a grey image is (h, w, 1)"
             if len(sizes) == 2 and not self.is_dense:
-                hint += ", and for a series filters are one pixel high, as in Conv((1, 3))"
+                hint += (
+                    ", and for a series filters are one pixel high, and one is wider, as in "
+                    "Conv((1, 3)), and the readout is not LocalAvgPool"
+                )
             raise ValueError(f"input_shape of {self} must be {expected}, got {sizes}: {hint}")
         plain = tuple(checked("input_shape", size) for size in sizes)
         series = len(plain) == 2

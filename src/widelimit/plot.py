@@ -24,6 +24,7 @@ from widelimit.estimators.regressor import NTKRegressor
 from widelimit.experiments.finite_width import Decay, Run, Training, WeaklyTrained
 from widelimit.experiments.record import Record
 from widelimit.files import check_file, write_atomically
+from widelimit.matrices.inputs import Channels, check_channels
 from widelimit.network import Network
 from widelimit.solvers.matrix import Matrix
 from widelimit.solvers.solution import Unavailable
@@ -464,6 +465,7 @@ def influence(
     labels: ArrayLike | None = None,
     *,
     row: int = 0,
+    channels: Channels = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw the training images that one prediction owes most to, and how much.
@@ -473,11 +475,13 @@ def influence(
     found : Influence
         As ``model.influence(x)`` returns it.
     images : array-like of shape (n, h, w, c)
-        The training images of `fit`, in its order.
+        The training images of `fit`, in its order; (n, c, h, w) with channels="first".
     labels : array-like of shape (n,) or None
         Their labels, to be shown beside them.
     row : int
         Which of the samples that `found` is about.
+    channels : {"first", "last"} or None
+        Where those of images are, as for `widelimit.kernel`.
     ax : matplotlib.axes.Axes or None
 
     Returns
@@ -489,9 +493,10 @@ def influence(
     ImportError
         If matplotlib is not installed.
     ValueError
-        If images are not (n, h, w, c), or `found` names one that is not there.
+        If images are not (n, h, w, c), or look as if their channels were first, or `found` names
+        one that is not there.
     """
-    pixels = np.asarray(images, np.float64)
+    pixels = check_channels("images", np.asarray(images, np.float64), channels)
     places, weights = found.indices[row], found.weights[row]
     if pixels.ndim != 4 or places.max() >= len(pixels):
         raise ValueError(
@@ -625,6 +630,8 @@ def training_gaps(training: Training, *, ax: Axes | None = None) -> Axes:
 def weakly_trained(found: Sequence[WeaklyTrained], *, ax: Axes | None = None) -> Axes:
     """Draw how far networks of which the last layer is trained are from the NNGP kernel.
 
+    Means over seeds; bars are their standard errors.
+
     Parameters
     ----------
     found : sequence of WeaklyTrained
@@ -648,7 +655,7 @@ def weakly_trained(found: Sequence[WeaklyTrained], *, ax: Axes | None = None) ->
         axes.errorbar(
             one.widths,
             gaps.mean(axis=1),
-            gaps.std(axis=1, ddof=1) if gaps.shape[1] > 1 else None,
+            gaps.std(axis=1, ddof=1) / gaps.shape[1] ** 0.5 if gaps.shape[1] > 1 else None,
             color=colour,
             marker=marker,
             markersize=5,
@@ -755,8 +762,14 @@ def cnn_accuracies(record: dict[str, Any], *, ax: Axes | None = None) -> Axes:
     return _finish(axes)
 
 
-def check_picture(path: Path) -> None:
+def check_picture(path: Path, *, replace: bool) -> None:
     """Refuse a picture that could not be drawn, or not be written.
+
+    Parameters
+    ----------
+    path : Path
+    replace : bool
+        Whether a file that is there may be written over.
 
     Raises
     ------
@@ -770,7 +783,7 @@ def check_picture(path: Path) -> None:
     _load_pyplot()
     if path.suffix not in (".svg", ".png"):
         raise ValueError(f"a picture must be an .svg or .png file, got {path}")
-    check_file(path)
+    check_file(path, replace=replace)
 
 
 def draw_record(record: dict[str, Any], path: Path) -> None:

@@ -170,6 +170,18 @@ class Readout:
         """Whether ``k(x, x)`` must be known to compute ``k(x, z)``: an activation follows."""
         return any(isinstance(layer, Pointwise) for layer in walk(self.head))
 
+    def variances(self, variance: FloatArray) -> list[tuple[Pointwise, FloatArray]]:
+        """Return the activations of the head, with the variances before each.
+
+        Parameters
+        ----------
+        variance : ndarray of float64, shape (n,)
+            Sums of the tap for ``k(x, x)``.
+        """
+        found: list[tuple[Pointwise, FloatArray]] = []
+        _variance_behind(variance * self.scale, self.head, found)
+        return found
+
     def apply(
         self,
         sigma: FloatArray,
@@ -241,6 +253,25 @@ def _through_head(
             case _:
                 raise TypeError(f"the head of a network cannot hold {layer!r}")
     return _Fields(k, th, v1, v2)
+
+
+def _variance_behind(
+    v: FloatArray, layers: Sequence[Layer], found: list[tuple[Pointwise, FloatArray]]
+) -> FloatArray:
+    """Return the variance behind layers of a head; add those before activations to `found`."""
+    for layer in layers:
+        match layer:
+            case Dense(w_std, b_std):
+                v = w_std**2 * v + b_std**2
+            case Sum(branches):
+                ends = [_variance_behind(v, branch, found) for branch in branches]
+                v = sum(ends[1:], start=ends[0])
+            case _ if isinstance(layer, Pointwise):
+                found.append((layer, v))
+                v = variance_behind(layer, v)
+            case _:
+                pass
+    return v
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,11 +23,12 @@ from widelimit.console import (
     Threads,
     Yes,
     complain,
+    deliver,
     guarded,
     tell,
     words,
 )
-from widelimit.keeping import keep
+from widelimit.keeping import keep, keep_and_show
 
 if TYPE_CHECKING:
     from widelimit.experiments.run import Run
@@ -95,21 +96,16 @@ def _read_widths(text: str | None) -> tuple[int, ...] | None:
     return None if text is None else tuple(read_numbers("--widths", text))
 
 
-def _finish(job: Run, out: Path, picture: Path | None, yes: bool) -> None:
+def _finish(job: Run, out: Path, picture: Path | None, yes: bool, overwrite: bool) -> None:
     """Say what a run of finite networks takes, run it, and write its record, and its picture."""
-    from widelimit.files import write_record
     from widelimit.plot import check_picture, draw_record
     from widelimit.report.finite import to_markdown
 
     if picture is not None:
-        check_picture(picture)
+        check_picture(picture, replace=overwrite)
     tell(job, yes)
     record = job.run(complain, progress=True)
-    typer.echo(to_markdown(record))
-    for error in record.get("errors", []):
-        complain(error)
-    place = keep(out, lambda path: write_record(path, record))
-    typer.echo(f"record: {place}")
+    deliver(out, record, to_markdown(record), record.get("errors", []))
     if picture is not None:
         typer.echo(f"picture: {keep(picture, lambda path: draw_record(record, path))}")
 
@@ -200,7 +196,6 @@ def table1(
         from widelimit.display import read_duration
         from widelimit.experiments.planning import COLUMNS, Asked
         from widelimit.experiments.table1 import Table1
-        from widelimit.files import write_record
         from widelimit.job import check_backend, read_numbers, read_reading
         from widelimit.report.table1 import to_markdown
 
@@ -232,11 +227,7 @@ def table1(
         )
         tell(job, yes)
         record = job.run(complain, progress=True)
-        typer.echo(to_markdown(record))
-        for error in record["errors"]:
-            complain(error)
-        place = keep(out, lambda path: write_record(path, record))
-        typer.echo(f"record: {place}")
+        deliver(out, record, to_markdown(record), record["errors"])
 
 
 @command("small-data")
@@ -300,12 +291,15 @@ def small_data(
         stages = [method.label for method in METHODS if method.network is not None]
         with Display([*stages, CURVE_STAGE]) as display:
             record = job.run(progress=display.show)
-        console = Console()
-        for table in make_tables(record, console):
-            console.print(table)
-        for error in record.errors:
-            complain(error)
-        place = keep(out, lambda path: write_atomically(path, record.to_json()))
+
+        def show() -> None:
+            console = Console()
+            for table in make_tables(record, console):
+                console.print(table)
+            for error in record.errors:
+                complain(error)
+
+        place = keep_and_show(out, lambda path: write_atomically(path, record.to_json()), show)
         typer.echo(f"record: {place}")
 
 
@@ -356,7 +350,6 @@ def readouts(
     with guarded(GOES_ON):
         from widelimit.display import read_duration
         from widelimit.experiments.readouts import Asked, Readouts
-        from widelimit.files import write_record
         from widelimit.job import check_backend, read_reading
         from widelimit.report.readouts import to_markdown
 
@@ -374,9 +367,7 @@ def readouts(
         )
         tell(job, yes)
         record = job.run(complain, progress=True)
-        typer.echo(to_markdown(record))
-        place = keep(out, lambda path: write_record(path, record))
-        typer.echo(f"record: {place}")
+        deliver(out, record, to_markdown(record))
 
 
 @command()
@@ -429,7 +420,6 @@ def myrtle(
         from widelimit.display import read_duration
         from widelimit.experiments.myrtle import Myrtle
         from widelimit.experiments.myrtle_groups import Asked
-        from widelimit.files import write_record
         from widelimit.job import check_backend, read_reading
         from widelimit.report.myrtle import to_markdown
 
@@ -458,11 +448,7 @@ def myrtle(
         )
         tell(job, yes)
         record = job.run(complain, progress=True)
-        typer.echo(to_markdown(record))
-        for note in record["notes"]:
-            complain(note)
-        place = keep(out, lambda path: write_record(path, record))
-        typer.echo(f"record: {place}")
+        deliver(out, record, to_markdown(record), record["notes"])
 
 
 @command()
@@ -517,7 +503,7 @@ def table2(
             threads=threads,
             memory=memory,
         )
-        _finish(job, out, picture, yes)
+        _finish(job, out, picture, yes, overwrite)
 
 
 @command("table1-cnn")
@@ -602,7 +588,7 @@ def table1_cnn(
             backend=check_backend(backend),
             threads=threads,
         )
-        _finish(job, out, picture, yes)
+        _finish(job, out, picture, yes, overwrite)
 
 
 @command()
@@ -637,7 +623,7 @@ def theorem31(
             device=device,
             threads=threads,
         )
-        _finish(job, out, picture, yes)
+        _finish(job, out, picture, yes, overwrite)
 
 
 @command()
@@ -674,7 +660,7 @@ def theorem32(
             device=device,
             threads=threads,
         )
-        _finish(job, out, picture, yes)
+        _finish(job, out, picture, yes, overwrite)
 
 
 @command("weakly-trained")
@@ -706,4 +692,4 @@ def weakly_trained(
             device=device,
             threads=threads,
         )
-        _finish(job, out, picture, yes)
+        _finish(job, out, picture, yes, overwrite)

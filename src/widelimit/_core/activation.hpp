@@ -150,18 +150,19 @@ struct AbRelu : Relu<T, V> {
   }
 };
 
-// m exp(gamma (lambda - 1))
+// m exp(gamma (lambda - 1)), where rounding must not make lambda larger than 1: the next layers would make more of it.
 template <class T, class V = Vec<T>>
 struct Gaussian : Plain {
   struct Met {
     V m;
   };
-  V scale, gamma, slope, tiny;
+  V scale, gamma, slope, tiny, zero;  // gamma: its negative
   WL_INLINE Gaussian(const Constants<T>& k, bool)
-      : scale(load(k.scale)), gamma(load(k.p[0])), slope(load(k.p[1])), tiny(broadcast(Dual<T>::tiny)) {}
+      : scale(load(k.scale)), gamma(sub(broadcast(T(0)), load(k.p[0]))), slope(load(k.p[1])), tiny(broadcast(Dual<T>::tiny)),
+        zero(broadcast(T(0))) {}
   WL_INLINE void meet(V, V x, V z, Met& n) const { n.m = mul(x, z); }
   WL_INLINE void dual(V s, const Met& n, bool, V& k, V& factor) const {
-    const V e = exponential(mul(gamma, mul(sub(s, n.m), reciprocal(max(n.m, tiny)))));
+    const V e = exponential(mul(gamma, mul(max(sub(n.m, s), zero), reciprocal(max(n.m, tiny)))));
     k = mul(mul(n.m, scale), e);
     factor = mul(slope, e);
   }
@@ -228,19 +229,22 @@ struct Gelu : Plain {
   }
 };
 
-// exp(-(x^2 + z^2)/2) sinh s and cosh s, for a sine; the other way round for a cosine.
+// exp(-(x^2 + z^2)/2) sinh s and cosh s, for a sine; the other way round for a cosine. |s| is at most x z, rounded or not.
 template <class T, bool Cosine, class V = Vec<T>>
 struct Wave : Plain {
   struct Met {
-    V half;  // (x^2 + z^2)/2
+    V m, half;  // half: (x^2 + z^2)/2
   };
   V scale, slope, unit, two_units, zero, two;
   WL_INLINE Wave(const Constants<T>& k, bool)
       : scale(load(k.scale)), slope(load(k.p[1])), unit(load(k.p[0])), two_units(load(k.p[2])), zero(broadcast(T(0))),
         two(broadcast(T(2))) {}
-  WL_INLINE void meet(V, V x, V z, Met& n) const { n.half = mul(broadcast(T(0.5)), add(mul(x, x), mul(z, z))); }
+  WL_INLINE void meet(V, V x, V z, Met& n) const {
+    n.m = mul(x, z);
+    n.half = mul(broadcast(T(0.5)), add(mul(x, x), mul(z, z)));
+  }
   WL_INLINE void dual(V s, const Met& met, bool want_k, V& k, V& factor) const {
-    const V size = abs(s), twice = exponential(mul(unit, sub(size, met.half)));
+    const V size = abs(s), twice = exponential(mul(unit, sub(min(size, met.m), met.half)));
     const V rest = one_minus_exponential(mul(two_units, size)), odd = mul(twice, rest);
     const V sine = where_negative(s, sub(zero, odd), odd), cosine = mul(twice, sub(two, rest));
     if (want_k) k = mul(scale, Cosine ? cosine : sine);

@@ -58,6 +58,8 @@ WL_INLINE Vec<T> fnma(Vec<T> a, Vec<T> b, Vec<T> c) { WL_EACH(c.v[l] - a.v[l] * 
 template <class T>
 WL_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { WL_EACH(a.v[l] > b.v[l] ? a.v[l] : b.v[l]); }
 template <class T>
+WL_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { WL_EACH(a.v[l] < b.v[l] ? a.v[l] : b.v[l]); }
+template <class T>
 WL_INLINE Vec<T> abs(Vec<T> a) { WL_EACH(a.v[l] < 0 ? -a.v[l] : a.v[l]); }
 // s < 0 ? a : b
 template <class T>
@@ -134,7 +136,9 @@ WL_INLINE D fma(D a, D b, D c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 WL_INLINE F fnma(F a, F b, F c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
 WL_INLINE D fnma(D a, D b, D c) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
 WL_INLINE F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+WL_INLINE F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 WL_INLINE D max(D a, D b) { return {_mm512_max_pd(a.v, b.v)}; }
+WL_INLINE D min(D a, D b) { return {_mm512_min_pd(a.v, b.v)}; }
 WL_INLINE F abs(F a) { return {_mm512_abs_ps(a.v)}; }
 WL_INLINE D abs(D a) { return {_mm512_abs_pd(a.v)}; }
 // s < 0 ? t g : c - t g. One multiplication, and the rest for units that have less to do: the sign of s, that of a zero
@@ -234,7 +238,9 @@ WL_INLINE D fma(D a, D b, D c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 WL_INLINE F fnma(F a, F b, F c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
 WL_INLINE D fnma(D a, D b, D c) { return {_mm256_fnmadd_pd(a.v, b.v, c.v)}; }
 WL_INLINE F max(F a, F b) { return {_mm256_max_ps(a.v, b.v)}; }
+WL_INLINE F min(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
 WL_INLINE D max(D a, D b) { return {_mm256_max_pd(a.v, b.v)}; }
+WL_INLINE D min(D a, D b) { return {_mm256_min_pd(a.v, b.v)}; }
 WL_INLINE F abs(F a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 WL_INLINE D abs(D a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
 WL_INLINE F where_negative(F s, F a, F b) {
@@ -302,7 +308,9 @@ WL_INLINE D fma(D a, D b, D c) { return add(mul(a, b), c); }
 WL_INLINE F fnma(F a, F b, F c) { return sub(c, mul(a, b)); }
 WL_INLINE D fnma(D a, D b, D c) { return sub(c, mul(a, b)); }
 WL_INLINE F max(F a, F b) { return {_mm_max_ps(a.v, b.v)}; }
+WL_INLINE F min(F a, F b) { return {_mm_min_ps(a.v, b.v)}; }
 WL_INLINE D max(D a, D b) { return {_mm_max_pd(a.v, b.v)}; }
+WL_INLINE D min(D a, D b) { return {_mm_min_pd(a.v, b.v)}; }
 WL_INLINE F abs(F a) { return {_mm_andnot_ps(_mm_set1_ps(-0.0f), a.v)}; }
 WL_INLINE D abs(D a) { return {_mm_andnot_pd(_mm_set1_pd(-0.0), a.v)}; }
 WL_INLINE F where_negative(F s, F a, F b) {

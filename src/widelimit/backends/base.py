@@ -80,7 +80,7 @@ class OutsideRange(Exception):
     deviation : float
         Standard deviation of a layer for it.
     least, most : float
-        What it must lie between.
+        What it must lie between; without an upper limit it is a share of the largest of the pass.
     """
 
     def __init__(self, sample: int, deviation: float, least: float, most: float) -> None:

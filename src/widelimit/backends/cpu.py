@@ -154,6 +154,7 @@ def profile_arrays(
         stored = (made.images, made.profiles, made.biases, made.scale, made.diagonal)
         outputs = (array[part] for array in stored)
         fill(compiled.program, images[part], compiled.lowered.biases, *outputs)
+        _check_units(compiled.lowered, made.profiles[part], dtype, start)
     h, w = images.shape[1:3]
     return replace(made, profiles=made.profiles.reshape(n, -1, h, w))
 
@@ -205,6 +206,7 @@ def own_profiles(
             biases /= unit[:, None]
             profiles /= unit[:, None]
             scale *= unit
+            _check_units(compiled.lowered, profiles, dtype, first + start)
         else:
             brightest = np.abs(x).max(axis=(1, 2, 3), initial=0)
             least, most = deviation_range(IDENTITY, dtype)
@@ -258,6 +260,18 @@ def _check_deviations(lowered: Lowered, profiles: FloatArray, dtype: Dtype, star
         if level.activation == POLYNOMIAL:
             behind = deviations_behind(level, deviations).max(axis=1)
             _check_range(behind, behind, limits, start)
+
+
+def _check_units(lowered: Lowered, profiles: FloatArray, dtype: Dtype, start: int) -> None:
+    """Refuse images of which a node has nothing left where another one has the largest numbers.
+
+    One power of two serves all nodes of a pass: one may be stronger than another, in networks that
+    are computed together, or in branches of one, by more than a number has room for.
+    """
+    for level, operands in _nodes(lowered, profiles):
+        share = operands[:, 0].max(axis=1).astype(np.float64) / _LARGEST_PROFILE[dtype]
+        least = deviation_range(level.activation, dtype)[0] / _LARGEST_PROFILE[dtype]
+        _check_range(share, share, (least, np.inf), start)
 
 
 def _check_range(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray, IntArray
-from widelimit.markup import image, table
+from widelimit.markup import image, lines, table, to_data_uri
 from widelimit.matrices.inputs import check_not_first
 
 __all__ = [
@@ -54,7 +54,7 @@ class Dataset:
     y_train, y_test : ndarray of int64, shape (n,)
         Labels: places in class_names.
     class_names : tuple of str
-        At least two, distinct.
+        Distinct; at least two, but for data that are only classified.
     provenance : str
         Where the data come from: one or two sentences.
     split : {"given", "drawn", "none"}
@@ -62,7 +62,8 @@ class Dataset:
         another division into training and test images is as good. "none": there is none, x_test
         and y_test are empty.
     files_train, files_test : tuple of str or None
-        Names of the files that images come from, below the folder that was read.
+        Names of the files that images come from, below the folder that was read; of rows that a
+        table divides into training and test, ``table.csv[20]``, from 0.
     normalised : bool
         Whether pixels are those of images that are normalised or whitened: any finite numbers.
     feature_names : tuple of str or None
@@ -76,7 +77,7 @@ class Dataset:
     ------
     TypeError, ValueError
         If an array has another type or shape, a pixel is outside [0, 1], a label names no class,
-        a set is empty that should not be, or there are fewer than two classes.
+        a set is empty that should not be, or there are no class names, or equal ones.
     """
 
     name: str
@@ -96,9 +97,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         n_classes = len(self.class_names)
-        if n_classes < 2 or len(set(self.class_names)) < n_classes:
+        if n_classes < 1 or len(set(self.class_names)) < n_classes:
             raise ValueError(
-                f"{self.name}: class_names must be at least 2 distinct names, got "
+                f"{self.name}: class_names must be 1 or more distinct names, got "
                 f"{_shortened(self.class_names)}"
             )
         if self.split not in ("given", "drawn", "none"):
@@ -146,12 +147,18 @@ class Dataset:
         return self.x_train.ndim == 2
 
     @property
+    def what(self) -> str:
+        """Plural of what samples are: "rows", "series" or "images"."""
+        return "rows" if self.is_rows else "series" if self.is_series else "images"
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """``(h, w, c)`` of one image; ValueError if there are rows."""
         if self.is_rows:
             raise ValueError(
                 f"{self.name} holds rows of {self.x_train.shape[1]:,} values, and this is for "
-                "images: give images, or, if a row is one, image_shape=(h, w, c) (--image-shape)"
+                "images: give images, arrays (n, h, w, c); or, if a row is one, "
+                "image_shape=(h, w, c) (--image-shape of fit, kernel, suspects, demo and rank)"
             )
         _, h, w, c = self.x_train.shape
         return h, w, c
@@ -184,12 +191,15 @@ class Dataset:
             rows.append([escape(name), *counts])
             if not self.is_rows:
                 first: list[int] = mine[:_SHOWN_IMAGES].tolist()
-                shown = [image(self.x_train[i], height, self._name(i)) for i in first]
+                shown = [
+                    image(lines(x[0]) if self.is_series else to_data_uri(x), height, name)
+                    for x, name in ((self.x_train[i], self._name(i)) for i in first)
+                ]
                 rows[-1].append("".join(shown))
         left = self.n_classes - _SHOWN_CLASSES
         about = self.about.replace(" x ", " × ")
         title = f"{self.name}: {len(self.y_train):,} + {len(self.y_test):,} {about}"
-        head = ["class", "training", "test", "the first training images"]
+        head = ["class", "training", "test", f"the first training {self.what}"]
         return (
             table(title, rows, head[: 3 if self.is_rows else 4])
             + (f"<i>and {left:,} more classes</i>" if left > 0 else "")
@@ -329,7 +339,17 @@ def split_by_class(
     ValueError
         If a class has no image left for the test set; none has, with `share`.
     """
-    y = np.asarray(labels)
+    return _divide(np.asarray(labels), train_per_class, share, seed)
+
+
+def _divide(
+    y: NDArray[Any],
+    train_per_class: int | None,
+    share: float | None,
+    seed: int,
+    class_names: Sequence[str] | None = None,
+) -> tuple[IntArray, IntArray]:
+    """Divide as `split_by_class` does; errors name a class as `class_names` do."""
     rng = np.random.default_rng(seed)
     train = np.zeros(y.size, dtype=np.bool_)
     if share is not None and not 0 < share < 1:
@@ -342,8 +362,9 @@ def split_by_class(
             continue
         count = max(1, members.size * 4 // 5) if train_per_class is None else train_per_class
         if count >= members.size:
+            name = label if class_names is None else repr(class_names[label])
             raise ValueError(
-                f"class {label} must have at least {count + 1} images to be divided into "
+                f"class {name} must have at least {count + 1} images to be divided into "
                 f"{count} for training and the rest for testing, got {members.size}: add images, "
                 "or leave the class out"
             )
@@ -378,9 +399,7 @@ def draw_test_set(
         As for `split_by_class`, with the name of the data set in front.
     """
     try:
-        train, test = split_by_class(
-            data.y_train, share=share, train_per_class=train_per_class, seed=seed
-        )
+        train, test = _divide(data.y_train, train_per_class, share, seed, data.class_names)
     except ValueError as error:
         raise ValueError(f"{data.name}: {error}") from error
     files = data.files_train

@@ -149,6 +149,10 @@ def load_dataset(
         series, and rows (n, length) series of one channel. They become images one pixel high,
         (n, 1, length, channels), for `cnn_1d` and its like, whose values may be any numbers.
         Other images stay what they are.
+    download : bool
+        Whether CIFAR-10 (170 MB) is fetched from its official address where it is not on this
+        machine, to the folder that WIDELIMIT_DATA names, or ``~/.local/share/widelimit``. Other
+        data sets are refused.
 
     Returns
     -------
@@ -176,8 +180,6 @@ def load_dataset(
     UserWarning
         Of files, columns and parts that were passed over, and of images that were changed.
     """
-    if download:
-        _make_there(source)
     data = read_dataset(
         source,
         channels=channels,
@@ -186,6 +188,7 @@ def load_dataset(
         label=label,
         image_shape=image_shape,
         series=series,
+        download=download,
     )
     if data.split != "none":
         return data
@@ -202,8 +205,15 @@ def read_dataset(
     label: str | int | None = None,
     image_shape: tuple[int, int, int] | None = None,
     series: bool = False,
+    download: bool = False,
+    fewest: int = 2,
 ) -> Dataset:
-    """Load images and labels as `load_dataset` does, but draw no test set."""
+    """Load images and labels as `load_dataset` does, but draw no test set.
+
+    There must be two classes, or `fewest`: one is enough to classify.
+    """
+    if download:
+        _make_there(source)
     if channels not in (None, "first", "last"):
         raise ValueError(f'channels must be "first", "last" or None, got {channels!r}')
     shape = None if image_shape is None else tuple(image_shape)
@@ -214,6 +224,11 @@ def read_dataset(
         data = _read(cast("str | os.PathLike[str]", source), reading, size, skip_bad)
     else:
         data = load_object(source, reading)
+    if data.n_classes < fewest:
+        raise ValueError(
+            f"{data.name}: class_names must be at least {fewest} distinct names, got "
+            f"{list(data.class_names)}: add samples of another class"
+        )
     if size is None or data.image_shape[:2] == size:
         return data
     return _resized(data, size)

@@ -496,7 +496,7 @@ def from_tables(
 
 
 def _divided(part: Part, words: NDArray[np.str_] | None, path: Path) -> dict[str, Part]:
-    """Return the parts that a column tells."""
+    """Return the parts that a column tells; without names, samples have that of their row."""
     assert words is not None
     if "train" not in words:
         raise ValueError(f"{path} must have rows for training, got {', '.join(set(words))}")
@@ -504,6 +504,7 @@ def _divided(part: Part, words: NDArray[np.str_] | None, path: Path) -> dict[str
     for key in ("train", "val", "test"):
         mine = np.flatnonzero(words == key)
         if mine.size:
-            files = None if part.files is None else tuple(part.files[int(i)] for i in mine)
-            parts[key] = Part(part.x[mine], part.y[mine], files)
+            # Places in a part are not those in the file, which `predict` tells.
+            files = part.files or [f"{path.name}[{i}]" for i in range(len(part.x))]
+            parts[key] = Part(part.x[mine], part.y[mine], tuple(files[i] for i in mine))
     return parts

@@ -52,6 +52,7 @@ from widelimit.solvers.spectrum import check_time
 __all__ = [
     "SAMPLE_DTYPES",
     "NTKEstimator",
+    "block_size",
     "can_grow",
     "check_is_fitted",
     "leaves_out",
@@ -513,7 +514,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
 
     def _blocks(self, samples: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield new samples in blocks, as many as have a kernel at a time."""
-        step = max(1, _BLOCK_ENTRIES // self._training.first.size)
+        step = block_size(self._training.first.size)
         for start in range(0, len(samples), step):
             yield slice(start, start + step), samples[start : start + step]
 
@@ -593,11 +594,20 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         return Influence(indices, weights, names)
 
 
+def block_size(m: int) -> int:
+    """Return how many new samples have a kernel with m training samples at a time."""
+    return max(1, _BLOCK_ENTRIES // m)
+
+
 def can_grow(estimator: NTKEstimator) -> bool:
     """Whether there is `partial_fit`: it computes kernels, and extends a factor."""
     return estimator.kernel != "precomputed" and estimator.solver != "cg"
 
 
 def leaves_out(estimator: NTKEstimator) -> bool:
-    """Whether there are leave-one-out predictions, as `predict_proba` needs."""
-    return estimator.solver != "cg"
+    """Whether there are leave-one-out predictions, as `predict_proba` needs.
+
+    With solver="auto" it is known after a fit: conjugate gradients, which have none, need no room
+    for a factor.
+    """
+    return estimator.solver != "cg" and getattr(estimator, "loo_predictions_", ()) is not None

@@ -205,7 +205,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
 
     Notes
     -----
-    Cost of `fit`: ``n (n + 1)/2`` entries of the kernel and ``2 n^3/3`` flops, or about ``10 n^3``
+    Cost of `fit`: ``n (n + 1)/2`` entries of the kernel and ``2 n^3/3`` flops, or about ``9 n^3``
     with ridge="loo" or a time; of `predict`: n entries per new sample. Memory of `fit`: ``16 n^2``
     bytes (24 with ridge="loo" or a time), of which 8 are kept, and ``4 n^2`` or ``8 n^2`` for the
     kernel of each network; of `predict`: blocks of at most 256 MiB (384 MiB with "float32").
@@ -230,7 +230,7 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
 
     The default precision is the cheapest that serves ridge = 0. A dense kernel takes the same time
     in both, and on few features its smallest eigenvalues are below the rounding of float32. A
-    kernel with convolutions takes 2.3 to 3.4 times as long in float64, and float32 serves: on
+    kernel with convolutions takes about three times as long in float64, and float32 serves: on
     1000 of the 8 x 8 digits no output of a new sample moved by more than 6e-5 (CNTK-GAP, depth 4,
     smallest eigenvalue 0.0018 trace(k)/n), 1.1e-5 (CNTK-GAP, depth 11) or 1.3e-6 (CNTK-V, depth
     11), and no label changed. Choose "float64" if there are near-duplicates, or if an error or
@@ -548,7 +548,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         Raises
         ------
         AttributeError
-            After a fit with solver="cg", which has no leave-one-out predictions.
+            After a fit by conjugate gradients, which has no leave-one-out predictions: with
+            solver="cg", or with "auto" where there is no room for a factor.
         """
         return np.exp(self.predict_log_proba(X))
 

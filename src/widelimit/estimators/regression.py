@@ -24,6 +24,7 @@ from widelimit.solvers.matrix import Bordered, Matrix, as_matrix, diagonal, fing
 
 __all__ = [
     "RIDGES",
+    "NoRoom",
     "Options",
     "Regression",
     "Solver",
@@ -39,6 +40,7 @@ _FEWEST_ON_CARD = 2048  # samples: fewer are solved in the time that they travel
 
 RIDGES = 10.0 ** np.arange(-8.0, 2.5, 0.5)
 """Relative ridges that ridge="loo" chooses from."""
+_EIGENVECTORS = 24  # bytes of an entry of the kernel: its copy, vectors, and room to find them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +106,13 @@ class Regression:
         return float(np.nanmax(self.curve)) if np.isfinite(self.curve).any() else np.nan
 
 
+class NoRoom(MemoryError):
+    """There is no memory for a factor: how much it takes, and what to do, are its arguments."""
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
+
+
 def join(folder: str | os.PathLike[str], name: str) -> str:
     """Return the path or URL of something in a folder."""
     return f"{os.fspath(folder).rstrip('/')}/{name}"
@@ -145,9 +154,10 @@ def solver_for(
 
     Raises
     ------
+    NoRoom
+        If a factor fits neither into memory nor there is a store.
     MemoryError
-        If a factor fits neither into memory nor there is a store, or even conjugate gradients do
-        not fit.
+        If even conjugate gradients do not fit.
     ValueError
         If the solver cannot do what is asked for: a choice, a time, or weights.
     """
@@ -165,39 +175,36 @@ def solver_for(
                 "a choice among networks or whitenings needs leave-one-out, which solver='cg' has "
                 "not: give one network, combine='mean', a number for whiten, or solver='cholesky'"
             )
-        return _conjugate(n, options, targets, weights if stored else None, held)
+        return _conjugate(n, options, targets, held)
     # The factor; and a copy of it, for the diagonal of its inverse or while eigenvectors are found.
-    need, have = 8 * n * n * (3 if choices else 2), remaining(options.memory) - held
+    need = _EIGENVECTORS * n * n if choices else 16 * n * n
+    have = remaining(options.memory) - held
     room = card and n >= _FEWEST_ON_CARD and (not choices or need <= have)
     if room and card_device().fits(n, vectors=choices):
         return "card"
     if need <= have:
         return "spectral" if choices else "cholesky"
     if choices:
-        raise MemoryError(
+        raise NoRoom(
             f"ridge='loo' and a time need the eigenvectors of {n} samples in memory, "
-            f"{need / 2**30:.1f} GiB, and {have / 2**30:.1f} GiB are free for it: give ridge a "
-            "number and leave time out, use fewer samples, or raise memory"
+            f"{need / 2**30:.1f} GiB, and {have / 2**30:.1f} GiB are free for it",
+            "give ridge a number and leave time out, use fewer samples, or raise memory",
         )
     if options.store is not None:
         assert options.ridge != "loo"
         refuse_weights(weights, options.ridge)
         return "tiled"
     if options.solver == "auto" and not several:
-        return _conjugate(n, options, targets, weights if stored else None, held)
-    raise MemoryError(
+        return _conjugate(n, options, targets, held)
+    raise NoRoom(
         f"a factor for {n} samples takes {need / 2**30:.1f} GiB, and {have / 2**30:.1f} GiB are "
-        "free for it: give store, a folder for it, or "
-        + ("one network" if several else 'use solver="cg"')
+        "free for it",
+        "give store, a folder for it, or " + ("one network" if several else 'use solver="cg"'),
     )
 
 
-def _conjugate(
-    n: int, options: Options, targets: int, weights: FloatArray | None, held: int
-) -> Method:
+def _conjugate(n: int, options: Options, targets: int, held: int) -> Method:
     """Refuse what conjugate gradients cannot do either."""
-    assert options.ridge != "loo"
-    refuse_weights(weights, options.ridge)
     preconditioner_rank(n, targets, None, options.memory, held)
     return "conjugate"
 
@@ -246,7 +253,8 @@ def regress(
         threads=options.threads,
         overwrite_k=not singular,
     )
-    return _concluded(solution, k if singular else None, training, options.ridge, options.judge)
+    kept = k if singular else None
+    return _concluded(solution, kept, training, options.ridge, options.judge, options.memory)
 
 
 def grow(
@@ -295,7 +303,7 @@ def grow(
     )
     singular = factor.location is None and factor.ridge_absolute == 0
     ridge = solution.statistics.ridge / training.share
-    return _concluded(solution, k if singular else None, training, ridge, judge)
+    return _concluded(solution, k if singular else None, training, ridge, judge, memory)
 
 
 def _factor_place(folder: str | os.PathLike[str], k: Any, ridge: float) -> str:
@@ -311,7 +319,12 @@ def _name(k: Any, ridge: float, training: Training | None = None) -> str:
 
 
 def _concluded(
-    solution: Solution, k: Any, training: Training, ridge: float, judge: Judge
+    solution: Solution,
+    k: Any,
+    training: Training,
+    ridge: float,
+    judge: Judge,
+    memory: int | str | None,
 ) -> Regression:
     """Leave one out; if there is no solution, for a k that was kept take the limit of training.
 
@@ -320,9 +333,10 @@ def _concluded(
     if solution.status is Status.NOT_POSITIVE_DEFINITE and k is not None:
         used = solution.statistics.ridge
         try:
+            _check_room(k.shape[0], memory)
             found = solve(k, training.means, used, method="spectral", weights=training.weights)
             message = f"{found.message} {solution.message.split('. ')[0]}."
-        except Unavailable as error:  # too many samples: the message says which ridge is enough
+        except Unavailable as error:  # too many: the message of before says which ridge is enough
             found, message = solution, f"{solution.message} As for the end of training, {error}."
         solution = replace(found, message=message)
     if solution.status is Status.NOT_POSITIVE_DEFINITE and training.share != 1:
@@ -339,6 +353,16 @@ def _concluded(
         grid = np.array([factor.time])
     left_out = factor.left_out(training.means, solution.value)
     return Regression(solution, left_out, grid, np.array([judge(training, left_out)]))
+
+
+def _check_room(n: int, memory: int | str | None) -> None:
+    """Refuse eigenvectors of a kernel that is in memory: only a factor was sure to fit."""
+    need, have = _EIGENVECTORS * n * n, remaining(memory)
+    if need > have:
+        raise Unavailable(
+            f"its eigenvectors need {need / 2**30:.1f} GiB, and {max(0, have) / 2**30:.1f} GiB are "
+            "free: raise memory"
+        )
 
 
 def _with_ridge(solution: Solution, ridge: float) -> Solution:

@@ -65,7 +65,7 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
     >>> import widelimit as wl
     >>> x = wl.load_dataset("digits").x_train
     >>> wl.ZCA(regularisation=0.1).fit_transform(x).shape
-    (1347, 8, 8, 1)
+    (1280, 8, 8, 1)
     """
 
     components_: FloatArray

@@ -65,6 +65,7 @@ class Cells:
         self.asked: dict[str, Any] = json.loads(json.dumps(asked, allow_nan=False))
         self._others = others
         self._done: dict[str, float] = {}  # seconds that were taken, here or before
+        self._found: set[str] = set()  # parts that were there before: nothing is left to do of them
         self._inside = 0.0  # those of parts that were computed within the one that is
         self._report: Callable[[float], None] = _silent
         self._check()
@@ -96,6 +97,7 @@ class Cells:
         names = {PLAN, *(f"{name}.json" for name in self.costs), *self._others}
         with own_folder(self.folder, names, f"a run of {self.run}", (PLAN,)):
             self._check()
+            self._found = {name for name in self.costs if self._path(name).exists()}
             plan = {"format": _FORMAT, "run": self.run, "asked": self.asked}
             write_record(self.folder / PLAN, plan)
             with shown(progress, self.run, share_alone) as report:
@@ -133,12 +135,17 @@ class Cells:
         return value
 
     def tell(self, shares: Mapping[str, float]) -> None:
-        """Say how far parts are that are being computed: shares by their names."""
+        """Say how far parts are that are being computed: shares by their names.
+
+        Of what was not there before: from the time that this took follows what is left.
+        """
+        costs = {name: cost for name, cost in self.costs.items() if name not in self._found}
         done = sum(
             cost * (1.0 if name in self._done else shares.get(name, 0.0))
-            for name, cost in self.costs.items()
+            for name, cost in costs.items()
         )
-        self._report(min(1.0, done / (sum(self.costs.values()) or 1.0)))
+        whole = sum(costs.values())
+        self._report(min(1.0, done / whole) if whole else 1.0)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"

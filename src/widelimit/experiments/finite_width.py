@@ -190,10 +190,11 @@ class Means:
     name, network : str
     width, draws : int
         The bias is estimated with as many networks of half the width.
-    largest : float
+    largest : float or None
         Largest of ``(|mean - exact| - |bias|) / standard error`` over entries; the bias,
-        O(1/width), is the difference of the means of both widths.
-    largest_without_bias : float
+        O(1/width), is the difference of the means of both widths. None where an entry is the same
+        in all networks, as where ReLU leaves nothing of few narrow ones.
+    largest_without_bias : float or None
         The same without the bias taken off.
     relative_error : float
         ``|mean - exact|_F / |exact|_F``.
@@ -203,8 +204,8 @@ class Means:
     network: str
     width: int
     draws: int
-    largest: float
-    largest_without_bias: float
+    largest: float | None
+    largest_without_bias: float | None
     relative_error: float
 
 
@@ -255,20 +256,18 @@ def compare_means(
     )
     error = spread / np.sqrt(draws)
     away = np.abs(full - exact)
-    found = Means(
-        name,
-        network.to_json(),
-        width,
-        draws,
-        float(((away - np.abs(half - full)) / error).max()),
-        float((away / error).max()),
-        float(np.linalg.norm(full - exact) / np.linalg.norm(exact)),
+    largest, without_bias = (
+        float((far / error).max()) if (error > 0).all() else None
+        for far in (away - np.abs(half - full), away)
     )
-    say(
-        f"{name}: mean of {draws} networks of width {width} is {found.relative_error:.2%} off, at "
-        f"most {found.largest:.2f} standard errors beyond its bias"
+    relative = float(np.linalg.norm(full - exact) / np.linalg.norm(exact))
+    beyond = (
+        "some of its entries are the same in all of them"
+        if largest is None
+        else f"at most {largest:.2f} standard errors beyond its bias"
     )
-    return found
+    say(f"{name}: mean of {draws} networks of width {width} is {relative:.2%} off, {beyond}")
+    return Means(name, network.to_json(), width, draws, largest, without_bias, relative)
 
 
 @dataclass(frozen=True, slots=True)

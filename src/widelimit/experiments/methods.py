@@ -51,9 +51,9 @@ METHODS = (
     ),
     Method(
         "dense",
-        f"NTK, {_DENSE_DEPTH} dense layers",
-        f"Tangent kernel of an infinitely wide network of {_DENSE_DEPTH} dense layers, which does "
-        "not know which pixels are neighbours.",
+        f"NTK, {_DENSE_DEPTH} hidden layers",
+        f"Tangent kernel of an infinitely wide network of {_DENSE_DEPTH} hidden layers, which "
+        "does not know which pixels are neighbours.",
         network=ntk_dense(_DENSE_DEPTH),
     ),
     Method(

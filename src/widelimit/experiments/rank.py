@@ -26,7 +26,7 @@ from widelimit.arrays import FloatArray, IntArray
 from widelimit.backends import BackendName
 from widelimit.costs import Forecast, forecast
 from widelimit.data.dataset import Dataset, draw_training_sets
-from widelimit.data.load import load_dataset
+from widelimit.data.load import read_dataset
 from widelimit.estimators.samples import Training
 from widelimit.estimators.scaling import channel_scale
 from widelimit.experiments.environment import describe_environment
@@ -143,7 +143,7 @@ class Rank:
         Parameters
         ----------
         data : str
-            As for `load_dataset`. Its test images are not used.
+            As for `load_dataset`. Test images of its own are not used, and none are drawn.
         networks : dict of Network
             By name, two or more; none given: `architectures`.
         sizes : sequence of int
@@ -176,7 +176,7 @@ class Rank:
             raise ValueError(f"a ranking needs two networks or more, got {len(chosen)}")
         if draws < 1 or seed < 0:
             raise ValueError(f"draws must be 1 or more and seed 0 or more, got {draws} and {seed}")
-        dataset = load_dataset(data, series=read_series(list(chosen.values())), **(reading or {}))
+        dataset = read_dataset(data, series=read_series(list(chosen.values())), **(reading or {}))
         classes = dataset.n_classes
         per_class = _per_class(sizes, classes)
         held = max(1, per_class[-1] // 2)
@@ -184,16 +184,18 @@ class Rank:
             (held,) = _per_class([validation], classes)
         count = per_class[-1] + held
         rng = np.random.default_rng([seed, 0])
-        fewest = int(np.bincount(dataset.y_train, minlength=classes).min())
-        if fewest < count:
+        have = np.bincount(dataset.y_train, minlength=classes)
+        least = int(have.argmin())
+        if have[least] < count:
             raise ValueError(
                 f"{dataset.name} must have {count} training images of every class, "
-                f"{per_class[-1]} to train and {held} to validate with, got {fewest} of one: give "
-                "smaller sizes, or fewer images for validation"
+                f"{per_class[-1]} to train and {held} to validate with, got {have[least]} of "
+                f"{dataset.class_names[least]!r}: give smaller sizes, or fewer images for "
+                "validation"
             )
         pool = draw_training_sets(dataset.y_train, [count], rng)[0]
         how: Any = {"backend": backend, "threads": threads}
-        cost = forecast(list(chosen.values()), dataset.image_shape, pool.size, net=False, **how)
+        cost = forecast(list(chosen.values()), dataset.image_shape, pool.size, net=None, **how)
         how["memory"] = memory
         return cls(dataset, chosen, per_class, draws, seed, pool, cost, out, folder, how)
 

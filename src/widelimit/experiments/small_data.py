@@ -97,7 +97,7 @@ class SmallData:
         # Of a symmetric matrix as many inputs as make the pairs that there are.
         same = int(((8 * design.pairs + 1) ** 0.5 - 1) / 2)
         how: Any = {"backend": backend, "threads": threads}
-        cost = forecast([cntk_gap(DEPTH)], dataset.image_shape, same, net=False, **how)
+        cost = forecast([cntk_gap(DEPTH)], dataset.image_shape, same, net=None, **how)
         if cost.is_long and largest // 4 >= dataset.n_classes:
             fewer = fixed_design(dataset, largest=largest // 4, n_test=n_test, draws=draws)
             seconds = cost.seconds * fewer.pairs / design.pairs

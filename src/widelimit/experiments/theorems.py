@@ -178,14 +178,14 @@ def theorem31(
     OSError, ValueError
         As for `Table1.prepare`, and if a number is outside its range.
     """
-    device = choose_device(device)
-    x = digits_pair(_CLASSES, 10, 0)["x"]
     if draws < 2 or mean_width < 2:
         raise ValueError(f"draws and mean_width must be 2 or more, got {draws} and {mean_width}")
     if seeds is not None and seeds < 2:
         raise ValueError(f"seeds must be 2 or more, got {seeds}")
-    if widths is not None and (len(widths) < 2 or list(widths) != sorted(set(widths))):
-        raise ValueError(f"widths must ascend, and be at least two, got {tuple(widths)}")
+    if widths is not None and (len(widths) < 2 or list(widths) != sorted({0, *widths})[1:]):
+        raise ValueError(f"widths must ascend from 1 on, and be at least two, got {tuple(widths)}")
+    device = choose_device(device)  # PyTorch takes seconds to load
+    x = digits_pair(_CLASSES, 10, 0)["x"]
     plans: dict[str, tuple[Network, FloatArray, tuple[int, ...], tuple[int, ...]]] = {}
     for name, (network, n) in DECAYS.items():
         dense = isinstance(network.layers[0], Dense)
@@ -259,13 +259,13 @@ def theorem32(
     ImportError, OSError, ValueError
         As for `theorem31` and `digits_pair`.
     """
-    device = choose_device(device)
-    data = digits_pair(_CLASSES, n_train, n_test)
-    network, own = ntk_dense(2), tuple(widths or (64, 256, 1024, 4096))
+    own = tuple(widths or (64, 256, 1024, 4096))
     if min(own) < 1 or len(set(own)) < len(own):
         raise ValueError(f"widths must be different ones, 1 or more, got {own}")
     if (seeds is not None and seeds < 1) or not 0 < kappa < math.inf:
         raise ValueError(f"seeds must be 1 or more, kappa above 0, got {seeds} and {kappa}")
+    data, network = digits_pair(_CLASSES, n_train, n_test), ntk_dense(2)
+    device = choose_device(device)
     counts = tuple(seeds or (4 if width < 4096 else 1) for width in own)
     name = f"{_CLASSES[0]} and {_CLASSES[1]}, dense, depth 2"
     times, largest = training_times(network, data["x"])
@@ -320,10 +320,10 @@ def weakly_trained(
     ImportError, OSError, ValueError
         As for `theorem31` and `digits_pair`.
     """
-    device = choose_device(device)
-    data = digits_pair(_CLASSES, n_train, n_test)
     if seeds < 1 or (widths is not None and min(widths) < 1):
         raise ValueError(f"seeds and widths must be 1 or more, got {seeds} and {widths}")
+    data = digits_pair(_CLASSES, n_train, n_test)
+    device = choose_device(device)
     plans = {
         "dense, depth 3": (ntk_dense(3), tuple(widths or (16, 64, 256, 1024))),
         "CNTK-GAP, depth 4": (cntk_gap(4), tuple(widths or (16, 64, 256))),

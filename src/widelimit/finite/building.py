@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from widelimit.finite.loaded import load_torch
 from widelimit.finite.parameters import Seed, check_width
-from widelimit.layers import Pair
+from widelimit.layers import Pair, Pointwise
 from widelimit.matrices.inputs import Channels
 from widelimit.network import (
     GELU,
@@ -196,12 +196,13 @@ def read_layers(module: Any) -> tuple[Network, dict[str, float]]:
         if isinstance(layer, Flatten) and pooled:  # (n, c, 1, 1) becomes (n, c)
             pooled = False
             continue
-        if pooled:
+        passes = layer is None or isinstance(layer, Pointwise)  # the same before Flatten and after
+        if pooled and not passes:
             raise ValueError(
                 f"module cannot be read as a Network: {name} = {part} follows "
                 "AdaptiveAvgPool2d(1), where Flatten() must come"
             )
-        pooled = isinstance(layer, GlobalAvgPool)
+        pooled = isinstance(layer, GlobalAvgPool) or (pooled and passes)
         if isinstance(layer, Flatten) and layers:  # and so is a pool that comes last
             layers[-1] = _local(layers[-1])
         if layer is not None:

@@ -138,6 +138,8 @@ def compare(
     channels: Any = getattr(module, "channels", "first")
     if channels == "first":  # of images, and of series
         values, channels = np.moveaxis(values, 1, -1), "last"
+    if values.ndim == 3 and 2 not in network.input_ranks:  # filters of one step: series are images
+        values = values[:, None]
     exact = kappa**2 * kernel(network, values, dtype="float64", channels=channels)
     distances = tuple(
         _distance(_tangent(_redrawn(torch, module, scales, (seed, i)), x, memory, scales), exact)

@@ -99,8 +99,8 @@ class _Folder:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self.name, self.url, self.listed = str(path), str(path.absolute()), 0
+        self._path = path.absolute()  # the folder of the process may change
+        self.name, self.url, self.listed = str(path), str(self._path), 0
 
     def read(self, key: str, at_most: int) -> bytes:
         return read_bytes(self._path / key, at_most, self._path)

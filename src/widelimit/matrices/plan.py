@@ -25,7 +25,8 @@ IN_FLIGHT = 4
 """Tasks that each thread has: those that wait outlast the profiles of the next block of samples."""
 
 _SIDES = (1024, 512, 256, 128, 64)
-_TILE_COST = 5e10  # element-layers: half a minute of one core, the most that a kill can cost it
+_SMALL_SIDES = (32, 16)  # only where pairs cost so much: a tile is two files, each flushed
+_TILE_COST = 5e10  # element-layers: half a minute of one core
 _TILES_A_SIDE = 4  # at least, so that there is something to share out and to resume
 _THREAD = 2**20  # stack and small objects of a thread
 _MAX_HOLE = 2**25  # bytes: what is larger, the allocator of the GNU C library gives back at once
@@ -172,8 +173,8 @@ def solve(sizes: Sizes, budget: float, threads: int, tile: int | None, engines: 
     Returns
     -------
     Plan
-        As many threads as fit, then tiles as large as fit, are not costlier than half a minute,
-        and leave several on a side; then as many profiles as fit.
+        As many threads as fit, then tiles as large as fit, are not costlier than half a minute (or
+        the smallest), and leave several on a side; then as many profiles as fit.
 
     Raises
     ------
@@ -188,7 +189,7 @@ def solve(sizes: Sizes, budget: float, threads: int, tile: int | None, engines: 
                 rows = sizes.grid(side).shape[0]
                 more = math.floor(left / max(1, side * sizes.profile))
                 return Plan(side, workers, min(rows, 1 + more), columns)
-    side = tile or _SIDES[-1]
+    side = tile or preferred_sides(sizes)[-1]
     least = sizes.need(side, 1, 1 + sizes.columns(side, 1))
     remedy = ""
     if tile is not None:
@@ -206,6 +207,8 @@ def solve(sizes: Sizes, budget: float, threads: int, tile: int | None, engines: 
 def preferred_sides(sizes: Sizes) -> Sequence[int]:
     """Return the sizes of tiles to try, best first."""
     largest = math.sqrt(_TILE_COST / max(1, sizes.element_layers))
+    if largest < _SIDES[-1]:
+        return [side for side in _SMALL_SIDES if side <= largest] or _SMALL_SIDES[-1:]
     largest = min(largest, max(sizes.n1, sizes.n2) / _TILES_A_SIDE)
     return [side for side in _SIDES if side <= largest] or _SIDES[-1:]
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from widelimit.arrays import FloatArray, IntArray, Rows
 from widelimit.backends.base import Dtype, OutsideRange, Pairs, Profile
+from widelimit.backends.lowered import SIN, deviation_range
+from widelimit.layers import Cos, Sin
 from widelimit.matrices.families import Family
 from widelimit.matrices.inputs import let_go
 from widelimit.matrices.threads import Threads
@@ -148,19 +150,28 @@ class Side:
             with quiet():
                 profile = family.backend.profile(family.program, values, identity, self._dtype)
         except OutsideRange as error:
-            remedy = "use dtype='float64', or" if self._dtype == "float32" else "use"
-            raise SampleOutsideRange(
+            remedy = self._remedy
+            found = (
                 f"standard deviations of layers must lie between {error.least:g} and "
-                f"{error.most:g} for {self._dtype}, got {error.deviation:.1e}",
-                start + error.sample,
-                self._name,
-                f"{remedy} inputs or w_std of another scale",
-            ) from None
+                f"{error.most:g} for {self._dtype}, got {error.deviation:.1e}"
+            )
+            if np.isinf(error.most):
+                found = (
+                    f"layers that are computed together must have standard deviations of at least "
+                    f"{error.least:.1e} of the largest for {self._dtype}, got {error.deviation:.1e}"
+                )
+                remedy += ", or compute networks one by one" * (len(family.positions) > 1)
+            raise SampleOutsideRange(found, start + error.sample, self._name, remedy) from None
         variances = None
         if any(readout.needs_variance for readout in family.program.readouts):
             variances = self._variances(family, profile, threads)
             self._check_variances(family, variances, start)
         return Block(profile, identity, variances)
+
+    @property
+    def _remedy(self) -> str:
+        other = "use dtype='float64', or" if self._dtype == "float32" else "use"
+        return f"{other} inputs or w_std of another scale"
 
     def _variances(self, family: Family, profile: Profile, threads: Threads) -> FloatArray:
         variances = np.empty((len(family.program.taps), len(profile)))
@@ -178,16 +189,30 @@ class Side:
         return variances
 
     def _check_variances(self, family: Family, variances: FloatArray, start: int) -> None:
-        """Refuse samples of which rounding is all that a linear network leaves of the readout."""
+        """Refuse samples of which rounding is all that is left: in the readout, or of a wave."""
+        exact = family.program.is_dense or family.backend.name == "reference"  # in float64
+        _, most = deviation_range(SIN, "float64" if exact else self._dtype)
         for readout in family.program.readouts:
-            lost = variances[readout.tap] < 0.0
-            if readout.needs_variance and lost.any():
+            if not readout.needs_variance:
+                continue
+            own = variances[readout.tap]
+            if (own < 0.0).any():
                 raise SampleOutsideRange(
                     "pixels must not cancel in the readout, whose variance is lost in rounding",
-                    start + int(np.argmax(lost)),
+                    start + int(np.argmax(own < 0.0)),
                     self._name,
                     "put an activation before the readout, or use inputs whose mean is not 0",
                 )
+            for layer, before in readout.variances(own):
+                largest = int(np.argmax(before))
+                if isinstance(layer, Sin | Cos) and not before[largest] <= most**2:
+                    raise SampleOutsideRange(
+                        f"standard deviations before {layer} must be at most {most:g} for "
+                        f"{self._dtype}, got {before[largest] ** 0.5:.1e}",
+                        start + largest,
+                        self._name,
+                        self._remedy,
+                    )
 
 
 def make_sides(

@@ -34,7 +34,7 @@ from widelimit.matrices.objects import Objects, open_objects
 from widelimit.matrices.plan import Plan, Sizes, batches, solve, tasks_in_flight
 from widelimit.matrices.progress import Progress, Tracker
 from widelimit.matrices.sinks import Stored
-from widelimit.matrices.store import TileStore, is_finished, room_of
+from widelimit.matrices.store import StoreError, TileStore, is_finished, room_of
 from widelimit.matrices.stored_inputs import put_inputs
 from widelimit.matrices.tiles import Key, KeySet
 from widelimit.matrices.workers import Report, Task, distribute
@@ -101,11 +101,12 @@ def gram(
     executor : concurrent.futures.Executor, dask.distributed.Client or None
         Where tiles are computed. Workers read the inputs from the store, as they need them, and
         write their tiles there: all have to see its path. Tasks that fail, or whose worker is lost,
-        are handed out again, up to three times. None: threads of this process.
+        are handed out again, up to three times. If it breaks, what is left is computed here, on
+        all processors that this process may use. None: threads of this process.
     timeout : float or None
         With an executor: seconds in which no task has finished, after which workers count as
-        hanging and their tiles are handed out again. None: ten minutes, or 20 times the longest
-        task.
+        hanging and their tiles are handed out again. None: the longest of ten minutes, 20 times
+        the longest task, and what the element-layers of a task take at 1e8 a second.
     progress : bool or callable
         True shows tiles, speed and time left on standard error, as a bar on a terminal and as
         lines elsewhere. A callable is given a `Progress` whenever something is done.
@@ -132,12 +133,14 @@ def gram(
         As for `kernel`; or if the store, or `reuse`, holds another kernel (the message says what
         differs), or tiles that something else computes, without `allow_mixed`.
     MemoryError
-        Before the work starts, if it cannot be done within `memory`.
+        Before the work starts, if it cannot be done within `memory`. A finished store is opened
+        whatever `memory` is.
     BlockingIOError
         If another process is writing to the store.
     FileNotFoundError, StoreError
         If there is no store at `reuse`, or tiles are missing or damaged there. What it takes from
-        there is read before anything is computed; what is copied is kept.
+        there is read before anything is computed; what is copied is kept. Or if `store` was
+        deleted, or made anew, before this was done.
     OSError
         If the store cannot be written: no room, no permission. Finished tiles are kept. Before
         the work, if the disk of a local path has less room than the tiles that are missing take.
@@ -148,9 +151,11 @@ def gram(
 
     Notes
     -----
-    Cost as for `kernel`. Every tile that was under way when a run was killed is lost: seconds of
-    work for each thread. A store takes ``n (n + tile)/2`` entries of each symmetric matrix. With
-    `reuse`, profiles of all samples are made again, ``n`` of them; of the pairs only new ones.
+    Cost as for `kernel`. Every tile that was under way when a run was killed is lost: about
+    half a minute of one core for each thread, or less; or 16 x 16 pairs if these take longer (one
+    to three minutes for CNTK-GAP of depth 11 on 96 x 96 pixels). A store takes ``n (n + tile)/2``
+    entries of each symmetric matrix. With `reuse`, profiles of all samples are made again, ``n`` of
+    them; of the pairs only new ones.
     """
     networks = check_networks(net)
     kinds = check_kinds(kind)
@@ -182,16 +187,17 @@ def gram(
             (),
         )
         there = _look(objects, manifest, verify=verify)
-        old = None
-        if reuse is not None and (there is None or there.missing):
-            old = _find_reused(reuse, manifest, values1)
+        if there is not None and not there.missing:  # nothing to plan memory for
+            _one_side(side, there, None)
+            return arrange(there.tiles, read_manifest(there.tiles))
+        old = None if reuse is None else _find_reused(reuse, manifest, values1)
         name = _choose(backend, old if there is None else there.tiles, manifest)
         chosen = get_backend(name)
         maker = Maker.of(chosen)
         if old is not None and not allow_mixed:
             _check_maker(old, maker)
         computation = Computation(manifest, values1, values2, chosen)
-        if pool is None and (there is None or there.missing):
+        if pool is None:
             prepare(computation.families, dtype)  # which takes memory, too
         sizes = computation.sizes(workers, listed=objects.listed, handed_out=pool is not None)
         plan = solve(sizes, remaining(memory), workers, _one_side(side, there, old))
@@ -199,28 +205,27 @@ def gram(
         objects.check_room(_room(objects, there, sizes, plan, laid))
         if there is None:
             there = _create(objects, replace(manifest, makers=(maker,)), plan.tile)
-        if there.missing:
-            makers = (maker, *(() if old is None else read_manifest(old).makers))
-            tiles = _admit(there.tiles, makers, allow_mixed)
-            run = _Run(tiles, computation, plan, sizes, there.missing, old)
-            with display as report:
-                run.copy(report)
-                if pool is None:
-                    run.here(report)
-                else:
-                    put_inputs(tiles, values1, values2)
-                    task = Task(
-                        objects.url,
-                        (),
-                        name,
-                        None if allow_mixed else maker,
-                        plan.threads,
-                        None if memory is None else parse_memory(memory),
-                        _at_once(pool),
-                        None if old is None else old.objects.url,
-                    )
-                    run.on(pool, report, task, timeout)
-        tiles = TileStore.open(objects)
+        makers = (maker, *(() if old is None else read_manifest(old).makers))
+        tiles = _admit(there.tiles, makers, allow_mixed)
+        run = _Run(tiles, computation, plan, sizes, there.missing, old)
+        with display as report:
+            run.copy(report)
+            if pool is None:
+                run.here(report)
+            else:
+                put_inputs(tiles, values1, values2)
+                task = Task(
+                    objects.url,
+                    (),
+                    name,
+                    None if allow_mixed else maker,
+                    plan.threads,
+                    None if memory is None else parse_memory(memory),
+                    _at_once(pool),
+                    None if old is None else old.objects.url,
+                )
+                run.on(pool, report, task, timeout)
+        tiles = _open_again(there.tiles)
     return arrange(tiles, read_manifest(tiles))
 
 
@@ -309,13 +314,24 @@ class _Run:
 
         try:
             done = distribute(
-                executor, tasks, tasks_in_flight(size), self._tiles, timeout, finished
+                executor, tasks, tasks_in_flight(size), self._tiles, timeout, size * cost, finished
             )
         finally:
             kept.forget()  # of a worker that is a thread of this process
         if not done:
             self._missing = self._tiles.missing()
+            self._plan = self._plan_here(task.memory)
             self.here(report)
+
+    def _plan_here(self, memory: int | None) -> Plan:
+        """Return the plan for all processors of this process, not for one worker's threads."""
+        threads, computation = check_threads(None), self._computation
+        prepare(computation.families, computation.manifest.dtype)
+        sizes = computation.sizes(threads, listed=self._tiles.objects.listed)
+        try:
+            return solve(sizes, remaining(memory), threads, self._tiles.tile)
+        except MemoryError:
+            return self._plan  # for which there was room before tasks were held
 
 
 def _at_once(executor: Executor) -> int:
@@ -350,10 +366,8 @@ def _room(
     if there is None:
         tiles = len(sizes.grid(plan.tile))
         needed = room_of(tiles, plan.tile, sizes.entry, sizes.matrices)
-    elif there.missing:
-        needed = there.tiles.room(there.missing)
     else:
-        return 0
+        needed = there.tiles.room(there.missing)
     if laid:
         there_already = sum(size for _, size in objects.sizes("inputs"))
         needed += max(0, sum(x.nbytes for x in laid) - there_already)
@@ -382,6 +396,21 @@ def _find_reused(
     there.check_same(first, name, remedy)
     old.check_finished()
     return old
+
+
+def _open_again(tiles: TileStore) -> TileStore:
+    """Return a store as it lies there now; refuse another one that has taken its place."""
+    name = tiles.objects.name
+    try:
+        found = TileStore.open(tiles.objects)
+    except FileNotFoundError:
+        found = None
+    if found is None or found.identity != tiles.identity:
+        raise StoreError(
+            f"{name} was deleted, or made anew, since this began: what lies there is not what this "
+            "call has made; if that was not meant, run the same call again"
+        )
+    return found
 
 
 def _choose(backend: BackendName, begun: TileStore | None, manifest: Manifest) -> BackendName:

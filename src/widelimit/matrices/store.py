@@ -164,6 +164,11 @@ class TileStore:
             raise FileNotFoundError(
                 errno.ENOENT, "there is no matrix of widelimit", objects.name
             ) from None
+        except NotADirectoryError:
+            raise StoreError(
+                f"{objects.name} must be a store of widelimit, a folder, it is a file, or lies in "
+                "one: give another path"
+            ) from None
         return cls._parse(objects, content)
 
     @classmethod
@@ -177,8 +182,8 @@ class TileStore:
             region = attributes.pop("region")
             if "identity" not in attributes:
                 raise ValueError(
-                    "it was made by version 0.1, whose tiles do not say where they belong (any "
-                    "Zarr reader still opens it)"
+                    "it was made before tiles said where they belong (any Zarr reader still "
+                    "opens it)"
                 )
             identity, digest = attributes.pop("identity"), attributes.pop("digest")
             if not _IDENTITY.fullmatch(identity) or digest != _digest(metadata):

@@ -41,6 +41,7 @@ __all__ = ["Report", "Task", "distribute", "run_task"]
 _ATTEMPTS = 3
 _PATIENCE = 600.0  # seconds without a report, at least, before a worker counts as hanging
 _PATIENCE_FACTOR = 20.0  # and at least so many times the longest task
+_SLOWEST = 1e8  # element-layers a second of a worker that is well: a tenth of a slow core's
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ def distribute(
     in_flight: int,
     store: TileStore,
     timeout: float | None,
+    work: float,
     finished: Callable[[Report], None],
 ) -> bool:
     """Run tasks on an executor until all their tiles are in the store.
@@ -145,7 +147,10 @@ def distribute(
         Where the tiles appear; their checksums are compared with those that workers report.
     timeout : float or None
         Seconds without any report after which tasks are handed out again, and after as many again
-        given up. None: 10 minutes, or 20 times the longest task.
+        given up. None: 10 minutes, 20 times the longest task, or what `work` takes a slow worker:
+        whichever is longest.
+    work : float
+        Element-layers of a task.
     finished : callable
         Called with each report that is right.
 
@@ -163,7 +168,7 @@ def distribute(
     Exception
         That of a task which failed three times.
     """
-    return _Distribution(executor, tasks, in_flight, store, timeout, finished).run()
+    return _Distribution(executor, tasks, in_flight, store, timeout, work, finished).run()
 
 
 class _Distribution:
@@ -176,12 +181,14 @@ class _Distribution:
         in_flight: int,
         store: TileStore,
         timeout: float | None,
+        work: float,
         finished: Callable[[Report], None],
     ) -> None:
         self._executor, self._store, self._timeout = executor, store, timeout
         self._tasks, self._in_flight, self._finished = iter(tasks), in_flight, finished
         self._left: dict[Task, int] = {}  # failures of each that is handed out
         self._running: dict[Future[Report], Task] = {}
+        self._patience = max(_PATIENCE, work / _SLOWEST)
         self._longest = 0.0
         self._last = time.monotonic()
         self._again = False  # whether all that is open was handed out again since
@@ -238,7 +245,7 @@ class _Distribution:
         """Hand everything out again when nothing has come back for long; the next time give up."""
         patience = self._timeout
         if patience is None:
-            patience = max(_PATIENCE, _PATIENCE_FACTOR * self._longest)
+            patience = max(self._patience, _PATIENCE_FACTOR * self._longest)
         if not self._left or time.monotonic() - self._last <= patience:
             return
         if self._again:

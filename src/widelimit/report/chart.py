@@ -88,12 +88,15 @@ def draw_curves(record: Record, *, width: int, height: int, name: str) -> str:
 
 def draw_key(index: int) -> str:
     """Draw line and marker of one curve, for a legend: five colours, each with five markers."""
-    marker = MARKERS[(index + index // 5) % len(MARKERS)]
     return (
         f'<svg class="key series-{index % 5}" viewBox="0 0 34 14" width="34" height="14" '
         f'aria-hidden="true"><path class="line" d="M1 7H33"/>'
-        f'<g transform="translate(17 7)" class="marker">{marker}</g></svg>'
+        f'<g transform="translate(17 7)" class="marker">{_marker(index)}</g></svg>'
     )
+
+
+def _marker(index: int) -> str:
+    return MARKERS[(index + index // 5) % len(MARKERS)]
 
 
 def name_size(size: int) -> str:
@@ -155,9 +158,9 @@ def _choose_ticks(axes: _Axes) -> list[float]:
 def _draw_curve(axes: _Axes, curve: Curve, index: int, offset: float) -> list[str]:
     places = [(axes.x(p.size) + offset, axes.y(p.mean), p) for p in curve.points]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
-    parts = [f'<g class="series-{index}">', f'<polyline class="line" points="{line}"/>']
+    parts = [f'<g class="series-{index % 5}">', f'<polyline class="line" points="{line}"/>']
     parts += [_draw_bar(axes, x, point) for x, _, point in places if point.std is not None]
-    marker = MARKERS[index % len(MARKERS)]
+    marker = _marker(index)
     for x, y, point in places:
         title = f"{curve.label}, {name_size(point.size)} images: {point.mean * 100:.1f} %"
         if point.std is not None:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from widelimit.costs import to_size
 from widelimit.display import duration
+from widelimit.report.finite import PAPER_IMAGES
 from widelimit.report.myrtle import by_kernel, chosen_told, quoted_told
 from widelimit.report.page import (
     environment_facts,
@@ -18,6 +19,7 @@ from widelimit.report.page import (
     signed,
 )
 from widelimit.report.plots import Axis, Line, Mark, draw_rows
+from widelimit.report.readouts import variant_name
 from widelimit.report.shapes import ENVIRONMENT, Maybe, environment_of
 
 __all__ = ["CNN_SHAPE", "MYRTLE_SHAPE", "RANDOM_SHAPE", "READOUTS_SHAPE", "sections_of", "title_of"]
@@ -36,7 +38,7 @@ _ANY = {
     "threads": Maybe(int),
     "seed": Maybe(int),
     "draws": Maybe(int),
-    "asked": Maybe({"seed": Maybe(int)}),
+    "asked": Maybe({"seed": Maybe(int), "depth": Maybe(int)}),
     "seconds": float,
     "peak_memory": Maybe(int),
 }
@@ -177,6 +179,7 @@ several.</p>
 
 
 def _table2(record: Record) -> list[str]:
+    papers = record["n_train"] == PAPER_IMAGES
     marks: list[list[Mark]] = [[], [], []]
     names: list[str] = []
     rows: list[list[str]] = []
@@ -202,10 +205,13 @@ def _table2(record: Record) -> list[str]:
                 "not solved" if median is None else f"{100 * median:.2f}{spread}",
                 "not solved" if share is None else f"{share:.2f}",
                 _percent(paper),
-                _difference(exact, paper, _binomial(exact, record["n_test"])),
+                _difference(exact, paper if papers else None, _binomial(exact, record["n_test"])),
             ]
         )
     heads = ["Kernel", "Depth", "Random features, %", "Exact, %", "Exact, the paper, %"]
+    beside = (
+        "" if papers else f" The paper's are of {PAPER_IMAGES:,} training images: no difference."
+    )
     return [
         f"""<section>
 <h2>Random features, and exact kernels</h2>
@@ -213,27 +219,30 @@ def _table2(record: Record) -> list[str]:
 {result_table([*heads, "Difference"], rows)}
 <p class="caption">Random features: the gradient of networks of {record["channels"]:,} channels, the
 median over draws, and in brackets (bars) the least and the largest. The difference, of exact
-kernels, has the binomial standard error of the test images.</p>
+kernels, has the binomial standard error of the test images.{beside}</p>
 </section>"""
     ]
 
 
 def _readouts(record: Record) -> list[str]:
     marks: dict[str, list[Mark]] = {}
-    names = [variant["variant"] for variant in record["variants"]]
+    names = [variant_name(variant["variant"]) for variant in record["variants"]]
+    asked: dict[str, Any] = record["asked"] or {}
+    depth = asked.get("depth")
+    of = "" if depth is None else f" of networks of depth {depth}"
     rows: list[list[str]] = []
     compared: list[list[str]] = []
     for i, variant in enumerate(record["variants"]):
         for one in variant["readouts"]:
             name, error = kernel_name(one["readout"]), one["standard_error"]
-            tip = f"{name}, {variant['variant']}"
+            tip = f"{name}, {names[i]}"
             mark = _mark(tip, i, 100 * one["mean"], error and 100 * error)
             marks.setdefault(name, []).append(mark)
             left_out = one["leave_one_out"]
             mean = 100 * sum(left_out) / len(left_out) if left_out else None
             rows.append(
                 [
-                    escape(variant["variant"]),
+                    escape(names[i]),
                     escape(name),
                     _with_error(one["mean"], error),
                     _percent(mean),
@@ -242,18 +251,19 @@ def _readouts(record: Record) -> list[str]:
         for one in variant["differences"]:
             first, other = (escape(kernel_name(name)) for name in one["between"])
             told = _points(one["mean"], one["standard_error"])
-            compared.append([f"{first} above {other}", escape(variant["variant"]), told])
+            compared.append([f"{first} above {other}", escape(names[i]), told])
     for one in record["changes"]:
         name = escape(kernel_name(one["readout"]))
-        first, other = (escape(text) for text in one["between"])
+        first, other = (escape(variant_name(text)) for text in one["between"])
         told = _points(one["mean"], one["standard_error"])
         compared.append([f"{first} above {other}", name, told])
     return [
         f"""<section>
-<h2>Readouts</h2>
+<h2>Readouts{of}</h2>
 {_picture(names, list(marks.values()), list(marks))}
 {result_table(["Variant", "Readout", "Test accuracy, %", "Leave-one-out, %"], rows, words=(1,))}
-<p class="caption">Means over draws with their standard errors.</p>
+<p class="caption">Means over draws with their standard errors; all draws share the test images.
+"As the paper" is standardised by channel, without flips.</p>
 </section>""",
         f"""<section>
 <h2>Differences</h2>
@@ -267,7 +277,8 @@ error.</p>
 def _myrtle(record: Record) -> list[str]:
     heads, kernels = by_kernel(record)
     marks: list[list[Mark]] = [[] for _ in heads]
-    drawn = [kernel for kernel in kernels if not kernel.endswith(", normalised")]
+    chosen = record["chosen"]["kernel"]
+    drawn = [k for k in kernels if k == chosen or not k.endswith(", normalised")]
     rows: list[list[str]] = []
     best: list[list[int]] = []
     for kernel, found in kernels.items():
@@ -297,7 +308,8 @@ def _myrtle(record: Record) -> list[str]:
 {result_table(columns, rows, best)}
 <p class="caption">Accuracies on test images, with their binomial standard errors, and leaving one
 training image out, by which ridges and the kernel in bold were chosen. Means are uniform, of the
-normalised kernels of all networks; with flips, kernels are averaged over horizontal ones.</p>
+normalised kernels of all networks; with flips, kernels are averaged over horizontal ones. The
+picture leaves out normalised kernels, but for the one that was chosen.</p>
 </section>"""
     ]
 

@@ -15,7 +15,7 @@ from widelimit.display import Display, duration
 from widelimit.experiments import learning_curve
 from widelimit.experiments.learning_curve import CURVE_STAGE, METHODS, Design, KernelFunction
 from widelimit.files import check_file, make_folder, write_atomically
-from widelimit.keeping import keep
+from widelimit.keeping import keep_and_show
 from widelimit.matrices.inputs import Channels
 from widelimit.report.learning import render
 from widelimit.report.terminal import make_tables, show_notes
@@ -119,7 +119,7 @@ class Demo:
         command: Sequence[str] | None = None,
         kernel: KernelFunction | None = None,
     ) -> Path:
-        """Run it, show the table, and write page and record.
+        """Run it, write page and record, and show the table.
 
         Parameters
         ----------
@@ -163,10 +163,6 @@ class Demo:
                 command=command,
                 kernel=kernel,
             )
-        for table in make_tables(record, console):
-            console.print(table)
-        for error in record.errors:
-            _say(console, error)
 
         def write(folder: Path) -> None:
             make_folder(folder)
@@ -175,7 +171,13 @@ class Demo:
             write_atomically(values, record.to_json())
             write_atomically(page, text)
 
-        page, values = _outputs(keep(self.folder, write), self.dataset)
+        def show() -> None:
+            for table in make_tables(record, console):
+                console.print(table)
+            for error in record.errors:
+                _say(console, error)
+
+        page, values = _outputs(keep_and_show(self.folder, write, show), self.dataset)
         _say(console, f"Report: {page}", wrap=False)
         _say(console, f"Record: {values}", wrap=False)
         return page

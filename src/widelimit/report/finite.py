@@ -5,7 +5,10 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-__all__ = ["to_markdown"]
+__all__ = ["PAPER_IMAGES", "to_markdown"]
+
+PAPER_IMAGES = 10_000
+"""Training images of Table 2 of the paper."""
 
 _NORMAL_95 = 1.96
 _NAMES = {"v": "CNTK-V", "gap": "CNTK-GAP"}
@@ -64,8 +67,9 @@ def _theorem31(record: dict[str, Any]) -> str:
     means: list[list[str]] = []
     for mean in record["means"]:
         away = f"{mean['relative_error']:.2%}"
-        largest = f"{mean['largest']:.1f} standard errors"
-        means.append([mean["name"], f"{mean['width']}", away, largest])
+        largest = mean["largest"]
+        beyond = "-" if largest is None else f"{largest:.1f} standard errors"
+        means.append([mean["name"], f"{mean['width']}", away, beyond])
     draws = record["means"][0]["draws"]
     return "\n\n".join(
         [
@@ -120,7 +124,16 @@ def _table2(record: dict[str, Any]) -> str:
         cells = [_NAMES[row["readout"]], f"{row['depth']}", mid, _percent(row["accuracy"])]
         rows.append([*cells, "-" if paper is None else f"{paper:.2f}%"])
     random = f"random features, median of {record['draws']}"
-    return _table(["kernel", "depth", random, "exact kernel", "exact, the paper"], rows)
+    papers = "exact, the paper"
+    if record["n_train"] != PAPER_IMAGES:
+        papers += f" ({PAPER_IMAGES:,} images)"
+    table = _table(["kernel", "depth", random, "exact kernel", papers], rows)
+    return f"{_images(record)}; {record['channels']:,} channels.\n\n{table}"
+
+
+def _images(record: dict[str, Any]) -> str:
+    images = f"{record['n_train']:,} training and {record['n_test']:,} test images"
+    return f"{images} of {record['data']['name']}"
 
 
 def _table1_cnn(record: dict[str, Any]) -> str:
@@ -145,7 +158,7 @@ def _table1_cnn(record: dict[str, Any]) -> str:
     for one in record["exact"]:
         name = one["column"].upper().replace("CNN", "exact CNTK")
         rows.append([name, f"{one['depth']}", "-", _percent(one["accuracy"]), "-", "-", "-"])
-    return _table(heads, rows)
+    return f"{_images(record)}.\n\n{_table(heads, rows)}"
 
 
 _TABLES = {

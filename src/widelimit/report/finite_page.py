@@ -40,7 +40,7 @@ SHAPE = {
                 "name": str,
                 "width": int,
                 "draws": int,
-                "largest": float,
+                "largest": Maybe(float),
                 "relative_error": float,
             }
         ]
@@ -139,8 +139,8 @@ def sections_of(record: Record, *, kicker: str, beside: str) -> list[str]:
 
 def _line(label: str, widths: list[int], values: list[list[float]], unit: float = 1.0) -> Line:
     """Return means over seeds for each width, with their standard errors."""
-    if len(widths) != len(values) or not all(values):
-        raise ValueError(f"{label} must have values for each of {len(widths)} widths")
+    if len(widths) != len(values) or not all(values) or min(widths, default=1) < 1:
+        raise ValueError(f"{label} must have values for each of {len(widths)} widths, from 1 on")
     marks: list[Mark] = []
     for width, row in zip(widths, values, strict=True):
         mean, error = unit * float(np.mean(row)), _error(row, unit)
@@ -161,6 +161,8 @@ def _error(row: list[float], unit: float = 1.0) -> float | None:
 
 
 def _told(row: list[float], unit: float = 1.0, digits: int = 4) -> str:
+    if not row:
+        raise ValueError("a mean must be one of at least one value")
     error = _error(row, unit)
     mean = f"{unit * float(np.mean(row)):.{digits}f}"
     return mean if error is None else f"{mean} <span>± {error:.{digits}f}</span>"
@@ -203,16 +205,16 @@ def _means(means: list[Record]) -> str:
             f"{one['width']:,}",
             f"{one['draws']:,}",
             f"{one['relative_error']:.4f}",
-            f"{one['largest']:.2f}".replace("-", "−"),
+            "–" if one["largest"] is None else f"{one['largest']:.2f}".replace("-", "−"),
         ]
         for one in means
     ]
-    heads = ["Network", "Width", "Draws", "Error of the mean", "Furthest entry"]
+    heads = ["Network", "Width", "Draws", "Error of the mean", "Largest entry, beyond the bias"]
     return f"""<section>
 <h2>Means over many random networks</h2>
 {result_table(heads, rows)}
-<p class="caption">‖mean K̂ − K‖ / ‖K‖; and the entry that is furthest, in its standard
-errors.</p>
+<p class="caption">‖mean K̂ − K‖ / ‖K‖; and of the entries the largest difference, less the bias
+that is expected of this width, in its standard errors: below 0 where none goes beyond the bias.</p>
 </section>"""
 
 
@@ -255,15 +257,15 @@ largest of training images in the end. Root mean square of the predictions:
 
 
 def _weakly(found: Record) -> str:
-    widths = found["widths"]
+    widths, unit = found["widths"], 1 / found["scale"]
     drawn = draw_lines(
-        [_line("gap", widths, found["gaps"])],
+        [_line("distance", widths, found["gaps"], unit)],
         _width(widths),
-        Axis("gap to the kernel", "log"),
-        "Gap between networks and kernel regression against width.",
+        Axis("relative distance from the kernel", "log"),
+        "Distance between networks and kernel regression against width.",
     )
     rows = [
-        [f"{width:,}", _told(gaps), _told(accuracies, 100, 2)]
+        [f"{width:,}", _told(gaps, unit), _told(accuracies, 100, 2)]
         for width, gaps, accuracies in zip(widths, found["gaps"], found["accuracies"], strict=True)
     ]
     return f"""<section>
@@ -273,9 +275,9 @@ right on {100 * found["exact_accuracy"]:.2f} % of them, the tangent kernel on
 {100 * found["ntk_accuracy"]:.2f} %.</p>
 <figure>
 {drawn}
-<figcaption>Distance of the outputs from those of the limit, mean over seeds; both axes are
-logarithmic.</figcaption>
+<figcaption>Root mean square distance of the outputs from those of the limit, relative to these:
+mean over seeds; both axes are logarithmic.</figcaption>
 </figure>
-{result_table(["Width", "Gap", "Test accuracy, %"], rows)}
+{result_table(["Width", "Relative distance", "Test accuracy, %"], rows)}
 <p class="caption">Means over seeds with their standard errors.</p>
 </section>"""

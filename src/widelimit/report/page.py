@@ -171,7 +171,7 @@ def signed(value: float, digits: int = 2, *, plus: bool = False) -> str:
 def compact(count: int) -> str:
     """Write a large number in HTML: 4.00 million."""
     for size, unit in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
-        if count >= size:
+        if count >= (size if size == 1000 else 0.9995 * size):
             return f"{count / size:.3g}<i>{unit}</i>"
     return str(count)
 

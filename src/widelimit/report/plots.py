@@ -18,7 +18,7 @@ from widelimit.arrays import FloatArray
 from widelimit.markup import to_data_uri
 from widelimit.report.chart import MARKERS, draw_key
 
-__all__ = ["Axis", "Line", "Mark", "draw_lines", "draw_matrix", "draw_rows", "legend"]
+__all__ = ["Axis", "Line", "Mark", "answers", "draw_lines", "draw_matrix", "draw_rows", "legend"]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 28, 46
 _DODGE = 5.0  # pixels between lines, so that error bars do not hide each other
@@ -179,6 +179,11 @@ def draw_rows(
     return "\n".join([keys, *drawn])
 
 
+def answers(names: Sequence[str]) -> bool:
+    """Whether `draw_matrix` tells the means of classes with these names: they are not too many."""
+    return 0 < len(names) <= _MOST_NAMED
+
+
 def draw_matrix(
     levels: FloatArray, means: FloatArray, sides: Sequence[int], names: Sequence[str], label: str
 ) -> str:
@@ -193,7 +198,7 @@ def draw_matrix(
     sides : sequence of int
         Blocks of each class.
     names : sequence of str
-        Of the classes.
+        Of the classes; none: nothing answers.
     label : str
         As for `draw_lines`.
     """
@@ -208,7 +213,7 @@ def draw_matrix(
         f'<image x="{room:.0f}" y="1" width="{side:.0f}" height="{side:.0f}" '
         f'preserveAspectRatio="none" href="{to_data_uri(pixels)}"/>',
     ]
-    if len(names) > _MOST_NAMED:
+    if not answers(names):
         return "\n".join([*parts, "</svg>"])
     for i, name in enumerate(names):
         middle = (edges[i] + edges[i + 1]) / 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["to_markdown"]
+__all__ = ["to_markdown", "variant_name"]
 
 _VARIANTS = {
     "none": "as the paper",
@@ -47,6 +47,11 @@ def to_markdown(record: dict[str, Any]) -> str:
         name = f"{_VARIANTS[one]} − {_VARIANTS[other]}"
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def variant_name(variant: str) -> str:
+    """Return what images and kernels of a variant are, in words; itself if it is unknown."""
+    return _VARIANTS.get(variant, variant)
 
 
 def _share(entry: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Images whose labels are likely wrong: a table and a sheet of thumbnails."""
+"""Samples whose labels are likely wrong: a table and a sheet of thumbnails."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.data.dataset import Dataset
 from widelimit.estimators.calibration import log_softmax
-from widelimit.markup import to_data_uri
+from widelimit.markup import lines, to_data_uri
 from widelimit.report.page import document
 from widelimit.report.table import to_csv
 
 __all__ = ["Suspect", "find_suspects", "render_sheet", "to_table", "unjudged"]
+
+_ONE = {"rows": "row", "series": "series", "images": "image"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Suspect:
     image : int
         Its place among the training images.
     file : str
-        The name of its file, or "image N" where there is none.
+        The name of its file, or of its row in a table that is divided (`Dataset`), or "image N".
     label, suggested : str
         Its class, and the one that is most probable.
     p_label, p_suggested : float
@@ -66,9 +68,7 @@ def find_suspects(
     return [
         Suspect(
             image=int(i),
-            file=f"{'row' if data.is_rows else 'image'} {i}"
-            if data.files_train is None
-            else data.files_train[int(i)],
+            file=f"{_ONE[data.what]} {i}" if data.files_train is None else data.files_train[int(i)],
             label=data.class_names[data.y_train[i]],
             suggested=data.class_names[best[i]],
             p_label=float(own[i]),
@@ -105,9 +105,11 @@ def render_sheet(data: Dataset, suspects: Sequence[Suspect], alone: int) -> str:
     alone : int
         How many images could not be judged.
     """
-    what = "rows" if data.is_rows else "images"
+    what = data.what
     title = f"Likely wrong labels: {data.name}"
     note = f" Of all {what} {unjudged(alone)}." if alone else ""
+    if len(data.y_test):
+        note += f" {len(data.y_test):,} test {what} were left out."
     cards = "\n".join(
         f"<li>{_thumbnail(data, s)}"
         f"<b>{escape(s.label)}</b> ({s.p_label:.1%}), rather <b>{escape(s.suggested)}</b> "
@@ -132,5 +134,6 @@ otherwise, those with the least probable labels first. In brackets the probabili
 def _thumbnail(data: Dataset, suspect: Suspect) -> str:
     if data.is_rows:
         return ""
-    uri = to_data_uri(data.x_train[suspect.image])
+    x = data.x_train[suspect.image]
+    uri = lines(x[0]) if data.is_series else to_data_uri(x)
     return f'<img src="{uri}" alt="{escape(suspect.file)}"><br>'

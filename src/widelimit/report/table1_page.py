@@ -25,7 +25,7 @@ from widelimit.report.page import (
     signed,
     tiles,
 )
-from widelimit.report.plots import Axis, Line, Mark, draw_lines, draw_matrix
+from widelimit.report.plots import Axis, Line, Mark, answers, draw_lines, draw_matrix
 from widelimit.report.shapes import ENVIRONMENT, Each, Maybe, environment_of
 
 __all__ = ["FIRST_SHAPE", "SHAPE", "sections_of", "title_of", "updated"]
@@ -116,7 +116,7 @@ FIRST_SHAPE = {
 _MOST_THUMBNAIL = 2**16  # characters
 _LACKS = (
     "The record has no kernel matrix, spectrum, alignment or examples: it was written by an "
-    "earlier version. Run the command again to have them."
+    "earlier version; widelimit reproduce table1 writes them."
 )
 
 
@@ -361,10 +361,12 @@ def _matrices(record: Record, column: Record) -> str:
     if not rows or not blocks:
         return ""
     items: list[str] = []
+    mixed = any(block[0] != block[1] for block in blocks)  # more classes than blocks
+    names: list[str] = []
     for row in rows:
         kernel = row["kernel"]
         levels, means, sides, classes = _unpacked(kernel, blocks)
-        names = [_class_name(record, k) for k in classes]
+        names = [] if mixed else [_class_name(record, k) for k in classes]
         label = f"Kernel of depth {row['depth']}, images sorted by class"
         items.append(
             f"<li><h4>Depth {row['depth']}</h4>{draw_matrix(levels, means, sides, names, label)}"
@@ -372,11 +374,13 @@ def _matrices(record: Record, column: Record) -> str:
             f"<span>{kernel['high']:.3g}</span></p></li>"
         )
     first = " of the first draw" if column["draws"] > 1 else ""
+    cut = "in blocks of images that are sorted by class" if mixed else "in blocks of one class"
+    pointer = " The pointer tells the mean of two classes." * answers(names)
     return f"""<h3 class="part">The kernel matrix, sorted by class</h3>
 <ul class="matrices">{"".join(items)}</ul>
 <p class="caption">Means of k(x, x′) / √(k(x, x) k(x′, x′)) over pairs of different training
-images{first}, in blocks of one class. Columns have the order of the rows; each picture has its own
-scale. The pointer tells the mean of two classes.</p>"""
+images{first}, {cut}. Columns have the order of the rows; each picture has its own
+scale.{pointer}</p>"""
 
 
 def _unpacked(

@@ -260,27 +260,6 @@ class Arithmetic:
             ctypes.byref(info),
         )
 
-    def multiply_symmetric(self, a: _Array, v: _Array) -> _Array:
-        """Return A v for a symmetric A that is given by its upper triangle, v (n, m)."""
-        right = np.asfortranarray(v, self.dtype)
-        out = np.zeros(right.shape, self.dtype, order="F")
-        self._run(
-            "symm",
-            _char(b"L"),
-            _char(b"L"),
-            _int(len(right)),
-            _int(right.shape[1]),
-            self._scalar(1.0),
-            self._pointer(a),
-            _pitch(a),
-            self._pointer(right.T),
-            _int(len(right)),
-            self._scalar(0.0),
-            self._pointer(out.T),
-            _int(len(out)),
-        )
-        return out
-
     def reciprocal_condition(self, triangle: _Array, norm: float) -> float:
         """Estimate ``1 / (|A|_1 |A^-1|_1)`` for ``A = L L^T`` and its norm."""
         n = len(triangle)

@@ -16,6 +16,7 @@ from scipy.sparse import linalg as sparse_linalg  # pyright: ignore[reportMissin
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.solvers.checks import (
     check_absolute,
+    check_columns,
     check_ridge,
     check_targets,
     check_weights,
@@ -165,7 +166,7 @@ class CardFactor:
     def solve(self, y: FloatArray) -> FloatArray:
         """Return ``A^-1 y``, (n, m), in ``2 n^2 m`` flops."""
         solve, square = self.device.solve_triangular, self.square
-        x = self.device.xp.array(y, np.float64)
+        x = self.device.xp.array(check_columns(y, self.n), np.float64)
         for part in self._parts:
             x[part] -= square[part, : part.start] @ x[: part.start]
             x[part] = solve(square[part, part], x[part], lower=True)
@@ -221,7 +222,7 @@ class CardFactor:
     def multiply_gram(self, v: FloatArray) -> FloatArray:
         """Return ``k v``."""
         xp = self.device.xp
-        x = xp.array(v, np.float64)
+        x = xp.array(check_columns(v, self.n), np.float64)
         out = xp.array(self.diagonal)[:, None] * x
         for part in self._parts:
             corner = xp.triu(self.square[part, part], 1)
@@ -257,8 +258,9 @@ class CardFactor:
 
     def left_out(self, y: FloatArray, value: FloatArray | None = None) -> FloatArray:
         """Return what all other samples predict for each: `inverse_diagonal`, and the value."""
-        solved = self.solve(y) if value is None else value
-        return y - solved / self.inverse_diagonal()[:, None]
+        targets = check_columns(y, self.n)
+        solved = self.solve(targets) if value is None else check_columns(value, self.n)
+        return targets - solved / self.inverse_diagonal()[:, None]
 
     def _in_memory(self) -> CholeskyFactor:
         square = self.device.to_host(self.square)

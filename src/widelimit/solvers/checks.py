@@ -14,7 +14,9 @@ from widelimit.solvers.matrix import Matrix, as_matrix
 from widelimit.solvers.solution import Unavailable
 
 __all__ = [
+    "LARGEST_RIDGE",
     "check_absolute",
+    "check_columns",
     "check_gram",
     "check_matrix",
     "check_ridge",
@@ -34,7 +36,8 @@ _BLOCK_ROWS = 128
 _MAX_ASYMMETRY = 1000
 # Sizes of targets, and of the diagonal with its ridge: squares, and their sums, are numbers then.
 _SMALLEST_TARGET, _LARGEST_TARGET = 1e-100, 1e100
-_LARGEST_RIDGE = 1e100  # relative
+LARGEST_RIDGE = 1e100
+"""Relative."""
 _LARGEST_ABSOLUTE = {"float64": 1e150, "float32": 1e30}
 
 
@@ -79,9 +82,9 @@ def check_ridge(ridge: object) -> float:
             f"ridge must be finite and >= 0, got {ridge!r}: it is relative, it multiplies "
             "trace(k)/n; use 0 for none, or a small number such as 1e-6"
         )
-    if given > _LARGEST_RIDGE:
+    if given > LARGEST_RIDGE:
         raise ValueError(
-            f"ridge must be at most {_LARGEST_RIDGE:g}, got {ridge!r}: it is relative, it "
+            f"ridge must be at most {LARGEST_RIDGE:g}, got {ridge!r}: it is relative, it "
             "multiplies trace(k)/n; ridge=1e6 leaves next to nothing to learn already"
         )
     return float(ridge)
@@ -168,6 +171,23 @@ def check_weights(weights: FloatArray | None, n: int) -> FloatArray:
             f"{values.min(initial=np.inf):g}: leave samples of weight 0 out"
         )
     return values
+
+
+def check_columns(v: ArrayLike, n: int) -> FloatArray:
+    """Return what a factor is given for its n samples, (n, m), as float64.
+
+    Raises
+    ------
+    ValueError
+        If it has another shape: of (n,) rows and columns would be taken for one another.
+    """
+    columns = np.asarray(v, np.float64)
+    if columns.ndim != 2 or len(columns) != n:
+        raise ValueError(
+            f"a factor of {n} samples takes ({n}, m), a column for each target, got shape "
+            f"{columns.shape}" + (": give v[:, None]" if columns.shape == (n,) else "")
+        )
+    return columns
 
 
 def relative_norm(residual: FloatArray, targets: FloatArray) -> float:

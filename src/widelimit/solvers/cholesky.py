@@ -14,17 +14,20 @@ from scipy.linalg import blas  # pyright: ignore[reportMissingTypeStubs]
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.solvers.blas import Arithmetic, factor_in_place
 from widelimit.solvers.checks import (
+    LARGEST_RIDGE,
     check_absolute,
+    check_columns,
     check_gram,
     check_ridge,
     check_targets,
     check_weights,
     entry,
     epsilon,
+    largest_asymmetry,
     named,
     relative_norm,
 )
-from widelimit.solvers.matrix import Matrix, as_matrix, load
+from widelimit.solvers.matrix import Bordered, Matrix, as_matrix, load
 from widelimit.solvers.solution import (
     Method,
     Solution,
@@ -110,7 +113,7 @@ class CholeskyFactor:
 
     def solve(self, y: FloatArray) -> FloatArray:
         """Return ``A^-1 y``, (n, m), in ``2 n^2 m`` flops."""
-        return _ARITHMETIC.solve_factored(self.square, y)
+        return _ARITHMETIC.solve_factored(self.square, check_columns(y, self.n))
 
     def solution(
         self,
@@ -136,15 +139,9 @@ class CholeskyFactor:
         n, square = self.n, self.square
         targets = check_targets(y, n)
         value = self.solve(targets)
-        view = square.reshape(-1)[:: n + 1]
-        roots = view.copy()
-        try:
-            view[:] = self.diagonal + self.noise
-            if norm is None:
-                norm = float(_row_sums(square).max())
-            residual = targets - _ARITHMETIC.multiply_symmetric(square, value)
-        finally:
-            view[:] = roots
+        if norm is None:
+            norm = float((_row_sums(square) + np.abs(self.diagonal + self.noise)).max())
+        residual = targets - self.multiply(value)
         rcond = _ARITHMETIC.reciprocal_condition(square, norm)
         # rcond * norm = 1 / |A^-1|_1, at most the smallest eigenvalue; independent roundings of
         # the entries of k are a matrix of norm sqrt(n) eps trace(k)/n, up to a small factor.
@@ -169,6 +166,7 @@ class CholeskyFactor:
 
     def multiply_gram(self, v: FloatArray) -> FloatArray:
         """Return ``k v``."""
+        v = check_columns(v, self.n)
         out = self.diagonal[:, None] * v
         for start in range(0, self.n, _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
@@ -196,12 +194,33 @@ class CholeskyFactor:
 
     def left_out(self, y: FloatArray, value: FloatArray | None = None) -> FloatArray:
         """Return what all other samples predict for each: `inverse_diagonal`, and the value."""
-        solved = self.solve(y) if value is None else value
-        return y - solved / self.inverse_diagonal()[:, None]
+        targets = check_columns(y, self.n)
+        solved = self.solve(targets) if value is None else check_columns(value, self.n)
+        return targets - solved / self.inverse_diagonal()[:, None]
 
     def spectrum(self) -> Spectrum:
         """Return the eigenvectors, in ``9 n^3`` flops."""
         return Spectrum.of(self.gram(), self.weights, precision=self.precision)
+
+    def _check_beginning(self, k: Matrix) -> None:
+        """Refuse a matrix that does not begin with the one of this factor, but for rounding."""
+        n = self.n
+        scale = np.sqrt(np.abs(self.diagonal))
+        allowed = max(largest_asymmetry(k.dtype, 1.0), 1000 * self.precision)
+        for start in range(0, n, _BLOCK_ROWS):
+            rows = slice(start, min(n, start + _BLOCK_ROWS))
+            own = np.triu(self.square[rows, start:], 1)
+            own.reshape(-1)[:: own.shape[1] + 1][: len(own)] = self.diagonal[rows]
+            gap = np.abs(np.triu(k[rows, start:n]) - own)
+            wrong = ~(gap <= allowed * scale[rows, None] * scale[start:n])  # also true for nan
+            if wrong.any():
+                i, j = np.argwhere(wrong)[0]
+                raise ValueError(
+                    f"k must begin with the matrix of the factor that is extended, {n} x {n}, got "
+                    f"k[{start + i}, {start + j}] = {k[rows, start:n][i, j]:.9g} where that has "
+                    f"{own[i, j]:.9g}: give the kernel of the same samples by the same network, "
+                    "with new ones after them, or leave extends out"
+                )
 
     def described(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Return facts and arrays."""
@@ -214,9 +233,12 @@ class CholeskyFactor:
     def extended(self, k: Matrix, weights: FloatArray | None = None) -> CholeskyFactor:
         """Return the factor of more samples, of which the new rows are computed only.
 
-        For p new ones ``n^2 p + n p^2`` flops, and a copy of the square.
+        For p new ones ``n^2 p + n p^2`` flops, and a copy of the square. Unless it is `Bordered`,
+        whose old part is not there, k must begin with that of the factor, or ValueError.
         """
         n, size = self.n, k.shape[0]
+        if not isinstance(k, Bordered):
+            self._check_beginning(k)
         shares = check_weights(weights, size)
         full_noise = self.ridge_absolute / shares
         if not np.array_equal(full_noise[:n], self.noise):
@@ -247,14 +269,15 @@ class CholeskyFactor:
 
 
 def _row_sums(square: FloatArray) -> FloatArray:
-    """Return the sums of ``|A|`` over the rows of a symmetric A, given by its upper triangle."""
+    """Return the sums of ``|A|`` over the rows of a symmetric A but for its diagonal.
+
+    It is given by what is above that.
+    """
     sums = np.zeros(len(square))
     for start in range(0, len(square), _BLOCK_ROWS):
-        block = np.abs(np.triu(square[start : start + _BLOCK_ROWS, start:]))
+        block = np.abs(np.triu(square[start : start + _BLOCK_ROWS, start:], 1))
         sums[start : start + _BLOCK_ROWS] += block.sum(axis=1)
         sums[start:] += block.sum(axis=0)
-        rows = np.arange(len(block))
-        sums[start : start + _BLOCK_ROWS] -= block[rows, rows]
     return sums
 
 
@@ -392,7 +415,7 @@ def _find_ridge(work: FloatArray, diagonal: FloatArray, unit: FloatArray, ridge:
     if unit[0] <= 0:
         return "no relative ridge can be enough, since trace(k)/n is not positive"
     larger = max(10 * ridge, _FIRST_RIDGE)
-    while True:
+    while larger <= LARGEST_RIDGE:
         for start in range(0, n, _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
             square = np.triu(work[rows, rows], 1)
@@ -404,6 +427,7 @@ def _find_ridge(work: FloatArray, diagonal: FloatArray, unit: FloatArray, ridge:
             if info == 0 and is_definite(work.diagonal() ** 2 / entries):
                 return f"ridge={larger:g} was tried and is enough"
         larger *= 10
+    return "none that is allowed is enough"
 
 
 def _explain_pivot(
@@ -430,7 +454,8 @@ def _explain_pivot(
     half[index:] = 0.0
     weights = _dtrsv(work.T, half, lower=0)[:index]
 
-    pivot = float(diagonal[index] - half @ half)
+    with np.errstate(over="ignore"):
+        pivot = float(diagonal[index] - half @ half)
     unit, name = (mean_diagonal, " trace(k)/n") if mean_diagonal > 0 else (1.0, "")
     message = (
         f"k is not positive definite to rounding, with relative ridge {ridge:g}: its smallest "

@@ -34,7 +34,6 @@ from widelimit.solvers.checks import (
     check_targets,
     check_weights,
     entry,
-    refuse_weights,
     relative_norm,
 )
 from widelimit.solvers.matrix import (
@@ -46,10 +45,11 @@ from widelimit.solvers.matrix import (
 )
 from widelimit.solvers.solution import Solution, Statistics, Status, failed
 
-__all__ = ["Convergence", "preconditioner_rank", "solve_conjugate"]
+__all__ = ["Convergence", "is_remote", "preconditioner_rank", "solve_conjugate"]
 
 _PASSES = 4  # over k, for the preconditioner: its pivots are drawn in so many blocks
 _CHECKPOINT_SECONDS = 30.0
+_FILE = "file://"
 
 _linalg = cast("Any", linalg)  # scipy has no type stubs
 
@@ -104,8 +104,7 @@ def solve_conjugate(
     k, y, ridge
         As for `solve_cholesky`. Of a stored matrix every tile is read once an iteration.
     weights : ndarray of shape (n,) or None
-        As for `solve_cholesky`; with a ridge for matrices in memory only, of which a weighed copy
-        is made.
+        As for `solve_cholesky`.
     numbers : ndarray of int64, shape (n,), or None
         As for `solve_cholesky`.
     tolerance : float
@@ -155,7 +154,7 @@ def solve_conjugate(
     if not 1e-14 <= tolerance <= 1:
         raise ValueError(f"tolerance must be from 1e-14 to 1, got {tolerance!r}")
     system = _system(matrix, targets, relative, weights)
-    folder = None if checkpoint is None else Path(checkpoint)
+    folder = None if checkpoint is None else _local(checkpoint)
     kept = Checkpoint(folder, system.digest(seed), targets.shape, rank)
 
     def fail(message: str) -> Solution:
@@ -172,14 +171,14 @@ def solve_conjugate(
         )
         kept.check_room(chosen)
         if preconditioner is None:
-            entries = diagonal(system.matrix)
+            entries = system.diagonal()
             least = int(entries.argmin())
             if entries[least] + system.absolute <= 0:
                 return fail(
                     f"{entry(least, least, numbers)} is {entries[least]:.3g}, and has to be "
                     "positive with the ridge: remove samples of zeros, or use a bias (b_std > 0)"
                 )
-            preconditioner = _precondition(system.matrix, entries, system.absolute, chosen, seed)
+            preconditioner = _precondition(system, entries, chosen, seed)
             kept.keep_preconditioner(preconditioner)
         iteration = _Iteration(system, preconditioner, kept.matching(state, preconditioner))
         saved = time.monotonic()
@@ -231,11 +230,11 @@ def solve_conjugate(
 class _System:
     """``(W^1/2 k W^1/2 + r) b = W^1/2 y``, of which ``a = W^1/2 b``.
 
-    `matrix` and `targets` are weighed already; `ridge` is relative to the diagonal of `matrix`;
-    `roots` is W^1/2, (n, 1), and `sizes` the norms of the targets, 1 for those of zeros.
+    `k` is that before it is weighed, `targets` are weighed already; `roots` is W^1/2, (n, 1), and
+    `sizes` the norms of the targets, 1 for those of zeros.
     """
 
-    matrix: Matrix
+    k: Matrix
     targets: FloatArray
     ridge: float
     absolute: float
@@ -244,37 +243,55 @@ class _System:
 
     def multiply(self, v: FloatArray) -> FloatArray:
         """Return the matrix with its ridge times v: one pass over k."""
-        return multiply(self.matrix, v) + self.absolute * v
+        return self.roots * multiply(self.k, self.roots * v) + self.absolute * v
+
+    def diagonal(self) -> FloatArray:
+        """Return the diagonal of the matrix, without the ridge."""
+        return diagonal(self.k) * self.roots[:, 0] ** 2
+
+    def columns(self, chosen: NDArray[np.intp]) -> FloatArray:
+        """Return some columns of the matrix, without the ridge."""
+        return self.roots * columns_of(self.k, chosen) * self.roots[chosen, 0]
 
     def residual(self, b: FloatArray) -> FloatArray:
         """Return what b leaves of the targets, from a pass over k."""
-        return self.targets - multiply(self.matrix, b) - self.absolute * b
+        return self.targets - self.multiply(b)
 
     def digest(self, seed: int) -> str:
         """Return what tells this system from others, and its pivots."""
-        about = f"{fingerprint(self.matrix)} {self.ridge!r} {seed} {self.targets.shape}"
-        return hashlib.sha256(about.encode() + self.targets.tobytes()).hexdigest()
+        about = f"{fingerprint(self.k)} {self.ridge!r} {seed} {self.targets.shape}"
+        digest = hashlib.sha256(about.encode())
+        for part in [self.targets, self.roots][: 1 + bool(np.any(self.roots != 1))]:
+            digest.update(part.tobytes())
+        return digest.hexdigest()
 
 
 def _system(k: Matrix, targets: FloatArray, ridge: float, weights: FloatArray | None) -> _System:
-    """Weigh a matrix in memory and its targets; without a ridge weights make no difference."""
-    matrix, roots = k, np.ones((len(targets), 1))
-    if hasattr(k, "tile"):
-        refuse_weights(weights, ridge)
-    elif weights is not None and ridge != 0:
+    """Weigh the targets; without a ridge weights make no difference."""
+    roots, own = np.ones((len(targets), 1)), diagonal(k)
+    if weights is not None and ridge != 0:
         shares = check_weights(weights, len(targets))
-        if not np.all(shares == 1):
-            column = np.sqrt(shares)
-            before = np.asarray(k, np.float64)
-            unit = float(np.average(before.diagonal(), weights=shares))
-            matrix = before * (column[:, None] * column)
-            ridge *= unit / float(matrix.diagonal().mean()) if unit else 1.0
-            roots = column[:, None]
-            targets = roots * targets
+        roots = np.sqrt(shares)[:, None]
+        targets = roots * targets
+        absolute = check_absolute(ridge, float(np.average(own, weights=shares)), shares)
+    else:
+        absolute = check_absolute(ridge, float(own.mean()))
     sizes = np.linalg.norm(targets, axis=0)
     sizes[sizes == 0] = 1.0
-    absolute = check_absolute(ridge, float(diagonal(matrix).mean()))
-    return _System(matrix, targets, ridge, absolute, roots, sizes)
+    return _System(k, targets, ridge, absolute, roots, sizes)
+
+
+def is_remote(place: str | os.PathLike[str]) -> bool:
+    """Whether a place is a URL, but for one of a file."""
+    return "://" in os.fspath(place).removeprefix(_FILE)
+
+
+def _local(checkpoint: str | os.PathLike[str]) -> Path:
+    """Return the folder of a checkpoint, which has to be one of this machine."""
+    given = os.fspath(checkpoint)
+    if is_remote(given):
+        raise ValueError(f"checkpoint must be a folder of this machine, got {given!r}: give a path")
+    return Path(given.removeprefix(_FILE)).expanduser()
 
 
 class _Iteration:
@@ -355,9 +372,12 @@ def preconditioner_rank(
     # F, its orthonormal basis, and the product of the two; and eight blocks of the iteration.
     fits = ((remaining(memory) - held) / (8 * n) - 8 * targets) / 3.5
     if fits < (rank or 1):
+        need, have = 8 * n * (3.5 * (rank or 1) + 8 * targets), remaining(memory) - held
+        lower = ", or lower rank" if (rank or 1) > 1 else ""
         raise MemoryError(
-            f"a preconditioner of rank {rank or 1} does not fit into memory, where "
-            f"{max(0, int(fits))} would: raise memory, or lower rank"
+            f"conjugate gradients for {n:,} samples, with a preconditioner of rank {rank or 1}, "
+            f"take {math.ceil(need / 2**20):,} MiB, and {max(0, have) // 2**20:,} MiB are left of "
+            f"memory: raise memory{lower}"
         )
     return min(n, rank or min(int(fits), max(1, int(4 * n**0.5))))
 
@@ -373,14 +393,12 @@ def _check_held(n: int, targets: int, memory: int | str | None, rank: int) -> No
         )
 
 
-def _precondition(
-    matrix: Matrix, entries: FloatArray, absolute: float, rank: int, seed: int
-) -> Preconditioner:
+def _precondition(system: _System, entries: FloatArray, rank: int, seed: int) -> Preconditioner:
     """Factor k partially, with pivots drawn from the diagonal of what is left of it."""
     rng = np.random.default_rng(seed)
     n = len(entries)
     left = entries.copy()
-    factor = np.zeros((n, rank))
+    factor = np.zeros((n, rank), order="F")
     done, block = 0, -(-rank // _PASSES)
     while done < rank:
         weights = np.clip(left, 0, None)
@@ -390,7 +408,7 @@ def _precondition(
             break
         count = min(block, rank - done, candidates)
         chosen = np.sort(rng.choice(n, count, replace=False, p=weights / weights.sum()))
-        columns = columns_of(matrix, chosen) - factor[:, :done] @ factor[chosen, :done].T
+        columns = system.columns(chosen) - factor[:, :done] @ factor[chosen, :done].T
         core = columns[chosen]
         # Within the block the pivots may depend on one another: keep the directions that count.
         values, vectors = np.linalg.eigh((core + core.T) / 2)
@@ -401,9 +419,10 @@ def _precondition(
         factor[:, done : done + width] = columns @ (vectors[:, good] / np.sqrt(values[good]))
         left -= np.einsum("ij,ij->i", *[factor[:, done : done + width]] * 2)
         done += width
-    u, r = np.linalg.qr(factor[:, :done])
+    u, r = _linalg.qr(factor[:, :done], overwrite_a=True, mode="economic", check_finite=False)
+    del factor
     inner, singular, _ = np.linalg.svd(r)
-    mu = absolute + max(float(np.clip(left, 0, None).mean()), 1e-14 * float(entries.mean()))
+    mu = system.absolute + max(float(np.clip(left, 0, None).mean()), 1e-14 * float(entries.mean()))
     return Preconditioner(u @ inner, singular**2, mu, rank)
 
 

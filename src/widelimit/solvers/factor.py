@@ -21,7 +21,7 @@ from widelimit.matrices.store import StoreError, TileStore
 from widelimit.matrices.tiles import Key
 from widelimit.reading import MAX_HEADER, open_array, refusing
 from widelimit.solvers.blas import Arithmetic, Crew
-from widelimit.solvers.checks import check_targets, epsilon, relative_norm
+from widelimit.solvers.checks import check_columns, check_targets, epsilon, relative_norm
 from widelimit.solvers.matrix import Matrix, diagonal, multiply
 from widelimit.solvers.solution import (
     Eigenvectors,
@@ -151,6 +151,7 @@ class TiledFactor:
 
     def multiply(self, v: FloatArray) -> FloatArray:
         """Return ``A v = L (L^T v)`` in float64 for v (n, m); reads the factor twice."""
+        v = check_columns(v, self.n)
         down, out = np.zeros_like(v), np.zeros_like(v)
         with Reader(self.store, np.dtype(np.float64)) as reader:
             for (i, j), tile in reader.stream(self.store.grid.tiles()):
@@ -194,13 +195,14 @@ class TiledFactor:
 
     def left_out(self, y: FloatArray, value: FloatArray | None = None) -> FloatArray:
         """Return what all other samples predict for each: `inverse_diagonal`, and the value."""
-        solved = self.solve(y) if value is None else value
-        return y - solved / self.inverse_diagonal()[:, None]
+        targets = check_columns(y, self.n)
+        solved = self.solve(targets) if value is None else check_columns(value, self.n)
+        return targets - solved / self.inverse_diagonal()[:, None]
 
     def solve(self, y: FloatArray) -> FloatArray:
         """Return ``A^-1 y`` for y (n, targets) by two substitutions; reads the factor twice."""
         arithmetic = Arithmetic(np.dtype(np.float64))
-        x = np.array(y, np.float64, order="C")
+        x = np.array(check_columns(y, self.n), order="C")
         rows = range(self._rows)
         with Reader(self.store, arithmetic.dtype) as reader:
             forward = ((r, c) for r in rows for c in range(r + 1))
@@ -243,6 +245,8 @@ class TiledFactor:
         at a time: 8 tiles of them, or as many as fit into memory. What is finished is kept beside
         the factor.
         """
+        if dtype not in (None, "float32", "float64"):
+            raise ValueError(f'dtype must be "float32", "float64" or None, got {dtype!r}')
         arithmetic = Arithmetic(np.dtype(dtype or self.store.dtype))
         done, t = self._rows, self.store.tile
         result = self._stored_inverse(arithmetic.dtype)

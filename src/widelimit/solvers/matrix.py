@@ -169,7 +169,7 @@ def diagonal(k: Matrix) -> FloatArray:
     """Return the diagonal as float64."""
     n, t = k.shape[0], tile_side(k)
     parts = [slice(i, min(n, i + t)) for i in range(0, n, t)]
-    return np.concatenate([k[part, part].diagonal() for part in parts]).astype(np.float64)
+    return _finite(np.concatenate([k[part, part].diagonal() for part in parts]).astype(np.float64))
 
 
 def load(k: Matrix, dtype: str) -> NDArray[Any]:
@@ -210,7 +210,7 @@ def columns_of(k: Matrix, chosen: NDArray[np.intp]) -> FloatArray:
             values = k[rows, columns]
             out[rows, across] = values[:, chosen[across] - j]
             out[columns, down] = values[chosen[down] - i].T
-    return out
+    return _finite(out)
 
 
 def multiply(k: Matrix, v: FloatArray, *, absolute: bool = False) -> FloatArray:
@@ -223,4 +223,15 @@ def multiply(k: Matrix, v: FloatArray, *, absolute: bool = False) -> FloatArray:
         out[rows] += block @ v[columns]
         if rows != columns:
             out[columns] += block.T @ v[rows]
-    return out
+    return _finite(out)
+
+
+def _finite(rows: FloatArray) -> FloatArray:
+    """Refuse what came of a matrix that is not finite: such an entry always reaches its row."""
+    wrong = ~np.isfinite(rows)
+    if wrong.any():
+        row = int(np.argwhere(wrong)[0][0])
+        raise ValueError(
+            f"k must be finite, got NaN, infinity or huge values in row {row}: look at that sample"
+        )
+    return rows

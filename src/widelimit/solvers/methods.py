@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from widelimit.arrays import FloatArray, IntArray
 from widelimit.solvers.card import solve_card
 from widelimit.solvers.checks import check_matrix, check_ridge, check_weights, refuse_weights
 from widelimit.solvers.cholesky import CholeskyFactor, solve_cholesky
-from widelimit.solvers.conjugate import solve_conjugate
+from widelimit.solvers.conjugate import is_remote, solve_conjugate
 from widelimit.solvers.matrix import Bordered, Matrix, as_matrix, diagonal
 from widelimit.solvers.refined import solve_refined
 from widelimit.solvers.solution import Factor, Method, Solution, Unavailable
@@ -60,7 +61,7 @@ def solve(
         Of training by gradient flow, 0 or more; below infinity for "spectral" only. Not with
         `extends`.
     weights : ndarray of shape (n,) or None
-        Of the samples, above 0. With a ridge not for "tiled", "refined" and stored matrices.
+        Of the samples, above 0. With a ridge not for "tiled" and "refined".
     extends : Factor or None
         That of the first samples, whose absolute ridge and time stay. What can be is taken from it:
         the rows of a factor in memory, the tiles of one in a store.
@@ -68,7 +69,7 @@ def solve(
         As for `solve_cholesky`; "refined" names no sample.
     store : path, fsspec URL or None
         Of the factor of "tiled", which needs it, and of "refined"; a folder for checkpoints of
-        "conjugate".
+        "conjugate", which cannot lie behind a URL: that is warned of.
     memory, threads
         As for `solve_tiled`.
     overwrite_k : bool
@@ -171,9 +172,16 @@ def _solve(
         case "refined":
             return solve_refined(k, y, ridge, store=store, memory=memory, progress=progress)
         case "conjugate":
-            local = None if store is None or "://" in os.fspath(store) else store
+            if store is not None and is_remote(store):
+                warnings.warn(
+                    "checkpoints of conjugate gradients lie in a folder of this machine: nothing "
+                    f"is kept behind {os.fspath(store)}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+                store = None
             return solve_conjugate(
-                k, y, ridge, weights=weights, numbers=numbers, memory=memory, checkpoint=local
+                k, y, ridge, weights=weights, numbers=numbers, memory=memory, checkpoint=store
             )
         case "spectral":
             return solve_spectral(k, y, ridge, time=time, weights=weights, numbers=numbers)

@@ -39,6 +39,7 @@ from widelimit.arrays import FloatArray, IntArray
 from widelimit.solvers.blas import Arithmetic, check_eigenvectors
 from widelimit.solvers.checks import (
     check_absolute,
+    check_columns,
     check_gram,
     check_ridge,
     check_targets,
@@ -268,10 +269,10 @@ class Spectrum:
             scale = squares @ inverse
             left = self.vectors @ (inverse[:, None] * rotated)
             if null.any():  # the limit of ridge to 0: what is lost there outweighs all else
-                inside = squares[:, null].sum(axis=1)
+                inside = squares @ null.astype(np.float64)
                 lost = inside > self.rounding * scale
                 scale = np.where(lost, inside, scale)
-                left[lost] = (self.vectors[:, null] @ rotated[null])[lost]
+                left[lost] = (self.vectors @ np.where(null[:, None], rotated, 0.0))[lost]
             predictions[index] = targets - left / (self.roots * scale)[:, None]
         return self._result(relative, targets, predictions, np.shape(y))
 
@@ -300,39 +301,50 @@ class Spectrum:
         targets = check_targets(y, len(self.values))
         relative = check_ridge(ridge)
         chosen = [check_time(time) for time in times]
-        absolute = self.absolute(relative)
+        predictions = np.zeros((len(chosen), *targets.shape))
+        ends = np.isinf(chosen)
+        if ends.any():
+            predictions[ends] = self.leave_one_out(targets, [relative]).predictions
+        if not ends.all():
+            self._leave_one_out_before(targets, chosen, self.absolute(relative), predictions)
+        ridges = np.full(len(chosen), relative)
+        return self._result(ridges, targets, predictions, np.shape(y))
+
+    def _leave_one_out_before(
+        self, targets: FloatArray, chosen: list[float], absolute: float, predictions: FloatArray
+    ) -> None:
+        """Put predictions at finite times in their places."""
         rotated = self.vectors.T @ (self.roots[:, None] * targets)
-        vectors, squares = self.vectors, self.vectors**2
+        squares = self.vectors**2
         null = self.null(absolute)
         shifted = np.where(null, 0.0, self.values) + absolute
+        kept = np.zeros(len(null), np.bool_)  # samples of which nothing is where k is singular
         if null.any():
-            inside = squares[:, null].sum(axis=1)
             inverse = np.where(null, 0.0, 1 / np.where(null, 1.0, self.values))
-            kept = inside <= self.rounding * (squares @ inverse)
-            vectors = np.where(kept[:, None] & null, 0.0, vectors)
-            squares = vectors**2
+            kept = squares @ null.astype(np.float64) <= self.rounding * (squares @ inverse)
+
+        def times(matrix: FloatArray, v: FloatArray) -> FloatArray:
+            out = matrix @ v
+            if kept.any():  # as if entries of their rows were 0 there, without a copy of them
+                out[kept] = (matrix @ np.where(null[:, None], 0.0, v))[kept]
+            return out
+
         largest = float(shifted[-1])
-        predictions = np.zeros((len(chosen), *targets.shape))
         for index, time in enumerate(chosen):
-            if np.isinf(time):
-                predictions[index] = self.leave_one_out(targets, [relative]).predictions[0]
-                continue
-            if time == 0 or not largest > 0:  # nothing is learned
+            if np.isinf(time) or time == 0 or not largest > 0:  # done, or nothing is learned
                 continue
             bounded = min(max(time, _EARLIEST / largest), _LATEST / largest)
             shifts, weights = _contour(bounded)
             inverse = 1 / (shifted[:, None] + shifts)
             # Products of real with complex matrices, as real ones.
-            scale = squares @ inverse.real + 1j * (squares @ inverse.imag)
+            scale = times(squares, inverse.real) + 1j * times(squares, inverse.imag)
             total = np.zeros_like(targets)
             for j, weight in enumerate(weights):
                 part = inverse[:, j, None] * rotated
-                left = vectors @ part.real + 1j * (vectors @ part.imag)
+                left = times(self.vectors, part.real) + 1j * times(self.vectors, part.imag)
                 residual = left / (self.roots * scale[:, j])[:, None]
                 total += 2 * (weight * (targets - residual)).real
             predictions[index] = total
-        ridges = np.full(len(chosen), relative)
-        return self._result(ridges, targets, predictions, np.shape(y))
 
     def _result(
         self,
@@ -380,7 +392,7 @@ class SpectralFactor:
 
     def solve(self, y: FloatArray) -> FloatArray:
         """Return the coefficients at the time, in ``4 n^2 m`` flops."""
-        return self.eigenvectors.solve(y, self.ridge_absolute, self.time)
+        return self.eigenvectors.solve(check_columns(y, self.n), self.ridge_absolute, self.time)
 
     def solution(self, k: Matrix, y: ArrayLike) -> Solution:
         """Solve, and say how well; k is not looked at. See `Spectrum.solution`."""
@@ -430,7 +442,7 @@ class SpectralFactor:
 
     def multiply_gram(self, v: FloatArray) -> FloatArray:
         """Return ``k v``."""
-        return np.asarray(self.eigenvectors.k, np.float64) @ v
+        return np.asarray(self.eigenvectors.k, np.float64) @ check_columns(v, self.n)
 
     def gram(self) -> FloatArray:
         """Return k."""
@@ -453,7 +465,8 @@ class SpectralFactor:
 
     def left_out(self, y: FloatArray, value: FloatArray | None = None) -> FloatArray:
         """Return what all other samples predict for each, at the time; the value is not needed."""
-        return self.eigenvectors.leave_one_out_at(y, [self.time], self.ridge).predictions[0]
+        targets = check_columns(y, self.n)
+        return self.eigenvectors.leave_one_out_at(targets, [self.time], self.ridge).predictions[0]
 
     def spectrum(self) -> Spectrum:
         """Return the eigenvectors, which are there."""

@@ -11,6 +11,7 @@ So no bit of a tile depends on how much memory there is, nor on where a run was 
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -60,6 +61,7 @@ _FORMAT = "widelimit.factor/1"
 _MIN_ROUNDINGS = 100  # that a pivot must exceed, as in `solve_cholesky`
 _EPSILON = 2.0**-52  # of the arithmetic of `solve_tiled`
 _MAX_ROUNDINGS = 100  # that a negative pivot of a Gram matrix may be
+_LEAST_SIDE = 64  # of the tile of a factor, where there are more of them than that on a side
 _REUSE_ROUNDINGS = 2  # times n that a factor may differ from its matrix: `_check_factor_of`
 _WIDEST_PANEL = 6  # tiles: wider ones leave less to do side by side
 _AHEAD = 2  # tiles that wait to be written
@@ -120,18 +122,28 @@ def _panel_tiles(first: int, rows: int, width: int) -> float:
     return width * first + width * (width + 1) / 2 + 2 * rows * width
 
 
-def _panel_budget(memory: int | str | None, tile: int, first: int, threads: int) -> float:
-    """Return the tiles, of so many bytes, that the panel that begins with a column may hold.
+def _panel_budget(
+    memory: int | str | None, k: Matrix, grid: Grid, entry: int, first: int, threads: int
+) -> float:
+    """Return the tiles, of such entries, that the panel that begins with a column may hold.
 
     MemoryError if it is not enough for one column.
     """
-    # Besides what is held: tiles read ahead, one of k, and what is being written.
-    spare = _AHEAD * (1 + threads) + 8
+    tile, own = grid.tile**2 * entry, int(getattr(k, "tile", 0))
+    # Besides what is held: tiles read ahead, one of k, and what is being written. Where those of k
+    # are larger, one is read, and unpacked, for each part of it, by two threads; and in a pass over
+    # k one is there as float64, too.
+    unpacked = own**2 * (2 * k.dtype.itemsize + 8) if own > grid.tile else 0
+    spare = _AHEAD * (1 + threads) + 8 + unpacked / tile
     budget, need = remaining(memory) / tile - spare, _panel_tiles(first, threads, 1)
     if budget < need:
+        parts = smaller = ""
+        if unpacked:
+            parts = f", {unpacked / 2**20:.0f} of them for the tiles of k, of {own} samples"
+            smaller = ", or for k"
         raise MemoryError(
-            f"this takes {(need + spare) * tile / 2**20:.0f} MiB at least beside what the process "
-            "holds: raise memory, or use a smaller tile for a new factor"
+            f"this takes {math.ceil((need + spare) * tile / 2**20)} MiB at least beside what the "
+            f"process holds{parts}: raise memory, or use a smaller tile for a new factor{smaller}"
         )
     return budget
 
@@ -177,7 +189,8 @@ def factorise(
     Parameters
     ----------
     k : Gram or array-like of shape (n, n)
-        Symmetric; of a stored matrix each tile is read once.
+        Symmetric. Of a stored matrix each tile is read once, those on its diagonal three times, if
+        the factor has its tile; if that has a smaller one, a tile of k is read for each part of it.
     ridge : float
         Relative ridge, finite and >= 0: it multiplies ``trace(k)/n``. Not with `reuse`.
     store : path or fsspec URL
@@ -217,7 +230,8 @@ def factorise(
         If k, ridge or memory are not as described, the store holds another factor, or `reuse` is no
         factor of the beginning of k.
     MemoryError
-        If not even one column of tiles fits into memory.
+        If not even one column of tiles fits into memory, beside two tiles of k, and one as
+        float64, where these are larger than those of the factor.
     BlockingIOError, OSError, FileNotFoundError, StoreError
         As for `gram`; nothing is copied of a `reuse` that is damaged.
 
@@ -268,10 +282,10 @@ def factorise(
             _check_same(found, manifest, n, dtype, asked)
             for key in found.damaged(sorted(found.finished())) if verify else ():
                 found.delete(key)
-        side = found.tile if found else asked or (tile_side(matrix) if old is None else old.tile)
+        side = found.tile if found else asked or (_own_side(matrix) if old is None else old.tile)
         grid = Grid(n, n, side, "lower")
         if found is None or found.missing():  # before there is a store of tiles that do not fit
-            _panel_budget(memory, side**2 * np.dtype(dtype).itemsize, -(-n // side) - 1, size)
+            _panel_budget(memory, matrix, grid, np.dtype(dtype).itemsize, grid.shape[0] - 1, size)
         whole = room_of(len(grid), side, np.dtype(dtype).itemsize)
         objects.check_room(whole if found is None else found.room(found.missing()))
         copied: list[Key] = []
@@ -285,8 +299,9 @@ def factorise(
         if old is not None:
             for key in copied:
                 found.copy(key, old)
-        with display as report:
-            _Factorisation(matrix, found, memory, report).run(threads)
+        if found.missing():
+            with display as report:
+                _Factorisation(matrix, found, memory, report).run(threads)
     return TiledFactor(found, memory, threads)
 
 
@@ -346,6 +361,14 @@ def _find_reused(reuse: str | os.PathLike[str], n: int, dtype: str, side: int | 
     return old
 
 
+def _own_side(matrix: Matrix) -> int:
+    """Return the tile of a factor: that of its matrix, unless these would be very many."""
+    side = tile_side(matrix)
+    while side < _LEAST_SIDE and side * _LEAST_SIDE < matrix.shape[0]:
+        side *= 2
+    return side
+
+
 def _check_factor_of(matrix: Matrix, factor: TiledFactor) -> None:
     """Refuse a factor of something else than the beginning of a matrix: see `factorise`."""
     n, ridge = factor.n, factor.ridge_absolute
@@ -392,9 +415,8 @@ class _Factorisation:
 
     def run(self, threads: int | None) -> None:
         """Compute what is missing."""
-        rows, t = self._store.grid.shape[0], self._store.tile
-        entry = self._arithmetic.dtype.itemsize
-        first = 0
+        grid, entry = self._store.grid, self._arithmetic.dtype.itemsize
+        rows, first = grid.shape[0], 0
         with (
             Reader(self._store, self._arithmetic.dtype) as reader,
             _Writer(self._store) as writer,
@@ -403,7 +425,7 @@ class _Factorisation:
         ):
             self._writer, self._starter, self._crew = writer, starter, crew
             while first < rows:
-                budget = _panel_budget(self._memory, t * t * entry, first, crew.size)
+                budget = _panel_budget(self._memory, self._matrix, grid, entry, first, crew.size)
                 # Rows above, the triangle of the panel, the sums of some rows and the next ones.
                 need = partial(_panel_tiles, first, crew.size)
                 width = fitting_width(need, budget, min(_WIDEST_PANEL, rows - first))

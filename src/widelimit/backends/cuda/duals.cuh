@@ -70,11 +70,11 @@ struct AbRelu {
   }
 };
 
-// m exp(gamma (lambda - 1))
+// m exp(gamma (lambda - 1)), where rounding must not make lambda larger than 1: the next layers would make more of it.
 struct Gaussian {
   template <class S>
   static WL_FN void dual(V x, V z, V s, bool, V& k, V& factor) {
-    const V m = x * z, e = exponential((s - m) * reciprocal(m + kTiny) * S::p(0));
+    const V m = x * z, e = exponential(-positive(m - s) * reciprocal(m + kTiny) * S::p(0));
     k = m * S::scale() * e;
     factor = e * S::p(1);
   }
@@ -113,12 +113,13 @@ struct Gelu {
   }
 };
 
-// exp(-(x^2 + z^2)/2) sinh s and cosh s, for a sine; the other way round for a cosine.
+// exp(-(x^2 + z^2)/2) sinh s and cosh s, for a sine; the other way round for a cosine. |s| is at most x z, rounded or not.
 template <bool Cosine>
 struct Wave {
   template <class S>
   static WL_FN void dual(V x, V z, V s, bool, V& k, V& factor) {
-    const V size = absolute(s), near = exponential((size - (x * x + z * z) * Scalar(0.5)) * S::p(0)) * Scalar(0.5);
+    const V size = absolute(s), over = positive(size - x * z), half = (x * x + z * z) * Scalar(0.5);
+    const V near = exponential((size - over - half) * S::p(0)) * Scalar(0.5);
     const V rest = one_minus_exponential(size * (2 * S::p(0))), odd = near * rest;
     const V sine = select(negative(s), -odd, odd), cosine = near * (broadcast(2) - rest);
     k = (Cosine ? cosine : sine) * S::scale();
