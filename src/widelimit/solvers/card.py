@@ -22,6 +22,7 @@ from widelimit.solvers.checks import (
     check_weights,
     epsilon,
     largest_asymmetry,
+    leave_out,
     named,
     relative_norm,
 )
@@ -258,9 +259,7 @@ class CardFactor:
 
     def left_out(self, y: FloatArray, value: FloatArray | None = None) -> FloatArray:
         """Return what all other samples predict for each: `inverse_diagonal`, and the value."""
-        targets = check_columns(y, self.n)
-        solved = self.solve(targets) if value is None else check_columns(value, self.n)
-        return targets - solved / self.inverse_diagonal()[:, None]
+        return leave_out(self, y, value)
 
     def _in_memory(self) -> CholeskyFactor:
         square = self.device.to_host(self.square)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from widelimit.arrays import FloatArray, IntArray
 from widelimit.solvers.matrix import Matrix, as_matrix
-from widelimit.solvers.solution import Unavailable
+from widelimit.solvers.solution import Factor, Unavailable
 
 __all__ = [
     "LARGEST_RIDGE",
@@ -25,6 +25,7 @@ __all__ = [
     "entry",
     "epsilon",
     "largest_asymmetry",
+    "leave_out",
     "named",
     "refuse_weights",
     "relative_norm",
@@ -188,6 +189,20 @@ def check_columns(v: ArrayLike, n: int) -> FloatArray:
             f"{columns.shape}" + (": give v[:, None]" if columns.shape == (n,) else "")
         )
     return columns
+
+
+def leave_out(factor: Factor, y: ArrayLike, value: ArrayLike | None) -> FloatArray:
+    """Return what all other samples predict for each, from the diagonal of the inverse.
+
+    Parameters
+    ----------
+    factor : Factor
+    y, value : ndarray of shape (n, targets), or None
+        Targets; and the solution for them, if it is known.
+    """
+    targets = check_columns(y, factor.n)
+    solved = factor.solve(targets) if value is None else check_columns(value, factor.n)
+    return targets - solved / factor.inverse_diagonal()[:, None]
 
 
 def relative_norm(residual: FloatArray, targets: FloatArray) -> float:

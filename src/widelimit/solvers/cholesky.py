@@ -24,6 +24,7 @@ from widelimit.solvers.checks import (
     entry,
     epsilon,
     largest_asymmetry,
+    leave_out,
     named,
     relative_norm,
 )
@@ -194,9 +195,7 @@ class CholeskyFactor:
 
     def left_out(self, y: FloatArray, value: FloatArray | None = None) -> FloatArray:
         """Return what all other samples predict for each: `inverse_diagonal`, and the value."""
-        targets = check_columns(y, self.n)
-        solved = self.solve(targets) if value is None else check_columns(value, self.n)
-        return targets - solved / self.inverse_diagonal()[:, None]
+        return leave_out(self, y, value)
 
     def spectrum(self) -> Spectrum:
         """Return the eigenvectors, in ``9 n^3`` flops."""

@@ -21,7 +21,7 @@ from widelimit.matrices.store import StoreError, TileStore
 from widelimit.matrices.tiles import Key
 from widelimit.reading import MAX_HEADER, open_array, refusing
 from widelimit.solvers.blas import Arithmetic, Crew
-from widelimit.solvers.checks import check_columns, check_targets, epsilon, relative_norm
+from widelimit.solvers.checks import check_columns, check_targets, epsilon, leave_out, relative_norm
 from widelimit.solvers.matrix import Matrix, diagonal, multiply
 from widelimit.solvers.solution import (
     Eigenvectors,
@@ -195,9 +195,7 @@ class TiledFactor:
 
     def left_out(self, y: FloatArray, value: FloatArray | None = None) -> FloatArray:
         """Return what all other samples predict for each: `inverse_diagonal`, and the value."""
-        targets = check_columns(y, self.n)
-        solved = self.solve(targets) if value is None else check_columns(value, self.n)
-        return targets - solved / self.inverse_diagonal()[:, None]
+        return leave_out(self, y, value)
 
     def solve(self, y: FloatArray) -> FloatArray:
         """Return ``A^-1 y`` for y (n, targets) by two substitutions; reads the factor twice."""
