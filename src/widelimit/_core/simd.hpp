@@ -73,20 +73,21 @@ template <class T>
 WL_INLINE Vec<T> root(Vec<T> a) { WL_EACH(std::sqrt(a.v[l])); }
 template <class T>
 WL_INLINE Vec<T> reciprocal(Vec<T> a) { WL_EACH(1 / a.v[l]); }
-WL_INLINE Vec<float> exponential(Vec<float> y) {
-  for (int l = 0; l < 4; ++l) y.v[l] = __builtin_expf(y.v[l]);
-  return y;
-}
-WL_INLINE Vec<double> exponential(Vec<double> y) {
-  for (int l = 0; l < 2; ++l) y.v[l] = __builtin_exp(y.v[l]);
-  return y;
-}
-WL_INLINE Vec<float> one_minus_exponential(Vec<float> w) {
-  for (int l = 0; l < 4; ++l) w.v[l] = -__builtin_expm1f(-w.v[l]);
+// 2^-w and 1 - 2^-w
+WL_INLINE Vec<float> power_of_half(Vec<float> w) {
+  for (int l = 0; l < 4; ++l) w.v[l] = __builtin_exp2f(-w.v[l]);
   return w;
 }
-WL_INLINE Vec<double> one_minus_exponential(Vec<double> w) {
-  for (int l = 0; l < 2; ++l) w.v[l] = -__builtin_expm1(-w.v[l]);
+WL_INLINE Vec<double> power_of_half(Vec<double> w) {
+  for (int l = 0; l < 2; ++l) w.v[l] = __builtin_exp2(-w.v[l]);
+  return w;
+}
+WL_INLINE Vec<float> one_minus_power_of_half(Vec<float> w) {
+  for (int l = 0; l < 4; ++l) w.v[l] = -__builtin_expm1f(-0.693147180559945309f * w.v[l]);
+  return w;
+}
+WL_INLINE Vec<double> one_minus_power_of_half(Vec<double> w) {
+  for (int l = 0; l < 2; ++l) w.v[l] = -__builtin_expm1(-0.693147180559945309 * w.v[l]);
   return w;
 }
 #undef WL_EACH
@@ -342,52 +343,6 @@ WL_INLINE D times_power(D p, D n) {
 template <class T>
 WL_INLINE Vec<T> product_or_rest(Vec<T> s, Vec<T> t, Vec<T> g, Vec<T> c) {
   return where_negative(s, mul(t, g), fnma(t, g, c));
-}
-#endif
-
-#if !defined(WL_PLAIN)
-// e^y = 2^n e^r with |r| <= ln(2)/2, and (e^r - 1)/r by Taylor's polynomial; what is below the range becomes its smallest
-// number. Adding 1.5 * 2^23 rounds to an integer, which lies in the lowest bits of `shifted`.
-template <class V>
-struct Reduced {
-  V shifted, r, q;
-};
-WL_INLINE Reduced<F> reduced(F y) {
-  const float c[7] = {1.0f, 1 / 2.0f, 1 / 6.0f, 1 / 24.0f, 1 / 120.0f, 1 / 720.0f, 1 / 5040.0f};
-  const F magic = broadcast(12582912.0f);
-  y = max(y, broadcast(-87.0f));
-  const F shifted = fma(y, broadcast(1.44269504089f), magic), n = sub(shifted, magic);
-  const F r = fnma(n, broadcast(1.42860677e-6f), fnma(n, broadcast(0x1.62e4p-1f), y));
-  F q = broadcast(c[6]);
-#pragma GCC unroll 8
-  for (int i = 5; i >= 0; --i) q = fma(q, r, broadcast(c[i]));
-  return {shifted, r, q};
-}
-WL_INLINE Reduced<D> reduced(D y) {
-  const double c[13] = {1.0,           1 / 2.0,        1 / 6.0,         1 / 24.0,       1 / 120.0,
-                        1 / 720.0,     1 / 5040.0,     1 / 40320.0,     1 / 362880.0,   1 / 3628800.0,
-                        1 / 39916800.0, 1 / 479001600.0, 1 / 6227020800.0};
-  const D magic = broadcast(6755399441055744.0);
-  y = max(y, broadcast(-708.0));
-  const D shifted = fma(y, broadcast(1.4426950408889634), magic), n = sub(shifted, magic);
-  const D r = fnma(n, broadcast(0x1.a39ef35793c76p-33), fnma(n, broadcast(0x1.62e42fee00000p-1), y));
-  D q = broadcast(c[12]);
-#pragma GCC unroll 16
-  for (int i = 11; i >= 0; --i) q = fma(q, r, broadcast(c[i]));
-  return {shifted, r, q};
-}
-template <class T>
-WL_INLINE Vec<T> exponential(Vec<T> y) {
-  const Reduced<Vec<T>> e = reduced(y);
-  return times_power(fma(e.q, e.r, broadcast(T(1))), e.shifted);
-}
-
-// 1 - e^-w for w >= 0: nothing cancels, as 2^n is 1 or at most 1/2.
-template <class T>
-WL_INLINE Vec<T> one_minus_exponential(Vec<T> w) {
-  const Reduced<Vec<T>> e = reduced(sub(broadcast(T(0)), w));
-  const Vec<T> one = broadcast(T(1)), power = times_power(one, e.shifted);
-  return fnma(mul(e.q, e.r), power, sub(one, power));
 }
 #endif
 
