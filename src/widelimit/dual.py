@@ -22,7 +22,11 @@ give, since `p = 2 m cos^2(theta/2)` and `e = 2 m sin^2(theta/2)`,
     theta/pi = t A(v)
     kappa0   = 1 - t A(v)   for sigma >= 0,     t A(v)   for sigma < 0
     m kappa1 = max(sigma, 0) + t (e / pi + a v C(v))           sum of positive terms
-    m kappa1 = sigma kappa0 + p t / pi                         shorter, where sigma >= 0 is known
+    m kappa1 = sigma kappa0 + p t / pi                         shorter, and without C
+
+Where sigma < 0 the terms of the last one cancel. What that costs, at most `kappa0` times a few
+units in the last place of m, is what an error of one such unit in sigma does: the derivative of
+`m kappa1` with respect to sigma is kappa0.
 
 `e` is exact for `a >= m/2` (Sterbenz), so the only error near `|lambda| = 1` is the one that
 `sigma` and `m` bring along. The maximum in `e` is needed because Cauchy-Schwarz, `a <= m`, holds

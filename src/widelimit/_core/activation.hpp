@@ -16,19 +16,15 @@ template <class T>
 struct Dual;
 template <>
 struct Dual<float> {
-  static constexpr int nA = sizeof(kA32) / sizeof(kA32[0]), nC = sizeof(kC32) / sizeof(kC32[0]);
+  static constexpr int nA = sizeof(kA32) / sizeof(kA32[0]), nE = sizeof(kE32) / sizeof(kE32[0]);
   static constexpr const float* A = kA32;
-  static constexpr const float* C = kC32;
-  static constexpr int nE = sizeof(kE32) / sizeof(kE32[0]);
   static constexpr const float* E = kE32;
   static constexpr float tiny = 1e-36f, epsilon = 0x1p-23f, rounder = 12582912.0f, most = 126.0f;
 };
 template <>
 struct Dual<double> {
-  static constexpr int nA = sizeof(kA64) / sizeof(kA64[0]), nC = sizeof(kC64) / sizeof(kC64[0]);
+  static constexpr int nA = sizeof(kA64) / sizeof(kA64[0]), nE = sizeof(kE64) / sizeof(kE64[0]);
   static constexpr const double* A = kA64;
-  static constexpr const double* C = kC64;
-  static constexpr int nE = sizeof(kE64) / sizeof(kE64[0]);
   static constexpr const double* E = kE64;
   static constexpr double tiny = 1e-290, epsilon = 0x1p-52, rounder = 6755399441055744.0, most = 1022.0;
 };
@@ -40,7 +36,6 @@ template <class T>
 struct Constants {
   static constexpr int L = Vec<T>::lanes;
   alignas(64) T a[Dual<T>::nA][L];  // scaled by the layer's out_scale and the factors of `ratio`: kappa0 = scale - t * A(v)
-  alignas(64) T c[Dual<T>::nC][L];  // signed layer: A(v) = A(0) - v C(v)
   alignas(64) T scale[L];
   alignas(64) T scale_over_pi[L];
   alignas(64) T bias[L];
@@ -147,15 +142,13 @@ struct Relu : Plain {
     V e, p;
   };
   const bool is_signed;
-  V a[Dual<T>::nA], c[Dual<T>::nC], scale, scale_over_pi, at_zero, zero, tiny;
+  V a[Dual<T>::nA], scale, scale_over_pi, zero, tiny;
 
   WL_INLINE Relu(const Constants<T>& k, bool with_sign)
-      : is_signed(with_sign), scale(load(k.scale)), scale_over_pi(load(k.scale_over_pi)), at_zero(add(scale_over_pi, scale_over_pi)),
-        zero(broadcast(T(0))), tiny(broadcast(Dual<T>::tiny)) {
+      : is_signed(with_sign), scale(load(k.scale)), scale_over_pi(load(k.scale_over_pi)), zero(broadcast(T(0))),
+        tiny(broadcast(Dual<T>::tiny)) {
 #pragma GCC unroll 16
     for (int i = 0; i < Dual<T>::nA; ++i) a[i] = load(k.a[i]);
-#pragma GCC unroll 16
-    for (int i = 0; i < Dual<T>::nC; ++i) c[i] = is_signed ? load(k.c[i]) : zero;
   }
   WL_INLINE void meet(V s, V x, V z, Met& n) const {
     const V m = mul(x, z), size = is_signed ? abs(s) : s;
@@ -163,15 +156,10 @@ struct Relu : Plain {
     n.p = add(m, size);
   }
   WL_INLINE void dual(V s, const Met& n, bool want_k, V& k, V& kappa0) const {
-    const V t = ratio(n.e, fma(n.p, n.e, tiny)), v = mul(t, t);
-    if (is_signed) {
-      const V fall = mul(v, polynomial<T>(c, v));
-      kappa0 = product_or_rest(s, t, sub(at_zero, fall), scale);
-      if (want_k) k = fma(t, fma(abs(s), fall, mul(n.e, scale_over_pi)), mul(max(s, zero), scale));
-    } else {
-      kappa0 = fnma(t, polynomial<T>(a, v), scale);
-      if (want_k) k = fma(n.p, mul(t, scale_over_pi), mul(s, kappa0));
-    }
+    const V t = ratio(n.e, fma(n.p, n.e, tiny)), angle = polynomial<T>(a, mul(t, t));
+    kappa0 = is_signed ? product_or_rest(s, t, angle, scale) : fnma(t, angle, scale);
+    // Where s < 0, terms cancel: the error is that which rounding s to its last bit would make.
+    if (want_k) k = fma(n.p, mul(t, scale_over_pi), mul(s, kappa0));
   }
 };
 
@@ -403,8 +391,6 @@ void set_constants(Constants<T>& k, const Level& level) {
   }
   double f = scale * r;
   for (int i = 0; i < Dual<T>::nA; ++i, f *= r * r) fill(k.a[i], T(f * double(Dual<T>::A[i])));
-  f = scale * r * r * r;
-  for (int i = 0; i < Dual<T>::nC; ++i, f *= r * r) fill(k.c[i], T(f * double(Dual<T>::C[i])));
   fill(k.scale, T(scale));
   fill(k.scale_over_pi, T(scale * r * 0.318309886183790671538));
 }

@@ -142,19 +142,19 @@ WL_INLINE D max(D a, D b) { return {_mm512_max_pd(a.v, b.v)}; }
 WL_INLINE D min(D a, D b) { return {_mm512_min_pd(a.v, b.v)}; }
 WL_INLINE F abs(F a) { return {_mm512_abs_ps(a.v)}; }
 WL_INLINE D abs(D a) { return {_mm512_abs_pd(a.v)}; }
-// s < 0 ? t g : c - t g. One multiplication, and the rest for units that have less to do: the sign of s, that of a zero
-// left out, goes to t and takes c away.
+// s < 0 ? t g : c - t g. One multiplication, and the rest for units that have less to do: the sign of s goes to t and takes
+// c away. Where s is a zero, of either sign, both are the same up to rounding.
 WL_INLINE F product_or_rest(F s, F t, F g, F c) {
-  const __m512i sign = _mm512_castps_si512(_mm512_add_ps(s.v, _mm512_setzero_ps()));
-  const __m512i flip = _mm512_and_si512(sign, _mm512_set1_epi32(int(0x80000000u)));
-  const __m512i rest = _mm512_andnot_si512(_mm512_srai_epi32(sign, 31), _mm512_castps_si512(c.v));
-  return {_mm512_fnmadd_ps(_mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(t.v), flip)), g.v, _mm512_castsi512_ps(rest))};
+  const __m512i bits = _mm512_castps_si512(s.v), sign = _mm512_set1_epi32(int(0x80000000u));
+  const __m512i turned = _mm512_ternarylogic_epi32(_mm512_castps_si512(t.v), bits, sign, 0x78);  // t ^ (bits & sign)
+  const __m512i rest = _mm512_andnot_si512(_mm512_srai_epi32(bits, 31), _mm512_castps_si512(c.v));
+  return {_mm512_fnmadd_ps(_mm512_castsi512_ps(turned), g.v, _mm512_castsi512_ps(rest))};
 }
 WL_INLINE D product_or_rest(D s, D t, D g, D c) {
-  const __m512i sign = _mm512_castpd_si512(_mm512_add_pd(s.v, _mm512_setzero_pd()));
-  const __m512i flip = _mm512_and_si512(sign, _mm512_set1_epi64(int64_t(1) << 63));
-  const __m512i rest = _mm512_andnot_si512(_mm512_srai_epi64(sign, 63), _mm512_castpd_si512(c.v));
-  return {_mm512_fnmadd_pd(_mm512_castsi512_pd(_mm512_xor_si512(_mm512_castpd_si512(t.v), flip)), g.v, _mm512_castsi512_pd(rest))};
+  const __m512i bits = _mm512_castpd_si512(s.v), sign = _mm512_set1_epi64(int64_t(1) << 63);
+  const __m512i turned = _mm512_ternarylogic_epi64(_mm512_castpd_si512(t.v), bits, sign, 0x78);
+  const __m512i rest = _mm512_andnot_si512(_mm512_srai_epi64(bits, 63), _mm512_castpd_si512(c.v));
+  return {_mm512_fnmadd_pd(_mm512_castsi512_pd(turned), g.v, _mm512_castsi512_pd(rest))};
 }
 // 2^-14 estimate, one Newton step (two in double) with the factors 1/2 left to the coefficients.
 WL_INLINE F ratio(F e, F w) {
