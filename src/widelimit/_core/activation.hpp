@@ -177,19 +177,19 @@ struct AbRelu : Relu<T, V> {
 };
 
 // m exp(gamma (lambda - 1)). Rounding may make lambda larger than 1, but not by more than a few units in the last place:
-// the next layers would make more of it. Cut off at 1 itself, errors of either sign would no longer balance.
+// the next layers would make more of it. Cut off at 1 itself, errors of either sign would no longer balance. Where m is 0,
+// lambda is no number, of which `max` makes its second operand.
 template <class T, class V = Vec<T>>
 struct Gaussian : Plain {
   struct Met {
     V m;
   };
-  V scale, gamma, slope, least, tiny;  // least: of the exponent, a little below zero
+  V scale, gamma, slope, least;  // least: of the exponent, a little below zero
   WL_INLINE Gaussian(const Constants<T>& k, bool)
-      : scale(load(k.scale)), gamma(load(k.p[0])), slope(load(k.p[1])), least(load(k.p[2])),
-        tiny(broadcast(Dual<T>::tiny)) {}
+      : scale(load(k.scale)), gamma(load(k.p[0])), slope(load(k.p[1])), least(load(k.p[2])) {}
   WL_INLINE void meet(V, V x, V z, Met& n) const { n.m = mul(x, z); }
   WL_INLINE void dual(V s, const Met& n, bool, V& k, V& factor) const {
-    const V e = power_of_half(max(mul(gamma, mul(sub(n.m, s), reciprocal(add(n.m, tiny)))), least));
+    const V e = power_of_half(max(mul(gamma, mul(sub(n.m, s), reciprocal(n.m))), least));
     k = mul(mul(n.m, scale), e);
     factor = mul(slope, e);
   }
