@@ -178,7 +178,7 @@ struct AbRelu : Relu<T, V> {
 
 // m exp(gamma (lambda - 1)). Rounding may make lambda larger than 1, but not by more than a few units in the last place:
 // the next layers would make more of it. Cut off at 1 itself, errors of either sign would no longer balance. Where m is 0,
-// lambda is no number, of which `max` makes its second operand.
+// so is K, whatever e: lambda is no number there, and `max` makes one of it.
 template <class T, class V = Vec<T>>
 struct Gaussian : Plain {
   struct Met {
