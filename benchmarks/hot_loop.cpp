@@ -41,7 +41,7 @@ double clock_rate() {
 }
 
 template <class T>
-void measure(const char* name, int flags, double hertz) {
+void measure(const char* name, Activation activation, int flags, double hertz) {
   constexpr int L = Vec<T>::lanes, widest = 32;
   const long row = (widest + 1) * 2 * L;
   T* memory = static_cast<T*>(std::aligned_alloc(64, size_t(16 * row) * sizeof(T)));
@@ -50,9 +50,13 @@ void measure(const char* name, int flags, double hertz) {
     memory[i] = T(i < 6 * row ? 0.5 + 0.4 * fraction : 2.6 + 0.4 * fraction);  // fields; profiles: lambda in (0.5, 1)
   }
   auto* constants = static_cast<Constants<T>*>(std::aligned_alloc(64, (sizeof(Constants<T>) + 63) / 64 * 64));
-  set_constants(*constants, 0.125);
+  Level level{};
+  level.activation = activation;
+  level.out_scale = 0.125;
+  level.unit = level.parameters[0] = 1;
+  set_constants(*constants, level);
   for (int width : {1, 2, 4, 8, 16, 24, 32}) {
-    Rows<T> a;
+    Rows<T> a{};
     for (int i = 0; i < 4; ++i) a.in[i] = memory + i * row;
     for (int i = 0; i < 2; ++i) {
       a.out[i] = memory + (4 + i) * row;
@@ -62,7 +66,7 @@ void measure(const char* name, int flags, double hertz) {
     a.k = constants;
     a.width = width;
     a.flags = flags;
-    const RowsFunction<T> compute = choose_rows_function<T, true, false>(flags, 2);
+    const RowsFunction<T> compute = choose_rows_function<T, true, false>(activation, flags, 2);
     const int calls = 20000;
     double best = 1e9;
     for (int sample = 0; sample < 9; ++sample) {
@@ -82,10 +86,12 @@ void measure(const char* name, int flags, double hertz) {
 int main() {
   const double hertz = clock_rate();
   std::printf("clock %.2f GHz\n", hertz / 1e9);
-  constexpr int inner = kRelu | kThetaOwn | kTrain | kOutK | kOutTheta, first = kRelu | kSigned | kTrain | kOutK | kOutTheta;
-  measure<float>("float32, inner layer", inner, hertz);
-  measure<float>("float32, first layer", first, hertz);
-  measure<float>("float32, last layer", inner | kSum, hertz);
-  measure<double>("float64, inner layer", inner, hertz);
-  measure<double>("float64, first layer", first, hertz);
+  constexpr int first = kSigned | kTrain | kOutK | kOutTheta;
+  measure<float>("float32, inner layer", Activation::kRelu, kInner, hertz);
+  measure<float>("float32, first layer", Activation::kRelu, first, hertz);
+  measure<float>("float32, last layer", Activation::kRelu, kInner | kSum, hertz);
+  measure<float>("float32, Gaussian", Activation::kGaussian, kInner, hertz);
+  measure<double>("float64, inner layer", Activation::kRelu, kInner, hertz);
+  measure<double>("float64, first layer", Activation::kRelu, first, hertz);
+  measure<double>("float64, Gaussian", Activation::kGaussian, kInner, hertz);
 }

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -180,6 +182,14 @@ def test_arithmetic_is_that_of_the_source() -> None:
         assert counted is not None
         assert counted["polynomial in v"] == polynomial_length(table) - 1 + extra
     assert arithmetic("plain", "float32") is None
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_the_hot_loop_is_that_of_the_source() -> None:
+    options = "-fsyntax-only -std=c++17 -DWL_PLAIN -DWL_ISA=plain -Isrc/widelimit/_core"
+    command = f"g++ {options} benchmarks/hot_loop.cpp"
+    made = subprocess.run(command.split(), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
 
 
 @pytest.mark.parametrize("quick", [False, True])

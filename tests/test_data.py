@@ -740,6 +740,10 @@ def test_image_folder_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got 0 and 1 images beside them"):
         load_dataset(folder)
     (folder / "1.png").unlink()
+    (folder / "cat").mkdir()
+    with pytest.raises(ValueError, match=r"got 1 \(cat\): move"):
+        load_dataset(folder)
+    (folder / "cat").rmdir()
     write_folder(folder, count=1)
     with pytest.raises(ValueError, match="pets: class '<b>dog<-b>' must have at least 2 images"):
         load_dataset(folder)

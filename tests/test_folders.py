@@ -291,6 +291,10 @@ def test_a_test_folder_and_a_number_of_each_class(photos: Path, tmp_path: Path) 
     put(other / "grey" / "1.png", 100)
     _, _, error = widelimit(*words, tmp_path / "b", "--test", other)
     assert "must have the classes of photos, got also grey" in error
+    for name in ("grey", "dark"):
+        shutil.rmtree(other / name)
+    _, text, _ = widelimit(*words, tmp_path / "c", "--test", other)  # one class is enough to test
+    assert "accuracy on 4 test images: 100.00%" in text
 
 
 def test_a_test_set_of_the_data_is_left_out_and_said(tmp_path: Path) -> None:

@@ -22,13 +22,22 @@ give, since `p = 2 m cos^2(theta/2)` and `e = 2 m sin^2(theta/2)`,
     theta/pi = t A(v)
     kappa0   = 1 - t A(v)   for sigma >= 0,     t A(v)   for sigma < 0
     m kappa1 = max(sigma, 0) + t (e / pi + a v C(v))           sum of positive terms
-    m kappa1 = sigma kappa0 + p t / pi                         shorter, where sigma >= 0 is known
+    m kappa1 = sigma kappa0 + p t / pi                         shorter, and without C
+
+Where sigma < 0 the terms of the last one cancel. What that costs, at most `kappa0` times a few
+units in the last place of m, is what an error of one such unit in sigma does: the derivative of
+`m kappa1` with respect to sigma is kappa0.
 
 `e` is exact for `a >= m/2` (Sterbenz), so the only error near `|lambda| = 1` is the one that
 `sigma` and `m` bring along. The maximum in `e` is needed because Cauchy-Schwarz, `a <= m`, holds
 only up to rounding. A and C are analytic with the nearest singularity at v = -1; the rows below
 hold polynomials with minimal relative error on [0, 1]. The compiled backends read the same
-numbers from `_core/dual_coefficients.hpp`.
+numbers from `_core/dual_coefficients.hpp`, and those of
+
+    E(v) = (2^-v - 1) / v   on [-1/2, 1/2]
+
+from which the CPU engine has the exponentials of the other activations: `2^-w` is `1 + v E(v)`
+times a power of 2, with v what rounding w to an integer leaves.
 """
 
 import math
@@ -53,7 +62,8 @@ from widelimit.layers import (
     Sin,
 )
 
-__all__ = ["A32", "A64", "C32", "C64", "POLYNOMIALS", "DualPolynomial", "kappa0", "kappa1"]
+__all__ = ["A32", "A64", "C32", "C64", "E32", "E64", "POLYNOMIALS", "DualPolynomial", "kappa0"]
+__all__ += ["kappa1"]
 __all__ += ["MOST_OF_A_WAVE", "dual", "hermite", "relu_dual", "variance_behind"]
 
 MOST_OF_A_WAVE = 1e4
@@ -64,12 +74,12 @@ _HALF_PI = np.pi / 2
 
 @dataclass(frozen=True)
 class DualPolynomial:
-    """A polynomial in v that replaces one of the functions A and C of this module.
+    """A polynomial in v that replaces one of the functions A, C and E of this module.
 
     Parameters
     ----------
     name
-        The function: "A" or "C".
+        The function: "A", "C" or "E".
     dtype
         The floating-point type in which the coefficients are exact.
     coefficients
@@ -81,11 +91,11 @@ class DualPolynomial:
         Closed interval of v.
     """
 
-    name: Literal["A", "C"]
+    name: Literal["A", "C", "E"]
     dtype: Literal["float32", "float64"]
     coefficients: tuple[float, ...]
     max_relative_error: float
-    domain: tuple[float, float] = (0.0, 1.0)
+    domain: tuple[float, float]
 
     def __call__(self, v: ArrayLike) -> NDArray[Any]:
         """Evaluate by Horner's scheme, every operation rounded to `dtype`.
@@ -123,6 +133,7 @@ A32 = DualPolynomial(
         -0.003024650039151311,
     ),
     max_relative_error=1.08e-07,
+    domain=(0.0, 1.0),
 )
 A64 = DualPolynomial(
     name="A",
@@ -147,6 +158,7 @@ A64 = DualPolynomial(
         4.650790800617609e-05,
     ),
     max_relative_error=6.28e-15,
+    domain=(0.0, 1.0),
 )
 C32 = DualPolynomial(
     name="C",
@@ -162,6 +174,7 @@ C32 = DualPolynomial(
         -0.0025083732325583696,
     ),
     max_relative_error=2.88e-07,
+    domain=(0.0, 1.0),
 )
 C64 = DualPolynomial(
     name="C",
@@ -188,10 +201,44 @@ C64 = DualPolynomial(
         1.792859449614504e-05,
     ),
     max_relative_error=5.12e-16,
+    domain=(0.0, 1.0),
+)
+E32 = DualPolynomial(
+    name="E",
+    dtype="float32",
+    coefficients=(
+        -0.6931471824645996,
+        0.24022649228572845,
+        -0.055503662675619125,
+        0.009618322364985943,
+        -0.001338789938017726,
+        0.0001537718198960647,
+    ),
+    max_relative_error=1.34e-08,
+    domain=(-0.5, 0.5),
+)
+E64 = DualPolynomial(
+    name="E",
+    dtype="float64",
+    coefficients=(
+        -0.6931471805599453,
+        0.24022650695910097,
+        -0.05550410866482323,
+        0.009618129107607346,
+        -0.0013333558146087312,
+        0.00015403530441142403,
+        -1.5252734106065459e-05,
+        1.3215442885146124e-06,
+        -1.017795984769593e-07,
+        7.072535306323794e-09,
+        -4.4689578289093534e-10,
+    ),
+    max_relative_error=4.38e-17,
+    domain=(-0.5, 0.5),
 )
 # --- end of the generated block ---
 
-POLYNOMIALS = (A32, A64, C32, C64)
+POLYNOMIALS = (A32, A64, C32, C64, E32, E64)
 
 
 def kappa0(lam: ArrayLike) -> NDArray[np.float64]:

@@ -596,7 +596,10 @@ def theorem31(
     out: RecordOption = Path("theorem31.json"),
     store: PartsOption = None,
     widths: WidthsOption = None,
-    seeds: SeedsOption = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=2, help="Networks of each width.", show_default="as in docs/finite.md"),
+    ] = None,
     draws: Annotated[int, typer.Option(min=2, help="Networks whose mean is taken.")] = 200,
     mean_width: Annotated[int, typer.Option(min=2, help="Their width.")] = 512,
     device: DeviceOption = "auto",

@@ -16,25 +16,26 @@ template <class T>
 struct Dual;
 template <>
 struct Dual<float> {
-  static constexpr int nA = sizeof(kA32) / sizeof(kA32[0]), nC = sizeof(kC32) / sizeof(kC32[0]);
+  static constexpr int nA = sizeof(kA32) / sizeof(kA32[0]), nE = sizeof(kE32) / sizeof(kE32[0]);
   static constexpr const float* A = kA32;
-  static constexpr const float* C = kC32;
-  static constexpr float tiny = 1e-36f;
+  static constexpr const float* E = kE32;
+  static constexpr float tiny = 1e-36f, epsilon = 0x1p-23f, rounder = 12582912.0f, most = 126.0f;
 };
 template <>
 struct Dual<double> {
-  static constexpr int nA = sizeof(kA64) / sizeof(kA64[0]), nC = sizeof(kC64) / sizeof(kC64[0]);
+  static constexpr int nA = sizeof(kA64) / sizeof(kA64[0]), nE = sizeof(kE64) / sizeof(kE64[0]);
   static constexpr const double* A = kA64;
-  static constexpr const double* C = kC64;
-  static constexpr double tiny = 1e-290;
+  static constexpr const double* E = kE64;
+  static constexpr double tiny = 1e-290, epsilon = 0x1p-52, rounder = 6755399441055744.0, most = 1022.0;
 };
+
+constexpr double kLog2E = 1.44269504088896340736;
 
 // Of one layer, ready to be loaded as vectors.
 template <class T>
 struct Constants {
   static constexpr int L = Vec<T>::lanes;
   alignas(64) T a[Dual<T>::nA][L];  // scaled by the layer's out_scale and the factors of `ratio`: kappa0 = scale - t * A(v)
-  alignas(64) T c[Dual<T>::nC][L];  // signed layer: A(v) = A(0) - v C(v)
   alignas(64) T scale[L];
   alignas(64) T scale_over_pi[L];
   alignas(64) T bias[L];
@@ -91,6 +92,38 @@ WL_INLINE V polynomial(const V (&c)[N], V v) {
   return h.value(v);
 }
 
+#if !defined(WL_PLAIN)
+// 2^-w = 2^n 2^-r with |r| <= 1/2; below the range of T it becomes the smallest number of that. Subtracted from `rounder`,
+// 3/2 of the number whose last bit is 1, w is rounded to an integer, -n, and n lies in the lowest bits of the difference.
+template <class V>
+struct Reduced {
+  V shifted, r, q;  // q = (2^-r - 1)/r
+};
+template <class T>
+WL_INLINE Reduced<Vec<T>> reduced(Vec<T> w) {
+  using V = Vec<T>;
+  V e[Dual<T>::nE];
+#pragma GCC unroll 16
+  for (int i = 0; i < Dual<T>::nE; ++i) e[i] = broadcast(Dual<T>::E[i]);
+  w = min(w, broadcast(Dual<T>::most));
+  const V rounder = broadcast(Dual<T>::rounder), shifted = sub(rounder, w), r = add(w, sub(shifted, rounder));
+  return {shifted, r, polynomial<T>(e, r)};
+}
+template <class T>
+WL_INLINE Vec<T> power_of_half(Vec<T> w) {
+  const Reduced<Vec<T>> n = reduced(w);
+  return times_power(fma(n.q, n.r, broadcast(T(1))), n.shifted);
+}
+
+// 1 - 2^-w for w >= 0: nothing cancels, as 2^n is 1 or at most 1/2.
+template <class T>
+WL_INLINE Vec<T> one_minus_power_of_half(Vec<T> w) {
+  const Reduced<Vec<T>> n = reduced(w);
+  const Vec<T> one = broadcast(T(1)), power = times_power(one, n.shifted);
+  return fnma(mul(n.q, n.r), power, sub(one, power));
+}
+#endif
+
 template <class T, class V = Vec<T>>
 struct Identity : Plain {
   struct Met {};
@@ -109,15 +142,13 @@ struct Relu : Plain {
     V e, p;
   };
   const bool is_signed;
-  V a[Dual<T>::nA], c[Dual<T>::nC], scale, scale_over_pi, at_zero, zero, tiny;
+  V a[Dual<T>::nA], scale, scale_over_pi, zero, tiny;
 
   WL_INLINE Relu(const Constants<T>& k, bool with_sign)
-      : is_signed(with_sign), scale(load(k.scale)), scale_over_pi(load(k.scale_over_pi)), at_zero(add(scale_over_pi, scale_over_pi)),
-        zero(broadcast(T(0))), tiny(broadcast(Dual<T>::tiny)) {
+      : is_signed(with_sign), scale(load(k.scale)), scale_over_pi(load(k.scale_over_pi)), zero(broadcast(T(0))),
+        tiny(broadcast(Dual<T>::tiny)) {
 #pragma GCC unroll 16
     for (int i = 0; i < Dual<T>::nA; ++i) a[i] = load(k.a[i]);
-#pragma GCC unroll 16
-    for (int i = 0; i < Dual<T>::nC; ++i) c[i] = is_signed ? load(k.c[i]) : zero;
   }
   WL_INLINE void meet(V s, V x, V z, Met& n) const {
     const V m = mul(x, z), size = is_signed ? abs(s) : s;
@@ -125,15 +156,10 @@ struct Relu : Plain {
     n.p = add(m, size);
   }
   WL_INLINE void dual(V s, const Met& n, bool want_k, V& k, V& kappa0) const {
-    const V t = ratio(n.e, fma(n.p, n.e, tiny)), v = mul(t, t);
-    if (is_signed) {
-      const V fall = mul(v, polynomial<T>(c, v));
-      kappa0 = product_or_rest(s, t, sub(at_zero, fall), scale);
-      if (want_k) k = fma(t, fma(abs(s), fall, mul(n.e, scale_over_pi)), mul(max(s, zero), scale));
-    } else {
-      kappa0 = fnma(t, polynomial<T>(a, v), scale);
-      if (want_k) k = fma(n.p, mul(t, scale_over_pi), mul(s, kappa0));
-    }
+    const V t = ratio(n.e, fma(n.p, n.e, tiny)), angle = polynomial<T>(a, mul(t, t));
+    kappa0 = is_signed ? product_or_rest(s, t, angle, scale) : fnma(t, angle, scale);
+    // Where s < 0, terms cancel: the error is that which rounding s to its last bit would make.
+    if (want_k) k = fma(n.p, mul(t, scale_over_pi), mul(s, kappa0));
   }
 };
 
@@ -150,19 +176,20 @@ struct AbRelu : Relu<T, V> {
   }
 };
 
-// m exp(gamma (lambda - 1)), where rounding must not make lambda larger than 1: the next layers would make more of it.
+// m exp(gamma (lambda - 1)). Rounding may make lambda larger than 1, but not by more than a few units in the last place:
+// the next layers would make more of it. Cut off at 1 itself, errors of either sign would no longer balance. Where m is 0,
+// so is K, whatever e: lambda is no number there, and `max` makes one of it.
 template <class T, class V = Vec<T>>
 struct Gaussian : Plain {
   struct Met {
     V m;
   };
-  V scale, gamma, slope, tiny, zero;  // gamma: its negative
+  V scale, gamma, slope, least;  // least: of the exponent, a little below zero
   WL_INLINE Gaussian(const Constants<T>& k, bool)
-      : scale(load(k.scale)), gamma(sub(broadcast(T(0)), load(k.p[0]))), slope(load(k.p[1])), tiny(broadcast(Dual<T>::tiny)),
-        zero(broadcast(T(0))) {}
+      : scale(load(k.scale)), gamma(load(k.p[0])), slope(load(k.p[1])), least(load(k.p[2])) {}
   WL_INLINE void meet(V, V x, V z, Met& n) const { n.m = mul(x, z); }
   WL_INLINE void dual(V s, const Met& n, bool, V& k, V& factor) const {
-    const V e = exponential(mul(gamma, mul(max(sub(n.m, s), zero), reciprocal(max(n.m, tiny)))));
+    const V e = power_of_half(max(mul(gamma, mul(sub(n.m, s), reciprocal(n.m))), least));
     k = mul(mul(n.m, scale), e);
     factor = mul(slope, e);
   }
@@ -244,8 +271,8 @@ struct Wave : Plain {
     n.half = mul(broadcast(T(0.5)), add(mul(x, x), mul(z, z)));
   }
   WL_INLINE void dual(V s, const Met& met, bool want_k, V& k, V& factor) const {
-    const V size = abs(s), twice = exponential(mul(unit, sub(min(size, met.m), met.half)));
-    const V rest = one_minus_exponential(mul(two_units, size)), odd = mul(twice, rest);
+    const V size = abs(s), twice = power_of_half(mul(unit, sub(met.half, min(size, met.m))));
+    const V rest = one_minus_power_of_half(mul(two_units, size)), odd = mul(twice, rest);
     const V sine = where_negative(s, sub(zero, odd), odd), cosine = mul(twice, sub(two, rest));
     if (want_k) k = mul(scale, Cosine ? cosine : sine);
     factor = mul(slope, Cosine ? sine : cosine);
@@ -341,9 +368,9 @@ void set_constants(Constants<T>& k, const Level& level) {
   }
   if (level.activation == Activation::kSin || level.activation == Activation::kCos) {
     fill(k.scale, T(0.5 * scale));  // e^... of both is twice what it should be
-    fill(k.p[0], T(unit));
+    fill(k.p[0], T(unit * kLog2E));
     fill(k.p[1], T(0.5 * scale * unit));
-    fill(k.p[2], T(2 * unit));
+    fill(k.p[2], T(2 * unit * kLog2E));
     return;
   }
   if (level.activation == Activation::kNorm) {
@@ -353,8 +380,9 @@ void set_constants(Constants<T>& k, const Level& level) {
     return;
   }
   if (level.activation == Activation::kGaussian) {
-    fill(k.p[0], T(p[0]));
+    fill(k.p[0], T(p[0] * kLog2E));
     fill(k.p[1], T(scale * p[0]));
+    fill(k.p[2], T(-8 * p[0] * kLog2E * double(Dual<T>::epsilon)));
   }
   if (level.activation == Activation::kAbRelu) {
     const double sum = p[0] * p[0] + p[1] * p[1];
@@ -363,8 +391,6 @@ void set_constants(Constants<T>& k, const Level& level) {
   }
   double f = scale * r;
   for (int i = 0; i < Dual<T>::nA; ++i, f *= r * r) fill(k.a[i], T(f * double(Dual<T>::A[i])));
-  f = scale * r * r * r;
-  for (int i = 0; i < Dual<T>::nC; ++i, f *= r * r) fill(k.c[i], T(f * double(Dual<T>::C[i])));
   fill(k.scale, T(scale));
   fill(k.scale_over_pi, T(scale * r * 0.318309886183790671538));
 }

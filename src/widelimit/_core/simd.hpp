@@ -73,20 +73,21 @@ template <class T>
 WL_INLINE Vec<T> root(Vec<T> a) { WL_EACH(std::sqrt(a.v[l])); }
 template <class T>
 WL_INLINE Vec<T> reciprocal(Vec<T> a) { WL_EACH(1 / a.v[l]); }
-WL_INLINE Vec<float> exponential(Vec<float> y) {
-  for (int l = 0; l < 4; ++l) y.v[l] = __builtin_expf(y.v[l]);
-  return y;
-}
-WL_INLINE Vec<double> exponential(Vec<double> y) {
-  for (int l = 0; l < 2; ++l) y.v[l] = __builtin_exp(y.v[l]);
-  return y;
-}
-WL_INLINE Vec<float> one_minus_exponential(Vec<float> w) {
-  for (int l = 0; l < 4; ++l) w.v[l] = -__builtin_expm1f(-w.v[l]);
+// 2^-w and 1 - 2^-w
+WL_INLINE Vec<float> power_of_half(Vec<float> w) {
+  for (int l = 0; l < 4; ++l) w.v[l] = __builtin_exp2f(-w.v[l]);
   return w;
 }
-WL_INLINE Vec<double> one_minus_exponential(Vec<double> w) {
-  for (int l = 0; l < 2; ++l) w.v[l] = -__builtin_expm1(-w.v[l]);
+WL_INLINE Vec<double> power_of_half(Vec<double> w) {
+  for (int l = 0; l < 2; ++l) w.v[l] = __builtin_exp2(-w.v[l]);
+  return w;
+}
+WL_INLINE Vec<float> one_minus_power_of_half(Vec<float> w) {
+  for (int l = 0; l < 4; ++l) w.v[l] = -__builtin_expm1f(-0.693147180559945309f * w.v[l]);
+  return w;
+}
+WL_INLINE Vec<double> one_minus_power_of_half(Vec<double> w) {
+  for (int l = 0; l < 2; ++l) w.v[l] = -__builtin_expm1(-0.693147180559945309 * w.v[l]);
   return w;
 }
 #undef WL_EACH
@@ -141,19 +142,19 @@ WL_INLINE D max(D a, D b) { return {_mm512_max_pd(a.v, b.v)}; }
 WL_INLINE D min(D a, D b) { return {_mm512_min_pd(a.v, b.v)}; }
 WL_INLINE F abs(F a) { return {_mm512_abs_ps(a.v)}; }
 WL_INLINE D abs(D a) { return {_mm512_abs_pd(a.v)}; }
-// s < 0 ? t g : c - t g. One multiplication, and the rest for units that have less to do: the sign of s, that of a zero
-// left out, goes to t and takes c away.
+// s < 0 ? t g : c - t g. One multiplication, and the rest for units that have less to do: the sign of s goes to t and takes
+// c away. Where s is a zero, of either sign, both are the same up to rounding.
 WL_INLINE F product_or_rest(F s, F t, F g, F c) {
-  const __m512i sign = _mm512_castps_si512(_mm512_add_ps(s.v, _mm512_setzero_ps()));
-  const __m512i flip = _mm512_and_si512(sign, _mm512_set1_epi32(int(0x80000000u)));
-  const __m512i rest = _mm512_andnot_si512(_mm512_srai_epi32(sign, 31), _mm512_castps_si512(c.v));
-  return {_mm512_fnmadd_ps(_mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(t.v), flip)), g.v, _mm512_castsi512_ps(rest))};
+  const __m512i bits = _mm512_castps_si512(s.v), sign = _mm512_set1_epi32(int(0x80000000u));
+  const __m512i turned = _mm512_ternarylogic_epi32(_mm512_castps_si512(t.v), bits, sign, 0x78);  // t ^ (bits & sign)
+  const __m512i rest = _mm512_andnot_si512(_mm512_srai_epi32(bits, 31), _mm512_castps_si512(c.v));
+  return {_mm512_fnmadd_ps(_mm512_castsi512_ps(turned), g.v, _mm512_castsi512_ps(rest))};
 }
 WL_INLINE D product_or_rest(D s, D t, D g, D c) {
-  const __m512i sign = _mm512_castpd_si512(_mm512_add_pd(s.v, _mm512_setzero_pd()));
-  const __m512i flip = _mm512_and_si512(sign, _mm512_set1_epi64(int64_t(1) << 63));
-  const __m512i rest = _mm512_andnot_si512(_mm512_srai_epi64(sign, 63), _mm512_castpd_si512(c.v));
-  return {_mm512_fnmadd_pd(_mm512_castsi512_pd(_mm512_xor_si512(_mm512_castpd_si512(t.v), flip)), g.v, _mm512_castsi512_pd(rest))};
+  const __m512i bits = _mm512_castpd_si512(s.v), sign = _mm512_set1_epi64(int64_t(1) << 63);
+  const __m512i turned = _mm512_ternarylogic_epi64(_mm512_castpd_si512(t.v), bits, sign, 0x78);
+  const __m512i rest = _mm512_andnot_si512(_mm512_srai_epi64(bits, 63), _mm512_castpd_si512(c.v));
+  return {_mm512_fnmadd_pd(_mm512_castsi512_pd(turned), g.v, _mm512_castsi512_pd(rest))};
 }
 // 2^-14 estimate, one Newton step (two in double) with the factors 1/2 left to the coefficients.
 WL_INLINE F ratio(F e, F w) {
@@ -342,52 +343,6 @@ WL_INLINE D times_power(D p, D n) {
 template <class T>
 WL_INLINE Vec<T> product_or_rest(Vec<T> s, Vec<T> t, Vec<T> g, Vec<T> c) {
   return where_negative(s, mul(t, g), fnma(t, g, c));
-}
-#endif
-
-#if !defined(WL_PLAIN)
-// e^y = 2^n e^r with |r| <= ln(2)/2, and (e^r - 1)/r by Taylor's polynomial; what is below the range becomes its smallest
-// number. Adding 1.5 * 2^23 rounds to an integer, which lies in the lowest bits of `shifted`.
-template <class V>
-struct Reduced {
-  V shifted, r, q;
-};
-WL_INLINE Reduced<F> reduced(F y) {
-  const float c[7] = {1.0f, 1 / 2.0f, 1 / 6.0f, 1 / 24.0f, 1 / 120.0f, 1 / 720.0f, 1 / 5040.0f};
-  const F magic = broadcast(12582912.0f);
-  y = max(y, broadcast(-87.0f));
-  const F shifted = fma(y, broadcast(1.44269504089f), magic), n = sub(shifted, magic);
-  const F r = fnma(n, broadcast(1.42860677e-6f), fnma(n, broadcast(0x1.62e4p-1f), y));
-  F q = broadcast(c[6]);
-#pragma GCC unroll 8
-  for (int i = 5; i >= 0; --i) q = fma(q, r, broadcast(c[i]));
-  return {shifted, r, q};
-}
-WL_INLINE Reduced<D> reduced(D y) {
-  const double c[13] = {1.0,           1 / 2.0,        1 / 6.0,         1 / 24.0,       1 / 120.0,
-                        1 / 720.0,     1 / 5040.0,     1 / 40320.0,     1 / 362880.0,   1 / 3628800.0,
-                        1 / 39916800.0, 1 / 479001600.0, 1 / 6227020800.0};
-  const D magic = broadcast(6755399441055744.0);
-  y = max(y, broadcast(-708.0));
-  const D shifted = fma(y, broadcast(1.4426950408889634), magic), n = sub(shifted, magic);
-  const D r = fnma(n, broadcast(0x1.a39ef35793c76p-33), fnma(n, broadcast(0x1.62e42fee00000p-1), y));
-  D q = broadcast(c[12]);
-#pragma GCC unroll 16
-  for (int i = 11; i >= 0; --i) q = fma(q, r, broadcast(c[i]));
-  return {shifted, r, q};
-}
-template <class T>
-WL_INLINE Vec<T> exponential(Vec<T> y) {
-  const Reduced<Vec<T>> e = reduced(y);
-  return times_power(fma(e.q, e.r, broadcast(T(1))), e.shifted);
-}
-
-// 1 - e^-w for w >= 0: nothing cancels, as 2^n is 1 or at most 1/2.
-template <class T>
-WL_INLINE Vec<T> one_minus_exponential(Vec<T> w) {
-  const Reduced<Vec<T>> e = reduced(sub(broadcast(T(0)), w));
-  const Vec<T> one = broadcast(T(1)), power = times_power(one, e.shifted);
-  return fnma(mul(e.q, e.r), power, sub(one, power));
 }
 #endif
 

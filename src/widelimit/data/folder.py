@@ -43,6 +43,7 @@ def load_image_folder(
     size: Size | None = None,
     skip_bad: bool = False,
     wanted: str | None = None,
+    fewest: int = 2,
 ) -> Dataset:
     """Read ``folder/class_name/image`` in any format that Pillow reads.
 
@@ -58,6 +59,8 @@ def load_image_folder(
         Whether images that cannot be read are left out, with a warning that names them.
     wanted : {"train", "val", "test"} or None
         The one part to take.
+    fewest : int
+        Of classes: one is enough to classify.
 
     Returns
     -------
@@ -70,7 +73,7 @@ def load_image_folder(
     OSError
         If a folder cannot be read.
     ValueError
-        If there is no such part, there are fewer than two classes or a class is empty, images
+        If there is no such part, there are fewer classes than `fewest` or one is empty, images
         cannot be read (all of them are named) or have different sizes and `size` is None, or all
         together are too large.
 
@@ -88,12 +91,12 @@ def load_image_folder(
         raise ValueError(f"{folder} has no part {wanted!r}, got {', '.join(parts) or 'train'}")
     if wanted is not None or not parts:
         only = parts.get(wanted or "", folder)
-        classes = [_list_classes(only, found)]
+        classes = [_list_classes(only, found, fewest)]
         _add_loose(only, found)
     else:
         first, second = parts["train"], parts.get("test", parts.get("val"))
         assert second is not None
-        classes = [_list_classes(first, found), _list_classes(second, found)]
+        classes = [_list_classes(part, found, fewest) for part in (first, second)]
         for part in (first, second):
             _add_loose(part, found)
         if classes[0].keys() != classes[1].keys():
@@ -149,13 +152,13 @@ def _find_parts(folder: Path) -> dict[str, Path]:
     return parts if "train" in parts and len(parts) > 1 else {}
 
 
-def _list_classes(folder: Path, found: Found) -> dict[str, list[Path]]:
+def _list_classes(folder: Path, found: Found, fewest: int) -> dict[str, list[Path]]:
     folders = visible_folders(folder)
-    if not 2 <= len(folders) <= _MAX_CLASSES:
+    if not fewest <= len(folders) <= _MAX_CLASSES:
         loose = len(find_images(folder).images) if not folders else 0
         beside = f" and {loose} images beside them" if loose else _others(folder)
         raise ValueError(
-            f"{folder} must have 2 to {_MAX_CLASSES:,} subfolders, one per class, got "
+            f"{folder} must have {fewest} to {_MAX_CLASSES:,} subfolders, one per class, got "
             f"{len(folders)}{beside}: move the images of each class to a folder of its own, as in "
             f"{folder.name}/cat/1.png, or give a file of another kind (.npz, .mat, .h5, .csv)"
         )
@@ -174,12 +177,12 @@ def _list_classes(folder: Path, found: Found) -> dict[str, list[Path]]:
 
 
 def _others(folder: Path) -> str:
-    """Say which files are in a folder that has no images."""
+    """Say what is in a folder that is not as it should be."""
     names = sorted(path.name for path in folder.iterdir() if not is_hidden(path.name))
     if not names:
         return ""
     more = ", ..." if len(names) > _MOST_NAMED else ""
-    return f", and {', '.join(names[:_MOST_NAMED])}{more}"
+    return f" ({', '.join(names[:_MOST_NAMED])}{more})"
 
 
 def _add_loose(folder: Path, found: Found) -> None:

@@ -221,7 +221,8 @@ def read_dataset(
         raise ValueError(f"image_shape must be (h, w, c), each 1 or more, got {image_shape!r}")
     reading = Reading(channels, None if label is None else str(label), shape, series)
     if isinstance(source, str | os.PathLike):
-        data = _read(cast("str | os.PathLike[str]", source), reading, size, skip_bad)
+        path = cast("str | os.PathLike[str]", source)
+        data = _read(path, reading, size, skip_bad, fewest)
     else:
         data = load_object(source, reading)
     if data.n_classes < fewest:
@@ -235,7 +236,11 @@ def read_dataset(
 
 
 def _read(
-    source: str | os.PathLike[str], reading: Reading, size: Size | None, skip_bad: bool
+    source: str | os.PathLike[str],
+    reading: Reading,
+    size: Size | None,
+    skip_bad: bool,
+    fewest: int,
 ) -> Dataset:
     name, wanted = _split_part(os.fspath(source))
     if name == "digits":
@@ -247,10 +252,10 @@ def _read(
         path = _find_named(name)
         if path.is_file():
             return load_cifar_archive(path, reading, wanted)
-        return _load_folder(path, name, reading, size, skip_bad, wanted)
+        return _load_folder(path, name, reading, size, skip_bad, wanted, fewest)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _load_folder(path, path.resolve().name, reading, size, skip_bad, wanted)
+        return _load_folder(path, path.resolve().name, reading, size, skip_bad, wanted, fewest)
     if path.exists():
         check_regular(path)
         return _load_file(path, reading, wanted)
@@ -312,6 +317,7 @@ def _load_folder(
     size: Size | None,
     skip_bad: bool,
     wanted: str | None,
+    fewest: int,
 ) -> Dataset:
     if find_idx_files(folder):
         return load_idx(folder, name, None, reading, wanted)
@@ -325,7 +331,7 @@ def _load_folder(
             f"{folder} is a folder of images, got image_shape={reading.image_shape}, which says "
             "which image a row is: leave it (--image-shape) out; size=(h, w) (--size) resizes"
         )
-    return load_image_folder(folder, size=size, skip_bad=skip_bad, wanted=wanted)
+    return load_image_folder(folder, size=size, skip_bad=skip_bad, wanted=wanted, fewest=fewest)
 
 
 # ---------------------------------------------------------------- a folder of tables or arrays
