@@ -598,7 +598,7 @@ def theorem31(
     widths: WidthsOption = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=2, help="Networks of each width.", show_default="as in docs/finite.md"),
+        typer.Option(help="Of each width, 2 or more.", show_default="as in docs/finite.md"),
     ] = None,
     draws: Annotated[int, typer.Option(min=2, help="Networks whose mean is taken.")] = 200,
     mean_width: Annotated[int, typer.Option(min=2, help="Their width.")] = 512,
