@@ -24,6 +24,7 @@ from widelimit.arrays import FloatArray
 from widelimit.cli import app
 from widelimit.costs import Cost
 from widelimit.experiments import myrtle as module
+from widelimit.experiments import planning
 from widelimit.experiments.cells import compute_now
 from widelimit.experiments.myrtle import Myrtle, choose, normalised
 from widelimit.experiments.myrtle_groups import ACTIVATIONS, NETWORKS, Asked
@@ -386,7 +387,7 @@ def test_a_budget_takes_the_most_images_that_fit(
         pairs = n1 * (n1 + 1) // 2 if n2 is None else n1 * n2
         return Cost(pairs, 1, pairs / rate[0], 1, 1, 3, 4, "cpu")
 
-    monkeypatch.setattr(module, "estimate", estimate)
+    monkeypatch.setattr(planning, "estimate", estimate)
     options = (*RELU, "--n-train", 40, "--n-test", 40, "--budget", "1s")
     record = run(data, *options)
     # 20 21 / 2 + 20 20 (1 + 16 / 20) pairs take 0.9 s, of 30 images 1.9 s.

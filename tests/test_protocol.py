@@ -12,6 +12,7 @@ from toys import make_dataset
 import widelimit as wl
 from widelimit.architectures import named_network
 from widelimit.data import Dataset
+from widelimit.experiments.planning import estimate_parts
 from widelimit.experiments.protocol import Draw, Protocol, flip, join_parts
 from widelimit.solvers import encode_labels, solve
 
@@ -91,6 +92,13 @@ def test_preprocessing_learns_from_training_images_alone(name: Any) -> None:
     assert np.array_equal(draw.x_test, transformer.transform(data.x_test[:9]))
 
 
+def test_blocks_are_costed_by_their_pairs() -> None:
+    parts = Protocol(200, 3, flips="average").parts()
+    costs = estimate_parts([wl.cntk_gap(3)], (4, 4, 3), parts)
+    assert [cost.pairs for cost in costs] == [part.pairs for part in parts]
+    assert len({round(cost.seconds / cost.pairs, 12) for cost in costs}) == 1
+
+
 def predict(net: wl.Network, draw: Draw, protocol: Protocol, ridge: float = 0.0) -> Any:
     """Outputs for the test images, and the absolute ridge."""
     matrices = {
@@ -135,8 +143,28 @@ def test_pairs_of_parts() -> None:
         return {part.name: part.pairs for part in Protocol(5, 3, flips=flips).parts()}
 
     assert pairs("none") == {"train": 15, "test": 15}
-    assert pairs("average") == {"train": 15, "test": 15, "train-flipped": 25, "test-flipped": 15}
+    assert pairs("average") == {"train": 15, "test": 15, "train-flipped-1": 25, "test-flipped": 15}
     assert pairs("double") == {"train": 55, "test": 30}
+    # Blocks of rows up to the diagonal: hardly more than what is symmetric.
+    for n, blocks in ((127, 1), (128, 2), (200, 3), (2001, 16)):
+        parts = Protocol(n, 1, flips="average").parts()
+        cut = [part for part in parts if part.of == "train-flipped"]
+        assert len({part.name for part in parts}) == len(parts) == blocks + 3
+        assert sum(part.rows for part in cut) == cut[-1].columns == n
+        assert sum(part.pairs for part in cut) <= n * n * (1 + 1 / blocks) / 2 + n
+
+
+def test_blocks_of_rows_are_the_whole_matrix() -> None:
+    protocol = Protocol(200, 3, preprocessing="none", flips="average")
+    draw, net = protocol.draw(ten_classes(200), 0), wl.cntk_gap(2)
+    x, parts = draw.x_train, protocol.parts()
+    matrices = {p.name: wl.kernel(net, *draw.sides(p), dtype="float64") for p in parts}
+    train, test = join_parts(matrices)
+    assert len(parts) == 6
+    for joined, rows in ((train, x), (test, draw.x_test)):
+        plain, other = (wl.kernel(net, rows, z, dtype="float64") for z in (x, flip(x)))
+        assert np.allclose(joined, (plain + other) / 2, rtol=1e-12, atol=0)
+    assert np.array_equal(train, train.T)
 
 
 @pytest.mark.parametrize(

@@ -208,9 +208,9 @@ def test_a_run_that_was_stopped_goes_on(kill: signal.Signals, data: Path) -> Non
 def test_a_budget_takes_the_most_images_that_fit(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from widelimit.experiments import readouts as module
+    from widelimit.experiments import planning
 
-    real, rate = module.estimate, [1000.0]
+    real, rate = planning.estimate, [1000.0]
 
     def estimate(networks: Any, shape: Any, n1: int, n2: int | None = None, **how: Any) -> Any:
         cost = real(networks, shape, n1, n2, **how)
@@ -218,7 +218,7 @@ def test_a_budget_takes_the_most_images_that_fit(
             cost.pairs, cost.element_layers, cost.pairs / rate[0], *(1, 1, 3, 4, "cpu")
         )
 
-    monkeypatch.setattr(module, "estimate", estimate)
+    monkeypatch.setattr(planning, "estimate", estimate)
     options = ("--depth", 3, "--n-train", 40, "--n-test", 40, "--draws", 1, "--budget", "4s")
     record = run(data, *options)
     # 2 (20 21 / 2 + 3 20 20) pairs take 2.8 s, of 30 images 6.3 s.

@@ -24,7 +24,7 @@ import numpy as np
 
 from widelimit.arrays import FloatArray
 from widelimit.backends import BackendName
-from widelimit.costs import LONG, estimate, solving_seconds, to_size
+from widelimit.costs import LONG, solving_seconds, to_size
 from widelimit.data.dataset import Dataset
 from widelimit.data.load import load_dataset
 from widelimit.display import duration
@@ -42,14 +42,13 @@ from widelimit.experiments.myrtle_groups import (
     Asked,
     Group,
     images_name,
-    is_flipped,
     kernel_name,
     networks_of,
     parts_of,
     pass_name,
 )
 from widelimit.experiments.paper import CNTK, DEPTHS, MYRTLE, is_cifar10
-from widelimit.experiments.planning import fewer, images_that_fit
+from widelimit.experiments.planning import estimate_parts, fewer, images_that_fit
 from widelimit.experiments.protocol import (
     Draw,
     Part,
@@ -541,14 +540,13 @@ def _costs(
         for activation, preprocessing in group.passes:
             kinds = ACTIVATIONS[activation][1]
             networks = networks_of(asked.networks, activation)
-            for part in parts_of(protocol, group.flips):
+            parts = parts_of(protocol, group.flips)
+            found = estimate_parts(networks, dataset.image_shape, parts, kinds=kinds, **how)
+            for part, cost in zip(parts, found, strict=True):
                 name = pass_name(asked.networks, activation, preprocessing, part.name)
-                cost = estimate(
-                    networks, dataset.image_shape, part.rows, part.columns, kinds=kinds, **how
-                )
                 costs[name] = cost.seconds
-                if part.name.startswith("test"):
-                    own = OF_THEMSELVES[is_flipped(part)]
+                if part.of.startswith("test"):
+                    own = OF_THEMSELVES[part.is_flipped]
                     name = pass_name(asked.networks, activation, preprocessing, own)
                     costs[name] = cost.seconds * min(1.0, _BLOCK / protocol.n_train)
         costs[group.name] = solving * group.solutions
@@ -562,7 +560,7 @@ def _names_of_all() -> set[str]:
         counts = range(1, len(of) + 1)
         return [one for count in counts for one in itertools.combinations(of, count)]
 
-    parts = [part.name for part in Protocol(1, 1, flips="average").parts()]
+    parts = [part.name for part in Protocol(10**6, 1, flips="average").parts()]  # in all blocks
     found = {SO_FAR}
     choices = itertools.product(
         some(tuple(NETWORKS)), some(tuple(ACTIVATIONS)), some(PREPROCESSING)
@@ -590,7 +588,7 @@ def _lines(asked: Asked, protocol: Protocol, cells: Cells, stored: int) -> list[
         if len(group.passes) > 1:
             continue
         ((activation, preprocessing),) = group.passes
-        parts = [p for p in parts_of(protocol, group.flips) if is_flipped(p) == group.flips]
+        parts = [p for p in parts_of(protocol, group.flips) if p.is_flipped == group.flips]
         names = [pass_name(asked.networks, activation, preprocessing, p.name) for p in parts]
         kinds = ", ".join(kind.upper() for kind in ACTIVATIONS[activation][1])
         lines.append(

@@ -13,7 +13,7 @@ from widelimit.network import Network
 from widelimit.program import Kind
 
 __all__ = ["ACTIVATIONS", "NETWORKS", "OF_THEMSELVES", "PREPROCESSING", "SPOKEN", "Asked", "Group"]
-__all__ += ["images_name", "is_flipped", "kernel_name", "networks_of", "parts_of", "pass_name"]
+__all__ += ["images_name", "kernel_name", "networks_of", "parts_of", "pass_name"]
 
 NETWORKS = {"myrtle-5": 5, "myrtle-7": 7, "myrtle-10": 10}
 """Depths of `myrtle`, by name."""
@@ -177,12 +177,7 @@ def networks_of(names: Sequence[str], activation: str) -> list[Network]:
 
 def parts_of(protocol: Protocol, flips: bool) -> list[Part]:
     """Return the matrices that are joined, with or without those of mirror images."""
-    return [part for part in protocol.parts() if flips or not is_flipped(part)]
-
-
-def is_flipped(part: Part) -> bool:
-    """Whether it is between images and mirror images."""
-    return part.name.endswith("-flipped")
+    return [part for part in protocol.parts() if flips or not part.is_flipped]
 
 
 def pass_name(networks: Sequence[str], activation: str, preprocessing: str, part: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +17,11 @@ import numpy as np
 
 from widelimit.architectures import cntk_gap, cntk_vanilla
 from widelimit.backends import BackendName
-from widelimit.costs import estimate, solving_seconds
+from widelimit.costs import Cost, estimate, solving_seconds
 from widelimit.data.dataset import Dataset
 from widelimit.display import duration
 from widelimit.experiments.paper import CNTK, DEPTHS, is_cifar10
-from widelimit.experiments.protocol import Protocol
+from widelimit.experiments.protocol import Part, Protocol
 from widelimit.matrices.inputs import check_dtype
 from widelimit.network import Network
 from widelimit.reading import read_json
@@ -33,6 +33,7 @@ __all__ = [
     "Column",
     "ColumnCost",
     "cost_of",
+    "estimate_parts",
     "fewer",
     "images_that_fit",
     "make_plan",
@@ -313,14 +314,33 @@ def fewer(n_train: int, n_test: int, taken: int) -> tuple[int, int]:
     return taken, max(1, n_test * taken // n_train)
 
 
+def estimate_parts(
+    networks: Sequence[Network], shape: Sequence[int], parts: Iterable[Part], **how: Any
+) -> list[Cost]:
+    """Estimate what each part costs: blocks of rows by their pairs, at the rate of the first part.
+
+    Parameters
+    ----------
+    networks, shape, **how
+        As for `estimate`.
+    parts : iterable of Part
+        Some of `Protocol.parts`, in their order. What a block needs of memory is told of the first.
+    """
+    costs: list[Cost] = []
+    for part in parts:
+        if part.number is None:
+            costs.append(estimate(networks, shape, part.rows, part.columns, **how))
+        else:
+            seconds = costs[0].seconds * part.pairs / costs[0].pairs
+            costs.append(replace(costs[0], pairs=part.pairs, seconds=seconds))
+    return costs
+
+
 def cost_of(column: Column, dataset: Dataset, dtype: Any, how: dict[str, Any]) -> ColumnCost:
     """Estimate what a column takes on this machine; `how` as for `make_plan`."""
     protocol, networks = column.protocol, column.networks
     parts = protocol.parts()
-    costs = [
-        estimate(networks, dataset.image_shape, part.rows, part.columns, dtype=dtype, **how)
-        for part in parts
-    ]
+    costs = estimate_parts(networks, dataset.image_shape, parts, dtype=dtype, **how)
     solving = solving_seconds(parts[0].rows) * len(networks) * _SOLVES
     backend: Any = costs[0].backend
     return ColumnCost(

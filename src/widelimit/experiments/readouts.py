@@ -21,13 +21,13 @@ import numpy as np
 from widelimit.architectures import cntk_vanilla
 from widelimit.arrays import FloatArray
 from widelimit.backends import BackendName
-from widelimit.costs import LONG, estimate, shortened, to_size
+from widelimit.costs import LONG, shortened, to_size
 from widelimit.data.dataset import Dataset
 from widelimit.data.load import load_dataset
 from widelimit.display import duration, shown
 from widelimit.experiments.environment import describe_environment
 from widelimit.experiments.interpolation import Interpolation, interpolate, told_of_copies
-from widelimit.experiments.planning import PLAN, fewer, images_that_fit, read_plan
+from widelimit.experiments.planning import PLAN, estimate_parts, fewer, images_that_fit, read_plan
 from widelimit.experiments.protocol import Draw, Preprocessing, Protocol, accuracy, join_parts
 from widelimit.experiments.rank import pooled
 from widelimit.files import check_folder, check_record, own_folder, write_record
@@ -179,11 +179,7 @@ class Readouts:
         how: Any = {"backend": backend, "threads": threads}
 
         def costs(protocol: Protocol) -> list[Any]:
-            shape = dataset.image_shape
-            return [
-                estimate(networks, shape, part.rows, part.columns, **how)
-                for part in protocol.parts()
-            ]
+            return estimate_parts(networks, dataset.image_shape, protocol.parts(), **how)
 
         prepared = len({preprocessing for preprocessing, _ in VARIANTS.values()})
         unit = dataset.n_classes
@@ -300,9 +296,9 @@ class Readouts:
                             continue
                         for k, name in enumerate(networks):
                             own = {
-                                part: of_all[k]
-                                for part, of_all in grams.items()
-                                if flips or not part.endswith("-flipped")
+                                part.name: grams[part.name][k]
+                                for part in protocol.parts()
+                                if flips or not part.is_flipped
                             }
                             found = interpolate(*join_parts(own), draw.training)
                             scores[v, k, i] = (

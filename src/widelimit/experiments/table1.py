@@ -281,8 +281,8 @@ class Table1:
                 name = column.store_names(i)[part.name]
                 grams[part.name], pairs = self._compute(networks, draw, part, name, progress)
                 computed += pairs
-                seconds.setdefault(part.name, 0.0)
-                seconds[part.name] += time.perf_counter() - begin
+                seconds.setdefault(part.of, 0.0)
+                seconds[part.of] += time.perf_counter() - begin
             for k, results in enumerate(found):
                 matrices = {name: of_depths[k] for name, of_depths in grams.items()}
                 train, test = join_parts(matrices)
