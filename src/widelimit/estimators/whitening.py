@@ -14,6 +14,7 @@ from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 from widelimit.arrays import FloatArray
 from widelimit.estimators.samples import ImageShape
 from widelimit.estimators.scaling import check_is_fitted, normalised, read_images
+from widelimit.machine import blas_on_one_thread
 
 __all__ = ["ZCA"]
 
@@ -58,7 +59,8 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
     Notes
     -----
     Cost of `fit`: ``n d min(n, d)`` multiplications and an eigenproblem of min(n, d), in float64;
-    of `transform`: ``2 k d`` for each image.
+    of `transform`: ``2 k d`` for each image. The BLAS works on one thread: no bit of the result
+    depends on how many there are, so that kernels in a store are gone on with on any number.
 
     Examples
     --------
@@ -102,15 +104,16 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
             if weight.min() < 0:
                 raise ValueError(f"sample_weight must be 0 or more, got {weight.min():g}")
             images = images * np.sqrt(weight * (n / weight.sum()))[:, None]
-        if n < d:
-            values, vectors = _linalg.eigh(images @ images.T / n)
-            kept = _above_rounding(values)
-            moments = values[kept]
-            components = vectors[:, kept].T @ images / np.sqrt(n * moments)[:, None]
-        else:
-            values, vectors = _linalg.eigh(images.T @ images / n)
-            kept = _above_rounding(values)
-            moments, components = values[kept], np.ascontiguousarray(vectors[:, kept].T)
+        with blas_on_one_thread():
+            if n < d:
+                values, vectors = _linalg.eigh(images @ images.T / n)
+                kept = _above_rounding(values)
+                moments = values[kept]
+                components = vectors[:, kept].T @ images / np.sqrt(n * moments)[:, None]
+            else:
+                values, vectors = _linalg.eigh(images.T @ images / n)
+                kept = _above_rounding(values)
+                moments, components = values[kept], np.ascontiguousarray(vectors[:, kept].T)
         if not moments.size:
             raise ValueError(
                 f"X must hold images that are not constant, got {n} constant ones of "
@@ -161,10 +164,11 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         inside = (self.moments_ + self.regularisation_) ** power - outside
         out = np.empty_like(rows)
         step = max(1, _BLOCK // rows.shape[1])
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            parts = part @ self.components_.T
-            out[start : start + step] = outside * part + (parts * inside) @ self.components_
+        with blas_on_one_thread():
+            for start in range(0, len(rows), step):
+                part = rows[start : start + step]
+                parts = part @ self.components_.T
+                out[start : start + step] = outside * part + (parts * inside) @ self.components_
         return out
 
 
