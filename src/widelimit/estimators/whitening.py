@@ -51,6 +51,11 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         s, descending.
     regularisation_ : float
         ``r mean(s)``, the mean over all d.
+    norm_ : float
+        Root mean square of the norms of whitened training images: ``sum_i s_i / (s_i + r mean(s))``
+        is its square. Other images come out larger, by more the fewer training images there are:
+        bring them to one norm where a kernel reads them, as ``whiten=`` of the estimators does, and
+        as ``normalise="image"`` does behind this transformer.
     n_features_in_ : int
         d, values of an image.
     image_shape_ : tuple of int (h, w, c), or None
@@ -123,6 +128,11 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         self.regularisation_ = r * float(moments.sum()) / d
         self.image_shape_ = shape
         return self
+
+    @property
+    def norm_(self) -> float:
+        """Root mean square of the norms of whitened training images."""
+        return float(np.sqrt((self.moments_ / (self.moments_ + self.regularisation_)).sum()))
 
     def transform(self, X: Any) -> FloatArray:
         """Whiten images.
