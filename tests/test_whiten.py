@@ -31,15 +31,21 @@ NET = wl.cntk_vanilla(3)
 NEW = X[100:140]
 
 
+def levelled(r: float, x: Any) -> Any:
+    """Images whitened, all of the norm that the first 60 have on average."""
+    zca = wl.ZCA(r).fit(X[:60])
+    first, z = (np.linalg.norm(zca.transform(a).reshape(len(a), -1), axis=1) for a in (X[:60], x))
+    return np.sqrt((first**2).mean()) * zca.transform(x) / z[:, None, None, None]
+
+
 @pytest.mark.parametrize("r", [0.01, 1, np.float64(0.1)])
 @pytest.mark.parametrize("estimator", [wl.NTKClassifier, wl.NTKRegressor])
 def test_it_is_the_transformer_before_the_estimator(estimator: Any, r: float) -> None:
     model = estimator(NET, whiten=r, ridge=1e-3).fit(X[:60], Y[:60])
-    zca = wl.ZCA(r).fit(X[:60])
-    plain = estimator(NET, ridge=1e-3).fit(zca.transform(X[:60]), Y[:60])
-    np.testing.assert_allclose(model.x_fit_, zca.transform(X[:60]), rtol=1e-9, atol=1e-9)
+    plain = estimator(NET, ridge=1e-3).fit(levelled(r, X[:60]), Y[:60])
+    np.testing.assert_allclose(model.x_fit_, levelled(r, X[:60]), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(model.dual_coef_, plain.dual_coef_, rtol=1e-4, atol=1e-6)
-    expected = plain.predict(zca.transform(NEW))
+    expected = plain.predict(levelled(r, NEW))
     np.testing.assert_allclose(model.predict(NEW), expected, rtol=1e-4)
     np.testing.assert_allclose(model.predict(NEW.reshape(40, -1)), expected, rtol=1e-4)
     assert model.whiten_ == r
@@ -153,11 +159,10 @@ def test_a_weight_is_a_number_of_copies() -> None:
 
 def test_more_samples_are_whitened_as_the_first() -> None:
     model = wl.NTKClassifier(NET, whiten=0.1, ridge=0.0).fit(X[:60], Y[:60])
-    zca = wl.ZCA(0.1).fit(X[:60])
     model.partial_fit(X[60:80], Y[60:80])
-    np.testing.assert_allclose(model.x_fit_, zca.transform(X[:80]), atol=1e-9)
-    whole = wl.NTKClassifier(NET).fit(zca.transform(X[:80]), Y[:80])
-    close = model.decision_function(NEW), whole.decision_function(zca.transform(NEW))
+    np.testing.assert_allclose(model.x_fit_, levelled(0.1, X[:80]), atol=1e-9)
+    whole = wl.NTKClassifier(NET).fit(levelled(0.1, X[:80]), Y[:80])
+    close = model.decision_function(NEW), whole.decision_function(levelled(0.1, NEW))
     np.testing.assert_allclose(*close, atol=1e-4)
 
 
@@ -188,6 +193,46 @@ def test_it_is_saved_to_the_last_bit(estimator: Any, whiten: Any, tmp_path: Path
         np.testing.assert_array_equal(again.whiten_curve_, model.whiten_curve_)
     more = again.partial_fit(X[60:80], Y[60:80]), model.partial_fit(X[60:80], Y[60:80])
     np.testing.assert_array_equal(more[0].dual_coef_, more[1].dual_coef_)
+
+
+def test_what_the_whitening_has_not_seen_is_not_larger() -> None:
+    """Of 60 images it fits them, and not others: these were larger, and more sure than right."""
+    zca = wl.ZCA(0.01).fit(X[:60])
+    sizes = [float((zca.transform(x) ** 2).sum(axis=(1, 2, 3)).mean()) for x in (X[:60], NEW)]
+    assert zca.norm_**2 == pytest.approx(sizes[0])
+    assert sizes[1] > 3 * sizes[0]
+    model = wl.NTKClassifier(NET, whiten=0.01, ridge=1e-2).fit(X[:60], Y[:60])
+    plain = wl.NTKClassifier(NET, ridge=1e-2).fit(zca.transform(X[:60]), Y[:60])
+    x, y = X[100:600], Y[100:600]
+    whitened = zca.transform(x)
+    surplus = {}
+    for name, one, given in (("levelled", model, x), ("as it comes", plain, whitened)):
+        surplus[name] = one.predict_proba(given).max(axis=1).mean() - one.score(given, y)
+    assert abs(surplus["levelled"]) < 0.05 < 0.1 < surplus["as it comes"]
+    # What has no part in the training images has no direction, but for rounding: it is zero.
+    left = (np.arange(8) < 4)[:, None]
+    few = wl.NTKRegressor(NET, whiten=0.0, ridge=1e-2).fit(X[:9] * left, np.arange(9.0))
+    checks = np.zeros((1, 8, 8, 1))
+    checks[0, :2, 4:6, 0] = [[1, -1], [-1, 1]]
+    made = few._kernel.preparation(np.concatenate([checks, X[9:10]]).reshape(2, -1))
+    assert not made[0].any()
+    assert np.linalg.norm(made[1]) == pytest.approx(few._kernel.preparation.zca.norm_)
+
+
+def test_a_model_of_the_fourth_format_is_as_it_was(tmp_path: Path) -> None:
+    model = wl.NTKClassifier(NET, whiten=0.1).fit(X[:60], Y[:60])
+    wl.save_model(model, tmp_path / "m")
+    path = tmp_path / "m" / "model.json"
+    document = json.loads(path.read_text())
+    assert document["fitted"].pop("levelled") is True
+    document["format"] = "widelimit.model/4"
+    document["crc32c"] = saved._document_checksum(document)
+    path.write_text(json.dumps(document))
+    for _ in range(2):
+        again = wl.load_model(tmp_path / "m")
+        made = again._kernel.preparation(NEW.reshape(len(NEW), -1))
+        np.testing.assert_allclose(made, wl.ZCA(0.1).fit(X[:60]).transform(NEW), rtol=1e-12)
+        wl.save_model(again, tmp_path / "m", overwrite=True)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
+from threadpoolctl import threadpool_limits
 
 import widelimit as wl
 
@@ -65,6 +66,17 @@ def test_parts_of_a_call_are_as_the_whole(n: int, monkeypatch: pytest.MonkeyPatc
     whole = wl.ZCA().fit(x)
     monkeypatch.setattr("widelimit.estimators.whitening._BLOCK", 24 * 3)
     assert np.allclose(wl.ZCA().fit(x).transform(x), whole.transform(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [300, 500])
+def test_threads_of_the_blas_change_no_bit(n: int) -> None:
+    """Or a store of whitened images would be that of others on another number of processors."""
+    x = np.random.default_rng(0).standard_normal((n, 12, 12, 3))
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, user_api="blas"):
+            found.append(wl.ZCA().fit_transform(x))
+    assert np.array_equal(*found)
 
 
 def test_constant_images_become_zero() -> None:

@@ -103,7 +103,8 @@ class NTKClassifier(base.ClassifierMixin, NTKEstimator):
         "image": each image is divided by its norm, in `fit` and `predict`, so that brightness and
         the units of pixels play no part.
     whiten : float, "loo" or None
-        Regularised ZCA of images, fitted on the training images by their weights: the
+        Regularised ZCA of images, fitted on the training images by their weights, all whitened
+        images brought to one norm (as they come, new ones are larger, and so are outputs): the
         regularisation of `widelimit.ZCA`, 0.1 is a good start, or "loo": of none, 0.01, 0.1 and 1
         the one with the best `loo_score_`, each with its own ridge, time and network. Each takes a
         kernel and a regression of its own. No image is left out of the whitening: of fewer images

@@ -30,11 +30,11 @@ from widelimit.solvers import Factor, Solution, Statistics, Status, Unavailable,
 
 __all__ = ["ARRAYS", "FORMAT", "FORMATS", "describe", "restore"]
 
-FORMAT = "widelimit.model/4"
-"""What is written; the third had no whitening, no `normalise` and no `sample_names`, the second no
-`target_mean` and `target_scale`, the first no `multiples`, but two arrays that follow from
-others."""
-FORMATS = ("widelimit.model/1", "widelimit.model/2", "widelimit.model/3", FORMAT)
+FORMAT = "widelimit.model/5"
+"""What is written; the fourth had no `levelled`, and whitened images as they come, the third no
+whitening, no `normalise` and no `sample_names`, the second no `target_mean` and `target_scale`, the
+first no `multiples`, but two arrays that follow from others."""
+FORMATS = tuple(f"widelimit.model/{version}" for version in range(1, 6))
 """What is read."""
 # Parameters that were not there, with what was done then, where that is not their default.
 _BEFORE: dict[str, dict[str, Any]] = {"NTKRegressor": {"normalize_y": False}}
@@ -177,6 +177,7 @@ def _describe_kernel(kernel: FittedKernel | PrecomputedKernel) -> tuple[Document
     about |= {"normalise": made.normalise, "zca": None}
     if made.zca is not None:
         about["zca"] = [float(made.zca.regularisation), made.zca.regularisation_]
+        about["levelled"] = made.levelled
         arrays |= {"zca_components": made.zca.components_, "zca_moments": made.zca.moments_}
     if made.standardisation is not None:
         arrays["mean"], arrays["scale"] = made.standardisation
@@ -354,6 +355,7 @@ def _restore_kernel(
     if normalise not in ("image", None):
         raise ValueError(f"normalise must be image or None, got {normalise!r:.100}")
     zca = None if fitted.get("zca") is None else _restore_zca(fitted["zca"], arrays, shape, d)
+    levelled = bool(fitted.get("levelled", zca is None))
     averaged = bool(fitted["averaged"])
     if len(networks) != 1 and not averaged:
         raise ValueError("there must be one network, or several whose kernels are averaged")
@@ -362,7 +364,7 @@ def _restore_kernel(
         averaged,
         kind,
         dtype,
-        Preparation(shape, normalise, zca, standardisation),
+        Preparation(shape, normalise, zca, standardisation, levelled),
         arrays["x_fit"],
         model.backend,
         model.threads,

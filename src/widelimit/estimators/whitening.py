@@ -14,6 +14,7 @@ from sklearn.utils import validation  # pyright: ignore[reportMissingTypeStubs]
 from widelimit.arrays import FloatArray
 from widelimit.estimators.samples import ImageShape
 from widelimit.estimators.scaling import check_is_fitted, normalised, read_images
+from widelimit.machine import blas_on_one_thread
 
 __all__ = ["ZCA"]
 
@@ -50,6 +51,11 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         s, descending.
     regularisation_ : float
         ``r mean(s)``, the mean over all d.
+    norm_ : float
+        Root mean square of the norms of whitened training images: ``sum_i s_i / (s_i + r mean(s))``
+        is its square. Other images come out larger, by more the fewer training images there are:
+        bring them to one norm where a kernel reads them, as ``whiten=`` of the estimators does, and
+        as ``normalise="image"`` does behind this transformer.
     n_features_in_ : int
         d, values of an image.
     image_shape_ : tuple of int (h, w, c), or None
@@ -58,7 +64,8 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
     Notes
     -----
     Cost of `fit`: ``n d min(n, d)`` multiplications and an eigenproblem of min(n, d), in float64;
-    of `transform`: ``2 k d`` for each image.
+    of `transform`: ``2 k d`` for each image. The BLAS works on one thread: no bit of the result
+    depends on how many there are, so that kernels in a store are gone on with on any number.
 
     Examples
     --------
@@ -102,15 +109,16 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
             if weight.min() < 0:
                 raise ValueError(f"sample_weight must be 0 or more, got {weight.min():g}")
             images = images * np.sqrt(weight * (n / weight.sum()))[:, None]
-        if n < d:
-            values, vectors = _linalg.eigh(images @ images.T / n)
-            kept = _above_rounding(values)
-            moments = values[kept]
-            components = vectors[:, kept].T @ images / np.sqrt(n * moments)[:, None]
-        else:
-            values, vectors = _linalg.eigh(images.T @ images / n)
-            kept = _above_rounding(values)
-            moments, components = values[kept], np.ascontiguousarray(vectors[:, kept].T)
+        with blas_on_one_thread():
+            if n < d:
+                values, vectors = _linalg.eigh(images @ images.T / n)
+                kept = _above_rounding(values)
+                moments = values[kept]
+                components = vectors[:, kept].T @ images / np.sqrt(n * moments)[:, None]
+            else:
+                values, vectors = _linalg.eigh(images.T @ images / n)
+                kept = _above_rounding(values)
+                moments, components = values[kept], np.ascontiguousarray(vectors[:, kept].T)
         if not moments.size:
             raise ValueError(
                 f"X must hold images that are not constant, got {n} constant ones of "
@@ -120,6 +128,11 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         self.regularisation_ = r * float(moments.sum()) / d
         self.image_shape_ = shape
         return self
+
+    @property
+    def norm_(self) -> float:
+        """Root mean square of the norms of whitened training images."""
+        return float(np.sqrt((self.moments_ / (self.moments_ + self.regularisation_)).sum()))
 
     def transform(self, X: Any) -> FloatArray:
         """Whiten images.
@@ -161,10 +174,11 @@ class ZCA(base.TransformerMixin, base.BaseEstimator):
         inside = (self.moments_ + self.regularisation_) ** power - outside
         out = np.empty_like(rows)
         step = max(1, _BLOCK // rows.shape[1])
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            parts = part @ self.components_.T
-            out[start : start + step] = outside * part + (parts * inside) @ self.components_
+        with blas_on_one_thread():
+            for start in range(0, len(rows), step):
+                part = rows[start : start + step]
+                parts = part @ self.components_.T
+                out[start : start + step] = outside * part + (parts * inside) @ self.components_
         return out
 
 
