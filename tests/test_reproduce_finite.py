@@ -634,9 +634,13 @@ def test_pictures_are_the_same_each_time(data: Path, tmp_path: Path) -> None:
     places = [tmp_path / "1.svg", tmp_path / "2.svg"]
     for record in records:
         for place in places:
-            wl.plot.draw_record(record, place)
+            wl.plot.draw_record(record, str(place))
         assert places[0].read_bytes() == places[1].read_bytes()
     assert picture.read_bytes() == places[0].read_bytes()
+    with pytest.raises(ValueError, match=r"table2, got widelimit.myrtle: widelimit report"):
+        wl.plot.draw_record({"format": "widelimit.myrtle/1"}, tmp_path / "m.svg")
+    with pytest.raises(ValueError, match=r"must be an .svg or .png file, got m.pdf"):
+        wl.plot.draw_record(records[0], "m.pdf")
     ax = wl.plot.random_features(records[0])
     assert ax.get_legend().get_texts()[-1].get_text() == "exact kernel"
     assert [label.get_text() for label in ax.get_xticklabels()] == ["CNTK-V\n3", "CNTK-GAP\n3"]

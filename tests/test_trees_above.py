@@ -109,7 +109,10 @@ def test_estimators_take_them(name: str, kernels: np.ndarray, tmp_path: Path) ->
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     white = wl.NTKClassifier(net, ridge=1e-2, whiten=0.1).fit(X[:30], Y[:30])
     zca = wl.ZCA(0.1).fit(X[:30])
-    inner, across = zca.transform(X[:30]), zca.transform(X[30:])
+    inner, across = (
+        zca.norm_ * z / np.sqrt((z**2).sum(axis=(1, 2, 3), keepdims=True))
+        for z in (zca.transform(X[:30]), zca.transform(X[30:]))
+    )
     by_hand = wl.NTKClassifier(kernel="precomputed", ridge=1e-2).fit(wl.kernel(net, inner), Y[:30])
     expected = by_hand.decision_function(wl.kernel(net, across, inner))
     np.testing.assert_allclose(white.decision_function(X[30:]), expected, atol=1e-6)

@@ -8,6 +8,7 @@ the style of matplotlib, so that ``plt.style.context("dark_background")`` makes 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -781,41 +782,53 @@ def check_picture(path: Path, *, replace: bool) -> None:
         As for `check_file`.
     """
     _load_pyplot()
-    if path.suffix not in (".svg", ".png"):
-        raise ValueError(f"a picture must be an .svg or .png file, got {path}")
+    _picture_kind(path)
     check_file(path, replace=replace)
 
 
-def draw_record(record: dict[str, Any], path: Path) -> None:
+def _picture_kind(path: Path) -> str:
+    if path.suffix not in (".svg", ".png"):
+        raise ValueError(f"a picture must be an .svg or .png file, got {path}")
+    return path.suffix[1:]
+
+
+def draw_record(record: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw a record of finite networks into a file; the same record has the same picture.
 
     Parameters
     ----------
     record : dict
         Of ``widelimit reproduce theorem31`` and so on.
-    path : Path
-        An .svg or .png file.
+    path : str or path
+        An .svg or .png file; one that is there is written over.
 
     Raises
     ------
     ImportError
         If matplotlib is not installed.
-    KeyError
-        If it is the record of something else.
+    ValueError
+        If it is the record of something else, or no .svg or .png file.
     """
     import matplotlib as mpl
 
+    place = Path(path)
+    kind = _picture_kind(place)
+    of = str(record.get("format")).partition("/")[0]
+    if of not in _DRAWN:
+        raise ValueError(
+            f"the format of a record that is drawn must be one of {', '.join(_DRAWN)}, got {of}: "
+            "widelimit report makes a page of any record, with its pictures"
+        )
     style: Any = {"svg.hashsalt": "widelimit", "svg.fonttype": "none", "font.size": 9}
     with cast("Any", mpl).rc_context(style):
         pyplot = _load_pyplot()
         figure, axes = pyplot.subplots(layout="constrained")
-        _DRAWN[record["format"].partition("/")[0]](record, axes)
+        _DRAWN[of](record, axes)
         drawn = BytesIO()
-        kind = path.suffix[1:]
         metadata = {"Date": None} if kind == "svg" else None
         figure.savefig(drawn, format=kind, metadata=metadata, dpi=150)
         pyplot.close(figure)
-    write_atomically(path, drawn.getvalue())
+    write_atomically(place, drawn.getvalue())
 
 
 def _draw_trainings(record: dict[str, Any], ax: Any) -> None:
