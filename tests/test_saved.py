@@ -404,7 +404,7 @@ def shorten(path, document):
     [
         (
             put("format", value="widelimit.model/9"),
-            r"format .*model/1 or .*model/2 or .*/3 or .*/5, got 'widelimit",
+            r"format .*model/1 or .*model/2 or .*/3 or .*/4 or .*/5, got 'widelimit",
         ),
         (put("format", value=None), r"must hold a model of format"),
         (put("estimator", value="os.system"), r"damaged \(KeyError: 'os.*: save the model again"),

@@ -219,6 +219,19 @@ def test_what_the_whitening_has_not_seen_is_not_larger() -> None:
     assert np.linalg.norm(made[1]) == pytest.approx(few._kernel.preparation.zca.norm_)
 
 
+def test_training_images_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows, real = wl.NTKClassifier(NET, whiten=0.1).fit(X[:60], Y[:60]), [], wl.ZCA.unwhitened
+
+    def unwhitened(self: wl.ZCA, given: Any) -> Any:
+        rows.append(len(given))
+        return real(self, given)
+
+    monkeypatch.setattr(wl.ZCA, "unwhitened", unwhitened)
+    for _ in range(3):
+        model.predict(NEW)
+    assert sorted(rows) == [40, 40, 40, 60]
+
+
 def test_a_model_of_the_fourth_format_is_as_it_was(tmp_path: Path) -> None:
     model = wl.NTKClassifier(NET, whiten=0.1).fit(X[:60], Y[:60])
     wl.save_model(model, tmp_path / "m")

@@ -478,7 +478,7 @@ class NTKEstimator(FittedAttributes, base.BaseEstimator):
         """Warn of new samples that are unlike those of the training set."""
         fitted = self._kernel
         made = fitted.preparation
-        typical = self._familiar.typical(made.comparable(fitted.samples), self._training)
+        typical = self._familiar.typical(lambda: made.comparable(fitted.samples), self._training)
         standardised = made.standardisation is not None
         found = typical.differences(made.comparable(samples), standardised=standardised)
         if found:

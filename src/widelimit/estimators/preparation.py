@@ -27,7 +27,7 @@ Standardisation: TypeAlias = tuple[FloatArray, FloatArray]
 Normalise: TypeAlias = Literal["image"] | None
 Whiten: TypeAlias = float | Literal["loo"] | None
 
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # of the norm of others: images that have no part in the training ones
 
 WHITENINGS = (None, 0.01, 0.1, 1.0)
 """Regularisations that whiten="loo" chooses from."""
@@ -48,7 +48,7 @@ class Preparation:
     levelled : bool
         Whether whitened images are brought to one norm, that of training images in the root mean
         square. Of few images the whitening fits the training ones best: others come out larger,
-        twice as large with 500 of 32 x 32 x 3 pixels and r = 0.1, and so would all outputs.
+        and so would all outputs.
     standardisation : (mean, scale) or None
         Of features, each (d,).
     """
@@ -67,7 +67,7 @@ class Preparation:
             rows = self.zca.whitened(np.asarray(rows, np.float64))
             if self.levelled:
                 norms = np.linalg.norm(rows, axis=1)
-                norms[norms <= _ROUNDING * self.zca.norm_] = np.inf  # outside of what is kept
+                norms[norms <= _ROUNDING * self.zca.norm_] = np.inf  # zeros, not noise
                 rows *= (self.zca.norm_ / norms)[:, None]
         if self.standardisation is not None:
             mean, scale = self.standardisation

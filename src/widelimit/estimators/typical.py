@@ -8,6 +8,7 @@ samples, each beside the others, are what is typical.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,10 +148,10 @@ class Familiar:
 
     _found: Typical | None = field(init=False, default=None)
 
-    def typical(self, flat: NDArray[Any], training: Training) -> Typical:
-        """Return what is known, or look at the samples as `Typical.of` does."""
+    def typical(self, flat: Callable[[], NDArray[Any]], training: Training) -> Typical:
+        """Return what is known, or look at the samples, as `Typical.of` does: once."""
         if self._found is None:
-            self._found = Typical.of(flat, training)
+            self._found = Typical.of(flat(), training)
         return self._found
 
 
